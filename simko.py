@@ -1,0 +1,1074 @@
+"""SimKO: Simple Pass@K Policy Optimization, in one file to read beside the paper.
+
+RLVR with GRPO makes a model better at its first answer (pass@1) and worse at finding one in K tries (pass@K), because
+every update piles probability on the rank-1 token. SimKO changes two things, at high-entropy tokens only: a correct
+response shares its gradient with the top-K candidates (Eq. 6), a wrong one is pushed down harder where it took the
+rank-1 candidate (Sec. 4.3). Both live in `simko_ratio` below; the rest is what a real run needs: vLLM rollouts in the
+training process, a rule-based reward (verify.py), FSDP2 updates on packed tokens, evaluation, checkpoints.
+
+    bash train.sh                                       # picks a recipe by the hardware, makes its own environment
+    torchrun --nproc_per_node 8 simko.py train --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math
+    python simko.py eval --model runs/simko/hf --eval-data math500 --eval-n 256
+    python simko.py train --help                        # every setting, where its default comes from
+
+Left out on purpose: value networks, reward models, multi-turn and tools, LoRA, tensor-parallel training, asynchronous
+rollouts, models with logit soft-capping or an output bias. Read on: settings, objective, token statistics, rollout,
+update, evaluation, checkpoints, main.
+"""
+import dataclasses
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import socket
+import sys
+import time
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from tqdm import tqdm
+from transformers.hf_argparser import HfArg, HfArgumentParser
+
+
+# ------------------------------------------------------------------------------------------------------- settings
+@dataclass
+class RunConfig:
+    _argument_group_name = "model and run"
+    model: str = HfArg(default="Qwen/Qwen2.5-Math-7B", help="hub id or folder (Sec. 5.1)")
+    output: str = HfArg(default="runs/simko", help="run folder: settings, metrics, checkpoints, evaluations")
+    seed: int = HfArg(default=0, help="every random stream is a function of (seed, step, rank)")
+    task: str = HfArg(default="math", help="how answers are checked: a name in verify.TASKS")
+    prompt_template: str = HfArg(default="chat", help="chat (the model's own), qwen-math, plain or raw: see TEMPLATES")
+    max_prompt_tokens: int = HfArg(default=1024, help="longer prompts are dropped and counted (released recipe)")
+    rollout: Literal["auto", "vllm", "hf"] = HfArg(default="auto", help="auto: vLLM where it can be imported")
+    dtype: Literal["auto", "bfloat16", "float32"] = HfArg(default="auto", help="compute; auto: bfloat16 on GPUs")
+    engine_memory: float = HfArg(default=0.6, help="vLLM's share of GPU memory; on CPUs the GiB of its KV cache")
+
+
+@dataclass
+class ObjectiveConfig:
+    _argument_group_name = "objective"
+    method: Literal["simko", "grpo"] = HfArg(default="simko", help="grpo: the same loop without Eq. 3")
+    alpha: float = HfArg(default=0.01, help="share of a correct token's gradient given to the top-K, Eq. 6 (Sec. 5.1)")
+    K: int = HfArg(default=3, help="number of candidates in Eq. 6 and of the logged Lambda^(k) (Sec. 3)")
+    q: float = HfArg(default=0.8, help="entropy quantile tau(q) above which Eq. 3 acts (Sec. 5.1)")
+    lam: float = HfArg(default=1.1, help="lambda_top1 of Sec. 4.3 (Sec. 5.1; Qwen2.5-7B: 1.05)")
+    tau_scope: Literal["response", "batch"] = HfArg(default="response", help="tokens tau(q) is taken over: "
+                                                    "each response (released code) or the whole rollout batch")
+    clip_low: float = HfArg(default=0.2, help="epsilon below 1 (GRPO's usual value; the paper gives none)")
+    clip_high: float = HfArg(default=0.2, help="epsilon above 1 (logic runs of the released recipes: 0.28)")
+    kl_beta: float = HfArg(default=0.0, help="beta of the KL penalty to the starting model (0 in every experiment)")
+    loss_norm: Literal["response", "token"] = HfArg(default="response", help="response: 1/G sum 1/|y| as printed in "
+                                                    "Sec. 2; token: one mean over tokens (released code)")
+
+
+@dataclass
+class TrainConfig:
+    _argument_group_name = "training"
+    train_data: str = HfArg(default="math", help="JSONL file, name in DATASETS, or hub id: see load_problems")
+    steps: int = HfArg(default=140, help="rollouts, of batch // mini_batch updates each (20 epochs of MATH)")
+    batch: int = HfArg(default=1024, help="prompts a step over all ranks (Sec. 5.1)")
+    group_size: int = HfArg(default=8, help="G, responses a prompt (Sec. 5.1)")
+    mini_batch: int = HfArg(default=256, help="prompts an update (Sec. 5.1)")
+    max_response_tokens: int = HfArg(default=3072, help="longer responses are cut and marked truncated (released recipe)")
+    temperature: float = HfArg(default=1.0, help="of rollouts, and so of every probability in the loss (Sec. 5.1)")
+    lr: float = HfArg(default=1e-6, help="AdamW's learning rate (Sec. 5.1)")
+    lr_warmup: int = HfArg(default=0, help="updates of linear warm-up (the paper gives none)")
+    weight_decay: float = HfArg(default=0.0, help="AdamW's (the paper gives none)")
+    grad_clip: float = HfArg(default=1.0, help="largest gradient norm (the usual value; the paper gives none)")
+    micro_batch_tokens: int = HfArg(default=16384, help="packed tokens a forward pass: memory, not results")
+    gradient_checkpointing: bool = HfArg(default=True, help="recompute each layer in the backward pass")
+    save_every: int = HfArg(default=20, help="steps between checkpoints; the last two are kept")
+    eval_every: int = HfArg(default=0, help="steps between evaluations, the first before any; 0: only after the last")
+    resume: bool = HfArg(default=True, help="go on from the run folder's last checkpoint")
+
+
+@dataclass
+class EvalConfig:
+    _argument_group_name = "evaluation"
+    eval_data: list[str] = HfArg(default_factory=list, help="any number of sets, each as --train-data")
+    eval_n: int = HfArg(default=256, help="samples a problem (Sec. 5.1: 256; AIME and AMC 300, logic 128)")
+    eval_temperature: float = HfArg(default=0.6, help="released recipe; logic 0.7")
+    eval_top_p: float = HfArg(default=0.95, help="released recipe")
+    eval_max_tokens: int = HfArg(default=4096, help="response limit, tokens (released recipe; logic 8192)")
+
+
+@dataclass
+class Config(RunConfig, ObjectiveConfig, TrainConfig, EvalConfig):
+    pass
+
+
+# ------------------------------------------------------------------------------------------------------ objective
+# Pure functions, tensors in and out. `logp` is log pi_theta(y|s) of the sampled token at the rollout temperature.
+# The paper prints pi_ref under the ratio gamma; as in every implementation it is the policy that sampled the batch.
+def group_advantage(rewards, group_size):
+    """GRPO's advantage (Sec. 2): each reward against its group. rewards: (N,), groups of `group_size` in a row.
+    Returns (N,); a group whose rewards are all equal gets exactly 0. ValueError if groups do not fit."""
+    if group_size < 2 or rewards.numel() % group_size:
+        raise ValueError(f"{rewards.numel()} rewards do not make groups of {group_size} (at least 2)")
+    group = rewards.reshape(-1, group_size)
+    advantage = (group - group.mean(1, keepdim=True)) / (group.std(1, keepdim=True) + 1e-6)
+    equal = group.amax(1, keepdim=True) == group.amin(1, keepdim=True)  # the mean may be an ulp off: not an advantage
+    return advantage.masked_fill(equal, 0).reshape(rewards.shape)
+
+
+def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lam):
+    """gamma-tilde of Eq. 3, which takes gamma's place in GRPO's loss.
+
+    logp, old_logp, is_top1 (bool), advantage, gate (bool: entropy above tau): (...,); topk_logp: (..., K), the current
+    policy's log-probs of its own top-K candidates. Any float dtype. Returns (...,). Its value is gamma exactly where
+    A > 0; alpha = 0 with lam = 1, or an empty gate, gives gamma and its gradient bit for bit."""
+    gamma = (logp - old_logp).exp()
+    # sg(gamma / gamma_k) gamma_k = sg(gamma) pi_k / sg(pi_k): the old policy's top-K cancels, so it is never computed.
+    # First detach: what is left is the gradient of each candidate, at the sampled token's importance weight.
+    # Second detach: the ratio is worth 1 and only its numerator is differentiated, so sum_k gives sum_k grad log pi_k.
+    shared = gamma.detach() * (topk_logp - topk_logp.detach()).exp().mean(-1)
+    gamma_pos = torch.lerp(gamma, shared, alpha)  # Eq. 6: (1 - alpha) gamma + alpha/K sum_k sg(gamma/gamma_k) gamma_k
+    gamma_neg = torch.where(is_top1, lam * gamma, gamma)  # Sec. 4.3; inside the ratio, so lambda acts before the clip
+    inside = torch.where(advantage > 0, gamma_pos, torch.where(advantage < 0, gamma_neg, gamma))
+    return torch.where(gate, inside, gamma)  # Eq. 3
+
+
+def clipped_loss(gamma, advantage, clip_low, clip_high):
+    """Per-token loss -min(gamma A, clip(gamma, 1 - clip_low, 1 + clip_high) A) (Sec. 2). All (...,)."""
+    return -torch.minimum(gamma * advantage, gamma.clamp(1 - clip_low, 1 + clip_high) * advantage)
+
+
+def entropy_threshold(entropy, lengths, q, scope):
+    """tau(q) for every token: the q-quantile (linear interpolation) of the entropies of its response, or of them all.
+
+    entropy: (T,) nats, responses one after another; lengths: (R,) tokens of each; scope: "response" or "batch"."""
+    rows, count = list(entropy.split(lengths.tolist())), lengths
+    if scope == "batch":
+        rows, count = [entropy], torch.tensor([entropy.numel()], device=entropy.device)
+    ordered = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.inf).sort(1).values
+    position = q * (count - 1).clamp(min=0).double()  # double: a batch has more tokens than float32 counts exactly
+    low, high = (ordered.gather(1, index.long()[:, None])[:, 0] for index in (position.floor(), position.ceil()))
+    tau = torch.lerp(low, high, (position - position.floor()).to(low))
+    return tau.repeat_interleave(lengths) if scope == "response" else tau.expand_as(entropy)
+
+
+def entropy_gate(entropy, lengths_or_mask, q, scope="response"):
+    """True where Eq. 3 acts: entropy strictly above tau(q) (Sec. 4.1), so q = 1 lets no token through.
+
+    entropy: (T,) with lengths (R,), responses one after another; or (R, L), padded on the right, with lengths (R,) or
+    a bool mask (R, L). Returns bools of entropy's shape, False on padding. Scopes as in `entropy_threshold`."""
+    if entropy.dim() == 1:
+        return entropy > entropy_threshold(entropy, lengths_or_mask, q, scope)
+    mask = lengths_or_mask
+    if mask.dtype != torch.bool:
+        mask = torch.arange(entropy.shape[1], device=entropy.device) < lengths_or_mask[:, None]
+    gate = torch.zeros_like(mask)
+    gate[mask] = entropy_gate(entropy[mask], mask.sum(1), q, scope)
+    return gate
+
+
+def kl_penalty(logp, ref_logp):
+    """Per-token estimate of KL(pi_theta || pi_ref), unbiased and never negative (GRPO's). (...,) -> (...,)."""
+    return (ref_logp - logp).exp() - (ref_logp - logp) - 1
+
+
+def pass_at_k(n, c, k):
+    """Unbiased pass@k of each problem (Sec. 5.1): 1 - C(n-c, k) / C(n, k), from exact integers, rounded once.
+
+    n samples, c of them correct: ints or tensors that broadcast. Returns float64 of that shape. ValueError if k is not
+    in 1..n or c not in 0..n: no estimate exists."""
+    n, c = torch.broadcast_tensors(torch.as_tensor(n), torch.as_tensor(c))
+    if not ((1 <= k) & (n >= k) & (0 <= c) & (c <= n)).all():
+        raise ValueError(f"pass@{k} needs 1 <= k <= n and 0 <= c <= n; n = {n.tolist()}, c = {c.tolist()}")
+    values = [(math.comb(i, k) - math.comb(i - j, k)) / math.comb(i, k)
+              for i, j in zip(n.reshape(-1).tolist(), c.reshape(-1).tolist())]
+    return torch.tensor(values, dtype=torch.float64).reshape(n.shape)
+
+
+# ----------------------------------------------------------------------------------------------- token statistics
+class TokenStatistics(torch.autograd.Function):
+    """What the loss needs of pi_theta at each token, without the (tokens x vocabulary) logits of the batch.
+
+    The forward pass makes the logits a chunk of tokens at a time and keeps a few numbers per token; the backward pass
+    makes them once more. d log pi(j) / d z = e_j - pi (Eq. 4), so a chunk's gradient is written down, not traced."""
+
+    @staticmethod
+    def logits(hidden, weight, temperature):
+        z = hidden @ weight.T  # in the compute dtype, as the engine does; statistics at least in float32
+        return z.to(torch.promote_types(z.dtype, torch.float32)).div_(temperature)
+
+    @staticmethod
+    def forward(ctx, hidden, weight, token, K, temperature, chunk):
+        logp, topk_logp, topk, lse, entropy = [], [], [], [], []
+        for h, y in zip(hidden.split(chunk), token.split(chunk)):
+            z = TokenStatistics.logits(h, weight, temperature)
+            top = z.topk(K, dim=-1)
+            lse.append(z.logsumexp(-1))
+            logp.append(z.gather(1, y[:, None])[:, 0] - lse[-1])
+            topk_logp.append(top.values - lse[-1][:, None])
+            topk.append(top.indices)
+            pi = (z - lse[-1][:, None]).exp_()
+            entropy.append(lse[-1] - pi.mul_(z).sum(-1))  # H = log Z - E[z]
+        logp, topk_logp, topk, lse, entropy = (torch.cat(parts) for parts in (logp, topk_logp, topk, lse, entropy))
+        is_top1 = logp >= topk_logp[:, 0]  # by value: tokens that tie for the highest probability are all rank-1
+        ctx.save_for_backward(hidden, weight, lse, torch.cat([token[:, None], topk], 1))
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy, is_top1)
+        return logp, topk_logp, entropy, is_top1
+
+    @staticmethod
+    def backward(ctx, grad_logp, grad_topk, *_):
+        hidden, weight, lse, index = ctx.saved_tensors
+        grads = torch.cat([grad_logp[:, None], grad_topk], 1)  # of log pi at the sampled token and the K candidates
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for start in range(0, len(hidden), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            z = TokenStatistics.logits(hidden[rows], weight, ctx.temperature)
+            grad_z = z.sub_(lse[rows, None]).exp_().mul_(-grads[rows].sum(1, keepdim=True))
+            grad_z = grad_z.scatter_add_(1, index[rows], grads[rows]).div_(ctx.temperature).to(weight.dtype)
+            torch.mm(grad_z, weight, out=grad_hidden[rows])
+            grad_weight.addmm_(grad_z.T, hidden[rows])
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def token_statistics(hidden, weight, token, K, temperature=1.0, chunk=None):
+    """hidden: (T, D) states that predict `token` (T,); weight: (V, D) of the output head; K candidates of V.
+
+    Returns logp (T,) and topk_logp (T, K), descending, both with gradient; entropy (T,) in nats and is_top1 (T,) bool,
+    without. All at `temperature`. chunk: tokens at a time, by default about 1 GiB of float32 logits on a GPU."""
+    chunk = chunk or max(1, (2**28 if hidden.is_cuda else 2**24) // len(weight))
+    if len(hidden) == 0:  # an empty micro-batch still takes part in FSDP's collectives: keep it on the graph
+        nothing = (hidden.sum() + weight.sum()) * 0
+        return nothing.expand(0), nothing.expand(0, K), hidden.new_empty(0), token.bool()
+    return TokenStatistics.apply(hidden, weight, token, K, temperature, chunk)
+
+
+class Packed(NamedTuple):
+    """Responses behind their prompts in one row of tokens, without padding."""
+    tokens: torch.Tensor     # (T,)
+    positions: torch.Tensor  # (T,) from 0 in each sequence
+    bounds: torch.Tensor     # (R + 1,) int32: where each sequence starts; the last is T
+    longest: int             # tokens of the longest sequence
+    predicts: torch.Tensor   # (N,) where in the row each response token is predicted: one place before it
+    targets: torch.Tensor    # (N,) the response tokens
+    lengths: torch.Tensor    # (R,) response tokens of each sequence
+
+
+def pack(samples, device):
+    """Samples -> Packed. Without samples: one token that predicts nothing."""
+    sizes = [len(s.prompt_ids) + len(s.response_ids) for s in samples] or [1]
+    ends = np.cumsum(sizes)
+    parts = [part for s in samples for part in (s.prompt_ids, s.response_ids)] or [np.zeros(1, np.int64)]
+    predicts = [np.arange(end - len(s.response_ids), end) - 1 for s, end in zip(samples, ends)]
+    numbers = (np.concatenate(parts), np.concatenate([np.arange(size) for size in sizes]),
+               np.concatenate([[0], ends]).astype(np.int32), np.concatenate([np.zeros(0, np.int64), *predicts]),
+               np.concatenate([np.zeros(0, np.int64), *(s.response_ids for s in samples)]),
+               np.array([len(s.response_ids) for s in samples], np.int64))
+    tokens, positions, bounds, predicts, targets, lengths = (torch.from_numpy(x).to(device) for x in numbers)
+    return Packed(tokens, positions, bounds, max(sizes), predicts, targets, lengths)
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None,
+                     max_length_q=None, **kwargs):
+    """Causal attention within each packed sequence: (1, heads, T, d) -> (1, T, heads, d). transformers finds it under
+    the name "packed"; its own attentions rebuild the sequences only while neither a mask nor a cache is passed."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, d)
+    if q.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn
+        out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
+                          window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1])
+        return out[None], None
+    out, start = [], 0
+    for length, count in zip(*(x.tolist() for x in cu_seq_lens_q.diff().unique_consecutive(return_counts=True))):
+        run = (x[start:start + length * count].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        o = F.scaled_dot_product_attention(*run, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+        out.append(o.transpose(1, 2).flatten(0, 1))
+        start += length * count
+    return torch.cat(out)[None], None
+
+
+def policy_statistics(model, packed, K, temperature):
+    """`token_statistics` of every response token of a Packed. A method of the model, so that FSDP gathers the weights
+    of body and head around it and the head's weight is an ordinary tensor here."""
+    body = model.base_model(input_ids=packed.tokens[None], position_ids=packed.positions[None], use_cache=False,
+                            cu_seq_lens_q=packed.bounds, max_length_q=packed.longest)
+    hidden = body.last_hidden_state[0, packed.predicts]
+    return token_statistics(hidden, model.get_output_embeddings().weight, packed.targets, K, temperature)
+
+
+def load_model(path, dtype):
+    """A causal language model whose attention is `packed_attention`; only safetensors, and no code from the checkpoint."""
+    from transformers import AttentionInterface, AutoModelForCausalLM
+    AttentionInterface.register("packed", packed_attention)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="packed", use_safetensors=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+DATASETS = {  # name: hub id, then what differs from config=default, split=train, problem=problem, answer=answer
+    "math": "EleutherAI/hendrycks_math,config=*,answer=solution",
+    "math500": "HuggingFaceH4/MATH-500,split=test",
+    "aime24": "math-ai/aime24,split=test,answer=solution",
+    "aime25": "math-ai/aime25,split=test",
+    "amc23": "math-ai/amc23,split=test,problem=question",
+    "minerva": "math-ai/minervamath,split=test,problem=question",
+    "olympiad": "Hothan/OlympiadBench,config=OE_TO_maths_en_COMP,problem=question,answer=final_answer",
+    "gsm8k": "openai/gsm8k,config=main,split=test,problem=question",
+    "gsm8k-train": "openai/gsm8k,config=main,problem=question",
+}
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+TEMPLATES = {  # "chat" is the model's own chat template around "{problem}\n" + BOXED
+    "qwen-math": f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\n{{problem}}<|im_end|>\n<|im_start|>assistant\n",
+    "plain": f"Problem: {{problem}}\n{BOXED}\nSolution:",
+    "raw": "{problem}",
+}
+
+
+def fail(message):
+    """Stop with one line for the user."""
+    raise SystemExit(f"simko.py: error: {message}")
+
+
+def load_problems(source):
+    """[{"id", "problem", "answer"}] of a JSONL file with these fields (id is optional), of a name in DATASETS, or of a hub
+    data set written `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
+
+    An answer may be a worked solution: what counts is behind "####" (GSM8K) or in the last box (MATH)."""
+    from verify import extract_answer
+    hub_id, *pairs = DATASETS.get(source, source).split(",")
+    column = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
+    rows = []
+    try:
+        if source.endswith(".jsonl"):
+            for number, line in enumerate(Path(source).read_text(encoding="utf-8-sig").splitlines(), 1):
+                if line.strip():
+                    rows.append((f"{source}, line {number}", str(number), dict(json.loads(line))))
+        else:
+            import datasets
+            column.update(pair.split("=", 1) for pair in pairs)
+            every = column["config"] == "*"
+            for config in datasets.get_dataset_config_names(hub_id) if every else [column["config"]]:
+                part = datasets.load_dataset(hub_id, config, split=column["split"])
+                rows += [(f"{hub_id}, row {i}", f"{config or hub_id}-{i}", row) for i, row in enumerate(part)]
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # ValueError: of JSON, UTF-8 and datasets alike
+        where = f"{source}, line {len(rows) + 1}" if source.endswith(".jsonl") else f"{source} (neither .jsonl nor loadable)"
+        fail(f"{where}: {' '.join(str(error).split())[:300]}")
+    problems = []
+    for where, number, row in rows:
+        problem, answer = row.get(column["problem"]), row.get(column["answer"])
+        if isinstance(answer, list) and len(answer) == 1:
+            answer = answer[0]
+        if isinstance(answer, str):
+            answer = extract_answer(answer) if "\\boxed" in answer else answer.split("####")[-1].strip()
+        for name, text in (("problem", problem), ("answer", answer)):
+            if not isinstance(text, str) or not text.strip():
+                fail(f"{where}: '{column[name]}' must be a text that is not empty, got {text!r}; the row has {list(row)}")
+        problems.append({"id": str(row.get("id", number)), "problem": problem, "answer": answer})
+    return problems or fail(f"{source} holds no problems")
+
+
+def encode_prompts(problems, tokenizer, cfg):
+    """Adds "prompt_ids" to each problem; leaves out those over --max-prompt-tokens. Returns (problems, number left out)."""
+    kept = []
+    for problem in problems:
+        if cfg.prompt_template == "chat":
+            message = {"role": "user", "content": f"{problem['problem']}\n{BOXED}"}
+            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            ids = tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = tokenizer.encode(TEMPLATES[cfg.prompt_template].replace("{problem}", problem["problem"]))
+        if len(ids) <= cfg.max_prompt_tokens:
+            kept.append({**problem, "prompt_ids": np.array(ids, np.int64)})
+    return kept or fail(f"all prompts are longer than --max-prompt-tokens {cfg.max_prompt_tokens}"), len(problems) - len(kept)
+
+
+def prompt_order(step, batch, count, seed):
+    """Indices of a step's prompts, out of `count`: permutation after permutation, a function of (seed, step) alone."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    return np.concatenate([np.random.default_rng([seed, epoch]).permutation(count)[positions[positions // count == epoch] % count]
+                           for epoch in np.unique(positions // count)]).tolist()
+
+
+# -------------------------------------------------------------------------------------------------------- rollout
+@dataclass
+class Sample:
+    """One response. Arrays are numpy, so that gathering them over ranks is cheap."""
+    prompt: int               # index of its prompt in the batch
+    prompt_ids: np.ndarray    # (P,) int64
+    response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
+    engine_logp: np.ndarray   # (L,) float32: what the engine sampled with; empty in evaluation
+    truncated: bool           # met the length limit before EOS
+    reward: float = 0.0
+    advantage: float = 0.0
+    old_logp: torch.Tensor | None = None  # (L,) log pi_old by the trainer
+    ref_logp: torch.Tensor | None = None  # (L,) log pi_ref, with --kl-beta
+
+
+def seed_everything(*key):
+    """Both engines draw from the process's global generators, and move them when they start: seed before each use."""
+    value = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+class VLLMEngine:
+    """vLLM inside the training process, one engine a rank, each with the whole model (docs: tools and traps tried).
+
+    weights "dummy": random until the first sync, so that a gap in it cannot pass unseen; "auto": those of cfg.model."""
+
+    def __init__(self, cfg, stop_ids, device, dtype, weights):
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0",    # the engine in this process: its weights can be reached
+                          VLLM_CPU_OMP_THREADS_BIND="nobind")    # else it pins the whole process to one core
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm import LLM
+        self.cuda = device.type == "cuda"
+        memory = ({"gpu_memory_utilization": cfg.engine_memory, "enable_sleep_mode": True} if self.cuda
+                  else {"kv_cache_memory_bytes": int(cfg.engine_memory * 2**30)})
+        self.llm = LLM(cfg.model, load_format=weights, dtype=str(dtype).removeprefix("torch."), skip_tokenizer_init=True,
+                       max_model_len=cfg.max_prompt_tokens + max(cfg.max_response_tokens, cfg.eval_max_tokens),
+                       distributed_executor_backend="external_launcher",  # each rank its own GPU; default: all cuda:0
+                       logprobs_mode="processed_logprobs",                # after temperature: those it sampled from
+                       seed=cfg.seed, **memory)
+        self.stop_ids = stop_ids
+
+    def generate(self, prompts, n, temperature, top_p, max_tokens, progress):
+        """[n Samples for each of the prompts (int arrays)], in order."""
+        from vllm import SamplingParams
+        params = SamplingParams(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop_token_ids=self.stop_ids,
+                                logprobs=0, flat_logprobs=True, detokenize=False)  # logprobs=0: of the sampled token only
+        outputs = self.llm.generate([{"prompt_token_ids": p.tolist()} for p in prompts], params,
+                                    use_tqdm=False if progress.keywords["disable"] else progress)
+        return [[Sample(i, prompts[i], np.array(o.token_ids, np.int64), np.array(o.logprobs.logprobs, np.float32),
+                        o.finish_reason == "length") for o in output.outputs] for i, output in enumerate(outputs)]
+
+    def sleep(self):
+        if self.cuda:
+            self.llm.sleep(level=1)
+
+    def sync(self, named_weights):
+        """Takes the trainer's weights: (name, tensor) pairs under their Hugging Face names, each read once."""
+        if self.cuda:
+            torch.cuda.empty_cache()
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights})
+        if self.cuda:
+            self.llm.wake_up(tags=["kv_cache"])
+        else:
+            self.llm.apply_model(repack_heads)
+        self.llm.reset_prefix_cache()  # it holds keys and values of the old weights
+
+    def close(self):
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def repack_heads(model):
+    """vllm-cpu keeps a packed copy of a tied output head that a reload leaves as it was: pack it again."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
+
+
+class HFEngine:
+    """transformers' generate behind the same interface, with its own copy of the model: where there is no vLLM."""
+    rows = 256  # responses a batch
+
+    def __init__(self, cfg, stop_ids, device, dtype, weights):
+        from transformers import GenerationConfig
+        self.model = load_model(cfg.model, dtype).to(device)
+        self.model.eval().generation_config = GenerationConfig()  # generate() would fill ours up from the checkpoint's
+        self.stop_ids, self.device = stop_ids, device
+
+    @torch.no_grad()
+    def generate(self, prompts, n, temperature, top_p, max_tokens, progress):
+        from transformers import GenerationConfig
+        settings = GenerationConfig(do_sample=True, temperature=temperature, top_p=top_p, top_k=0, num_beams=1,
+                                    max_new_tokens=max_tokens, eos_token_id=self.stop_ids, pad_token_id=self.stop_ids[0])
+        samples, copies = [], [i for i in range(len(prompts)) for _ in range(n)]
+        for start in progress(range(0, len(copies), self.rows), desc="rollout"):
+            rows = copies[start:start + self.rows]
+            sizes = torch.tensor([len(prompts[i]) for i in rows])
+            width = int(sizes.max())
+            mask = torch.arange(width) >= width - sizes[:, None]  # generate continues on the right: pad on the left
+            ids = torch.full((len(rows), width), self.stop_ids[0])
+            ids[mask] = torch.from_numpy(np.concatenate([prompts[i] for i in rows]))
+            self.model.set_attn_implementation("sdpa")
+            out = self.model.generate(ids.to(self.device), attention_mask=mask.long().to(self.device),
+                                      generation_config=settings)[:, width:].cpu()
+            stopped = torch.isin(out, torch.tensor(self.stop_ids))
+            for i, response, stops in zip(rows, out, stopped):
+                length = int(stops.int().argmax()) + 1 if stops.any() else len(response)
+                samples.append(Sample(i, prompts[i], response[:length].numpy(), np.zeros(0, np.float32), not stops.any()))
+            self.model.set_attn_implementation("packed")
+            batch = samples[start:]
+            logp = policy_statistics(self.model, pack(batch, self.device), 1, temperature)[0].cpu()
+            for sample, part in zip(batch, logp.split([len(s.response_ids) for s in batch])):
+                sample.engine_logp = part.numpy()
+        return [samples[i:i + n] for i in range(0, len(samples), n)]
+
+    def sleep(self):
+        pass
+
+    @torch.no_grad()
+    def sync(self, named_weights):
+        own = dict(self.model.named_parameters())
+        for name, weight in named_weights:
+            own[name].copy_(weight)
+
+    def close(self):
+        pass
+
+
+def make_engine(cfg, stop_ids, device, dtype, weights):
+    """The engine --rollout names; auto is vLLM where it can be imported."""
+    backend = cfg.rollout
+    if backend == "auto":
+        try:
+            import vllm  # noqa: F401
+            backend = "vllm"
+        except ImportError as error:
+            backend = "hf"
+            print(f"rollouts by transformers' generate, since vLLM cannot be imported: {error}", flush=True)
+    return (VLLMEngine if backend == "vllm" else HFEngine)(cfg, stop_ids, device, dtype, weights)
+
+
+# --------------------------------------------------------------------------------------------------------- update
+def micro_batches(samples, tokens):
+    """Splits samples into lists of at most `tokens` prompt and response tokens (one longer sample stands alone), longest
+    first, so that sequences of one length lie side by side."""
+    batches, room = [], 0
+    for sample in sorted(samples, key=lambda s: -len(s.prompt_ids) - len(s.response_ids)):
+        size = len(sample.prompt_ids) + len(sample.response_ids)
+        if size > room:
+            batches.append([])
+            room = max(tokens, size)
+        batches[-1].append(sample)
+        room -= size
+    return batches
+
+
+def deal(samples, rank, world):
+    """This rank's share: longest first and to and fro over the ranks, so that each gets about as many tokens."""
+    order = sorted(samples, key=lambda s: -len(s.prompt_ids) - len(s.response_ids))
+    return [s for i, s in enumerate(order) if (i % world if i // world % 2 == 0 else world - 1 - i % world) == rank]
+
+
+def token_losses(stats, old_logp, advantage, tau, cfg):
+    """Per-token loss of the method, and what the diagnostics count: (loss, gate, clipped), each (N,)."""
+    logp, topk_logp, entropy, is_top1 = stats
+    gate = entropy > tau
+    if cfg.method == "grpo":
+        gamma = (logp - old_logp).exp()
+    else:
+        gamma = simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, cfg.alpha, cfg.lam)
+    loss = clipped_loss(gamma, advantage, cfg.clip_low, cfg.clip_high)
+    return loss, gate, loss > -gamma * advantage
+
+
+class Trainer:
+    """The policy under FSDP2 with its optimizer: old log-probs, updates, weights for the engine."""
+
+    def __init__(self, cfg, device, dtype):
+        self.cfg, self.device, self.dtype = cfg, device, dtype
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.policy = self.build()
+        self.reference = self.build().requires_grad_(False) if cfg.kl_beta else None
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+        self.updates = 0
+
+    def build(self):
+        """The checkpoint in float32 (bfloat16 would round an update of 1e-6 away), sharded, computing in self.dtype."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+        model = load_model(self.cfg.model, torch.float32)
+        if self.cfg.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+        local = int(os.environ["LOCAL_WORLD_SIZE"])  # several nodes: a replica each, sharded within
+        mesh = (init_device_mesh(self.device.type, (self.world,)) if local == self.world else init_device_mesh(
+            self.device.type, (self.world // local, local), mesh_dim_names=("replicate", "shard")))
+        precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
+        for layer in model.base_model.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=precision)
+        fully_shard(model, mesh=mesh, mp_policy=precision)
+        model.policy_statistics = partial(policy_statistics, model)
+        register_fsdp_forward_method(model, "policy_statistics")
+        return model
+
+    def named_weights(self):
+        """(name, whole tensor in the engine's dtype), one at a time. Every rank must read it to the end."""
+        for name, parameter in self.policy.named_parameters():
+            yield name, parameter.detach().to(self.dtype).full_tensor()
+
+    def passes(self, samples):
+        """Micro-batches of this rank's samples, and empty ones up to the rank that has most: FSDP's gathers and
+        reductions wait for every rank."""
+        batches = micro_batches(samples, self.cfg.micro_batch_tokens)
+        count = torch.tensor(len(batches), device=self.device)
+        dist.all_reduce(count, dist.ReduceOp.MAX)
+        return batches + [[]] * (int(count) - len(batches))
+
+    @torch.no_grad()
+    def old_statistics(self, samples, progress):
+        """Fills in old_logp (and ref_logp). Returns (entropies (N,), sums for the log) of this rank's tokens."""
+        entropies, sums = [torch.zeros(0, device=self.device)], torch.zeros(self.cfg.K + 4, dtype=torch.float64)
+        for batch in progress(self.passes(samples), desc="log-probs"):
+            packed = pack(batch, self.device)
+            logp, topk_logp, entropy, _ = self.policy.policy_statistics(packed, self.cfg.K, self.cfg.temperature)
+            lengths = packed.lengths.tolist()
+            for sample, part in zip(batch, logp.split(lengths)):
+                sample.old_logp = part
+            if self.reference is not None:
+                ref_logp = self.reference.policy_statistics(packed, 1, self.cfg.temperature)[0]
+                for sample, part in zip(batch, ref_logp.split(lengths)):
+                    sample.ref_logp = part
+            entropies.append(entropy)
+            if batch:
+                gap = (logp.cpu() - torch.from_numpy(np.concatenate([s.engine_logp for s in batch]))).abs()
+                weight = 1 / packed.lengths.repeat_interleave(packed.lengths)  # Eq. 2: mean over L, then over responses
+                rows = torch.stack([logp, *topk_logp.unbind(1), entropy])
+                sums += torch.cat([(rows * weight).sum(1).double().cpu(), torch.tensor([gap.sum(), len(gap)])])
+        return torch.cat(entropies), sums
+
+    def update(self, samples, tau, progress):
+        """One optimizer step on this rank's share of a mini-batch. tau: the batch's threshold, or None for each
+        response's own. Returns the log's sums over ranks and the gradient norm before clipping.
+
+        The loss is a sum over tokens, divided once by a count over all ranks: how samples are split into micro-batches
+        and over ranks changes nothing. FSDP averages gradients over ranks, hence the factor `world`."""
+        cfg = self.cfg
+        count = torch.tensor([len(samples), sum(len(s.response_ids) for s in samples)], device=self.device)
+        dist.all_reduce(count)
+        denominator = count[0 if cfg.loss_norm == "response" else 1]
+        self.optimizer.zero_grad()
+        sums = torch.zeros(5, device=self.device)
+        for batch in progress(self.passes(samples), desc="update"):
+            packed = pack(batch, self.device)
+            stats = self.policy.policy_statistics(packed, cfg.K, cfg.temperature)
+            logp, entropy = stats[0], stats[2]
+            old_logp = torch.cat([logp.new_zeros(0), *(s.old_logp for s in batch)])
+            advantage = torch.tensor([s.advantage for s in batch], device=self.device).repeat_interleave(packed.lengths)
+            threshold = tau if tau is not None else entropy_threshold(entropy, packed.lengths, cfg.q, "response")
+            loss, gate, clipped = token_losses(stats, old_logp, advantage, threshold, cfg)
+            if cfg.kl_beta:
+                loss = loss + cfg.kl_beta * kl_penalty(logp, torch.cat([logp.new_zeros(0), *(s.ref_logp for s in batch)]))
+            if cfg.loss_norm == "response":
+                loss = loss / packed.lengths.repeat_interleave(packed.lengths)
+            loss = loss.sum() / denominator
+            (loss * self.world).backward()
+            sums += torch.stack([x.detach().float() for x in (
+                loss, gate.sum(), clipped.sum(), kl_penalty(old_logp, logp.detach()).sum(), torch.tensor(len(gate)).to(loss))])
+        dist.all_reduce(sums)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip).full_tensor()
+        if not (torch.isfinite(norm) and torch.isfinite(sums[0])):
+            fail(f"loss {sums[0].item()} with gradient norm {norm.item()}: nothing was stepped; the last checkpoint is good")
+        self.updates += 1
+        self.optimizer.param_groups[0]["lr"] = cfg.lr * min(1, self.updates / (cfg.lr_warmup + 1))
+        self.optimizer.step()
+        return sums.cpu(), norm.item()
+
+
+def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress):
+    """One rollout and its batch // mini_batch updates. Returns the row for metrics.jsonl."""
+    rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
+    order = prompt_order(step, cfg.batch, len(problems), cfg.seed)
+
+    mine = range(rank, cfg.batch, world)
+    seed_everything(cfg.seed, step, rank)
+    groups = engine.generate([problems[order[i]]["prompt_ids"] for i in mine], cfg.group_size, cfg.temperature, 1.0,
+                             cfg.max_response_tokens, progress)
+    engine.sleep()
+    clock.lap("rollout")
+
+    samples = [sample for group in groups for sample in group]
+    texts = tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
+    for sample in samples:
+        sample.prompt = mine[sample.prompt]  # from the place in this rank's prompts to that in the batch
+    answers = [problems[order[s.prompt]]["answer"] for s in samples]
+    for sample, reward in zip(samples, verifier.score(texts, answers, cfg.task)):
+        sample.reward = reward
+    samples = sorted(gather(samples), key=lambda s: s.prompt)  # from here on every rank holds the whole batch
+    rewards = torch.tensor([s.reward for s in samples])
+    for sample, advantage in zip(samples, group_advantage(rewards, cfg.group_size).tolist()):
+        sample.advantage = advantage
+    clock.lap("reward")
+
+    size = cfg.mini_batch * cfg.group_size
+    shares = [deal(samples[i:i + size], rank, world) for i in range(0, len(samples), size)]
+    entropies, sums = trainer.old_statistics([s for share in shares for s in share], progress)
+    dist.all_reduce(sums)
+    *means, gap, tokens = sums.tolist()
+    check_gap(gap / tokens, trainer.dtype)
+    tau = None
+    if cfg.tau_scope == "batch":  # of pi_old's entropies: pi_theta's exist for one micro-batch at a time
+        everyone = torch.cat(gather([entropies.cpu()])).to(trainer.device)
+        tau = entropy_threshold(everyone, torch.tensor([len(everyone)], device=trainer.device), cfg.q, "batch")[0]
+    clock.lap("logprobs")
+
+    log, norms = zip(*(trainer.update(share, tau, progress) for share in shares))
+    loss, gated, clipped, kl, count = torch.stack(log).sum(0).tolist()
+    trainer.optimizer.zero_grad()  # the engine gets the gradients' memory
+    clock.lap("update")
+    engine.sync(trainer.named_weights())
+    clock.lap("sync")
+
+    right, seconds = rewards.view(-1, cfg.group_size) > 0, clock.seconds
+    share = lambda flags: float(np.mean([bool(flag) for flag in flags]))
+    names = ["Lambda", *(f"Lambda_{k}" for k in range(1, cfg.K + 1)), "entropy"]  # Lambda, Lambda^(k): Eq. 2
+    return {
+        "step": step + 1, "reward": rewards.mean().item(), f"pass@{cfg.group_size}": share(right.any(1)),
+        "mixed_groups": share(right.any(1) & ~right.all(1)), **{name: x / len(samples) for name, x in zip(names, means)},
+        "gate_share": gated / count, "clip_share": clipped / count, "approx_kl": kl / count, "loss": loss / len(shares),
+        "grad_norm": sum(norms) / len(norms), "lr": trainer.optimizer.param_groups[0]["lr"],
+        "response_tokens": tokens / len(samples), "truncated": share(s.truncated for s in samples), "logp_gap": gap / tokens,
+        **{f"seconds_{name}": value for name, value in seconds.items()}, "rollout_tokens_per_s": tokens / seconds["rollout"],
+        "update_tokens_per_s": tokens / seconds["update"], "peak_memory_gib": clock.peak_memory()}
+
+
+class Clock:
+    """Seconds from lap to lap, the GPU's work included, and the largest memory so far."""
+
+    def __init__(self, device):
+        self.cuda, self.seconds, self.last = device.type == "cuda", {}, time.perf_counter()
+
+    def lap(self, name):
+        if self.cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name], self.last = now - self.last, now
+
+    def peak_memory(self):
+        """GiB: PyTorch's on the GPU, or the process's resident size where there is none."""
+        if self.cuda:
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def check_gap(gap, dtype):
+    """Stops a run whose engine does not sample from the trained policy: pi_old is then a fiction, and nothing else tells."""
+    limit = 0.2 if dtype == torch.bfloat16 else 0.01  # rounding alone: about 0.04 and 1e-6
+    if not gap < limit:
+        fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above {limit}: the engine does not sample from the "
+             "trained policy. Likely: weights that the engine knows under other names, an output head with soft-capping "
+             "or a bias, a quantised checkpoint. --rollout hf tells an engine's fault from a model's.")
+
+
+def gather(items):
+    """The lists of all ranks, one after another, on every rank."""
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+# ----------------------------------------------------------------------------------------------------- evaluation
+def evaluate(cfg, folder, sets, tokenizer, engine, verifier, progress):
+    """n samples for each problem of each set; pass@K on screen and in folder/eval.json.
+
+    Every response goes to folder/NAME.jsonl with its verdict, chunk by chunk. A stopped evaluation goes on after the last
+    whole chunk and comes to the same samples: they depend on (seed, chunk, rank) alone."""
+    rank, world, chunk = dist.get_rank(), dist.get_world_size(), 64  # problems
+    settings = {name: getattr(cfg, name) for name in ("model", "seed", "task", "prompt_template", "eval_n",
+                                                      "eval_temperature", "eval_top_p", "eval_max_tokens")}
+    ks = [2**i for i in range(cfg.eval_n.bit_length())]
+    report = {}
+    for name, problems in sets.items():
+        path = folder / f"{name}.jsonl"
+        rows = gather(read_responses(path, settings, cfg.eval_n * chunk, cfg.eval_n * len(problems)) if rank == 0 else [])
+        for start in progress(range(len(rows) // cfg.eval_n, len(problems), chunk), desc=name):
+            mine = problems[start:start + chunk][rank::world]
+            seed_everything(cfg.seed, start, rank, 1)
+            groups = engine.generate([p["prompt_ids"] for p in mine], cfg.eval_n, cfg.eval_temperature, cfg.eval_top_p,
+                                     cfg.eval_max_tokens, progress)
+            samples = [sample for group in groups for sample in group]
+            texts = tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
+            verdicts = verifier.score(texts, [mine[s.prompt]["answer"] for s in samples], cfg.task)
+            new = gather([{"id": mine[s.prompt]["id"], "correct": int(verdict), "tokens": len(s.response_ids),
+                           "truncated": bool(s.truncated), "response": text}
+                          for s, text, verdict in zip(samples, texts, verdicts)])
+            if rank == 0:
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in new)
+            rows += new
+        correct = {p["id"]: 0 for p in problems}
+        for row in rows:
+            correct[row["id"]] += row["correct"]
+        c = torch.tensor(list(correct.values()))
+        report[name] = {"problems": len(problems), "n": cfg.eval_n, "correct": correct,
+                        "truncated": sum(row["truncated"] for row in rows) / len(rows),
+                        "pass": {str(k): pass_at_k(cfg.eval_n, c, k).mean().item() for k in ks}}
+    if rank == 0:
+        average = {k: sum(row["pass"][k] for row in report.values()) / len(report) for k in map(str, ks)}
+        write_whole(folder / "eval.json", json.dumps({"settings": settings, "sets": report, "average": average}))
+        print(f"pass@K in %, n = {cfg.eval_n}, T = {cfg.eval_temperature}, top-p = {cfg.eval_top_p}: {folder}")
+        print(f"{'K':12}" + "".join(f"{k:8}" for k in ks))
+        for name, values in [(name, row["pass"]) for name, row in report.items()] + [("average", average)] * (len(report) > 1):
+            print(f"{name[:12]:12}" + "".join(f"{100 * values[str(k)]:8.1f}" for k in ks), flush=True)
+
+
+def read_responses(path, settings, chunk, whole):
+    """The responses an evaluation has already, cut to whole chunks; the file's first line is what it was run with."""
+    rows = []
+    if path.exists():
+        head, *lines = path.read_text(encoding="utf-8").split("\n")
+        if json.loads(head) != settings:
+            fail(f"{path} was evaluated with other settings {head}: choose another --output, or delete it to start over")
+        count = whole if len(lines) > whole else len(lines[:-1]) // chunk * chunk  # the last line may have been cut off
+        rows = [json.loads(line) for line in lines[:count]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in [settings, *rows]))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+def write_whole(path, text):
+    """The whole text or, if anything goes wrong, the file as it was."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def checkpoint_state(trainer):
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+    return dict(zip(("model", "optimizer"), get_state_dict(trainer.policy, trainer.optimizer)))
+
+
+def save_checkpoint(folder, step, trainer):
+    """Model and optimizer, each rank its shards; the rename is what makes it a checkpoint. Keeps the last two."""
+    import torch.distributed.checkpoint as dcp
+    temporary = folder / f"step_{step:06d}.tmp"
+    if trainer.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    dist.barrier()
+    dcp.save(checkpoint_state(trainer), checkpoint_id=temporary)  # comes back when every rank has written
+    if trainer.rank == 0:
+        for path in [*temporary.iterdir(), temporary]:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        temporary.rename(folder / f"step_{step:06d}")
+        for old in sorted(folder.glob("step_??????"))[:-2]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def load_checkpoint(folder, trainer):
+    """Loads the last checkpoint and returns its step, or 0. It may have been saved by another number of ranks."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+    found = sorted(folder.glob("step_??????"))
+    if not found:
+        return 0
+    state = checkpoint_state(trainer)
+    dcp.load(state, checkpoint_id=found[-1])
+    set_state_dict(trainer.policy, trainer.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    step = int(found[-1].name.removeprefix("step_"))
+    trainer.updates = step * (trainer.cfg.batch // trainer.cfg.mini_batch)
+    return step
+
+
+def save_hf(folder, trainer, tokenizer):
+    """An ordinary Hugging Face folder, in the dtype the run computed with."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from transformers import AutoConfig, AutoModelForCausalLM
+    state = get_model_state_dict(trainer.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if trainer.rank == 0:
+        with torch.device("meta"):  # a plain model to hang the weights on: fully_shard made the policy's class another
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(trainer.cfg.model), dtype=trainer.dtype)
+        model.generation_config = trainer.policy.generation_config
+        temporary = folder.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary, state_dict={name: weight.to(trainer.dtype) for name, weight in state.items()})
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    dist.barrier()
+
+
+# ----------------------------------------------------------------------------------------------------------- main
+def parse_config(arguments):
+    """Command line -> (command, Config). What is impossible gets one line and exit status 2, before anything loads."""
+    from verify import TASKS
+    groups = {"train": (RunConfig, ObjectiveConfig, TrainConfig, EvalConfig), "eval": (RunConfig, EvalConfig)}
+    command = arguments[0] if arguments and arguments[0] in groups else None
+    parser = HfArgumentParser(groups.get(command, ()), prog="simko.py", usage="simko.py {train,eval} [--flag value ...]",
+                              allow_abbrev=False, description="Both commands have their own --help.")
+
+    def refuse(message):
+        print(f"simko.py: error: {message} (see: python simko.py {command or 'train'} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+    parser.error = refuse  # instead of a screen full of usage
+    *parts, unknown = parser.parse_args_into_dataclasses(arguments[bool(command):], return_remaining_strings=True,
+                                                         look_for_args_file=False)
+    if unknown or not command:
+        refuse(f"unknown flag or value {unknown[0]!r}" if command else "say what to do: train or eval")
+    cfg = Config(**{name: value for part in parts for name, value in vars(part).items()})
+    above_0 = ("K", "steps", "batch", "group_size", "mini_batch", "max_prompt_tokens", "max_response_tokens", "temperature",
+               "lr", "grad_clip", "micro_batch_tokens", "save_every", "eval_n", "eval_max_tokens", "engine_memory")
+    not_below_0 = ("seed", "kl_beta", "clip_high", "lr_warmup", "weight_decay", "eval_every", "eval_temperature")
+    sources = [cfg.train_data] * (command == "train") + cfg.eval_data
+    checks = [(f"--{name.replace('_', '-')} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
+        (f"--{name.replace('_', '-')} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
+        (f"there is no file {source}", not source.endswith(".jsonl") or Path(source).is_file()) for source in sources] + [
+        ("--alpha must lie in [0, 1]", 0 <= cfg.alpha <= 1), ("--q must lie in [0, 1]", 0 <= cfg.q <= 1),
+        ("--lam must be at least 1", cfg.lam >= 1), ("--clip-low must lie in [0, 1)", 0 <= cfg.clip_low < 1),
+        ("--eval-top-p must lie in (0, 1]", 0 < cfg.eval_top_p <= 1),
+        ("--group-size must be at least 2: one response alone has no baseline", cfg.group_size > 1),
+        (f"--mini-batch {cfg.mini_batch} does not divide --batch {cfg.batch}", cfg.batch % max(cfg.mini_batch, 1) == 0),
+        (f"--task {cfg.task} is none of {', '.join(TASKS)}", cfg.task in TASKS),
+        (f"--prompt-template {cfg.prompt_template} is none of chat, {', '.join(TEMPLATES)}",
+         cfg.prompt_template in ("chat", *TEMPLATES)),
+        ("two sets of --eval-data have the same name", len({set_name(s) for s in cfg.eval_data}) == len(cfg.eval_data)),
+        ("eval needs --eval-data", command == "train" or cfg.eval_data)]
+    for message, holds in checks:
+        if not holds:
+            refuse(message)
+    return command, cfg
+
+
+def set_name(source):
+    return Path(source.split(",")[0]).stem
+
+
+def load_tokenizer(cfg):
+    """(tokenizer, ids that end a response)."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(cfg.model), AutoTokenizer.from_pretrained(cfg.model)
+    except (OSError, ValueError) as error:
+        fail(f"--model {cfg.model}: {' '.join(str(error).split())[:300]}")
+    if cfg.K > config.vocab_size:
+        fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of the model's vocabulary")
+    if cfg.prompt_template == "chat" and not tokenizer.chat_template:
+        fail(f"{cfg.model} has no chat template: choose --prompt-template {', '.join(TEMPLATES)}")
+    stops = [tokenizer.eos_token_id]
+    if cfg.prompt_template == "qwen-math":  # its base model ends a turn so, though that is not its end of text
+        stops.append(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    try:
+        ids = GenerationConfig.from_pretrained(cfg.model).eos_token_id
+        stops += ids if isinstance(ids, list) else [ids]
+    except OSError:
+        pass  # generation_config.json is optional
+    return tokenizer, sorted(set(stops) - {None}) or fail(f"{cfg.model} names no end-of-text token: no response would end")
+
+
+def open_run(cfg):
+    """The run folder, refused if it holds another run; and the line that says what it will hold."""
+    folder, settings = Path(cfg.output), dataclasses.asdict(cfg)
+    if (folder / "config.json").exists():
+        if not cfg.resume:
+            fail(f"{folder} holds a run already: choose another --output, or leave out --no-resume to go on with it")
+        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        free = {"output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing", "engine_memory"}
+        changed = [f"--{name.replace('_', '-')} was {before.get(name)}, is {value}" for name, value in settings.items()
+                   if name not in free and not name.startswith("eval_") and before.get(name) != value]
+        if changed:
+            fail(f"{folder} holds a run with other settings: {'; '.join(changed)}. Choose another --output")
+    return folder, json.dumps(settings, indent=1)
+
+
+def prepare(arguments):
+    """Everything that can be wrong with the command line and the data it names: before processes start or files change."""
+    command, cfg = parse_config(arguments)
+    tokenizer, stop_ids = load_tokenizer(cfg)
+    sets = {source: encode_prompts(load_problems(source), tokenizer, cfg)
+            for source in [cfg.train_data] * (command == "train") + cfg.eval_data}
+    if command == "train":
+        open_run(cfg)
+    return command, cfg, tokenizer, stop_ids, sets
+
+
+@contextmanager
+def process_group():
+    """torch.distributed, under torchrun or for this process alone: gives the device, and ends it whatever happened."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": free.getsockname()[1]}
+    for name, value in alone.items():
+        os.environ.setdefault(name, str(value))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        if dist.is_initialized():  # the end of vLLM's engine takes the process group with it
+            dist.destroy_process_group()
+
+
+class Log:
+    """metrics.jsonl, a line on screen, and TensorBoard where it is installed."""
+
+    def __init__(self, folder, first, cfg):
+        self.path, self.steps, self.K, self.board = folder / "metrics.jsonl", cfg.steps, cfg.K, None
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        write_whole(self.path, "".join(line + "\n" for line in lines[:first]))  # a line a step; later ones come again
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+        except ImportError:
+            pass
+
+    def __call__(self, row):
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items() if self.board else ():
+            self.board.add_scalar(name, value, row["step"])
+        ranks = " ".join(f"{row[f'Lambda_{k}']:.2f}" for k in range(1, self.K + 1))
+        seconds = sum(value for name, value in row.items() if name.startswith("seconds_"))
+        tqdm.write(f"step {row['step']:>4}/{self.steps}  reward {row['reward']:.3f}  Lambda^(k) {ranks}  entropy "
+                   f"{row['entropy']:.3f}  tokens {row['response_tokens']:.0f}  grad {row['grad_norm']:.2f}  "
+                   f"gap {row['logp_gap']:.0e}  {seconds:.1f} s", file=sys.stdout)
+        sys.stdout.flush()
+
+
+def main(arguments):
+    command, cfg, tokenizer, stop_ids, sets = prepare(arguments)
+    from verify import Verifier
+    with process_group() as device, Verifier() as verifier:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = automatic if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
+        progress = partial(tqdm, leave=False, dynamic_ncols=True, disable=rank > 0 or not sys.stderr.isatty())
+        folder, settings = open_run(cfg) if command == "train" else (Path(cfg.output), None)
+        if rank == 0:
+            for source, (problems, dropped) in sets.items():
+                print(f"{source}: {len(problems)} problems, {dropped} left out (prompt over {cfg.max_prompt_tokens} tokens)")
+            print(f"{folder}: {command} {cfg.method * (command == 'train')} on {world} x {device.type}, {dtype}", flush=True)
+        tests = {set_name(source): sets[source][0] for source in cfg.eval_data}
+        run_eval = partial(evaluate, cfg, sets=tests, tokenizer=tokenizer, verifier=verifier, progress=progress)
+        with closing(make_engine(cfg, stop_ids, device, dtype, "dummy" if command == "train" else "auto")) as engine:
+            if command == "train":
+                engine.sleep()  # on a GPU the engine starts first, takes what memory it may have, and steps aside
+                trainer = Trainer(cfg, device, dtype)
+                if rank == 0:
+                    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+                    write_whole(folder / "config.json", settings)
+                first = load_checkpoint(folder / "checkpoints", trainer)
+                log = Log(folder, first, cfg) if rank == 0 else None
+                engine.sync(trainer.named_weights())
+                for step in range(first, cfg.steps):
+                    if tests and cfg.eval_every and step % cfg.eval_every == 0:
+                        run_eval(folder=folder / f"eval_{step:06d}", engine=engine)
+                    row = train_step(step, cfg, sets[cfg.train_data][0], tokenizer, engine, trainer, verifier, progress)
+                    if rank == 0:
+                        log(row)
+                    if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+                        save_checkpoint(folder / "checkpoints", step + 1, trainer)
+                save_hf(folder / "hf", trainer, tokenizer)
+            if tests:
+                run_eval(folder=folder / "eval" if command == "train" else folder, engine=engine)
+            dist.barrier()  # the end of an engine takes its process group along: not before every rank is done
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

