@@ -79,7 +79,7 @@ class TrainConfig:
     batch: int = HfArg(default=1024, help="prompts a step over all ranks (Sec. 5.1)")
     group_size: int = HfArg(default=8, help="G, responses a prompt (Sec. 5.1)")
     mini_batch: int = HfArg(default=256, help="prompts an update (Sec. 5.1)")
-    max_response_tokens: int = HfArg(default=3072, help="longer responses are cut and marked truncated (released recipe)")
+    max_response_tokens: int = HfArg(default=3072, help="longer responses are cut: truncated (released recipe)")
     temperature: float = HfArg(default=1.0, help="of rollouts, and so of every probability in the loss (Sec. 5.1)")
     lr: float = HfArg(default=1e-6, help="AdamW's learning rate (Sec. 5.1)")
     lr_warmup: int = HfArg(default=0, help="updates of linear warm-up (the paper gives none)")
@@ -147,6 +147,8 @@ def entropy_threshold(entropy, lengths, q, scope):
     """tau(q) for every token: the q-quantile (linear interpolation) of the entropies of its response, or of them all.
 
     entropy: (T,) nats, responses one after another; lengths: (R,) tokens of each; scope: "response" or "batch"."""
+    if not len(entropy):
+        return entropy
     rows, count = list(entropy.split(lengths.tolist())), lengths
     if scope == "batch":
         rows, count = [entropy], torch.tensor([entropy.numel()], device=entropy.device)
@@ -194,29 +196,26 @@ def pass_at_k(n, c, k):
 class TokenStatistics(torch.autograd.Function):
     """What the loss needs of pi_theta at each token, without the (tokens x vocabulary) logits of the batch.
 
-    The forward pass makes the logits a chunk of tokens at a time and keeps a few numbers per token; the backward pass
-    makes them once more. d log pi(j) / d z = e_j - pi (Eq. 4), so a chunk's gradient is written down, not traced."""
+    The forward pass makes the logits of a chunk of tokens, keeps a few numbers per token and drops them; the backward
+    pass makes them once more. d log pi(j) / d z = e_j - pi (Eq. 4), so their gradient is written down, not traced."""
 
     @staticmethod
     def logits(hidden, weight, temperature):
-        z = hidden @ weight.T  # in the compute dtype, as the engine does; statistics at least in float32
+        z = hidden @ weight.T  # in the compute dtype, as the engine does; statistics in float32 at least
         return z.to(torch.promote_types(z.dtype, torch.float32)).div_(temperature)
 
     @staticmethod
     def forward(ctx, hidden, weight, token, K, temperature, chunk):
-        logp, topk_logp, topk, lse, entropy = [], [], [], [], []
+        parts = []
         for h, y in zip(hidden.split(chunk), token.split(chunk)):
             z = TokenStatistics.logits(h, weight, temperature)
-            top = z.topk(K, dim=-1)
-            lse.append(z.logsumexp(-1))
-            logp.append(z.gather(1, y[:, None])[:, 0] - lse[-1])
-            topk_logp.append(top.values - lse[-1][:, None])
-            topk.append(top.indices)
-            pi = (z - lse[-1][:, None]).exp_()
-            entropy.append(lse[-1] - pi.mul_(z).sum(-1))  # H = log Z - E[z]
-        logp, topk_logp, topk, lse, entropy = (torch.cat(parts) for parts in (logp, topk_logp, topk, lse, entropy))
+            lse, top = z.logsumexp(-1, keepdim=True), z.topk(K, dim=-1)
+            logp = (z.gather(1, y[:, None]) - lse)[:, 0]
+            entropy = lse[:, 0] - (z - lse).exp_().mul_(z).sum(-1)  # H = log Z - E[z]
+            parts.append((logp, top.values - lse, entropy, lse, torch.cat([y[:, None], top.indices], 1)))
+        logp, topk_logp, entropy, lse, index = map(torch.cat, zip(*parts))
         is_top1 = logp >= topk_logp[:, 0]  # by value: tokens that tie for the highest probability are all rank-1
-        ctx.save_for_backward(hidden, weight, lse, torch.cat([token[:, None], topk], 1))
+        ctx.save_for_backward(hidden, weight, lse, index)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropy, is_top1)
         return logp, topk_logp, entropy, is_top1
@@ -229,7 +228,7 @@ class TokenStatistics(torch.autograd.Function):
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             z = TokenStatistics.logits(hidden[rows], weight, ctx.temperature)
-            grad_z = z.sub_(lse[rows, None]).exp_().mul_(-grads[rows].sum(1, keepdim=True))
+            grad_z = z.sub_(lse[rows]).exp_().mul_(-grads[rows].sum(1, keepdim=True))
             grad_z = grad_z.scatter_add_(1, index[rows], grads[rows]).div_(ctx.temperature).to(weight.dtype)
             torch.mm(grad_z, weight, out=grad_hidden[rows])
             grad_weight.addmm_(grad_z.T, hidden[rows])
@@ -242,14 +241,11 @@ def token_statistics(hidden, weight, token, K, temperature=1.0, chunk=None):
     Returns logp (T,) and topk_logp (T, K), descending, both with gradient; entropy (T,) in nats and is_top1 (T,) bool,
     without. All at `temperature`. chunk: tokens at a time, by default about 1 GiB of float32 logits on a GPU."""
     chunk = chunk or max(1, (2**28 if hidden.is_cuda else 2**24) // len(weight))
-    if len(hidden) == 0:  # an empty micro-batch still takes part in FSDP's collectives: keep it on the graph
-        nothing = (hidden.sum() + weight.sum()) * 0
-        return nothing.expand(0), nothing.expand(0, K), hidden.new_empty(0), token.bool()
     return TokenStatistics.apply(hidden, weight, token, K, temperature, chunk)
 
 
 class Packed(NamedTuple):
-    """Responses behind their prompts in one row of tokens, without padding."""
+    """Prompts with their responses in one row of tokens, without padding."""
     tokens: torch.Tensor     # (T,)
     positions: torch.Tensor  # (T,) from 0 in each sequence
     bounds: torch.Tensor     # (R + 1,) int32: where each sequence starts; the last is T
@@ -260,52 +256,49 @@ class Packed(NamedTuple):
 
 
 def pack(samples, device):
-    """Samples -> Packed. Without samples: one token that predicts nothing."""
-    sizes = [len(s.prompt_ids) + len(s.response_ids) for s in samples] or [1]
-    ends = np.cumsum(sizes)
-    parts = [part for s in samples for part in (s.prompt_ids, s.response_ids)] or [np.zeros(1, np.int64)]
-    predicts = [np.arange(end - len(s.response_ids), end) - 1 for s, end in zip(samples, ends)]
-    numbers = (np.concatenate(parts), np.concatenate([np.arange(size) for size in sizes]),
-               np.concatenate([[0], ends]).astype(np.int32), np.concatenate([np.zeros(0, np.int64), *predicts]),
-               np.concatenate([np.zeros(0, np.int64), *(s.response_ids for s in samples)]),
-               np.array([len(s.response_ids) for s in samples], np.int64))
-    tokens, positions, bounds, predicts, targets, lengths = (torch.from_numpy(x).to(device) for x in numbers)
-    return Packed(tokens, positions, bounds, max(sizes), predicts, targets, lengths)
+    """Samples -> Packed. Of no samples: one token that predicts nothing."""
+    rows = [(s.prompt_ids, s.response_ids) for s in samples] or [(np.zeros(1, np.int64), np.zeros(0, np.int64))]
+    prompts, lengths = (np.array([len(ids) for ids in column]) for column in zip(*rows))
+    sizes, tokens = prompts + lengths, np.concatenate([ids for row in rows for ids in row])
+    positions = np.concatenate([np.arange(size) for size in sizes])
+    response = np.flatnonzero(positions >= prompts.repeat(sizes))
+    tensor = lambda array: torch.from_numpy(array).to(device)
+    return Packed(tensor(tokens), tensor(positions), tensor(np.cumsum([0, *sizes], dtype=np.int32)), int(sizes.max()),
+                  tensor(response - 1), tensor(tokens[response]), tensor(lengths[:len(samples)]))
 
 
-def packed_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, cu_seq_lens_q=None,
-                     max_length_q=None, **kwargs):
-    """Causal attention within each packed sequence: (1, heads, T, d) -> (1, T, heads, d). transformers finds it under
-    the name "packed"; its own attentions rebuild the sequences only while neither a mask nor a cache is passed."""
+def packed_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, max_length_q, **_):
+    """Causal attention within each packed sequence: (1, heads, T, d) -> (1, T, heads, d). transformers calls it by the
+    name "packed"; its own attentions keep sequences apart only while neither a mask nor a cache is passed."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, d)
+    grouped = q.shape[1] != k.shape[1]
     if q.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
-        out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
-                          window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1])
-        return out[None], None
+        return varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
+                           window_size=(-1, 0), enable_gqa=grouped)[None], None
     out, start = [], 0
     for length, count in zip(*(x.tolist() for x in cu_seq_lens_q.diff().unique_consecutive(return_counts=True))):
         run = (x[start:start + length * count].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
-        o = F.scaled_dot_product_attention(*run, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-        out.append(o.transpose(1, 2).flatten(0, 1))
+        attended = F.scaled_dot_product_attention(*run, is_causal=True, scale=scaling, enable_gqa=grouped)
+        out.append(attended.transpose(1, 2).flatten(0, 1))
         start += length * count
     return torch.cat(out)[None], None
 
 
+def load_model(path, dtype):
+    """A causal language model with `packed_attention`; only safetensors, and no code from the checkpoint."""
+    from transformers import AttentionInterface, AutoModelForCausalLM
+    AttentionInterface.register("packed", packed_attention)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="packed", use_safetensors=True)
+
+
 def policy_statistics(model, packed, K, temperature):
-    """`token_statistics` of every response token of a Packed. A method of the model, so that FSDP gathers the weights
-    of body and head around it and the head's weight is an ordinary tensor here."""
+    """`token_statistics` of every response token. A method of the model, so that FSDP gathers the weights of body and
+    head around it, and the head's weight is an ordinary tensor here."""
     body = model.base_model(input_ids=packed.tokens[None], position_ids=packed.positions[None], use_cache=False,
                             cu_seq_lens_q=packed.bounds, max_length_q=packed.longest)
     hidden = body.last_hidden_state[0, packed.predicts]
     return token_statistics(hidden, model.get_output_embeddings().weight, packed.targets, K, temperature)
-
-
-def load_model(path, dtype):
-    """A causal language model whose attention is `packed_attention`; only safetensors, and no code from the checkpoint."""
-    from transformers import AttentionInterface, AutoModelForCausalLM
-    AttentionInterface.register("packed", packed_attention)
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="packed", use_safetensors=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- data
@@ -322,7 +315,8 @@ DATASETS = {  # name: hub id, then what differs from config=default, split=train
 }
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 TEMPLATES = {  # "chat" is the model's own chat template around "{problem}\n" + BOXED
-    "qwen-math": f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\n{{problem}}<|im_end|>\n<|im_start|>assistant\n",
+    "qwen-math": (f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\n{{problem}}<|im_end|>\n"
+                  "<|im_start|>assistant\n"),
     "plain": f"Problem: {{problem}}\n{BOXED}\nSolution:",
     "raw": "{problem}",
 }
@@ -334,30 +328,30 @@ def fail(message):
 
 
 def load_problems(source):
-    """[{"id", "problem", "answer"}] of a JSONL file with these fields (id is optional), of a name in DATASETS, or of a hub
-    data set written `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
+    """[{"id", "problem", "answer"}] of a .jsonl file with these fields (id is optional), of a name in DATASETS, or of a
+    hub data set written `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
 
     An answer may be a worked solution: what counts is behind "####" (GSM8K) or in the last box (MATH)."""
     from verify import extract_answer
     hub_id, *pairs = DATASETS.get(source, source).split(",")
     column = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
-    rows = []
+    rows, where = [], source
     try:
         if source.endswith(".jsonl"):
-            for number, line in enumerate(Path(source).read_text(encoding="utf-8-sig").splitlines(), 1):
+            for number, line in enumerate(Path(source).read_text(encoding="utf-8-sig").split("\n"), 1):
+                where = f"{source}, line {number}"
                 if line.strip():
-                    rows.append((f"{source}, line {number}", str(number), dict(json.loads(line))))
+                    rows.append((where, number, dict(json.loads(line))))
         else:
             import datasets
             column.update(pair.split("=", 1) for pair in pairs)
-            every = column["config"] == "*"
-            for config in datasets.get_dataset_config_names(hub_id) if every else [column["config"]]:
+            configs = datasets.get_dataset_config_names(hub_id) if column["config"] == "*" else [column["config"]]
+            for config in configs:
                 part = datasets.load_dataset(hub_id, config, split=column["split"])
                 rows += [(f"{hub_id}, row {i}", f"{config or hub_id}-{i}", row) for i, row in enumerate(part)]
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # ValueError: of JSON, UTF-8 and datasets alike
-        where = f"{source}, line {len(rows) + 1}" if source.endswith(".jsonl") else f"{source} (neither .jsonl nor loadable)"
-        fail(f"{where}: {' '.join(str(error).split())[:300]}")
-    problems = []
+        fail(f"{where} cannot be read: {' '.join(str(error).split())[:300]}")
+    problems = {}
     for where, number, row in rows:
         problem, answer = row.get(column["problem"]), row.get(column["answer"])
         if isinstance(answer, list) and len(answer) == 1:
@@ -366,13 +360,16 @@ def load_problems(source):
             answer = extract_answer(answer) if "\\boxed" in answer else answer.split("####")[-1].strip()
         for name, text in (("problem", problem), ("answer", answer)):
             if not isinstance(text, str) or not text.strip():
-                fail(f"{where}: '{column[name]}' must be a text that is not empty, got {text!r}; the row has {list(row)}")
-        problems.append({"id": str(row.get("id", number)), "problem": problem, "answer": answer})
-    return problems or fail(f"{source} holds no problems")
+                fail(f"{where}: '{column[name]}' must be a text and not empty, got {text!r}; the row has {list(row)}")
+        id = str(row.get("id", number))
+        if id in problems:
+            fail(f"{where}: the id {id!r} stands in an earlier row already")
+        problems[id] = {"id": id, "problem": problem, "answer": answer}
+    return list(problems.values()) or fail(f"{source} holds no problems")
 
 
 def encode_prompts(problems, tokenizer, cfg):
-    """Adds "prompt_ids" to each problem; leaves out those over --max-prompt-tokens. Returns (problems, number left out)."""
+    """Adds "prompt_ids" to each problem, drops those over --max-prompt-tokens. Returns (problems, number dropped)."""
     kept = []
     for problem in problems:
         if cfg.prompt_template == "chat":
@@ -383,14 +380,16 @@ def encode_prompts(problems, tokenizer, cfg):
             ids = tokenizer.encode(TEMPLATES[cfg.prompt_template].replace("{problem}", problem["problem"]))
         if len(ids) <= cfg.max_prompt_tokens:
             kept.append({**problem, "prompt_ids": np.array(ids, np.int64)})
-    return kept or fail(f"all prompts are longer than --max-prompt-tokens {cfg.max_prompt_tokens}"), len(problems) - len(kept)
+    if not kept:
+        fail(f"all {len(problems)} prompts are longer than --max-prompt-tokens {cfg.max_prompt_tokens}")
+    return kept, len(problems) - len(kept)
 
 
 def prompt_order(step, batch, count, seed):
     """Indices of a step's prompts, out of `count`: permutation after permutation, a function of (seed, step) alone."""
-    positions = np.arange(step * batch, (step + 1) * batch)
-    return np.concatenate([np.random.default_rng([seed, epoch]).permutation(count)[positions[positions // count == epoch] % count]
-                           for epoch in np.unique(positions // count)]).tolist()
+    epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
+    return np.concatenate([np.random.default_rng([seed, epoch]).permutation(count)[places[epochs == epoch]]
+                           for epoch in np.unique(epochs)]).tolist()
 
 
 # -------------------------------------------------------------------------------------------------------- rollout
@@ -402,6 +401,7 @@ class Sample:
     response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
     engine_logp: np.ndarray   # (L,) float32: what the engine sampled with; empty in evaluation
     truncated: bool           # met the length limit before EOS
+    text: str = ""
     reward: float = 0.0
     advantage: float = 0.0
     old_logp: torch.Tensor | None = None  # (L,) log pi_old by the trainer
@@ -417,20 +417,20 @@ def seed_everything(*key):
 
 
 class VLLMEngine:
-    """vLLM inside the training process, one engine a rank, each with the whole model (docs: tools and traps tried).
+    """vLLM inside the training process, an engine a rank, each with the whole model.
 
     weights "dummy": random until the first sync, so that a gap in it cannot pass unseen; "auto": those of cfg.model."""
 
     def __init__(self, cfg, stop_ids, device, dtype, weights):
-        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0",    # the engine in this process: its weights can be reached
-                          VLLM_CPU_OMP_THREADS_BIND="nobind")    # else it pins the whole process to one core
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0",  # the engine in this process: its weights can be reached
+                          VLLM_CPU_OMP_THREADS_BIND="nobind",  # else it pins the whole process to one core
+                          VLLM_NO_USAGE_STATS="1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import LLM
         self.cuda = device.type == "cuda"
         memory = ({"gpu_memory_utilization": cfg.engine_memory, "enable_sleep_mode": True} if self.cuda
                   else {"kv_cache_memory_bytes": int(cfg.engine_memory * 2**30)})
-        self.llm = LLM(cfg.model, load_format=weights, dtype=str(dtype).removeprefix("torch."), skip_tokenizer_init=True,
+        self.llm = LLM(cfg.model, load_format=weights, dtype=dtype, skip_tokenizer_init=True,
                        max_model_len=cfg.max_prompt_tokens + max(cfg.max_response_tokens, cfg.eval_max_tokens),
                        distributed_executor_backend="external_launcher",  # each rank its own GPU; default: all cuda:0
                        logprobs_mode="processed_logprobs",                # after temperature: those it sampled from
@@ -438,14 +438,14 @@ class VLLMEngine:
         self.stop_ids = stop_ids
 
     def generate(self, prompts, n, temperature, top_p, max_tokens, progress):
-        """[n Samples for each of the prompts (int arrays)], in order."""
+        """n Samples for each of the prompts (int arrays), one prompt after another."""
         from vllm import SamplingParams
-        params = SamplingParams(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop_token_ids=self.stop_ids,
-                                logprobs=0, flat_logprobs=True, detokenize=False)  # logprobs=0: of the sampled token only
+        params = SamplingParams(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, detokenize=False,
+                                stop_token_ids=self.stop_ids, logprobs=0, flat_logprobs=True)  # 0: the sampled token's
         outputs = self.llm.generate([{"prompt_token_ids": p.tolist()} for p in prompts], params,
                                     use_tqdm=False if progress.keywords["disable"] else progress)
-        return [[Sample(i, prompts[i], np.array(o.token_ids, np.int64), np.array(o.logprobs.logprobs, np.float32),
-                        o.finish_reason == "length") for o in output.outputs] for i, output in enumerate(outputs)]
+        return [Sample(i, prompts[i], np.array(o.token_ids, np.int64), np.array(o.logprobs.logprobs, np.float32),
+                       o.finish_reason == "length") for i, output in enumerate(outputs) for o in output.outputs]
 
     def sleep(self):
         if self.cuda:
@@ -475,56 +475,6 @@ def repack_heads(model):
             module.quant_method.process_weights_after_loading(module)
 
 
-class HFEngine:
-    """transformers' generate behind the same interface, with its own copy of the model: where there is no vLLM."""
-    rows = 256  # responses a batch
-
-    def __init__(self, cfg, stop_ids, device, dtype, weights):
-        from transformers import GenerationConfig
-        self.model = load_model(cfg.model, dtype).to(device)
-        self.model.eval().generation_config = GenerationConfig()  # generate() would fill ours up from the checkpoint's
-        self.stop_ids, self.device = stop_ids, device
-
-    @torch.no_grad()
-    def generate(self, prompts, n, temperature, top_p, max_tokens, progress):
-        from transformers import GenerationConfig
-        settings = GenerationConfig(do_sample=True, temperature=temperature, top_p=top_p, top_k=0, num_beams=1,
-                                    max_new_tokens=max_tokens, eos_token_id=self.stop_ids, pad_token_id=self.stop_ids[0])
-        samples, copies = [], [i for i in range(len(prompts)) for _ in range(n)]
-        for start in progress(range(0, len(copies), self.rows), desc="rollout"):
-            rows = copies[start:start + self.rows]
-            sizes = torch.tensor([len(prompts[i]) for i in rows])
-            width = int(sizes.max())
-            mask = torch.arange(width) >= width - sizes[:, None]  # generate continues on the right: pad on the left
-            ids = torch.full((len(rows), width), self.stop_ids[0])
-            ids[mask] = torch.from_numpy(np.concatenate([prompts[i] for i in rows]))
-            self.model.set_attn_implementation("sdpa")
-            out = self.model.generate(ids.to(self.device), attention_mask=mask.long().to(self.device),
-                                      generation_config=settings)[:, width:].cpu()
-            stopped = torch.isin(out, torch.tensor(self.stop_ids))
-            for i, response, stops in zip(rows, out, stopped):
-                length = int(stops.int().argmax()) + 1 if stops.any() else len(response)
-                samples.append(Sample(i, prompts[i], response[:length].numpy(), np.zeros(0, np.float32), not stops.any()))
-            self.model.set_attn_implementation("packed")
-            batch = samples[start:]
-            logp = policy_statistics(self.model, pack(batch, self.device), 1, temperature)[0].cpu()
-            for sample, part in zip(batch, logp.split([len(s.response_ids) for s in batch])):
-                sample.engine_logp = part.numpy()
-        return [samples[i:i + n] for i in range(0, len(samples), n)]
-
-    def sleep(self):
-        pass
-
-    @torch.no_grad()
-    def sync(self, named_weights):
-        own = dict(self.model.named_parameters())
-        for name, weight in named_weights:
-            own[name].copy_(weight)
-
-    def close(self):
-        pass
-
-
 def make_engine(cfg, stop_ids, device, dtype, weights):
     """The engine --rollout names; auto is vLLM where it can be imported."""
     backend = cfg.rollout
@@ -535,12 +485,16 @@ def make_engine(cfg, stop_ids, device, dtype, weights):
         except ImportError as error:
             backend = "hf"
             print(f"rollouts by transformers' generate, since vLLM cannot be imported: {error}", flush=True)
-    return (VLLMEngine if backend == "vllm" else HFEngine)(cfg, stop_ids, device, dtype, weights)
+    if backend == "hf":
+        from tools.hf_rollout import HFEngine as Engine
+    else:
+        Engine = VLLMEngine
+    return Engine(cfg, stop_ids, device, dtype, weights)
 
 
 # --------------------------------------------------------------------------------------------------------- update
 def micro_batches(samples, tokens):
-    """Splits samples into lists of at most `tokens` prompt and response tokens (one longer sample stands alone), longest
+    """Splits samples into lists of at most `tokens` prompt and response tokens (a longer sample stands alone), longest
     first, so that sequences of one length lie side by side."""
     batches, room = [], 0
     for sample in sorted(samples, key=lambda s: -len(s.prompt_ids) - len(s.response_ids)):
@@ -579,7 +533,7 @@ class Trainer:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.policy = self.build()
         self.reference = self.build().requires_grad_(False) if cfg.kl_beta else None
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
         self.updates = 0
 
     def build(self):
@@ -647,52 +601,58 @@ class Trainer:
         dist.all_reduce(count)
         denominator = count[0 if cfg.loss_norm == "response" else 1]
         self.optimizer.zero_grad()
-        sums = torch.zeros(5, device=self.device)
+        sums = torch.zeros(4, device=self.device)
         for batch in progress(self.passes(samples), desc="update"):
             packed = pack(batch, self.device)
             stats = self.policy.policy_statistics(packed, cfg.K, cfg.temperature)
-            logp, entropy = stats[0], stats[2]
+            logp, entropy, lengths = stats[0], stats[2], packed.lengths
             old_logp = torch.cat([logp.new_zeros(0), *(s.old_logp for s in batch)])
-            advantage = torch.tensor([s.advantage for s in batch], device=self.device).repeat_interleave(packed.lengths)
-            threshold = tau if tau is not None else entropy_threshold(entropy, packed.lengths, cfg.q, "response")
+            advantage = torch.tensor([s.advantage for s in batch], device=self.device).repeat_interleave(lengths)
+            threshold = tau if tau is not None else entropy_threshold(entropy, lengths, cfg.q, "response")
             loss, gate, clipped = token_losses(stats, old_logp, advantage, threshold, cfg)
             if cfg.kl_beta:
-                loss = loss + cfg.kl_beta * kl_penalty(logp, torch.cat([logp.new_zeros(0), *(s.ref_logp for s in batch)]))
+                ref_logp = torch.cat([logp.new_zeros(0), *(s.ref_logp for s in batch)])
+                loss = loss + cfg.kl_beta * kl_penalty(logp, ref_logp)
             if cfg.loss_norm == "response":
-                loss = loss / packed.lengths.repeat_interleave(packed.lengths)
+                loss = loss / lengths.repeat_interleave(lengths)
             loss = loss.sum() / denominator
             (loss * self.world).backward()
-            sums += torch.stack([x.detach().float() for x in (
-                loss, gate.sum(), clipped.sum(), kl_penalty(old_logp, logp.detach()).sum(), torch.tensor(len(gate)).to(loss))])
+            moved = kl_penalty(old_logp, logp.detach())  # KL(pi_old || pi_theta), estimated on pi_old's samples
+            sums += torch.stack([loss.detach(), gate.sum(), clipped.sum(), moved.sum()]).to(sums)
         dist.all_reduce(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip).full_tensor()
         if not (torch.isfinite(norm) and torch.isfinite(sums[0])):
-            fail(f"loss {sums[0].item()} with gradient norm {norm.item()}: nothing was stepped; the last checkpoint is good")
+            fail(f"loss {sums[0].item()}, gradient norm {norm.item()}: not stepped; the last checkpoint is good")
         self.updates += 1
         self.optimizer.param_groups[0]["lr"] = cfg.lr * min(1, self.updates / (cfg.lr_warmup + 1))
         self.optimizer.step()
         return sums.cpu(), norm.item()
 
 
+def score(samples, problems, tokenizer, verifier, task):
+    """Fills in text and reward; `prompt` of each sample is its place in `problems`."""
+    texts = tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
+    rewards = verifier.score(texts, [problems[s.prompt]["answer"] for s in samples], task)
+    for sample, text, reward in zip(samples, texts, rewards):
+        sample.text, sample.reward = text, reward
+
+
 def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress):
     """One rollout and its batch // mini_batch updates. Returns the row for metrics.jsonl."""
     rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
+    mine = range(cfg.batch)[rank::world]
     order = prompt_order(step, cfg.batch, len(problems), cfg.seed)
+    own = [problems[order[i]] for i in mine]
 
-    mine = range(rank, cfg.batch, world)
     seed_everything(cfg.seed, step, rank)
-    groups = engine.generate([problems[order[i]]["prompt_ids"] for i in mine], cfg.group_size, cfg.temperature, 1.0,
-                             cfg.max_response_tokens, progress)
+    samples = engine.generate([problem["prompt_ids"] for problem in own], cfg.group_size, cfg.temperature, 1.0,
+                              cfg.max_response_tokens, progress)
     engine.sleep()
     clock.lap("rollout")
 
-    samples = [sample for group in groups for sample in group]
-    texts = tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
+    score(samples, own, tokenizer, verifier, cfg.task)
     for sample in samples:
-        sample.prompt = mine[sample.prompt]  # from the place in this rank's prompts to that in the batch
-    answers = [problems[order[s.prompt]]["answer"] for s in samples]
-    for sample, reward in zip(samples, verifier.score(texts, answers, cfg.task)):
-        sample.reward = reward
+        sample.prompt = mine[sample.prompt]  # from its place in this rank's prompts to that in the batch
     samples = sorted(gather(samples), key=lambda s: s.prompt)  # from here on every rank holds the whole batch
     rewards = torch.tensor([s.reward for s in samples])
     for sample, advantage in zip(samples, group_advantage(rewards, cfg.group_size).tolist()):
@@ -712,23 +672,25 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     clock.lap("logprobs")
 
     log, norms = zip(*(trainer.update(share, tau, progress) for share in shares))
-    loss, gated, clipped, kl, count = torch.stack(log).sum(0).tolist()
+    loss, gated, clipped, moved = torch.stack(log).sum(0).tolist()
     trainer.optimizer.zero_grad()  # the engine gets the gradients' memory
     clock.lap("update")
     engine.sync(trainer.named_weights())
     clock.lap("sync")
 
-    right, seconds = rewards.view(-1, cfg.group_size) > 0, clock.seconds
-    share = lambda flags: float(np.mean([bool(flag) for flag in flags]))
-    names = ["Lambda", *(f"Lambda_{k}" for k in range(1, cfg.K + 1)), "entropy"]  # Lambda, Lambda^(k): Eq. 2
+    right, seconds, count = (rewards > 0).view(-1, cfg.group_size), clock.seconds, len(samples)
+    names = ["Lambda", *(f"Lambda_{k}" for k in range(1, cfg.K + 1)), "entropy"]  # Lambda and Lambda^(k) of Eq. 2
     return {
-        "step": step + 1, "reward": rewards.mean().item(), f"pass@{cfg.group_size}": share(right.any(1)),
-        "mixed_groups": share(right.any(1) & ~right.all(1)), **{name: x / len(samples) for name, x in zip(names, means)},
-        "gate_share": gated / count, "clip_share": clipped / count, "approx_kl": kl / count, "loss": loss / len(shares),
-        "grad_norm": sum(norms) / len(norms), "lr": trainer.optimizer.param_groups[0]["lr"],
-        "response_tokens": tokens / len(samples), "truncated": share(s.truncated for s in samples), "logp_gap": gap / tokens,
-        **{f"seconds_{name}": value for name, value in seconds.items()}, "rollout_tokens_per_s": tokens / seconds["rollout"],
-        "update_tokens_per_s": tokens / seconds["update"], "peak_memory_gib": clock.peak_memory()}
+        "step": step + 1, "reward": rewards.mean().item(), f"pass@{cfg.group_size}": right.any(1).float().mean().item(),
+        "mixed_groups": (right.any(1) & ~right.all(1)).float().mean().item(),
+        **{name: total / count for name, total in zip(names, means)},
+        "gate_share": gated / tokens, "clip_share": clipped / tokens, "approx_kl": moved / tokens,
+        "loss": loss / len(shares), "grad_norm": sum(norms) / len(norms), "lr": trainer.optimizer.param_groups[0]["lr"],
+        "response_tokens": tokens / count, "truncated": sum(s.truncated for s in samples) / count,
+        "logp_gap": gap / tokens,
+        **{f"seconds_{name}": value for name, value in seconds.items()},
+        "rollout_tokens_per_s": tokens / seconds["rollout"], "update_tokens_per_s": tokens / seconds["update"],
+        "peak_memory_gib": clock.peak_memory()}
 
 
 class Clock:
@@ -740,8 +702,7 @@ class Clock:
     def lap(self, name):
         if self.cuda:
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.seconds[name], self.last = now - self.last, now
+        self.seconds[name], self.last = time.perf_counter() - self.last, time.perf_counter()
 
     def peak_memory(self):
         """GiB: PyTorch's on the GPU, or the process's resident size where there is none."""
@@ -751,12 +712,12 @@ class Clock:
 
 
 def check_gap(gap, dtype):
-    """Stops a run whose engine does not sample from the trained policy: pi_old is then a fiction, and nothing else tells."""
+    """Stops a run whose engine does not sample from the trained policy: pi_old is then a fiction."""
     limit = 0.2 if dtype == torch.bfloat16 else 0.01  # rounding alone: about 0.04 and 1e-6
     if not gap < limit:
         fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above {limit}: the engine does not sample from the "
-             "trained policy. Likely: weights that the engine knows under other names, an output head with soft-capping "
-             "or a bias, a quantised checkpoint. --rollout hf tells an engine's fault from a model's.")
+             "trained policy. Likely: weights that the engine knows by other names, an output head with soft-capping or a "
+             "bias, a quantised checkpoint. --rollout hf tells an engine's fault from a model's.")
 
 
 def gather(items):
@@ -770,45 +731,41 @@ def gather(items):
 def evaluate(cfg, folder, sets, tokenizer, engine, verifier, progress):
     """n samples for each problem of each set; pass@K on screen and in folder/eval.json.
 
-    Every response goes to folder/NAME.jsonl with its verdict, chunk by chunk. A stopped evaluation goes on after the last
-    whole chunk and comes to the same samples: they depend on (seed, chunk, rank) alone."""
+    Every response goes to folder/NAME.jsonl with its verdict, chunk by chunk. A stopped evaluation goes on after the
+    last whole chunk and comes to the same samples: they depend on (seed, chunk, rank) alone."""
     rank, world, chunk = dist.get_rank(), dist.get_world_size(), 64  # problems
     settings = {name: getattr(cfg, name) for name in ("model", "seed", "task", "prompt_template", "eval_n",
                                                       "eval_temperature", "eval_top_p", "eval_max_tokens")}
-    ks = [2**i for i in range(cfg.eval_n.bit_length())]
+    ks = [str(2**i) for i in range(cfg.eval_n.bit_length())]
     report = {}
     for name, problems in sets.items():
-        path = folder / f"{name}.jsonl"
-        rows = gather(read_responses(path, settings, cfg.eval_n * chunk, cfg.eval_n * len(problems)) if rank == 0 else [])
+        path, whole = folder / f"{name}.jsonl", cfg.eval_n * len(problems)
+        rows = gather(read_responses(path, settings, cfg.eval_n * chunk, whole) if rank == 0 else [])
         for start in progress(range(len(rows) // cfg.eval_n, len(problems), chunk), desc=name):
-            mine = problems[start:start + chunk][rank::world]
+            own = problems[start:start + chunk][rank::world]
             seed_everything(cfg.seed, start, rank, 1)
-            groups = engine.generate([p["prompt_ids"] for p in mine], cfg.eval_n, cfg.eval_temperature, cfg.eval_top_p,
-                                     cfg.eval_max_tokens, progress)
-            samples = [sample for group in groups for sample in group]
-            texts = tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
-            verdicts = verifier.score(texts, [mine[s.prompt]["answer"] for s in samples], cfg.task)
-            new = gather([{"id": mine[s.prompt]["id"], "correct": int(verdict), "tokens": len(s.response_ids),
-                           "truncated": bool(s.truncated), "response": text}
-                          for s, text, verdict in zip(samples, texts, verdicts)])
+            samples = engine.generate([problem["prompt_ids"] for problem in own], cfg.eval_n, cfg.eval_temperature,
+                                      cfg.eval_top_p, cfg.eval_max_tokens, progress)
+            score(samples, own, tokenizer, verifier, cfg.task)
+            new = gather([{"id": own[s.prompt]["id"], "correct": int(s.reward > 0), "tokens": len(s.response_ids),
+                           "truncated": bool(s.truncated), "response": s.text} for s in samples])
             if rank == 0:
                 with path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in new)
             rows += new
-        correct = {p["id"]: 0 for p in problems}
+        correct = {problem["id"]: 0 for problem in problems}
         for row in rows:
             correct[row["id"]] += row["correct"]
         c = torch.tensor(list(correct.values()))
-        report[name] = {"problems": len(problems), "n": cfg.eval_n, "correct": correct,
-                        "truncated": sum(row["truncated"] for row in rows) / len(rows),
-                        "pass": {str(k): pass_at_k(cfg.eval_n, c, k).mean().item() for k in ks}}
+        report[name] = {"problems": len(problems), "truncated": sum(row["truncated"] for row in rows) / len(rows),
+                        "correct": correct, "pass": {k: pass_at_k(cfg.eval_n, c, int(k)).mean().item() for k in ks}}
     if rank == 0:
-        average = {k: sum(row["pass"][k] for row in report.values()) / len(report) for k in map(str, ks)}
+        average = {k: sum(row["pass"][k] for row in report.values()) / len(report) for k in ks}
         write_whole(folder / "eval.json", json.dumps({"settings": settings, "sets": report, "average": average}))
         print(f"pass@K in %, n = {cfg.eval_n}, T = {cfg.eval_temperature}, top-p = {cfg.eval_top_p}: {folder}")
-        print(f"{'K':12}" + "".join(f"{k:8}" for k in ks))
-        for name, values in [(name, row["pass"]) for name, row in report.items()] + [("average", average)] * (len(report) > 1):
-            print(f"{name[:12]:12}" + "".join(f"{100 * values[str(k)]:8.1f}" for k in ks), flush=True)
+        print(f"{'K':12}" + "".join(f"{k:>8}" for k in ks))
+        for name, row in [*report.items(), *[("average", {"pass": average})] * (len(report) > 1)]:
+            print(f"{name[:12]:12}" + "".join(f"{100 * row['pass'][k]:8.1f}" for k in ks), flush=True)
 
 
 def read_responses(path, settings, chunk, whole):
@@ -817,7 +774,7 @@ def read_responses(path, settings, chunk, whole):
     if path.exists():
         head, *lines = path.read_text(encoding="utf-8").split("\n")
         if json.loads(head) != settings:
-            fail(f"{path} was evaluated with other settings {head}: choose another --output, or delete it to start over")
+            fail(f"{path} was evaluated with other settings, {head}: choose another --output, or delete it")
         count = whole if len(lines) > whole else len(lines[:-1]) // chunk * chunk  # the last line may have been cut off
         rows = [json.loads(line) for line in lines[:count]]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -866,7 +823,8 @@ def load_checkpoint(folder, trainer):
         return 0
     state = checkpoint_state(trainer)
     dcp.load(state, checkpoint_id=found[-1])
-    set_state_dict(trainer.policy, trainer.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(trainer.policy, trainer.optimizer, model_state_dict=state["model"],
+                   optim_state_dict=state["optimizer"])
     step = int(found[-1].name.removeprefix("step_"))
     trainer.updates = step * (trainer.cfg.batch // trainer.cfg.mini_batch)
     return step
@@ -896,7 +854,7 @@ def parse_config(arguments):
     from verify import TASKS
     groups = {"train": (RunConfig, ObjectiveConfig, TrainConfig, EvalConfig), "eval": (RunConfig, EvalConfig)}
     command = arguments[0] if arguments and arguments[0] in groups else None
-    parser = HfArgumentParser(groups.get(command, ()), prog="simko.py", usage="simko.py {train,eval} [--flag value ...]",
+    parser = HfArgumentParser(groups.get(command, ()), prog="simko.py", usage="simko.py {train,eval} [--flag value]",
                               allow_abbrev=False, description="Both commands have their own --help.")
 
     def refuse(message):
@@ -909,13 +867,14 @@ def parse_config(arguments):
     if unknown or not command:
         refuse(f"unknown flag or value {unknown[0]!r}" if command else "say what to do: train or eval")
     cfg = Config(**{name: value for part in parts for name, value in vars(part).items()})
-    above_0 = ("K", "steps", "batch", "group_size", "mini_batch", "max_prompt_tokens", "max_response_tokens", "temperature",
-               "lr", "grad_clip", "micro_batch_tokens", "save_every", "eval_n", "eval_max_tokens", "engine_memory")
+    above_0 = ("K", "steps", "batch", "group_size", "mini_batch", "max_prompt_tokens", "max_response_tokens", "lr",
+               "temperature", "grad_clip", "micro_batch_tokens", "save_every", "eval_n", "eval_max_tokens",
+               "engine_memory")
     not_below_0 = ("seed", "kl_beta", "clip_high", "lr_warmup", "weight_decay", "eval_every", "eval_temperature")
     sources = [cfg.train_data] * (command == "train") + cfg.eval_data
     checks = [(f"--{name.replace('_', '-')} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
         (f"--{name.replace('_', '-')} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
-        (f"there is no file {source}", not source.endswith(".jsonl") or Path(source).is_file()) for source in sources] + [
+        (f"there is no file {path}", not path.endswith(".jsonl") or Path(path).is_file()) for path in sources] + [
         ("--alpha must lie in [0, 1]", 0 <= cfg.alpha <= 1), ("--q must lie in [0, 1]", 0 <= cfg.q <= 1),
         ("--lam must be at least 1", cfg.lam >= 1), ("--clip-low must lie in [0, 1)", 0 <= cfg.clip_low < 1),
         ("--eval-top-p must lie in (0, 1]", 0 < cfg.eval_top_p <= 1),
@@ -955,7 +914,7 @@ def load_tokenizer(cfg):
         stops += ids if isinstance(ids, list) else [ids]
     except OSError:
         pass  # generation_config.json is optional
-    return tokenizer, sorted(set(stops) - {None}) or fail(f"{cfg.model} names no end-of-text token: no response would end")
+    return tokenizer, sorted(set(stops) - {None}) or fail(f"{cfg.model} names no end-of-text token: nothing would end")
 
 
 def open_run(cfg):
@@ -965,7 +924,8 @@ def open_run(cfg):
         if not cfg.resume:
             fail(f"{folder} holds a run already: choose another --output, or leave out --no-resume to go on with it")
         before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        free = {"output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing", "engine_memory"}
+        free = ("output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing",
+                "engine_memory")
         changed = [f"--{name.replace('_', '-')} was {before.get(name)}, is {value}" for name, value in settings.items()
                    if name not in free and not name.startswith("eval_") and before.get(name) != value]
         if changed:
@@ -974,7 +934,7 @@ def open_run(cfg):
 
 
 def prepare(arguments):
-    """Everything that can be wrong with the command line and the data it names: before processes start or files change."""
+    """Finds what can be wrong with the command line and the data it names, before processes start or files change."""
     command, cfg = parse_config(arguments)
     tokenizer, stop_ids = load_tokenizer(cfg)
     sets = {source: encode_prompts(load_problems(source), tokenizer, cfg)
@@ -1042,8 +1002,9 @@ def main(arguments):
         folder, settings = open_run(cfg) if command == "train" else (Path(cfg.output), None)
         if rank == 0:
             for source, (problems, dropped) in sets.items():
-                print(f"{source}: {len(problems)} problems, {dropped} left out (prompt over {cfg.max_prompt_tokens} tokens)")
-            print(f"{folder}: {command} {cfg.method * (command == 'train')} on {world} x {device.type}, {dtype}", flush=True)
+                print(f"{source}: {len(problems)} problems; {dropped} over {cfg.max_prompt_tokens} tokens dropped")
+            what = cfg.method if command == "train" else "evaluation"
+            print(f"{folder}: {what} on {world} x {device.type}, {dtype}", flush=True)
         tests = {set_name(source): sets[source][0] for source in cfg.eval_data}
         run_eval = partial(evaluate, cfg, sets=tests, tokenizer=tokenizer, verifier=verifier, progress=progress)
         with closing(make_engine(cfg, stop_ids, device, dtype, "dummy" if command == "train" else "auto")) as engine:

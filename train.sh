@@ -65,7 +65,7 @@ if [[ $recipe == test ]]; then exec python -m pytest "$@"; fi
 
 # ---- train -----------------------------------------------------------------------------------------------------------
 train() { torchrun --standalone --nproc_per_node "$((gpus > 0 ? gpus : 1))" simko.py train "$@"; }
-check() { python -c 'import sys, simko; simko.preflight(sys.argv[1:])' train "$@"; }  # one message, not one a process
+check() { python -c 'import sys, simko; simko.prepare(sys.argv[1:])' train "$@"; }  # one message, not one a process
 
 if [[ $recipe != laptop ]]; then
   check $(flags "$recipe") --output "runs/$recipe" "$@"
