@@ -62,13 +62,11 @@ class ObjectiveConfig:
     K: int = HfArg(default=3, help="number of candidates in Eq. 6 and of the logged Lambda^(k) (Sec. 3)")
     q: float = HfArg(default=0.8, help="entropy quantile tau(q) above which Eq. 3 acts (Sec. 5.1)")
     lam: float = HfArg(default=1.1, help="lambda_top1 of Sec. 4.3 (Sec. 5.1; Qwen2.5-7B: 1.05)")
-    tau_scope: Literal["response", "batch"] = HfArg(default="response", help="tokens tau(q) is taken over: "
-                                                    "each response (released code) or the whole rollout batch")
+    tau_scope: Literal["response", "batch"] = HfArg(default="response", help="tokens that tau(q) is taken over")
     clip_low: float = HfArg(default=0.2, help="epsilon below 1 (GRPO's usual value; the paper gives none)")
     clip_high: float = HfArg(default=0.2, help="epsilon above 1 (logic runs of the released recipes: 0.28)")
     kl_beta: float = HfArg(default=0.0, help="beta of the KL penalty to the starting model (0 in every experiment)")
-    loss_norm: Literal["response", "token"] = HfArg(default="response", help="response: 1/G sum 1/|y| as printed in "
-                                                    "Sec. 2; token: one mean over tokens (released code)")
+    loss_norm: Literal["response", "token"] = HfArg(default="response", help="1/G sum 1/|y| (Sec. 2) or token mean")
 
 
 @dataclass
@@ -249,10 +247,10 @@ class Packed(NamedTuple):
     tokens: torch.Tensor     # (T,)
     positions: torch.Tensor  # (T,) from 0 in each sequence
     bounds: torch.Tensor     # (R + 1,) int32: where each sequence starts; the last is T
-    longest: int             # tokens of the longest sequence
     predicts: torch.Tensor   # (N,) where in the row each response token is predicted: one place before it
     targets: torch.Tensor    # (N,) the response tokens
     lengths: torch.Tensor    # (R,) response tokens of each sequence
+    longest: int             # tokens of the longest sequence
 
 
 def pack(samples, device):
@@ -262,9 +260,9 @@ def pack(samples, device):
     sizes, tokens = prompts + lengths, np.concatenate([ids for row in rows for ids in row])
     positions = np.concatenate([np.arange(size) for size in sizes])
     response = np.flatnonzero(positions >= prompts.repeat(sizes))
-    tensor = lambda array: torch.from_numpy(array).to(device)
-    return Packed(tensor(tokens), tensor(positions), tensor(np.cumsum([0, *sizes], dtype=np.int32)), int(sizes.max()),
-                  tensor(response - 1), tensor(tokens[response]), tensor(lengths[:len(samples)]))
+    arrays = (tokens, positions, np.cumsum([0, *sizes], dtype=np.int32), response - 1, tokens[response],
+              lengths[:len(samples)])
+    return Packed(*(torch.from_numpy(array).to(device) for array in arrays), int(sizes.max()))
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, max_length_q, **_):
@@ -716,7 +714,7 @@ def check_gap(gap, dtype):
     limit = 0.2 if dtype == torch.bfloat16 else 0.01  # rounding alone: about 0.04 and 1e-6
     if not gap < limit:
         fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above {limit}: the engine does not sample from the "
-             "trained policy. Likely: weights that the engine knows by other names, an output head with soft-capping or a "
+             "trained policy. Likely: weights the engine knows by other names, an output head with soft-capping or a "
              "bias, a quantised checkpoint. --rollout hf tells an engine's fault from a model's.")
 
 
@@ -736,6 +734,7 @@ def evaluate(cfg, folder, sets, tokenizer, engine, verifier, progress):
     rank, world, chunk = dist.get_rank(), dist.get_world_size(), 64  # problems
     settings = {name: getattr(cfg, name) for name in ("model", "seed", "task", "prompt_template", "eval_n",
                                                       "eval_temperature", "eval_top_p", "eval_max_tokens")}
+    settings["modified"] = max((file.stat().st_mtime for file in Path(cfg.model).glob("*.safetensors")), default=None)
     ks = [str(2**i) for i in range(cfg.eval_n.bit_length())]
     report = {}
     for name, problems in sets.items():
@@ -871,10 +870,8 @@ def parse_config(arguments):
                "temperature", "grad_clip", "micro_batch_tokens", "save_every", "eval_n", "eval_max_tokens",
                "engine_memory")
     not_below_0 = ("seed", "kl_beta", "clip_high", "lr_warmup", "weight_decay", "eval_every", "eval_temperature")
-    sources = [cfg.train_data] * (command == "train") + cfg.eval_data
     checks = [(f"--{name.replace('_', '-')} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
         (f"--{name.replace('_', '-')} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
-        (f"there is no file {path}", not path.endswith(".jsonl") or Path(path).is_file()) for path in sources] + [
         ("--alpha must lie in [0, 1]", 0 <= cfg.alpha <= 1), ("--q must lie in [0, 1]", 0 <= cfg.q <= 1),
         ("--lam must be at least 1", cfg.lam >= 1), ("--clip-low must lie in [0, 1)", 0 <= cfg.clip_low < 1),
         ("--eval-top-p must lie in (0, 1]", 0 < cfg.eval_top_p <= 1),
@@ -1019,15 +1016,16 @@ def main(arguments):
                 engine.sync(trainer.named_weights())
                 for step in range(first, cfg.steps):
                     if tests and cfg.eval_every and step % cfg.eval_every == 0:
-                        run_eval(folder=folder / f"eval_{step:06d}", engine=engine)
+                        run_eval(folder / f"eval_{step:06d}", engine=engine)
                     row = train_step(step, cfg, sets[cfg.train_data][0], tokenizer, engine, trainer, verifier, progress)
                     if rank == 0:
                         log(row)
                     if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                         save_checkpoint(folder / "checkpoints", step + 1, trainer)
                 save_hf(folder / "hf", trainer, tokenizer)
+                folder = folder / f"eval_{cfg.steps:06d}"
             if tests:
-                run_eval(folder=folder / "eval" if command == "train" else folder, engine=engine)
+                run_eval(folder, engine=engine)
             dist.barrier()  # the end of an engine takes its process group along: not before every rank is done
 
 

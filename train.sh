@@ -65,21 +65,22 @@ if [[ $recipe == test ]]; then exec python -m pytest "$@"; fi
 
 # ---- train -----------------------------------------------------------------------------------------------------------
 train() { torchrun --standalone --nproc_per_node "$((gpus > 0 ? gpus : 1))" simko.py train "$@"; }
-check() { python -c 'import sys, simko; simko.prepare(sys.argv[1:])' train "$@"; }  # one message, not one a process
+check() { python -c "import sys, simko; simko.$1(sys.argv[1:])" train "${@:2}"; }  # one message, not one a process
 
 if [[ $recipe != laptop ]]; then
-  check $(flags "$recipe") --output "runs/$recipe" "$@"
+  check prepare $(flags "$recipe") --output "runs/$recipe" "$@"
   train $(flags "$recipe") --output "runs/$recipe" "$@"
   exit
 fi
+for flag; do [[ $flag != --output* ]] || stop "laptop makes two runs, runs/laptop/grpo and simko: --output cannot name both"; done
+check parse_config $(flags laptop) $laptop_simko "$@"
 python tools/laptop.py runs/laptop/data
-check $(flags laptop) $laptop_simko "$@"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
 named() { while IFS= read -r line; do echo "$1 $line"; done; }
 train $(flags laptop) --output runs/laptop/grpo --method grpo --eval-every 500 "$@" 2>&1 | named "grpo  |" &
 grpo=$!
 train $(flags laptop) --output runs/laptop/simko $laptop_simko "$@" 2>&1 | named "simko |" &
 wait $grpo && wait $! || stop "a run failed, see above; the same command goes on from its last checkpoint"
-runs="base=runs/laptop/grpo/eval_000000 GRPO=runs/laptop/grpo/eval SimKO=runs/laptop/simko/eval"
+runs="base=runs/laptop/grpo/eval_000000 GRPO=runs/laptop/grpo SimKO=runs/laptop/simko"
 python tools/tables.py $runs
 python tools/plots.py $runs -o runs/laptop/figures

@@ -1,0 +1,937 @@
+"""The tests, in micrograd's manner: each claim is computed twice, naively from the paper's formulas and by simko.py, and
+values and gradients are compared. Pure functions first, then packing and updates, engines, whole runs.
+
+    python -m pytest test_simko.py
+
+Needs no network and no model: the checkpoints are made here, from seeds. Engines and ranks run in processes of their
+own, started as `python test_simko.py WORKER ...` (at the end of this file)."""
+import dataclasses
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import closing
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from tqdm import tqdm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+import simko
+import verify
+from simko import Config, Sample
+
+HERE = Path(simko.__file__).resolve().parent
+ENVIRONMENT = dict(os.environ)  # as it was: process_group adds its address to this process's
+STOP, TOKENS = 2, 61            # end-of-text id and vocabulary of the checkpoints made here
+CPU, quiet = torch.device("cpu"), partial(tqdm, disable=True)
+needs_vllm = pytest.mark.skipif(sys.platform != "linux", reason="there is no vLLM wheel for this platform")
+settings.register_profile("simko", max_examples=60, deadline=None, derandomize=True)
+settings.load_profile("simko")
+seeds = st.integers(0, 2**32 - 1)
+torch.set_num_threads(1)  # tensors this small are slower on more
+# transformers' norm rounds to float32 even in a float64 model: not here, so that a small difference is a difference.
+LlamaRMSNorm.forward = lambda norm, x: F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    """Normal numbers that are a function of (shape, seed)."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def near(got, want, tolerance=1e-12):
+    """Fails unless every entry is within `tolerance`, absolute up to 1 and relative above."""
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+def distance(got, want):
+    """||got - want|| / ||want|| over a whole gradient {name: tensor}; the names must agree."""
+    assert got.keys() == want.keys()
+    difference = sum((got[name].double() - want[name].double()).square().sum() for name in want)
+    return (difference / sum(x.double().square().sum() for x in want.values())).sqrt().item()
+
+
+# ------------------------------------------------------------------------------------------------------- objective
+def naive_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
+    """Eq. 3 at one token as the paper prints it, old policy's top-K ratios included. z, z_old: (V,) logits."""
+    pi, old = z.softmax(0), z_old.softmax(0).detach()
+    gamma, top = pi[y] / old[y], pi.topk(K).indices.tolist()
+    if gate and advantage > 0:
+        gamma_k = [pi[k] / old[k] for k in top]
+        return (1 - alpha) * gamma + alpha / K * sum((gamma / g).detach() * g for g in gamma_k)  # Eq. 6
+    if gate and advantage < 0 and y == top[0]:
+        return lam * gamma  # Sec. 4.3
+    return gamma
+
+
+def real_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
+    """The same for (N,) tokens through `simko_ratio`. z, z_old: (N, V) logits."""
+    log_pi, index = z.log_softmax(-1), y[:, None]
+    logp, old_logp = log_pi.gather(1, index)[:, 0], z_old.log_softmax(-1).gather(1, index)[:, 0]
+    topk_logp = log_pi.topk(K, -1).values
+    return simko.simko_ratio(logp, old_logp, topk_logp, y == z.argmax(-1), advantage, gate, alpha, lam)
+
+
+@given(V=st.integers(2, 12), K=st.integers(1, 12), alpha=st.floats(0, 1), inside=st.booleans(), seed=seeds)
+def test_eq6_has_the_gradient_of_eq5_and_the_value_of_gamma(V, K, alpha, inside, seed):
+    K = min(K, V)
+    z, z_old = randn(V, seed=seed).requires_grad_(), randn(V, seed=seed) + 0.5 * randn(V, seed=seed + 1)
+    order = z.detach().argsort(descending=True)
+    y = order[seed % K] if inside or K == V else order[K + seed % (V - K)]
+    ratio = real_ratio(z[None], z_old[None], y[None], torch.ones(1), torch.tensor([True]), alpha, K, lam=7.0)
+    pi = z.detach().softmax(0)
+    gamma = (z.detach().log_softmax(0)[y] - z_old.log_softmax(0)[y]).exp()
+    e_tilde = torch.zeros(V, dtype=torch.float64)
+    e_tilde[y] += 1 - alpha
+    e_tilde[order[:K]] += alpha / K
+    assert torch.equal(ratio.detach()[0], gamma)
+    near(torch.autograd.grad(ratio.sum(), z)[0], gamma * (e_tilde - pi))
+
+
+@given(V=st.integers(1, 9), K=st.integers(1, 9), alpha=st.floats(0, 1), lam=st.floats(1, 3), seed=seeds)
+def test_the_ratio_is_the_papers_with_the_old_top_k_that_cancels_here(V, K, alpha, lam, seed):
+    N, K = 24, min(K, V)
+    z, z_old = randn(N, V, seed=seed).requires_grad_(), randn(N, V, seed=seed) + 0.7 * randn(N, V, seed=seed + 1)
+    y = torch.where(randn(N, seed=seed + 2) > 0, z.argmax(-1), randn(N, V, seed=seed + 3).argmax(-1))
+    advantage, gate = randn(N, seed=seed + 4).round(), randn(N, seed=seed + 5) > -0.5
+    real = real_ratio(z, z_old, y, advantage, gate, alpha, K, lam)
+    naive = torch.stack([naive_ratio(*row, alpha, K, lam) for row in zip(z, z_old, y, advantage, gate)])
+    weight = randn(N, seed=seed + 6)
+    near(real, naive)
+    near(torch.autograd.grad(real @ weight, z)[0], torch.autograd.grad(naive @ weight, z)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4)])
+def test_any_float_dtype_and_any_leading_shape(dtype, shape):
+    N, K, tolerance = math.prod(shape), 3, {8: 1e-15, 4: 1e-6}.get(dtype.itemsize, 0.02)
+    tensors = [(-randn(N, seed=1).abs()).to(dtype), (-randn(N, seed=2).abs()).to(dtype), (-randn(N, K, seed=3).abs()).to(dtype),
+               randn(N, seed=4) > 0, randn(N, seed=5).to(dtype), randn(N, seed=6) > 0]
+
+    def ratio_and_gradients(values, shape):
+        values = [x.reshape((*shape, *x.shape[1:])) for x in values]
+        leaves = [x.detach().clone().requires_grad_() for x in (values[0], values[2])]
+        ratio = simko.simko_ratio(leaves[0], values[1], leaves[1], *values[3:], 0.3, 1.7)
+        loss = simko.clipped_loss(ratio, values[4], 0.2, 0.28)
+        gradients = torch.autograd.grad(loss.sum(), leaves)
+        assert ratio.shape == loss.shape == shape and {x.dtype for x in (ratio, loss, *gradients)} == {values[0].dtype}
+        return [x.reshape(N, *x.shape[len(shape):]) for x in (ratio, *gradients)]
+
+    want = ratio_and_gradients([x.double() if x.dtype.is_floating_point else x for x in tensors], (N,))
+    for got, expected in zip(ratio_and_gradients(tensors, shape), want):
+        near(got.double(), expected, tolerance)  # a few roundings of the dtype: 2^-8 for bfloat16
+
+
+@given(V=st.integers(2, 9), alpha=st.floats(0.01, 1), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+       seed=seeds)
+def test_alpha_0_with_lambda_1_and_an_empty_gate_are_grpo_bit_for_bit(V, alpha, dtype, seed):
+    N = 32
+    y, advantage = randn(N, V, seed=seed + 2).argmax(-1), randn(N, seed=seed + 3, dtype=dtype).round()
+    z = randn(N, V, seed=seed, dtype=dtype).requires_grad_()
+    z_old = randn(N, V, seed=seed + 1, dtype=dtype)
+    entropy = torch.distributions.Categorical(logits=z.detach().float()).entropy()
+    gates = [simko.entropy_gate(entropy, torch.tensor([20, 12]), q, scope) for q, scope in [(0.5, "batch"), (1.0, "batch"),
+                                                                                          (1.0, "response")]]
+    assert gates[0].any() and not gates[1].any() and not gates[2].any()
+
+    def loss_and_gradient(ratio):
+        loss = simko.clipped_loss(ratio, advantage, 0.2, 0.2)
+        return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
+
+    log_pi, log_old = z.log_softmax(-1), z_old.log_softmax(-1)
+    grpo = loss_and_gradient((log_pi.gather(1, y[:, None]) - log_old.gather(1, y[:, None])).exp()[:, 0])
+    for gate, alpha_, lam in [(gates[0], 0.0, 1.0), (gates[1], alpha, 1.5), (gates[2], alpha, 1.5)]:
+        for got, want in zip(loss_and_gradient(real_ratio(z, z_old, y, advantage, gate, alpha_, 2, lam)), grpo):
+            assert torch.equal(got, want)
+
+
+def test_lambda_acts_before_the_clip():
+    logp = torch.tensor([0.75, 0.7], dtype=torch.float64).log().requires_grad_()
+    yes, minus, zero = torch.tensor([True, True]), -torch.ones(2), torch.zeros(2, dtype=torch.float64)
+    ratio = simko.simko_ratio(logp, zero, zero[:, None], yes, minus, yes, alpha=0.5, lam=1.1)
+    loss = simko.clipped_loss(ratio, minus, 0.2, 0.2)
+    near(loss, torch.tensor([0.825, 0.8], dtype=torch.float64))  # after the clip it would be 1.1 * 0.8 = 0.88 twice
+    near(torch.autograd.grad(loss.sum(), logp)[0], torch.tensor([0.825, 0.0], dtype=torch.float64))  # and 0 twice
+
+
+@given(gamma=st.floats(0.1, 3), advantage=st.floats(-2, 2), low=st.floats(0.05, 0.9), high=st.floats(0.05, 1))
+def test_the_clip_stops_gains_beyond_the_interval_and_nothing_else(gamma, advantage, low, high):
+    stopped = advantage > 0 and gamma > 1 + high or advantage < 0 and gamma < 1 - low
+    bound = 1 + high if advantage > 0 else 1 - low
+    leaf = torch.tensor(gamma, dtype=torch.float64, requires_grad=True)
+    loss = simko.clipped_loss(leaf, torch.tensor(advantage, dtype=torch.float64), low, high)
+    near(loss.item(), -(bound if stopped else gamma) * advantage)
+    near(torch.autograd.grad(loss, leaf)[0].item(), 0.0 if stopped else -advantage)
+
+
+def test_gradcheck_where_nothing_is_detached():
+    logp, topk = (-randn(6, seed=1).abs()).requires_grad_(), (-randn(6, 2, seed=2).abs()).requires_grad_()
+    signs = torch.tensor([-1.0, -1, -1, 0, 0, 1], dtype=torch.float64)
+    flags = [torch.tensor(x, dtype=torch.bool) for x in ([1, 0, 1, 1, 0, 1], [1, 1, 0, 1, 0, 0])]  # rank-1, gate
+    ratio = partial(simko.simko_ratio, is_top1=flags[0], advantage=signs, gate=flags[1], alpha=0.3, lam=1.4)
+    old = logp.detach() + 0.1
+    assert torch.autograd.gradcheck(lambda a, b: ratio(a, old, b), (logp, topk))
+    assert torch.autograd.gradcheck(lambda a: simko.kl_penalty(a, randn(6, seed=3)), (logp,))
+    hidden, weight = randn(5, 4, seed=4).requires_grad_(), randn(9, 4, seed=5).requires_grad_()
+    token = torch.tensor([0, 8, 3, 3, 5])
+    assert torch.autograd.gradcheck(lambda h, w: simko.token_statistics(h, w, token, 3, 0.7, 2)[:2], (hidden, weight))
+
+
+def test_kl_penalty_is_unbiased_and_never_negative():
+    log_pi, log_ref = randn(50, 7, seed=1).log_softmax(-1), randn(50, 7, seed=2).log_softmax(-1)
+    estimate = simko.kl_penalty(log_pi, log_ref)
+    assert (estimate >= 0).all() and torch.equal(simko.kl_penalty(log_pi, log_pi), torch.zeros_like(log_pi))
+    near((log_pi.exp() * estimate).sum(-1), (log_pi.exp() * (log_pi - log_ref)).sum(-1))
+
+
+@given(size=st.integers(2, 6), groups=st.integers(1, 4), seed=seeds)
+def test_advantages_are_rewards_against_their_group(size, groups, seed):
+    rewards = randn(groups * size, seed=seed).round()
+    want = []
+    for i in range(0, len(rewards), size):
+        group = rewards[i:i + size].tolist()
+        want += [(r - statistics.mean(group)) / (statistics.stdev(group) + 1e-6) for r in group]
+    near(simko.group_advantage(rewards, size), torch.tensor(want, dtype=torch.float64), 1e-12)
+
+
+def test_equal_rewards_give_exactly_no_advantage_and_a_group_of_one_is_an_error():
+    for value, size in itertools.product((0.0, 1.0, 0.1, 1 / 3), range(2, 12)):
+        assert simko.group_advantage(torch.full((2 * size,), value), size).tolist() == [0.0] * (2 * size)
+    for count, size in [(4, 1), (4, 0), (7, 2), (3, 8)]:
+        with pytest.raises(ValueError):
+            simko.group_advantage(torch.zeros(count), size)
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), eighths=st.integers(0, 8),
+       scope=st.sampled_from(["response", "batch"]), seed=seeds)
+def test_the_gate_opens_strictly_above_the_quantile_in_every_layout(lengths, eighths, scope, seed):
+    q, entropy = eighths / 8, (randn(sum(lengths), seed=seed) * 4).round() / 4  # ties, and arithmetic without rounding
+    rows = entropy.split(lengths)
+    tau = [np.quantile(entropy if scope == "batch" else row, q) for row in rows]
+    want = [[h > t for h in row.tolist()] for row, t in zip(rows, tau)]
+    flat = simko.entropy_gate(entropy, torch.tensor(lengths), q, scope)
+    assert flat.tolist() == sum(want, [])
+    near(simko.entropy_threshold(entropy, torch.tensor(lengths), q, scope),
+         torch.tensor(np.repeat(tau, lengths)))
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=99.0)
+    padded = torch.cat([padded, torch.full((len(rows), 2), -99.0)], 1)
+    mask = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
+    for given_as in (torch.tensor(lengths), mask):
+        gate = simko.entropy_gate(padded, given_as, q, scope)
+        assert gate[mask].tolist() == flat.tolist() and not gate[~mask].any()
+
+
+def test_gates_of_ties_single_tokens_and_a_hand_made_response():
+    gate = partial(simko.entropy_gate, q=0.8)
+    assert not gate(torch.full((7,), 0.3), torch.tensor([7])).any()                          # all tie: none above
+    assert gate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 1, 1])).tolist() == [False] * 3  # one token each
+    assert gate(torch.tensor([1.0, 5, 2, 4, 3, 0]), torch.tensor([6])).tolist() == [False, True] + [False] * 4
+    assert gate(torch.tensor([1.0, 5, 2, 5, 3, 0]), torch.tensor([6])).tolist() == [False] * 6   # tau(0.8) is the tie
+    assert gate(torch.tensor([1.0, 9, 2, 3]), torch.tensor([2, 2]), scope="batch").tolist() == [False, True, False, False]
+    assert gate(torch.tensor([1.0, 9, 2, 3]), torch.tensor([2, 2])).tolist() == [False, True, False, True]
+
+
+def test_pass_at_k_counts_the_subsets_that_hold_a_correct_sample():
+    for n in range(1, 9):
+        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+            hits = [any(i < c for i in subset) for subset in itertools.combinations(range(n), k)]
+            assert simko.pass_at_k(n, c, k).item() == sum(hits) / len(hits)
+
+
+def test_pass_at_k_is_exact_for_300_samples_and_refuses_what_has_no_estimate():
+    c = torch.arange(301)
+    for k in (1, 2, 128, 256, 300):
+        want = [float(1 - Fraction(math.comb(300 - i, k), math.comb(300, k))) for i in c.tolist()]
+        assert simko.pass_at_k(300, c, k).tolist() == want
+    assert simko.pass_at_k(torch.tensor([[4], [8]]), torch.tensor([0, 1, 4]), 4).shape == (2, 3)
+    for n, c, k in [(4, 1, 5), (torch.tensor([8, 4]), 1, 5), (4, 1, 0), (4, 5, 2), (4, -1, 2)]:
+        with pytest.raises(ValueError):
+            simko.pass_at_k(n, c, k)
+
+
+# ------------------------------------------------------------------------------------------------ token statistics
+def plain_statistics(hidden, weight, token, K, temperature):
+    """`token_statistics` with all logits at once."""
+    log_pi = (hidden @ weight.T / temperature).log_softmax(-1)
+    logp = log_pi.gather(1, token[:, None])[:, 0]
+    return logp, log_pi.topk(K).values, -(log_pi.exp() * log_pi).sum(-1).detach(), logp == log_pi.amax(-1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@given(T=st.integers(1, 9), V=st.integers(1, 11), K=st.integers(1, 11), chunk=st.sampled_from([None, 1, 2, 3, 100]),
+       temperature=st.sampled_from([1.0, 0.6, 1.7]), seed=seeds)
+def test_token_statistics_are_those_of_plain_logits(tied, T, V, K, chunk, temperature, seed):
+    token, K = torch.randint(V, (T,), generator=torch.Generator().manual_seed(seed)), min(K, V)
+    results = []
+    for function in (partial(simko.token_statistics, chunk=chunk), plain_statistics):
+        weight, states = randn(V, 5, seed=seed).requires_grad_(), randn(T, 5, seed=seed + 1).requires_grad_()
+        hidden = states.tanh() + (weight[token.flip(0)].sin() if tied else 0)  # tied: the head embeds the input, too
+        logp, topk_logp, entropy, is_top1 = function(hidden, weight, token, K, temperature)
+        assert not entropy.requires_grad and not is_top1.requires_grad
+        total = (logp * randn(T, seed=seed + 2)).sum() + (topk_logp * randn(T, K, seed=seed + 3)).sum()
+        results.append([logp, topk_logp, entropy, *torch.autograd.grad(total, (states, weight)), is_top1])
+    for got, want in zip(*results):
+        near(got, want)
+
+
+def test_tokens_that_tie_for_the_highest_probability_are_all_rank_1():
+    weight = torch.tensor([[1.0], [2.0], [2.0], [0.0]])
+    is_top1 = simko.token_statistics(torch.ones(4, 1), weight, torch.arange(4), 1)[3]
+    assert is_top1.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("chunk", [40, 16, 7])
+def test_bfloat16_token_statistics_stay_within_the_rounding_of_their_logits(chunk):
+    hidden, weight = randn(40, 64, seed=1, dtype=torch.bfloat16), (randn(97, 64, seed=2) / 4).bfloat16()
+    token, results = randn(40, 97, seed=3).argmax(1), []
+    for function, dtype in ((partial(simko.token_statistics, chunk=chunk), torch.bfloat16), (plain_statistics, torch.float64)):
+        h, w = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+        logp, topk_logp, entropy, _ = function(h, w, token, 3, 0.8)
+        total = (logp * randn(40, seed=4)).sum()  # not of the candidates: rounding may swap two that are close
+        results.append([logp, topk_logp, entropy, *torch.autograd.grad(total, (h, w))])
+    # bfloat16 keeps 8 bits, so a logit z moves by at most 2^-8 |z|, log pi by twice the largest of these; statistics are
+    # float32. Gradients are rounded as grad_z, as the product and once more a chunk: 2^-8 each, not all one way.
+    largest = (hidden.double() @ weight.double().T).abs().max().item() / 0.8
+    for got, want in zip(*(r[:3] for r in results)):
+        assert got.dtype == torch.float32 and (got - want).abs().max() < 2 * 2**-8 * largest
+    for got, want in zip(*(r[3:] for r in results)):
+        assert (got.double() - want).norm() < 4 * 2**-8 * want.norm()
+
+
+# ------------------------------------------------------------------------------------------------- packed policy
+def make_checkpoint(folder, tied):
+    """A tiny random Llama with grouped-query attention, as an ordinary Hugging Face folder. vLLM wants heads of 32."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(int(tied))
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=TOKENS, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=tied, initializer_range=0.2,
+        bos_token_id=1, eos_token_id=STOP, pad_token_id=0))
+    model.generation_config = GenerationConfig(eos_token_id=STOP, pad_token_id=0)
+    model.save_pretrained(folder)
+
+
+def make_samples(folder):
+    """Responses as [prompt ids, response ids, advantage], lengths 1 to 17, some equal: sampled, greedy where A <= 0."""
+    from transformers import AutoModelForCausalLM
+    model, rows = AutoModelForCausalLM.from_pretrained(folder), []
+    torch.manual_seed(0)
+    for prompt, length, advantage in zip([3, 5, 3, 8, 4, 3, 6, 3, 5, 9, 4], [1, 7, 9, 7, 2, 17, 11, 9, 7, 5, 13],
+                                         [1.5, -0.9, 0.7, 1.1, -1.2, -0.6, 0.8, 0.0, -1.4, 1.0, 0.9]):
+        ids = torch.randint(3, TOKENS, (1, prompt))
+        out = model.generate(ids, do_sample=advantage > 0, min_new_tokens=length, max_new_tokens=length)[0].tolist()
+        rows.append([out[:prompt], out[prompt:], advantage])
+    return rows
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["untied", "tied"])
+def base(request, tmp_path_factory):
+    """Folder of a tiny checkpoint with samples.json beside its weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_checkpoint(folder, request.param)
+    (folder / "samples.json").write_text(json.dumps(make_samples(folder)))
+    return folder
+
+
+def load_samples(folder):
+    return [Sample(0, np.array(prompt), np.array(response), np.zeros(len(response), np.float32), True, advantage=advantage)
+            for prompt, response, advantage in json.loads((folder / "samples.json").read_text())]
+
+
+def plain_model(folder, *seeds):
+    """The checkpoint in float64 under transformers' own attention, moved by `seeds` as `move` moves the trainer's."""
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    for seed in seeds:
+        move(model, seed)
+    return model.double()
+
+
+@torch.no_grad()
+def move(model, seed):
+    """Shifts every weight, sharded or not, by a few percent: seeded noise of 0.01 (they are of size 0.2, or 1)."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    if hasattr(model, "reshard"):
+        model.reshard()  # else it may show whole weights that the next pass forgets
+    for i, parameter in enumerate(model.parameters()):
+        noise = 0.01 * randn(*parameter.shape, seed=1000 * seed + i, dtype=torch.float32)
+        if isinstance(parameter, DTensor):
+            noise = distribute_tensor(noise, parameter.device_mesh, parameter.placements)
+        parameter.add_(noise)
+
+
+def plain_logits(model, sample):
+    """(L, V): what predicts each response token, from a pass over this sequence alone."""
+    ids = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]))[None]
+    return model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1:-1]
+
+
+def test_packed_statistics_are_those_of_each_response_alone(base):
+    model, plain, samples = simko.load_model(base, torch.float64), plain_model(base), load_samples(base)
+    for order in (samples, samples[::-1], samples[3:4], sorted(samples, key=lambda s: len(s.prompt_ids))):
+        gradients = []
+        packed = simko.pack(order, CPU)
+        assert packed.lengths.tolist() == [len(s.response_ids) for s in order]
+        logp, topk_logp, entropy, is_top1 = simko.policy_statistics(model, packed, 3, 0.7)
+        log_pi = torch.cat([plain_logits(plain, s) for s in order]).div(0.7).log_softmax(-1)
+        token = torch.from_numpy(np.concatenate([s.response_ids for s in order]))
+        want = log_pi.gather(1, token[:, None])[:, 0]
+        near(logp, want, 1e-12)
+        near(topk_logp, log_pi.topk(3).values, 1e-12)
+        near(entropy, -(log_pi.exp() * log_pi).sum(-1), 1e-12)
+        assert torch.equal(is_top1, token == log_pi.argmax(-1))
+        for some_model, value in ((model, logp), (plain, want)):
+            weights = dict(some_model.named_parameters())
+            total = (value * randn(len(token), seed=1)).sum()
+            gradients.append(dict(zip(weights, torch.autograd.grad(total, list(weights.values())))))
+        assert distance(*gradients) < 1e-9
+
+
+@pytest.mark.parametrize("changed", range(11))
+def test_no_token_sees_another_response(base, changed):
+    model, samples = simko.load_model(base, torch.float32), load_samples(base)
+    samples.sort(key=lambda s: -len(s.prompt_ids) - len(s.response_ids))
+    with torch.no_grad():
+        before = simko.policy_statistics(model, simko.pack(samples, CPU), 3, 1.0)
+        other = dataclasses.replace(samples[changed], prompt_ids=(samples[changed].prompt_ids + 1) % TOKENS,
+                                    response_ids=(samples[changed].response_ids + 1) % TOKENS)
+        samples[changed] = other
+        packed = simko.pack(samples, CPU)
+        after = simko.policy_statistics(model, packed, 3, 1.0)
+    rest = torch.arange(len(samples)).repeat_interleave(packed.lengths) != changed
+    for x, y in zip(before, after):
+        near(x[rest], y[rest], 1e-6)
+    assert not torch.isclose(before[0][~rest], after[0][~rest]).all()
+
+
+def test_a_pack_of_no_samples_takes_part_and_adds_nothing(base):
+    model = simko.load_model(base, torch.float32)
+    logp, topk_logp, entropy, is_top1 = simko.policy_statistics(model, simko.pack([], CPU), 3, 1.0)
+    assert (logp.shape, topk_logp.shape, entropy.shape, is_top1.dtype) == ((0,), (0, 3), (0,), torch.bool)
+    (logp.sum() + topk_logp.sum()).backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())
+
+
+def blank(*lengths):
+    return [Sample(i, np.zeros(2, np.int64), np.zeros(n, np.int64), np.zeros(n, np.float32), False) for i, n in enumerate(lengths)]
+
+
+@given(lengths=st.lists(st.integers(1, 30), max_size=25), budget=st.integers(1, 80), world=st.integers(1, 5))
+def test_micro_batches_and_ranks_share_out_every_sample_once_and_evenly(lengths, budget, world):
+    samples = blank(*lengths)
+    batches = simko.micro_batches(samples, budget)
+    assert sorted(s.prompt for batch in batches for s in batch) == list(range(len(samples)))
+    assert all(len(batch) == 1 or sum(len(s.response_ids) + 2 for s in batch) <= budget for batch in batches)
+    assert not batches or len(batches) <= 1 + 2 * sum(n + 2 for n in lengths) / budget or max(lengths) + 2 > budget // 2
+    shares = [simko.deal(samples, rank, world) for rank in range(world)]
+    assert sorted(s.prompt for share in shares for s in share) == list(range(len(samples)))
+    tokens = [sum(len(s.response_ids) + 2 for s in share) for share in shares]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and max(tokens) - min(tokens) <= max(lengths, default=0) + 2
+
+
+# -------------------------------------------------------------------------------------------------------- updates
+OBJECTIVE = dict(alpha=0.2, lam=1.6, q=0.4, clip_low=0.1, clip_high=0.15)  # strong, so that each part shows in a gradient
+CASES = {
+    "response": dict(loss_norm="response"),
+    "token": dict(loss_norm="token", temperature=0.8, gradient_checkpointing=False),
+    "kl": dict(loss_norm="response", kl_beta=0.3, temperature=1.3),
+    "kl-token-tau": dict(loss_norm="token", kl_beta=0.3, tau_scope="batch"),
+}
+TAU = 2.5  # nats: stands for the rollout batch's threshold in the cases with tau_scope="batch"
+
+
+def config(folder, **changes):
+    return Config(model=str(folder), **{**OBJECTIVE, "grad_clip": 1e9, "lr": 1e-3, "K": 3, "micro_batch_tokens": 40,
+                                        "max_prompt_tokens": 16, "max_response_tokens": 24, "eval_max_tokens": 24, **changes})
+
+
+def naive_gradient(folder, cfg):
+    """Gradient of the paper's objective, one response and one token at a time, in float64; tokens in each branch."""
+    reference, old, policy = plain_model(folder), plain_model(folder, 1), plain_model(folder, 1, 2)
+    samples, branches, losses = load_samples(folder), dict.fromkeys(["pos", "neg", "low", "high", "gate"], 0), []
+    for s in samples:
+        z, z_old, z_ref = (plain_logits(m, s) / cfg.temperature for m in (policy, old, reference))
+        entropy, A = torch.distributions.Categorical(logits=z.detach()).entropy(), s.advantage
+        tau = TAU if cfg.tau_scope == "batch" else np.quantile(entropy, cfg.q)
+        for l, y in enumerate(s.response_ids):
+            gate = cfg.method == "simko" and bool(entropy[l] > tau)
+            gamma = naive_ratio(z[l], z_old[l], y, A, gate, cfg.alpha, cfg.K, cfg.lam)
+            loss = -min(gamma * A, gamma.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * A)
+            rho = z_ref[l].softmax(0)[y].detach() / z[l].softmax(0)[y]
+            loss = loss + cfg.kl_beta * (rho - rho.log() - 1)
+            losses.append(loss / (len(s.response_ids) * len(samples) if cfg.loss_norm == "response" else 1))
+            for name, taken in {"pos": gate and A > 0, "neg": gate and A < 0 and y == z[l].argmax(), "gate": gate,
+                                "low": A < 0 and gamma < 1 - cfg.clip_low, "high": A > 0 and gamma > 1 + cfg.clip_high}.items():
+                branches[name] += bool(taken)
+    (sum(losses) / (1 if cfg.loss_norm == "response" else len(losses))).backward()
+    return {name: p.grad for name, p in policy.named_parameters()}, branches
+
+
+def real_update(folder, cfg, samples):
+    """The same through Trainer: old log-probs by policy 1, one update of policy 2. (gradient, log's sums, norm, trainer)"""
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
+    move(trainer.policy, 1)
+    trainer.old_statistics(samples, quiet)
+    move(trainer.policy, 2)
+    sums, norm = trainer.update(samples, torch.tensor(TAU) if cfg.tau_scope == "batch" else None, quiet)
+    return {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()}, sums, norm, trainer
+
+
+@pytest.fixture
+def group():
+    """torch.distributed for this process alone; its environment variables leave with it."""
+    with mock.patch.dict(os.environ), simko.process_group():
+        yield
+
+
+@pytest.fixture(scope="session")
+def naive(base):
+    return {case: naive_gradient(base, config(base, **changes)) for case, changes in CASES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(base, naive, group, case):
+    want, branches = naive[case]
+    assert min(branches.values()) >= 3, branches  # every part of the objective is at work
+    logs = []
+    for tokens, order in [(1, 1), (40, -1), (10**6, 1)]:
+        cfg = config(base, micro_batch_tokens=tokens, **CASES[case])
+        gradient, sums, norm, _ = real_update(base, cfg, load_samples(base)[::order])
+        assert distance(gradient, want) < 1e-6
+        near(norm, math.sqrt(sum(g.square().sum().item() for g in want.values())), 1e-6)
+        logs.append(sums)
+        assert sums[[1, 2]].tolist() == [branches["gate"], branches["low"] + branches["high"]]
+    near(torch.stack(logs), logs[0].expand(3, -1), 1e-5)
+
+
+def test_simko_reduces_to_grpo_bit_for_bit_in_the_trainer(base, group):
+    def gradient(**changes):
+        return real_update(base, config(base, **changes), load_samples(base))[0]
+    grpo, simko_ = gradient(method="grpo"), gradient()
+    for same in (gradient(alpha=0.0, lam=1.0), gradient(q=1.0)):
+        assert all(torch.equal(same[name], grpo[name]) for name in grpo)
+    assert distance(simko_, grpo) > 0.01
+
+
+def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, naive, group):
+    cfg = config(base, loss_norm="response", grad_clip=0.05, lr_warmup=3, weight_decay=0.1)
+    gradient, _, norm, trainer = real_update(base, cfg, load_samples(base))
+    clipped = {name: g * (0.05 / (norm + 1e-6)) for name, g in naive["response"][0].items()}
+    assert norm > 0.1 and distance(gradient, clipped) < 1e-6
+    plain = plain_model(base, 1, 2).float()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0, weight_decay=0.1)
+    for update in (1, 2, 3, 4, 5):
+        for name, parameter in plain.named_parameters():
+            parameter.grad = gradient[name].clone()
+        optimizer.param_groups[0]["lr"] = cfg.lr * min(1, update / 4)
+        optimizer.step()
+        want = dict(plain.named_parameters())
+        for name, parameter in trainer.named_weights():
+            near(parameter.float(), want[name].detach(), 1e-6)
+        samples = load_samples(base)
+        trainer.old_statistics(samples, quiet)
+        trainer.update(samples, None, quiet)
+        gradient = {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()}
+
+
+SHARES = {  # how two ranks divide the samples: evenly, or so that one has most micro-batches, or all of them
+    "dealt": lambda samples, rank: simko.deal(samples, rank, 2),
+    "uneven": lambda samples, rank: samples[1:] if rank else samples[:1],
+    "idle": lambda samples, rank: [] if rank else samples,
+}
+
+
+def two_ranks_worker(folder):
+    """Every case and share on this rank of two; rank 0 writes gradients, sums and norms."""
+    with simko.process_group():
+        rank, results = torch.distributed.get_rank(), {}
+        for case, share in itertools.product(CASES, SHARES):
+            samples = SHARES[share](load_samples(Path(folder)), rank)
+            results[case, share] = real_update(folder, config(folder, **CASES[case]), samples)[:3]
+        if rank == 0:
+            torch.save(results, f"{folder}/two_ranks.pt")
+
+
+def start(*command, **options):
+    """Runs a program of this project in a process of its own; fails with its output."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=HERE, env=ENVIRONMENT, capture_output=True, text=True,
+                          timeout=300, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+def torchrun(*command):
+    return start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *command)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(base):
+    torchrun(HERE / "test_simko.py", "two_ranks_worker", base)
+    return torch.load(base / "two_ranks.pt")
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_have_the_gradient_of_one(base, two_ranks, group, case, share):
+    want, sums, norm, _ = real_update(base, config(base, **CASES[case]), load_samples(base))
+    got, got_sums, got_norm = two_ranks[case, share]
+    assert distance(got, want) < 1e-6
+    near(got_sums, sums, 1e-5)
+    near(got_norm, norm, 1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------- engines
+def try_engine(folder, backend):
+    """Syncs an engine with a trainer, moves all weights, syncs again: what the tests below ask for."""
+    cfg = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000, max_prompt_tokens=200)
+    prompts = [s.prompt_ids for s in load_samples(folder)] + [np.arange(150) % 50 + 3]  # long enough for a prefix cache
+    with closing(simko.make_engine(cfg, [STOP], CPU, torch.float32, "dummy")) as engine:
+        trainer, report = simko.Trainer(cfg, CPU, torch.float32), {}
+
+        def rollout(*key):
+            simko.seed_everything(*key)
+            return engine.generate(prompts, 4, cfg.temperature, 1.0, 16, quiet)
+
+        def gap(samples):
+            trainer.old_statistics(samples, quiet)
+            return max((s.old_logp - torch.from_numpy(s.engine_logp)).abs().max().item() for s in samples)
+
+        engine.sync(trainer.named_weights())
+        before = rollout(0, 0, 0)
+        report["synced"] = gap(before)
+        move(trainer.policy, 1)
+        report["stale"] = gap(before)
+        trainer.policy.reshard()
+        engine.sync(trainer.named_weights())
+        rollouts = {"first": rollout(0, 0, 0), "again": rollout(0, 0, 0), "step": rollout(0, 1, 0),
+                    "rank": rollout(0, 0, 1), "seed": rollout(1, 0, 0)}
+        report["moved"] = max(gap(samples) for samples in rollouts.values())
+        report["tokens"] = {name: [s.response_ids.tolist() for s in samples] for name, samples in rollouts.items()}
+        report["prompts"] = [[s.prompt, s.prompt_ids.tolist()] for s in before]
+        report["truncated"] = [s.truncated for s in rollouts["first"]]
+        (Path(folder) / f"{backend}.json").write_text(json.dumps(report))
+
+
+def engine_worker(folder):
+    with simko.process_group():
+        try_engine(folder, "vllm")
+
+
+@pytest.fixture(scope="session", params=["hf", pytest.param("vllm", marks=needs_vllm)])
+def engine(request, base):
+    """Report of `try_engine`. A process can hold one vLLM in its life."""
+    if request.param == "vllm":
+        start(HERE / "test_simko.py", "engine_worker", base)
+    else:
+        with mock.patch.dict(os.environ), simko.process_group():
+            try_engine(base, "hf")
+    return json.loads((base / f"{request.param}.json").read_text())
+
+
+def test_an_engine_samples_from_the_trainers_policy_after_each_sync(engine):
+    assert engine["synced"] < 1e-4 and engine["moved"] < 1e-4 and engine["stale"] > 0.1, engine
+
+
+def test_the_same_seeds_give_the_same_tokens_and_other_seeds_steps_or_ranks_others(engine):
+    first, *others = (engine["tokens"][name] for name in ("first", "step", "rank", "seed"))
+    assert engine["tokens"]["again"] == first
+    assert all(a != b for a, b in itertools.combinations([first, *others], 2))
+    assert len({tuple(tokens) for tokens in first}) > len(first) / 2  # the samples of one prompt differ, too
+
+
+def test_responses_come_in_order_keep_their_end_and_say_when_they_were_cut(engine, base):
+    prompts = [s.prompt_ids.tolist() for s in load_samples(base)] + [(np.arange(150) % 50 + 3).tolist()]
+    assert engine["prompts"] == [[i, prompt] for i, prompt in enumerate(prompts) for _ in range(4)]
+    for tokens, truncated in zip(engine["tokens"]["first"], engine["truncated"]):
+        assert STOP not in tokens[:-1] and truncated == (tokens[-1] != STOP) and (len(tokens) == 16 or not truncated)
+    assert len(set(engine["truncated"])) == 2
+
+
+def test_seeding_is_a_function_of_the_whole_key():
+    def draws(*key):
+        simko.seed_everything(*key)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+    assert draws(0, 1, 2) == draws(0, 1, 2)
+    for numbers in zip(*(draws(*key) for key in [(0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 1, 3), (0, 1, 2, 1)])):
+        assert len(set(numbers)) == 5
+
+
+# ----------------------------------------------------------------------------------------------------- whole runs
+@pytest.fixture(scope="session")
+def laptop(tmp_path_factory):
+    """The laptop experiment's folder, its base model trained just enough to be rewarded now and then."""
+    folder = tmp_path_factory.mktemp("laptop") / "data"
+    start("tools/laptop.py", folder, "--seed", 0, "--steps", 250)
+    return folder
+
+
+def recipe(data, output, *flags):
+    """Arguments of a short `train` of the laptop recipe."""
+    return ["train", "--model", data / "base", "--train-data", data / "train.jsonl", "--task", "countdown", "--output", output,
+            "--prompt-template", "raw", "--max-prompt-tokens", 16, "--batch", 32, "--mini-batch", 8, "--lr", 4e-4,
+            "--max-response-tokens", 12, "--no-gradient-checkpointing", "--loss-norm", "token", "--save-every", 1,
+            *evaluation(data), *flags]
+
+
+def evaluation(data):
+    return ["--eval-data", data / "test.jsonl", "--eval-n", 4, "--eval-temperature", 1, "--eval-top-p", 1,
+            "--eval-max-tokens", 12]
+
+
+def main(*arguments):
+    """simko.py in this process, whose environment variables it leaves as they were."""
+    with mock.patch.dict(os.environ):
+        simko.main([str(x) for x in arguments])
+
+
+def metrics(run):
+    """Rows of metrics.jsonl without what depends on the machine's load."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not re.search("second|_per_s|memory", name)} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def runs(laptop, tmp_path_factory):
+    """Run folders of three steps straight through, and of two steps, a kill while step 3 was being saved, and a restart."""
+    folder, began = tmp_path_factory.mktemp("runs"), time.monotonic()
+    start("simko.py", *recipe(laptop, folder / "stopped", "--rollout", "vllm", "--steps", 2))
+    (folder / "stopped/checkpoints/step_000003.tmp").mkdir()
+    (folder / "stopped/checkpoints/step_000003.tmp/__0_0.distcp").write_bytes(b"half")
+    with (folder / "stopped/metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**metrics(folder / "stopped")[-1], "step": 3, "reward": -1}) + '\n{"step": 4, "rew')
+    start("simko.py", *recipe(laptop, folder / "stopped", "--rollout", "vllm", "--steps", 3))
+    (folder / "seconds").write_text(str(time.monotonic() - began))
+    start("simko.py", *recipe(laptop, folder / "straight", "--rollout", "vllm", "--steps", 3))
+    return folder
+
+
+@needs_vllm
+def test_stopped_and_resumed_equals_straight_through_bit_for_bit(runs):
+    straight, stopped = runs / "straight", runs / "stopped"
+    assert metrics(straight) == metrics(stopped) and [row["step"] for row in metrics(straight)] == [1, 2, 3]
+    for path in ("hf/model.safetensors", "hf/config.json", "hf/tokenizer.json", "eval_000003/test.jsonl"):
+        assert (straight / path).read_bytes() == (stopped / path).read_bytes()
+
+
+@needs_vllm
+def test_three_steps_of_the_laptop_recipe_learn_through_vllm_in_under_two_minutes(runs, laptop):
+    for row in metrics(runs / "straight"):
+        assert row["mixed_groups"] > 0 and row["grad_norm"] > 0 and row["logp_gap"] < 1e-5 and row["lr"] == 4e-4
+        assert 0.1 < row["gate_share"] < 0.2 and row["Lambda_3"] < row["Lambda_2"] < row["Lambda_1"] < 0
+    assert float((runs / "seconds").read_text()) < 120
+
+
+@needs_vllm
+def test_a_run_folder_holds_the_last_two_checkpoints_the_export_and_its_evaluation(runs):
+    for run in (runs / "straight", runs / "stopped"):
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
+        names = {"config.json", "metrics.jsonl", "checkpoints", "hf", "eval_000003"}
+        assert names <= {path.name for path in run.iterdir()} and not list(run.rglob("*.tmp"))
+        rows = [json.loads(line) for line in (run / "eval_000003/test.jsonl").read_text().splitlines()][1:]
+        report = json.loads((run / "eval_000003/eval.json").read_text())["sets"]["test"]
+        correct = {}
+        for row in rows:
+            correct[row["id"]] = correct.get(row["id"], 0) + row["correct"]
+        assert report["correct"] == correct and len(correct) == 200 and len(rows) == 800
+        for k in (1, 2, 4):
+            estimates = [1 - math.comb(4 - c, k) / math.comb(4, k) for c in correct.values()]
+            near(report["pass"][str(k)], statistics.mean(estimates))
+
+
+@needs_vllm
+def test_the_export_is_an_ordinary_checkpoint_that_transformers_loads_and_generates_from(runs, laptop):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model, before = (AutoModelForCausalLM.from_pretrained(path) for path in (runs / "straight/hf", laptop / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(runs / "straight/hf")
+    assert 0 < distance(dict(model.named_parameters()), dict(before.named_parameters())) < 0.5
+    ids = tokenizer("3 5 7 > 56 :", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False).shape == (1, ids.shape[1] + 6)
+    assert tokenizer.decode(ids[0]) == "<bos> 3 5 7 > 56 :"
+
+
+@needs_vllm
+def test_a_run_folder_is_not_given_to_another_run(runs, laptop):
+    before = {path: path.stat().st_mtime_ns for path in (runs / "straight").rglob("*")}
+    for flags, message in [(["--lr", 1e-3], "lr was 0.0004, is 0.001"), (["--method", "grpo"], "method was simko, is grpo"),
+                           (["--no-resume"], "holds a run already")]:
+        with pytest.raises(SystemExit, match=message):
+            main(*recipe(laptop, runs / "straight", "--rollout", "vllm", "--steps", 3, *flags))
+    assert before == {path: path.stat().st_mtime_ns for path in (runs / "straight").rglob("*")}
+
+
+def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_path):
+    from tools.hf_rollout import HFEngine
+    arguments = ["eval", "--model", laptop / "base", "--task", "countdown", "--prompt-template", "raw", "--rollout", "hf",
+                 "--output", tmp_path, *evaluation(laptop)]
+    responses, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
+    with mock.patch.object(HFEngine, "generate", autospec=True, side_effect=HFEngine.generate) as generate:
+        main(*arguments)
+        whole, result = responses.read_bytes(), report.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        assert len(lines) == 1 + 4 * 200 and generate.call_count == 4  # chunks of 64 problems
+        ends = {"in a chunk": 1 + 700, "in a line": 1 + 300, "after a chunk": 1 + 512, "at its start": 1, "not at all": 801}
+        for calls, (where, kept) in zip([2, 3, 2, 4, 0], ends.items()):
+            generate.reset_mock()
+            report.unlink()
+            responses.write_bytes(b"".join(lines[:kept]) + (lines[kept][:20] if where == "in a line" else b""))
+            main(*arguments)
+            assert generate.call_count == calls and (responses.read_bytes(), report.read_bytes()) == (whole, result), where
+    with pytest.raises(SystemExit, match="other settings"):
+        main(*arguments, "--eval-top-p", 0.5)
+    assert responses.read_bytes() == whole
+
+
+def test_a_broken_sync_stops_the_run_and_says_so(laptop, tmp_path):
+    from tools.hf_rollout import HFEngine
+    with mock.patch.object(HFEngine, "sync", lambda self, named_weights: list(named_weights)):
+        with pytest.raises(SystemExit, match="does not sample from the trained policy"):
+            main(*recipe(laptop, tmp_path / "run", "--rollout", "hf", "--steps", 3, "--lr", 4e-3))
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1]
+
+
+def test_two_processes_train_and_one_goes_on(laptop, tmp_path):
+    flags = ["--rollout", "hf", "--tau-scope", "batch", "--kl-beta", 0.1, "--q", 0.5, "--micro-batch-tokens", 100]
+    torchrun("simko.py", *recipe(laptop, tmp_path / "run", "--steps", 1, *flags))
+    main(*recipe(laptop, tmp_path / "run", "--steps", 2, *flags))
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2] and all(row["logp_gap"] < 1e-5 for row in rows)
+    assert all(0.4 < row["gate_share"] < 0.6 and row["grad_norm"] > 0 for row in rows)
+
+
+# ----------------------------------------------------------------------------------------------- settings and data
+REFUSED = {
+    "": "train or eval", "trian": "train or eval", "train --nosuch 1": "--nosuch", "train stray": "stray",
+    "eval": "--eval-data", "eval --alpha 0.1 --eval-data x": "--alpha",
+    "train --group-size 1": "--group-size", "train --batch 10 --mini-batch 4": "--mini-batch 4 does not divide --batch 10",
+    "train --alpha 1.01": "--alpha", "train --alpha -0.1": "--alpha", "train --q 1.2": "--q", "train --q -0.2": "--q",
+    "train --lam 0.9": "--lam", "train --clip-low 1": "--clip-low", "train --clip-low -0.1": "--clip-low",
+    "train --clip-high -1": "--clip-high", "train --K 0": "--K", "train --K 2.5": "--K", "train --temperature 0": "--temperature",
+    "train --kl-beta -1": "--kl-beta", "train --eval-top-p 0": "--eval-top-p", "train --eval-top-p 1.1": "--eval-top-p",
+    "train --method ppo": "--method", "train --loss-norm sum": "--loss-norm", "train --tau-scope all": "--tau-scope",
+    "train --prompt-template nosuch": "--prompt-template", "train --task nosuch": "--task", "train --seed -1": "--seed",
+    "train --train-data nosuch.jsonl": "no file nosuch.jsonl", "train --eval-data a/x,split=test b/x": "same name",
+    **{f"train --{name.replace('_', '-')} {value}": f"--{name.replace('_', '-')}" for value in (0, -1, "nan", "x") for name in (
+        "steps batch group_size mini_batch max_prompt_tokens max_response_tokens lr grad_clip micro_batch_tokens save_every "
+        "eval_n eval_max_tokens engine_memory").split()},
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        simko.main(line.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and REFUSED[line] in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_no_value_of_any_flag_makes_a_traceback(capsys):
+    values = ["0", "-1", "1", "0.5", "nan", "inf", "-inf", "1e400", "", "x", "\u0663"]
+    for field, value in itertools.product(dataclasses.fields(Config), values):
+        try:
+            simko.parse_config(["train", f"--{field.name.replace('_', '-')}", value])
+        except SystemExit as stop:
+            assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1, (field.name, value)
+
+
+def test_a_refusal_as_seen_from_the_shell(tmp_path):
+    done = subprocess.run([sys.executable, HERE / "simko.py", "train", "--group-size", "1"], cwd=tmp_path, env=ENVIRONMENT,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("simko.py: error: --group-size") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--K", 1000], "--K 1000 is more than"), (["--model", "./nosuch"], "--model ./nosuch"),
+    (["--prompt-template", "chat"], "no chat template"), (["--max-prompt-tokens", 3], "longer than --max-prompt-tokens 3"),
+    (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"), (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2")])
+def test_what_the_model_or_the_data_rule_out_is_said_before_anything_is_made(laptop, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.jsonl").write_text('{"problem": "1 2 3 > 6 :", "answer": "6 = 1 2 3"}\n{"problem": "1"}\n')
+    with pytest.raises(SystemExit, match=message) as stop:
+        main(*recipe(laptop, "run", *flags))
+    assert "\n" not in str(stop.value) and [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_the_defaults_are_the_papers():
+    cfg = Config()
+    assert (cfg.model, cfg.alpha, cfg.K, cfg.q, cfg.lam, cfg.batch, cfg.group_size, cfg.mini_batch, cfg.lr, cfg.temperature,
+            cfg.kl_beta, cfg.loss_norm, cfg.eval_n) == (
+                "Qwen/Qwen2.5-Math-7B", 0.01, 3, 0.8, 1.1, 1024, 8, 256, 1e-6, 1.0, 0.0, "response", 256)
+
+
+def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
+    path, rows = tmp_path / "data.jsonl", [{"problem": "a", "answer": "so\n#### 7"}, {"problem": "b", "answer": ["8"], "id": "x"},
+                                           {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5}]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    got = simko.load_problems(str(path))
+    assert [(row["id"], row["problem"], row["answer"]) for row in got] == [
+        ("1", "a", "7"), ("x", "b", "8"), ("5", "c\u2028d", "\\frac{1}{2}")]
+
+
+@pytest.mark.parametrize("line", [
+    '{"problem": "x", "answer"', "[1, 2]", '"text"', "null", '{"problem": "x"}', '{"answer": "1"}', '{"problem": "", "answer": "1"}',
+    '{"problem": "x", "answer": " "}', '{"problem": "x", "answer": 7}', '{"problem": 7, "answer": "7"}',
+    '{"problem": "x", "answer": ["1", "2"]}', '{"problem": "x", "answer": "\\\\boxed{}"}', '{"problem": "x", "answer": "1", "id": "twice"}'])
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, line):
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"problem": "a", "answer": "1", "id": "twice"}}\n\n{line}\n')
+    with pytest.raises(SystemExit) as stop:
+        simko.load_problems(str(path))
+    assert f"{path}, line 3" in str(stop.value) and "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b'{"problem": "\xff", "answer": "1"}'])
+def test_an_empty_or_unreadable_file_is_named(tmp_path, content):
+    (tmp_path / "data.jsonl").write_bytes(content)
+    with pytest.raises(SystemExit, match="data.jsonl"):
+        simko.load_problems(str(tmp_path / "data.jsonl"))
+
+
+def test_prompts_begin_once_and_long_ones_are_counted(laptop):
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(laptop / "base")
+    problems = [{"id": str(i), "problem": " ".join(["7"] * i), "answer": "1"} for i in range(1, 7)]
+    kept, dropped = simko.encode_prompts(problems, tokenizer, Config(prompt_template="raw", max_prompt_tokens=5))
+    seven = tokenizer.convert_tokens_to_ids("7")
+    assert dropped == 2 and [p["prompt_ids"].tolist() for p in kept] == [[tokenizer.bos_token_id] + [seven] * i for i in range(1, 5)]
+
+
+@given(count=st.integers(1, 12), batch=st.integers(1, 20), seed=st.integers(0, 9))
+def test_every_epoch_takes_every_problem_once_in_another_order(count, batch, seed):
+    order = [i for step in range(40) for i in simko.prompt_order(step, batch, count, seed)]
+    epochs = [order[i:i + count] for i in range(0, len(order) - count + 1, count)]
+    assert len(order) == 40 * batch and all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert count < 6 or epochs[0] != epochs[1]
+
+
+def test_the_readmes_table_from_paper_to_code_names_what_exists():
+    section = (HERE / "README.md").read_text(encoding="utf-8").partition("## Paper to code\n")[2].partition("\n## ")[0]
+    rows = [line.strip().strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
+    names = [name for row in rows for name in re.findall("`([^`]+)`", row[-1])]
+    assert len(rows) >= 5 and len(names) >= len(rows)
+    for name in names:
+        found = []
+        for place in (simko, verify):
+            for part in name.split("."):
+                place = getattr(place, part, None)
+            found.append(place)
+        assert any(thing is not None for thing in found), f"README.md names {name}, which is nowhere"
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](sys.argv[2])
