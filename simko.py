@@ -37,6 +37,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.utils import logging as transformers_logging
 
 
 # ------------------------------------------------------------------------------------------------------- settings
@@ -996,6 +997,8 @@ def main(arguments):
         automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
         dtype = automatic if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
         progress = partial(tqdm, leave=False, dynamic_ncols=True, disable=rank > 0 or not sys.stderr.isatty())
+        if progress.keywords["disable"]:
+            transformers_logging.disable_progress_bar()
         folder, settings = open_run(cfg) if command == "train" else (Path(cfg.output), None)
         if rank == 0:
             for source, (problems, dropped) in sets.items():

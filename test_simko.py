@@ -319,7 +319,7 @@ def make_checkpoint(folder, tied):
     torch.manual_seed(int(tied))
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=TOKENS, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=tied, initializer_range=0.2,
+        num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.2,
         bos_token_id=1, eos_token_id=STOP, pad_token_id=0))
     model.generation_config = GenerationConfig(eos_token_id=STOP, pad_token_id=0)
     model.save_pretrained(folder)
@@ -560,10 +560,10 @@ def two_ranks_worker(folder):
     with simko.process_group():
         rank, results = torch.distributed.get_rank(), {}
         for case, share in itertools.product(CASES, SHARES):
-            samples = SHARES[share](load_samples(Path(folder)), rank)
+            samples = SHARES[share](load_samples(folder), rank)
             results[case, share] = real_update(folder, config(folder, **CASES[case]), samples)[:3]
         if rank == 0:
-            torch.save(results, f"{folder}/two_ranks.pt")
+            torch.save(results, folder / "two_ranks.pt")
 
 
 def start(*command, **options):
@@ -623,7 +623,7 @@ def try_engine(folder, backend):
         report["tokens"] = {name: [s.response_ids.tolist() for s in samples] for name, samples in rollouts.items()}
         report["prompts"] = [[s.prompt, s.prompt_ids.tolist()] for s in before]
         report["truncated"] = [s.truncated for s in rollouts["first"]]
-        (Path(folder) / f"{backend}.json").write_text(json.dumps(report))
+        (folder / f"{backend}.json").write_text(json.dumps(report))
 
 
 def engine_worker(folder):
@@ -934,4 +934,4 @@ def test_the_readmes_table_from_paper_to_code_names_what_exists():
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]](sys.argv[2])
+    globals()[sys.argv[1]](Path(sys.argv[2]))

@@ -63,6 +63,8 @@ if [[ ! -e .venv/installed || $(cat .venv/installed) != "$stamp" ]]; then
 fi
 if [[ $recipe == test ]]; then exec python -m pytest "$@"; fi
 
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, among themselves
+
 # ---- train -----------------------------------------------------------------------------------------------------------
 train() { torchrun --standalone --nproc_per_node "$((gpus > 0 ? gpus : 1))" simko.py train "$@"; }
 check() { python -c "import sys, simko; simko.$1(sys.argv[1:])" train "${@:2}"; }  # one message, not one a process

@@ -14,11 +14,11 @@ Nothing a model wrote is ever executed. What cannot be read, or not in time, is 
 """
 import argparse
 import ast
-import contextlib
 import faulthandler
 import functools
 import itertools
 import json
+import operator
 import os
 import re
 import signal
@@ -29,9 +29,9 @@ import time
 from collections import Counter, deque
 from fractions import Fraction
 from multiprocessing.connection import wait
-from operator import add, mul, sub, truediv
 
-MAX_ANSWER, MAX_FORMULA = 4000, 400  # characters: of an answer, of what is compared other than as text
+MAX_ANSWER, MAX_FORMULA = 4000, 400  # characters: of an answer, and of what is compared other than as text
+START_S = 60  # seconds in which a worker must have imported sympy
 
 
 def extract_answer(response, phrase=False):
@@ -55,45 +55,48 @@ def extract_answer(response, phrase=False):
 
 
 # ---- 1. text -------------------------------------------------------------------------------------------------------
-COMMANDS = {name: symbol for symbol, names in {
+COMMANDS = {name: sign for sign, names in {
     "*": "cdot times ast", "/": "div", "≤": "le leq leqslant", "≥": "ge geq geqslant", "<": "lt", ">": "gt", "±": "pm",
-    "≠": "ne neq", "∪": "cup bigcup", "∈": "in", "∞": "infty", "≈": "approx", "π": "pi", "⦃": "{ lbrace", "⦄": "} rbrace",
-    "°": "circ degree", "¶": "\\ cr", "|": "vert lvert rvert mid", " ": ", ; : > quad qquad space thinspace",
-    "": "left right big Big bigl bigr Bigl Bigr displaystyle textstyle limits underline ! $ % ( ) [ ]", "\\frac": "dfrac tfrac cfrac", "\\emptyset": "varnothing",
+    "≠": "ne neq", "∪": "cup bigcup", "∈": "in", "∞": "infty", "≈": "approx", "π": "pi", "°": "circ degree", "¶": "\\ cr",
+    "⦃": "{ lbrace", "⦄": "} rbrace", "|": "vert lvert rvert mid", " ": ", ; : > quad qquad space",
+    "": "left right big Big bigl bigr Bigl Bigr displaystyle textstyle limits underline ! $ % ( ) [ ]",
+    "\\frac": "dfrac tfrac cfrac", "\\emptyset": "varnothing",
     "\\text": "textbf textit textrm textnormal mathrm mathbf mathit mathsf boldsymbol bm mbox hbox operatorname emph",
 }.items() for name in names.split()} | dict.fromkeys(" \n", " ")
-UNICODE = str.maketrans({**dict.fromkeys("~$%£€¥\u00a0\r\n", " "), **dict.fromkeys("×·⋅", "*"), "÷": "/", "−": "-", "√": "\\sqrt "})
-SYMBOLS = str.maketrans({"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∞": r"\infty ", "π": r"\pi ",
-                         "*": r"\cdot ", "⦃": r"\{", "⦄": r"\}", "¶": r"\\"})
-FUNCTIONS = r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|sec|csc|cot|ln|log|exp|arcsin|arccos|arctan|frac)(?![A-Za-z])"
-WORD = re.compile(r"\\text|(?<![\\A-Za-z_{])(?:[A-Za-z]{4,}|[A-Z]{2,})")  # prose, or a name such as ABC: only equal as text
-NAME = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|_\s*(?:\{[^{}]*\}|[0-9])|\^\s*\{?-?[0-9]\}?)+")
-HEDGE = re.compile(r"\b(?:or|and|not|is|isn't|if|than|more|less|at|except|wrong|incorrect|false)\b", re.IGNORECASE)
+CHARACTERS = str.maketrans(dict.fromkeys("~$%£€¥\u00a0\r\n", " ") | dict.fromkeys("×·⋅", "*") | {"÷": "/", "−": "-"})
+LATEX = str.maketrans({"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∞": r"\infty ",
+                       "π": r"\pi ", "*": r"\cdot ", "⦃": r"\{", "⦄": r"\}", "¶": r"\\"})
+FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|frac|sin|cos|tan|sec|csc|cot|arcsin|arccos|arctan|ln|log|exp)(?![A-Za-z])")
+WORD = re.compile(r"\\text|(?<![\\A-Za-z_{])(?:[A-Za-z]{4,}|[A-Z]{2,})")  # prose or a name such as ABC: equal as text only
+NAME = re.compile(r"(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|_\s*(?:\{[^{}]*\}|[0-9])|\^\{?-?[0-9])++")
 UNITS = {alias: names.split()[0] for names in (
-    "cm centimeter", "mm millimeter", "km kilometer", "m meter", "inch in inche", "foot ft feet", "mile mi", "yard yd", "kg kilogram",
-    "g gram", "pound lb", "liter litre", "second sec", "minute min", "hour hr", "day", "week", "month", "year yr", "cent",
-    "dollar usd", "degree deg", "percent", "unit", "square sq", "cubic", "per") for alias in names.split()}
+    "cm centimeter", "mm millimeter", "km kilometer", "m meter", "inch in inche", "foot ft feet", "mile mi", "yard yd",
+    "g gram", "kg kilogram", "pound lb", "liter litre", "second sec", "minute min", "hour hr", "day", "week", "month",
+    "year yr", "cent", "dollar usd", "percent", "degree deg", "unit", "square sq", "cubic", "per",
+) for alias in names.split()}
+HEDGE = re.compile(r"\b(?:or|and|not|is|isn't|if|than|more|less|at|except|wrong|incorrect|false)\b", re.IGNORECASE)
 
 
 @functools.lru_cache(4096)
 def clean(text):
     """One spelling for what LaTeX can spell in many ways; signs and escaped braces become single characters."""
     text = re.sub(r"(?<=[0-9])(?:\{,\}|,\\!|\\,|\\!)\s*(?=[0-9]{3}(?![0-9]))", "", text)  # 1{,}000 and 1,\!000
-    text = re.sub(r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]), text, flags=re.DOTALL).translate(UNICODE)
-    text = re.sub(r"\^\s*\{?\s*°\s*\}?|°", " ", text)
+    text = re.sub(r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]), text, flags=re.DOTALL).translate(CHARACTERS)
 
-    def inside(match):  # \text{and} joins a list, \mathbf{25} and \text{(C)} are mathematics, \text{ cm} stays text
+    def unwrap(match):  # \text{and} joins a list, \mathbf{25} and \text{(C)} are mathematics, 5 \text{ m} has a unit
         words, before = match[1].strip(" ,"), match.string[:match.start()].rstrip()
         if words in ("and", "or"):
             return ","
-        is_unit = re.match("[mgshLJNVWKCFT](?:$|[/^*])", words) and before[-1:] in tuple("0123456789)}")
-        return match[0] if is_unit or re.search("[A-Za-z]{2}", words) else match[1]
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", inside, text)
-    text = re.sub(r"(?<![A-Za-z{\\])(?:and|or)(?![A-Za-z}])", ",", text)
-    text = re.sub(r"_\s*([0-9]+|[A-Za-z])", r"_{\1}", text)
-    text = re.sub(r"([0-9]+)\s+([0-9]+)/([0-9]+)", r"\1\\frac{\2}{\3}", re.sub(r",(?:\s*,)+", ",", text))  # 2 3/4
-    text = re.sub(r"\\frac\s*([0-9])", r"\\frac{\1}", re.sub(FUNCTIONS, r"\\\1", text))  # \frac12, \sqrt3
-    text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}", re.sub(r"\\sqrt\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}", text))
+        unit = re.match("[mgshLJNVWKCFT](?:$|[/^*])", words) and re.search("[0-9)}]$", before)
+        return match[0] if unit or re.search("[A-Za-z]{2}", words) else match[1]
+    for pattern, replacement in (
+        (r"\^\s*\{?°\}?|°", " "), (r"\\text\s*\{([^{}]*)\}", unwrap), (r"(?<![A-Za-z{\\])(?:and|or)(?![A-Za-z}])", ","),
+        (r",(?:\s*,)+", ","), (r"_\s*([0-9]+|[A-Za-z])", r"_{\1}"), (FUNCTION, r"\\\1"),
+        (r"(?<![0-9.])([0-9]{1,9})\s+([0-9]{1,9})/([0-9]+)", r"\1\\frac{\2}{\3}"),  # 2 3/4
+        (r"\\frac\s*([0-9])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),  # \frac12
+        (r"√\s*([0-9]+|[A-Za-z])|\\sqrt\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1\2}"),
+    ):
+        text = re.sub(pattern, replacement, text)
     for sign in "≈∈":  # "x ≈ 3.1" says 3.1 but "1/3 ≈ 0.33" says 1/3; "x ∈ (0,1)" says (0,1)
         head, _, tail = text.partition(sign)
         text = (tail if NAME.fullmatch(head) else head if sign == "≈" else text) if tail else text
@@ -101,23 +104,24 @@ def clean(text):
 
 
 def flat(text):
-    """For equality as text: unwrapped, without spaces, words without case."""
+    """For equality as text: unwrapped, without spaces except between digits, words without case."""
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
-    return text.casefold() if WORD.search(text) or text[1:].islower() and text.isalpha() else text
+    return text.casefold() if WORD.search(text) or text.isalpha() and text[1:].islower() else text
 
 
 def split_unit(text):
-    """(value, names of the units known): text after a value is its unit, unless it hedges as in "5 or more"."""
-    bare = re.fullmatch(r"(.*[0-9)}π])\s*((?:[\s/]*[A-Za-z]{2,}){1,3})\s*(?:\^\s*\{?[23]\}?)?", text)
-    known = lambda words: {UNITS.get(word.lower()) or UNITS.get(word.lower().rstrip("s")) for word in re.findall("[A-Za-z]+", words)}
-    if bare and None not in known(bare[2]):
-        return bare[1], known(bare[2]) - {"square", "cubic", "per", "unit"}
+    """(value, known units): text after a value is its unit and may be left out, unless it hedges ("5 or more")."""
+    def units(words):
+        return {UNITS.get(word.lower()) or UNITS.get(word.lower().rstrip("s")) for word in re.findall("[A-Za-z]+", words)}
+    silent = {"unit", "square", "cubic", "per", None}
+    bare = re.fullmatch(r"(.*[0-9)}π])\s*([A-Za-z]{2,}(?:[\s/]+[A-Za-z]{2,}){0,2})\s*(?:\^\{?[23]\}?)?", text)
+    if bare and None not in units(bare[2]):
+        return bare[1], units(bare[2]) - silent
     head, mark, tail = text.partition("\\text{")
     if head.endswith("\\frac{"):
         head, mark = head[:-6], "\\frac{" + mark
-    if not re.search(r"[\w)}⦄\]!]\s*$", head) or not re.fullmatch(r"(?:\\frac\{|\\text\{[^{}]*\}|[\s/*^0-9{}-])*", mark + tail) or HEDGE.search(tail):
-        return text, set()
-    return head.strip(), known(tail) - {"square", "cubic", "per", "unit", None}
+    is_unit = re.fullmatch(r"(?:\\frac\{|\\text\{[^{}]*\}|[\s/*^0-9{}-])+", mark + tail) and not HEDGE.search(tail)
+    return (head.strip(), units(tail) - silent) if is_unit and re.search(r"[\w)}⦄\]!]\s*$", head) else (text, set())
 
 
 # ---- 2. structure --------------------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ def split(text, separators):
 
 
 def plus_minus(text):
-    """Both values of a, three signs at most: [text] if it has no ±."""
+    """What a ± b stands for: a + b and a - b (three ± at most)."""
     pieces = text.split("±")
     signs = itertools.product("+-", repeat=len(pieces) - 1) if len(pieces) < 5 else []
     return ["".join(itertools.chain(*zip(pieces, (*sign, "")))) for sign in signs] or [text]
@@ -141,10 +145,10 @@ def plus_minus(text):
 
 def shape(text):
     """(kind, parts): "list" for lists and sets, in any order; brackets for tuples and intervals; "atom" for one thing."""
-    matrix = re.fullmatch(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", text, re.DOTALL)
+    matrix = re.fullmatch(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", text)
     if matrix:
         rows = [split(row, "&") for row in matrix[2].strip(" ¶").split("¶")]
-        return f"matrix with rows of {[len(row) for row in rows]}", sum(rows, [])
+        return f"matrix of rows with {[len(row) for row in rows]}", sum(rows, [])
     if len(parts := split(text, ",;")) > 1:
         return "list", [value for part in parts for value in plus_minus(part)]
     if len(parts := split(text, "∪")) > 1:
@@ -152,54 +156,55 @@ def shape(text):
     ends, inner = text[:1] + text[-1:], text[1:-1]
     if ends in ("()", "(]", "[)", "[]", "⦃⦄") and min(depths(inner), default=0) >= 0 and not re.search("[|:]", inner):
         kind, parts = shape(inner.strip())
-        if kind == "list" or ends in ("()", "⦃⦄") or ends == "[]" and kind.startswith("matrix"):
-            return (ends if kind == "list" and ends != "⦃⦄" else kind), parts
+        if kind == "list":
+            return "list" if ends == "⦃⦄" else ends, parts
+        if ends in ("()", "⦃⦄") or kind.startswith("matrix"):
+            return kind, parts
     values = plus_minus(text)
     return "list" if len(values) > 1 else "atom", values
 
 
+def readings(text):
+    """1,234 may be a number or a list of two."""
+    grouped = r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])"
+    return {text: 0, re.sub(grouped, lambda m: m[0].replace(",", ""), text): 1} if not re.search(r"[(\[⦃]", text) else [text]
+
+
 def same(gold, pred, judge):
-    """Whether two cleaned answers agree; judge(gold, pred) decides what text, structure and numbers do not."""
+    """Whether two cleaned answers agree; judge(gold, pred) decides what text, structure and numbers cannot."""
     if flat(gold) == flat(pred):
         return True
-    if max(len(gold), len(pred)) > MAX_FORMULA or not gold or not pred:
+    if not gold or not pred or max(len(gold), len(pred)) > MAX_FORMULA:
         return False
     (gold, gold_unit), (pred, pred_unit) = split_unit(gold), split_unit(pred)
     if gold_unit and pred_unit and not gold_unit & pred_unit:
         return False
-    return any(same_shape(g, p, judge) for g in readings(gold) for p in readings(pred))
+    return any(same_parts(g, p, judge) for g in readings(gold) for p in readings(pred))
 
 
-def readings(text):
-    """1,234 is a number or a list of two."""
-    return dict.fromkeys([re.sub(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])", lambda m: m[0].replace(",", ""), text), text]
-                         if not re.search(r"[(\[⦃]", text) else [text])
-
-
-def same_shape(gold, pred, judge):
+def same_parts(gold, pred, judge):
     gold_sides, pred_sides = ([text] if len(split(text, ",;")) > 1 else split(text, "=") for text in (gold, pred))
     if len(gold_sides) > 1 and len(pred_sides) > 1:
-        if flat(gold_sides[0]) == flat(pred_sides[0]):
-            return same(gold_sides[-1], pred_sides[-1], judge)
-        return judge(gold, pred)
+        named_alike = flat(gold_sides[0]) == flat(pred_sides[0])
+        return same(gold_sides[-1], pred_sides[-1], judge) if named_alike else judge(gold, pred)
     if len(pred_sides) > 1:  # "x = 5" names its answer, "2 + 3 = 5" derives it: all that it claims must be the gold
         return all(same(gold, side, judge) for side in pred_sides[bool(NAME.fullmatch(pred_sides[0])):])
     if len(gold_sides) > 1:
         return bool(NAME.fullmatch(gold_sides[0])) and same(gold_sides[-1], pred, judge)
-    (kind, gold_parts), (pred_kind, pred_parts) = shape(gold), shape(pred)
+    (kind, golds), (pred_kind, preds) = shape(gold), shape(pred)
     if kind != pred_kind:
         return bool(re.search(r"[<>≤≥≠|]|\\mathbb|\\setminus|\\emptyset", gold + pred)) and judge(gold, pred)
     if kind == "atom":
-        return same_atom(gold_parts[0], pred_parts[0], judge)
-    if len(gold_parts) != len(pred_parts):
+        return same_atom(*golds, *preds, judge)
+    if len(golds) != len(preds):
         return False
     if kind not in ("list", "∪"):
-        return all(same(g, p, judge) for g, p in zip(gold_parts, pred_parts))
-    for part in gold_parts:
-        match = next((at for at, other in enumerate(pred_parts) if same(part, other, judge)), None)
+        return all(same(g, p, judge) for g, p in zip(golds, preds))
+    for part in golds:
+        match = next((at for at, other in enumerate(preds) if same(part, other, judge)), None)
         if match is None:
             return False
-        del pred_parts[match]
+        del preds[match]
     return True
 
 
@@ -209,33 +214,27 @@ NUMBER = re.compile(r"([-+]?)([0-9]+\.?[0-9]*|\.[0-9]+)?(?:\\frac\{(-?[0-9.]+)\}
 
 
 def number(text):
-    """The exact value of an integer, decimal, fraction, mixed number (2\\frac{3}{4}) or a*10^{b}; None for all else."""
-    match = NUMBER.fullmatch(flat(text))
-    if not match or not text:
-        return None
-    sign, whole, top, bottom, divisor, exponent = match.groups()
+    r"""The exact value of an integer, decimal, fraction, mixed number (2\frac{3}{4}) or a*10^{b}; None for all else."""
+    sign, whole, top, bottom, divisor, exponent = (match := NUMBER.fullmatch(flat(text))) and match.groups() or [None] * 6
     try:
-        value = Fraction(whole or (0 if top else 1)) / Fraction(divisor or 1)
-        part = Fraction(top or 0) / Fraction(bottom or 1)
+        value, part = Fraction(whole or (0 if top else 1)) / Fraction(divisor or 1), Fraction(top or 0) / Fraction(bottom or 1)
     except (ValueError, ZeroDivisionError):
         return None
-    if whole and top and not (whole.isdigit() and 0 < part < 1):
+    if not match or whole and top and not (whole.isdigit() and 0 < part < 1):
         return None
     return (-1 if sign == "-" else 1) * (value + part) * Fraction(10) ** int(exponent or 0)
 
 
 def same_atom(gold, pred, judge):
-    if flat(gold) == flat(pred):
-        return True
     values = number(gold), number(pred)
-    if None not in values:
-        return values[0] == values[1]
-    return not re.search("[0-9]_", gold + pred) and judge(gold, pred)  # 204_5 is not 204_6
+    if flat(gold) == flat(pred) or None not in values:
+        return flat(gold) == flat(pred) or values[0] == values[1]
+    return not re.search("[0-9]_", gold + pred) and judge(gold, pred)  # 204_5 is not 204_6, nor 54
 
 
 # ---- 4. sympy, in a worker -----------------------------------------------------------------------------------------
 class Undecided(Exception):
-    """Raised with (gold, pred) by tasks that need the slow judge."""
+    """Raised with (gold, pred) where only sympy can tell."""
 
 
 HARMFUL = re.compile(r"[0-9]{41}|\^\s*\{?-?[0-9]{5}|[0-9]\^\s*\{?[0-9]+\^\s*\{?[0-9]|!\s*\)+\s*!|[0-9]{4}[\s)}]*!"
@@ -243,7 +242,8 @@ HARMFUL = re.compile(r"[0-9]{41}|\^\s*\{?-?[0-9]{5}|[0-9]\^\s*\{?[0-9]+\^\s*\{?[
 
 
 def worth_asking(gold, pred):
-    return not any(WORD.search(text) or HARMFUL.search(text) or max(depths(text), default=0) > 12 for text in (gold, pred))
+    """Not prose, and nothing in it that takes sympy long: towers of powers, long sums, deep nesting."""
+    return not any(WORD.search(text) or HARMFUL.search(text) or max(depths(text)) > 12 for text in (gold, pred))
 
 
 def postpone(gold, pred):
@@ -253,51 +253,51 @@ def postpone(gold, pred):
 
 
 def ask_sympy(gold, pred):
-    """The slow judge: formulas by their values at test points, relations and sets by math-verify."""
+    """The judge in a worker: formulas by their values at test points, relations and sets by math-verify."""
     import sympy
     from math_verify import verify
-    try:
-        gold, pred = sympy_object(gold), sympy_object(pred)
-    except Exception:  # the parser raises all kinds, and what it cannot read is not the answer
+    if not worth_asking(gold, pred):
         return False
-    if not all(isinstance(x, sympy.Expr) for x in (gold, pred)) or (gold.atoms() | pred.atoms()) and gold.has(sympy.core.function.AppliedUndef):
-        return verify(gold, pred, timeout_seconds=None, allow_set_relation_comp=True)
+    gold, pred = sympy_object(gold), sympy_object(pred)
+    if not all(isinstance(x, sympy.Expr) and not x.has(sympy.core.function.AppliedUndef) for x in (gold, pred)):
+        return verify(gold, pred, numeric_precision=60, timeout_seconds=None, allow_set_relation_comp=True)
     difference = (gold - pred).doit()
     if difference.is_Rational:
         return difference == 0
-    letters = sorted({str(letter) for letter in gold.free_symbols | pred.free_symbols})
-    agreed = 0
+    names, values = sorted({str(letter) for letter in gold.free_symbols | pred.free_symbols}), []
     for k in range(4):
-        point = {letter: sympy.Rational(2 * at + 3 + 7 * k, 5 + at) * (-1) ** (k // 2) for at, letter in enumerate(letters)} | {"i": sympy.I, "e": sympy.E}
-        a, b = (sympy.N(x.subs({s: point[str(s)] for s in x.free_symbols}), 50) for x in (gold, pred))
-        if not (a.is_finite and b.is_finite):
-            return a in (sympy.oo, -sympy.oo) and a == b
-        if abs(a - b) > sympy.Float(10, 50) ** -40 * max(abs(a), abs(b)):
-            if a.is_real or not agreed:
-                return False
-        agreed += 1
-    return True
+        point = {name: sympy.Rational(2 * at + 7 * k + 3, at + 5) * (-1) ** (k // 2) for at, name in enumerate(names)}
+        point |= {"i": sympy.I, "e": sympy.E}
+        values.append([sympy.N(x.subs({s: point[str(s)] for s in x.free_symbols}), 50) for x in (gold, pred)])
+    if not all(x.is_finite for pair in values for x in pair):
+        return values[0][0] == values[0][1] and values[0][0] in (sympy.oo, -sympy.oo)
+    values = [(a, b) for a, b in values if a.is_real] or values  # where a root in the gold is imaginary, it need not hold
+    return all(abs(a - b) <= sympy.Float("1e-40", 50) * max(abs(a), abs(b)) for a, b in values)
 
 
 @functools.lru_cache(512)
 def sympy_object(text):
     from latex2sympy2_extended import latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-    exact = lambda match: "(\\frac{{{0.numerator}}}{{{0.denominator}}})".format(Fraction(match[0]))
-    text = re.sub(r"[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[0-9]+\.?[eE][+-]?[0-9]{1,3}", exact, text).translate(SYMBOLS)
+
+    def exact(match):  # a float would be compared with a tolerance
+        return "(\\frac{{{0.numerator}}}{{{0.denominator}}})".format(Fraction(match[0]))
+    text = re.sub(r"[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[0-9]+\.?[eE][+-]?[0-9]{1,3}", exact, text).translate(LATEX)
     return latex2sympy(text, is_real=True, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False))
 
 
-# ---- tasks ---------------------------------------------------------------------------------------------------------
 @functools.lru_cache(1 << 14)
 def equal(gold, pred):
-    """True, False, or None if only the slow judge can tell."""
+    """Whether two answers in LaTeX are equal; None where only sympy can tell."""
     try:
         return same(clean(gold), clean(pred), postpone)
     except Undecided:
         return None
+    except RecursionError:
+        return False
 
 
+# ---- tasks ---------------------------------------------------------------------------------------------------------
 def math(response, answer, phrase=False):
     pred = extract_answer(response, phrase)
     verdict = pred is not None and equal(answer, pred)
@@ -306,107 +306,105 @@ def math(response, answer, phrase=False):
     return verdict
 
 
+ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
 def countdown(response, answer, phrase=False):
-    """answer "44 = 3 7 12" is the target and the numbers; the response "3 * 12 = 36 36 + ..." uses each of them once."""
+    """answer "44 = 3 7 12" is the target and the numbers; "3 * 12 = 36 36 + ..." uses each number and result once."""
     target, numbers = answer.split("=")
-    pool, words = [int(number) for number in numbers.split()], response.split()
+    pool, words = numbers.split(), response.split()
     if len(words) != 5 * (len(pool) - 1):
         return False
     for a, op, b, equals, c in zip(*[iter(words)] * 5):
-        if op not in "+-*/" or equals != "=" or not all(re.fullmatch(r"-?[0-9]{1,15}", word) for word in (a, b, c)):
+        if op not in ARITHMETIC or equals != "=" or not all(re.fullmatch("-?[0-9]{1,15}", word) for word in (a, b, c)):
             return False
-        a, b, c = int(a), int(b), int(c)
         for operand in (a, b):
             if operand not in pool:
                 return False
             pool.remove(operand)
-        if c != (a + b if op == "+" else a - b if op == "-" else a * b if op == "*" else Fraction(a, b) if b else None):
+        if op == "/" and int(b) == 0 or ARITHMETIC[op](Fraction(a), Fraction(b)) != int(c):
             return False
         pool.append(c)
-    return pool == [int(target)]
+    return pool == [target.strip()]
+
+
+def formatted(response, phrase=False):
+    """The answer in the last <answer> tag if any: there in the last code block, the last box or bare."""
+    _, opened, tail = response.rpartition("<answer>")
+    inner, closed, _ = tail.partition("</answer>")
+    tagged = bool(opened and closed)
+    fences = (inner if tagged else response).split("```")
+    found = re.sub("^[a-z]*\n", "", fences[-2]) if len(fences) > 2 else extract_answer(inner if tagged else response, phrase)
+    return (found or (inner if tagged else "")).strip()[:MAX_ANSWER]
 
 
 def choice(response, answer, phrase=False):
-    """answer "(C)": C, (C), c) some text."""
-    pred = re.sub(r"\\text\w*\s*|[{}*$\\]", "", extract_answer(response, phrase) or "").strip()
-    letter = re.match(r"\(?\s*([A-Za-z])\s*(?:[).:]|$)", pred)
+    """answer "(C)"; right are C, (C), C. and (C) with some text."""
+    letter = re.match(r"\(?\s*([A-Za-z])\s*(?:[).:]|$)", re.sub(r"\\text\w*|[\s{}*$\\]", "", formatted(response, phrase)))
     return bool(letter) and letter[1].upper() == answer.strip("() .").upper()
 
 
-def plain(text):
-    """Text for exact match: no markup, quotes or case, one space between words and none around signs."""
-    text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", text)
-    return re.sub(r"\s*([^\w\s]|(?<=\W)\s)\s*", r"\1", " ".join(text.split())).rstrip(".").casefold()
-
-
 def text(response, answer, phrase=False):
-    """A word, number, list of words or row of brackets, exactly."""
-    if not re.search(r"\w", answer):  # brackets: braces do not match
-        box = re.search(r"\\boxed\s*\{(.*)\}", response)
-        return bool(box) and plain(box[1]) == plain(answer) or plain(extract_answer(response, phrase) or "") == plain(answer)
-    pred = extract_answer(response, phrase)
-    return pred is not None and (plain(pred) == plain(answer) or plain(pred).replace(",", " ") == plain(answer) or equal(answer, pred) is True)
-
-
-def formatted(response):
-    """The answer as SynLogic asks for it: in the last <answer> tag if any; there a code block, a box or "the answer is"."""
-    _, opened, tail = response.rpartition("<answer>")
-    inner, closed, _ = tail.partition("</answer>")
-    inside = inner if opened and closed else response
-    fences = inside.split("```")
-    block = re.sub(r"^[a-z]*\n", "", fences[-2]) if len(fences) > 2 else None
-    return block or extract_answer(inside, phrase=True) or (inner.strip() if opened and closed else None)
+    """A word, number, list, sentence, grid or row of brackets: as text, without regard to markup, case and spacing."""
+    def plain(text):
+        text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", text)
+        return re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split())).rstrip(".").casefold()
+    pred, gold = plain(formatted(response, phrase)), plain(answer)
+    if not re.search(r"\w", gold):  # a row of brackets, where the box's braces need not match
+        box = re.fullmatch(r"\\boxed\s*\{(.*)\}[^}]*", response[max(response.rfind("\\boxed"), 0):][:MAX_ANSWER])
+        return gold in (pred, plain(box[1]) if box else pred)
+    values = number(clean(pred)), number(clean(gold))
+    return gold in (pred, pred.replace(",", " ")) or None not in values and values[0] == values[1]
 
 
 def synlogic(response, answer, phrase=False):
-    return plain(formatted(response) or "")[:MAX_ANSWER] == plain(answer)
+    """SynLogic's tasks with a single right answer; some of its prompts ask for a last line "The answer is ..."."""
+    return text(response, answer, phrase=True)
 
 
 def game24(response, answer, phrase=False):
-    """answer "24 = 1 3 7 8": an expression that uses each number once; its syntax tree is walked, it is never run."""
+    """answer "24 = 1 3 7 8": an expression with each number once. Its syntax tree is walked; nothing is run."""
     target, numbers = answer.split("=")
-    expression = formatted(response) or ""
+    expression = formatted(response, phrase=True)
     if not re.fullmatch(r"[0-9+\-*/()\s]{1,200}", expression) or Counter(re.findall("[0-9]+", expression)) != Counter(numbers.split()):
         return False
 
     def value(node):
         if isinstance(node, ast.Constant):
             return Fraction(node.value)
-        return {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}[type(node.op)](value(node.left), value(node.right))
+        op = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}[type(node.op)]
+        return ARITHMETIC[op](value(node.left), value(node.right))
     try:
-        return value(ast.parse(expression.strip(), mode="eval").body) == int(target)
+        return value(ast.parse(expression, mode="eval").body) == int(target)
     except (SyntaxError, KeyError, AttributeError, ZeroDivisionError):
         return False
 
 
 def number_wall(response, answer, phrase=False):
-    """answer: the grid as JSON, "X" where open. Each island holds one number, its size; no 2x2 block is all wall ("A")."""
+    """answer: the grid as JSON, "X" where open. Walls are "A", no 2x2 of them; an island has one number, its size."""
     given = json.loads(answer)
     try:
-        grid = json.loads((formatted(response) or "").replace("'", '"'))
-        if [len(row) for row in grid] != [len(row) for row in given]:
-            return False
-        cells = {(y, x): grid[y][x] for y, row in enumerate(given) for x, _ in enumerate(row)}
-    except (ValueError, TypeError, KeyError, RecursionError):
+        grid = json.loads(formatted(response, phrase=True).replace("'", '"'))
+        cells = {(y, x): str(cell) for y, row in enumerate(grid) for x, cell in enumerate(row)}
+    except (ValueError, TypeError, RecursionError):
         return False
-    if any(cells[y, x] not in (("X", "A") if known == "X" else (known,)) for y, row in enumerate(given) for x, known in enumerate(row)):
+    clues = {(y, x): str(clue) for y, row in enumerate(given) for x, clue in enumerate(row)}
+    if cells.keys() != clues.keys() or any(cells[at] not in ("X", "A") if clues[at] == "X" else cells[at] != clues[at] for at in cells):
         return False
-    walls = {cell for cell, what in cells.items() if what == "A"}
-    if any({(y, x + 1), (y + 1, x), (y + 1, x + 1)} <= walls for y, x in walls):
-        return False
-    land = set(cells) - walls
+    walls = {at for at in cells if cells[at] == "A"}
+    land = cells.keys() - walls
     while land:
         island = [land.pop()]
         for y, x in island:  # grows as it is read
-            near = land & {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)}
-            land -= near
-            island += near
-        if [cells[cell] for cell in island if cells[cell] != "X"] != [len(island)]:
+            shore = land & {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)}
+            land -= shore
+            island += shore
+        if [cells[at] for at in island if cells[at] != "X"] != [str(len(island))]:
             return False
-    return True
+    return not any({(y, x + 1), (y + 1, x), (y + 1, x + 1)} <= walls for y, x in walls)
 
 
-# A task is a function (response, answer, phrase) -> bool; adding one is writing it and naming it here.
+# A task is a function of (response, answer, phrase); to add one, write it and name it here.
 TASKS = {"math": math, "countdown": countdown, "choice": choice, "text": text, "synlogic": synlogic, "game24": game24,
          "number_wall": number_wall}
 
@@ -417,10 +415,10 @@ class Verifier:
     answer needs one, stay, and are replaced when they overrun; an answer that overruns is wrong."""
 
     def __init__(self, workers=None, timeout_s=2.5, memory_mb=2048):
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's ranks share the machine
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's ranks share the machine's cores
         self.workers = workers or max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
-        self.timeout_s, self.memory_mb, self.pid = timeout_s, memory_mb, os.getpid()
-        self.idle, self.known, self.lock = [], {}, threading.Lock()
+        self.timeout_s, self.memory_mb = timeout_s, memory_mb
+        self.idle, self.known, self.lock, self.pid = [], {}, threading.Lock(), os.getpid()
 
     def __enter__(self):
         return self
@@ -433,8 +431,7 @@ class Verifier:
         """1.0 for each correct response, else 0.0, in order; progress(done, total) is called as verdicts come in."""
         if task not in TASKS:
             raise ValueError(f"task {task!r} is unknown; use one of {', '.join(TASKS)}")
-        empty = next((row for row, answer in enumerate(answers) if not answer.strip()), None)
-        if empty is not None:
+        if (empty := next((row for row, answer in enumerate(answers) if not answer.strip()), None)) is not None:
             raise ValueError(f"row {empty}: the gold answer is empty; give the row an answer or remove it")
         scores, waiting = [], {}
         for row, (response, answer) in enumerate(zip(responses, answers, strict=True)):
@@ -445,40 +442,43 @@ class Verifier:
                 waiting.setdefault(question.args, []).append(row)
         with self.lock:
             known = [(question, self.known[question]) for question in waiting if question in self.known]
-            new = [question for question in waiting if question not in self.known]
-            for question, verdict in itertools.chain(known, self.ask(new)):
-                self.known[question] = verdict
+            answered = self.ask([question for question in waiting if question not in self.known])
+            for question, self.known[question] in itertools.chain(known, answered):
                 for row in waiting[question]:
-                    scores[row] = verdict
+                    scores[row] = self.known[question]
                 if progress:
                     progress(len(scores) - scores.count(None), len(scores))
         return scores
 
     def ask(self, questions):
-        """Yields (question, 1.0 or 0.0) as the workers answer; one question at a time to each."""
+        """Yields (question, 1.0 or 0.0) as the workers answer; each has one question at a time."""
         if self.pid != os.getpid():  # after a fork, the idle workers are the parent's
-            self.pid, self.idle = os.getpid(), []
+            self.idle, self.pid = [], os.getpid()
         todo, busy = deque(questions), {}
         try:
             while todo or busy:
                 while todo and len(busy) < self.workers:
-                    worker, ready_by = (self.idle.pop(), 0) if self.idle else (self.start(), 60)
-                    busy[worker] = [todo.popleft(), time.monotonic() + (ready_by or self.timeout_s + 0.5)]
-                    with contextlib.suppress(BrokenPipeError):  # it has died: its empty reply says so below
-                        worker.stdin.write(json.dumps(busy[worker][0]).encode() + b"\n")
-                patience = min(deadline for _, deadline in busy.values()) - time.monotonic()
-                answered = wait([worker.stdout for worker in busy], max(0, patience))
-                for worker, (question, deadline) in list(busy.items()):
-                    reply = os.read(worker.stdout.fileno(), 9).decode() if worker.stdout in answered else None
-                    if reply == "+":  # imports are done, the clock starts
-                        busy[worker][1] = time.monotonic() + self.timeout_s + 0.5
+                    worker, patience = (self.idle.pop(), self.timeout_s + 0.5) if self.idle else (self.start(), None)
+                    if worker.poll() is None:
+                        question = todo.popleft()
+                        worker.stdin.write(json.dumps(question).encode() + b"\n")
+                        busy[worker] = question, time.monotonic() + (patience or START_S), patience is not None
+                ready = wait([worker.stdout for worker in busy],
+                             max(0, min(deadline for _, deadline, _ in busy.values()) - time.monotonic()))
+                for worker, (question, deadline, started) in list(busy.items()):
+                    reply = os.read(worker.stdout.fileno(), 9).decode() if worker.stdout in ready else None
+                    if reply == "+":  # its imports are done: the clock starts
+                        busy[worker] = question, time.monotonic() + self.timeout_s + 0.5, True
                     elif reply:
                         del busy[worker]
                         self.idle.append(worker)
                         yield question, float(reply[-1])
                     elif reply == "" or time.monotonic() > deadline:
-                        del busy[worker]
+                        worker.kill()
+                        if not started:
+                            raise RuntimeError(f"a verifier worker did not start: {worker.communicate()[1].decode()[-500:]}")
                         stop(worker)
+                        del busy[worker]
                         yield question, 0.0
         finally:
             for worker in busy:
@@ -486,23 +486,25 @@ class Verifier:
 
     def start(self):
         command = [sys.executable, os.path.abspath(__file__), "--worker", str(self.timeout_s), str(self.memory_mb)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True,
+        return subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                start_new_session=True,  # Ctrl-C is for the parent, which stops its workers
                                 env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
 
 
 def stop(worker):
-    with worker:  # closes its pipes and waits
-        worker.kill()
+    worker.kill()
+    with worker:  # closes the pipes and waits
+        pass
 
 
 def work(timeout_s, memory_mb):
-    """A worker: reads a JSON pair (gold, answer) a line, writes 1 or 0. An exception in time, else the hard exit."""
+    """A worker: reads a JSON pair [gold, answer] a line, writes 1 or 0 for each."""
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
-    import math_verify  # noqa: F401  before the clock starts
-    replies, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+    import math_verify  # noqa: F401  now, and not on the first answer's time
+    replies = os.dup(1)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
     class Overrun(BaseException):
         """Not an Exception, which sympy would swallow."""
@@ -512,15 +514,14 @@ def work(timeout_s, memory_mb):
     signal.signal(signal.SIGALRM, overrun)
     os.write(replies, b"+")
     for line in sys.stdin:
-        faulthandler.dump_traceback_later(timeout_s + 1, exit=True)  # even where Python cannot be interrupted
+        faulthandler.dump_traceback_later(timeout_s + 1, exit=True)  # where Python cannot be interrupted
+        verdict = False
         try:
             signal.setitimer(signal.ITIMER_REAL, timeout_s)
-            gold, pred = (clean(text) for text in json.loads(line))
-            verdict = same(gold, pred, lambda *pair: worth_asking(*pair) and ask_sympy(*pair))
+            verdict = same(*map(clean, json.loads(line)), ask_sympy)
             signal.setitimer(signal.ITIMER_REAL, 0)
-        except (Exception, Overrun):
-            verdict = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        except (Exception, Overrun):  # whatever sympy trips over is not the answer
+            signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         os.write(replies, b"1" if verdict else b"0")
 
@@ -538,20 +539,20 @@ def is_correct(response, answer, task="math", phrase=False):
 def main():
     parser = argparse.ArgumentParser(description="Score a JSONL file of responses and print a table of verdicts.")
     parser.add_argument("file", help='one {"response": ..., "answer": ..., "task": ...} a line; task is optional')
-    parser.add_argument("--task", default="math", choices=TASKS, help="for rows that name no task (default: math)")
+    parser.add_argument("--task", default="math", choices=TASKS, help="for rows that name none (default: math)")
     parser.add_argument("--phrase", action="store_true", help='without a box, read "the answer is ..." (base models)')
     options = parser.parse_args()
-    groups = {}
+    tasks = {}
     with open(options.file) as lines:
-        for number_, line in enumerate(lines, 1):
+        for line_number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                groups.setdefault(row.get("task", options.task), []).append((row["response"], row["answer"]))
+                tasks.setdefault(row.get("task", options.task), []).append((row["response"], row["answer"]))
             except (ValueError, KeyError, AttributeError) as error:
-                sys.exit(f"{options.file}, line {number_}: not a row with response and answer ({error!r})")
+                sys.exit(f"{options.file}, line {line_number}: not a row with response and answer ({error!r})")
     print("| task | rows | correct | wrong | share correct |\n|---|---|---|---|---|")
     with Verifier() as verifier:
-        for task, pairs in groups.items():
+        for task, pairs in tasks.items():
             correct = int(sum(verifier.score(*zip(*pairs), task, phrase=options.phrase)))
             print(f"| {task} | {len(pairs)} | {correct} | {len(pairs) - correct} | {correct / len(pairs):.3f} |")
 

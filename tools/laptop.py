@@ -7,9 +7,15 @@ DIR/base is an ordinary Hugging Face checkpoint (Llama, 172 224 parameters, fp32
 DIR/train.jsonl (4000 draws), valid.jsonl and test.jsonl (200 each) hold {"id", "problem", "answer"}. The task is
 Countdown with three numbers: use each number once, reach the target, write every step down.
 
-    problem  "3 7 12 > 33 :"    answer  "33 = 3 7 12"    a right response  "3 * 7 = 21 21 + 12 = 33"
+    problem  "7 20 4 > 48 :"    answer  "48 = 7 20 4"    right response  "7 * 4 = 28 28 + 20 = 48"
 
-@@WHY@@
+Why this regime. The base is warmed up on demonstrations of which 30 % reach the target and 70 % are any legal chain of
+the same numbers. So it is weak at one try and complete at many (seed 0, test.jsonl, 256 samples at T = 1: pass@1 24.1,
+@4 57.6, @16 89.7, @64 99.6, @256 100 %; 93 % of the samples are legal chains): what a method later loses at pass@256 it
+had before. With 20 % instead of 30, pass@1 was 19.6 against 23.4 % on another split; with 1500 steps it was 20.8; with
+20 % and targets drawn evenly instead of as ends of random chains, 12.8: the model is too small to search well.
+The test and valid problems are in neither the warm-up nor train.jsonl, in any order of their numbers; those two share
+theirs. Same seed, same bytes, on one machine. It takes 132 s of one core.
 """
 
 import argparse
