@@ -63,7 +63,7 @@ class ObjectiveConfig:
     K: int = HfArg(default=3, help="number of candidates in Eq. 6 and of the logged Lambda^(k) (Sec. 3)")
     q: float = HfArg(default=0.8, help="entropy quantile tau(q) above which Eq. 3 acts (Sec. 5.1)")
     lam: float = HfArg(default=1.1, help="lambda_top1 of Sec. 4.3 (Sec. 5.1; Qwen2.5-7B: 1.05)")
-    tau_scope: Literal["response", "batch"] = HfArg(default="response", help="tokens that tau(q) is taken over")
+    tau_scope: Literal["response", "batch"] = HfArg(default="response", help="tokens behind tau(q) (released code)")
     clip_low: float = HfArg(default=0.2, help="epsilon below 1 (GRPO's usual value; the paper gives none)")
     clip_high: float = HfArg(default=0.2, help="epsilon above 1 (logic runs of the released recipes: 0.28)")
     kl_beta: float = HfArg(default=0.0, help="beta of the KL penalty to the starting model (0 in every experiment)")
@@ -688,7 +688,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
         "response_tokens": tokens / count, "truncated": sum(s.truncated for s in samples) / count,
         "logp_gap": gap / tokens,
         **{f"seconds_{name}": value for name, value in seconds.items()},
-        "rollout_tokens_per_s": tokens / seconds["rollout"], "update_tokens_per_s": tokens / seconds["update"],
+        **{f"tokens_per_s_{name}": tokens / seconds[name] for name in ("rollout", "logprobs", "update")},
         "peak_memory_gib": clock.peak_memory()}
 
 

@@ -1,25 +1,23 @@
-"""The tests, in micrograd's manner: each claim is computed twice, naively from the paper's formulas and by simko.py, and
-values and gradients are compared. Pure functions first, then packing and updates, engines, whole runs.
+"""The tests, in micrograd's manner: a claim is computed twice, naively from the paper's formulas and by simko.py, and
+values and gradients are compared. Pure functions first, then packing and updates, engines, whole runs, bad input.
 
     python -m pytest test_simko.py
 
-Needs no network and no model: the checkpoints are made here, from seeds. Engines and ranks run in processes of their
-own, started as `python test_simko.py WORKER ...` (at the end of this file)."""
+No network, no download: the checkpoints are made here, from seeds. Two ranks, and each vLLM (a process can hold only
+one in its life), run in processes of their own, which enter this file at its end."""
 import dataclasses
 import itertools
 import json
 import math
 import os
-import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 from contextlib import closing
 from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from unittest import mock
 
@@ -29,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import simko
@@ -37,7 +36,7 @@ from simko import Config, Sample
 
 HERE = Path(simko.__file__).resolve().parent
 ENVIRONMENT = dict(os.environ)  # as it was: process_group adds its address to this process's
-STOP, TOKENS = 2, 61            # end-of-text id and vocabulary of the checkpoints made here
+STOP, VOCABULARY = 2, 61        # of the checkpoints made here
 CPU, quiet = torch.device("cpu"), partial(tqdm, disable=True)
 needs_vllm = pytest.mark.skipif(sys.platform != "linux", reason="there is no vLLM wheel for this platform")
 settings.register_profile("simko", max_examples=60, deadline=None, derandomize=True)
@@ -54,15 +53,15 @@ def randn(*shape, seed=0, dtype=torch.float64):
 
 
 def near(got, want, tolerance=1e-12):
-    """Fails unless every entry is within `tolerance`, absolute up to 1 and relative above."""
+    """Fails unless every entry is within `tolerance`, absolute and relative."""
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 def distance(got, want):
-    """||got - want|| / ||want|| over a whole gradient {name: tensor}; the names must agree."""
+    """||got - want|| / ||want|| over a whole gradient {name: tensor}."""
     assert got.keys() == want.keys()
-    difference = sum((got[name].double() - want[name].double()).square().sum() for name in want)
-    return (difference / sum(x.double().square().sum() for x in want.values())).sqrt().item()
+    flat = [torch.cat([x[name].detach().double().flatten() for name in want]) for x in (got, want)]
+    return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
 
 
 # ------------------------------------------------------------------------------------------------------- objective
@@ -73,9 +72,7 @@ def naive_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
     if gate and advantage > 0:
         gamma_k = [pi[k] / old[k] for k in top]
         return (1 - alpha) * gamma + alpha / K * sum((gamma / g).detach() * g for g in gamma_k)  # Eq. 6
-    if gate and advantage < 0 and y == top[0]:
-        return lam * gamma  # Sec. 4.3
-    return gamma
+    return lam * gamma if gate and advantage < 0 and y == top[0] else gamma  # Sec. 4.3
 
 
 def real_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
@@ -93,24 +90,20 @@ def test_eq6_has_the_gradient_of_eq5_and_the_value_of_gamma(V, K, alpha, inside,
     order = z.detach().argsort(descending=True)
     y = order[seed % K] if inside or K == V else order[K + seed % (V - K)]
     ratio = real_ratio(z[None], z_old[None], y[None], torch.ones(1), torch.tensor([True]), alpha, K, lam=7.0)
-    pi = z.detach().softmax(0)
     gamma = (z.detach().log_softmax(0)[y] - z_old.log_softmax(0)[y]).exp()
-    e_tilde = torch.zeros(V, dtype=torch.float64)
-    e_tilde[y] += 1 - alpha
-    e_tilde[order[:K]] += alpha / K
+    e_tilde = (1 - alpha) * F.one_hot(y, V) + alpha / K * F.one_hot(order[:K], V).sum(0)
     assert torch.equal(ratio.detach()[0], gamma)
-    near(torch.autograd.grad(ratio.sum(), z)[0], gamma * (e_tilde - pi))
+    near(torch.autograd.grad(ratio.sum(), z)[0], gamma * (e_tilde - z.detach().softmax(0)))
 
 
 @given(V=st.integers(1, 9), K=st.integers(1, 9), alpha=st.floats(0, 1), lam=st.floats(1, 3), seed=seeds)
-def test_the_ratio_is_the_papers_with_the_old_top_k_that_cancels_here(V, K, alpha, lam, seed):
-    N, K = 24, min(K, V)
+def test_the_ratio_is_the_papers_whose_old_top_k_cancels(V, K, alpha, lam, seed):
+    N, K, weight = 24, min(K, V), randn(24, seed=seed + 6)
     z, z_old = randn(N, V, seed=seed).requires_grad_(), randn(N, V, seed=seed) + 0.7 * randn(N, V, seed=seed + 1)
     y = torch.where(randn(N, seed=seed + 2) > 0, z.argmax(-1), randn(N, V, seed=seed + 3).argmax(-1))
     advantage, gate = randn(N, seed=seed + 4).round(), randn(N, seed=seed + 5) > -0.5
     real = real_ratio(z, z_old, y, advantage, gate, alpha, K, lam)
     naive = torch.stack([naive_ratio(*row, alpha, K, lam) for row in zip(z, z_old, y, advantage, gate)])
-    weight = randn(N, seed=seed + 6)
     near(real, naive)
     near(torch.autograd.grad(real @ weight, z)[0], torch.autograd.grad(naive @ weight, z)[0])
 
@@ -118,149 +111,124 @@ def test_the_ratio_is_the_papers_with_the_old_top_k_that_cancels_here(V, K, alph
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4)])
 def test_any_float_dtype_and_any_leading_shape(dtype, shape):
-    N, K, tolerance = math.prod(shape), 3, {8: 1e-15, 4: 1e-6}.get(dtype.itemsize, 0.02)
-    tensors = [(-randn(N, seed=1).abs()).to(dtype), (-randn(N, seed=2).abs()).to(dtype), (-randn(N, K, seed=3).abs()).to(dtype),
-               randn(N, seed=4) > 0, randn(N, seed=5).to(dtype), randn(N, seed=6) > 0]
+    def ratio_and_gradients(dtype, shape):
+        logp, old, A, marks = (randn(24, seed=seed).to(first) for seed, first in enumerate([rounded, rounded, rounded, dtype]))
+        topk = randn(24, 3, seed=9).to(rounded)
+        logp, old, A, marks, topk = (x[:math.prod(shape)].to(dtype).reshape((*shape, *x.shape[1:]))
+                                     for x in (-logp.abs(), -old.abs(), A, marks, -topk.abs()))
+        leaves = logp.requires_grad_(), topk.requires_grad_()
+        ratio = simko.simko_ratio(logp, old, topk, marks > 0.5, A, marks > -0.5, 0.3, 1.7)
+        loss = simko.clipped_loss(ratio, A, 0.2, 0.28)
+        results = [ratio, loss, *torch.autograd.grad(loss.sum(), leaves)]
+        assert {x.dtype for x in results} == {dtype} and ratio.shape == loss.shape == shape
+        return [x.detach().double().flatten() for x in results]
 
-    def ratio_and_gradients(values, shape):
-        values = [x.reshape((*shape, *x.shape[1:])) for x in values]
-        leaves = [x.detach().clone().requires_grad_() for x in (values[0], values[2])]
-        ratio = simko.simko_ratio(leaves[0], values[1], leaves[1], *values[3:], 0.3, 1.7)
-        loss = simko.clipped_loss(ratio, values[4], 0.2, 0.28)
-        gradients = torch.autograd.grad(loss.sum(), leaves)
-        assert ratio.shape == loss.shape == shape and {x.dtype for x in (ratio, loss, *gradients)} == {values[0].dtype}
-        return [x.reshape(N, *x.shape[len(shape):]) for x in (ratio, *gradients)]
-
-    want = ratio_and_gradients([x.double() if x.dtype.is_floating_point else x for x in tensors], (N,))
-    for got, expected in zip(ratio_and_gradients(tensors, shape), want):
-        near(got.double(), expected, tolerance)  # a few roundings of the dtype: 2^-8 for bfloat16
+    rounded = dtype
+    for got, want in zip(ratio_and_gradients(dtype, shape), ratio_and_gradients(torch.float64, (math.prod(shape),))):
+        near(got, want, {8: 1e-15, 4: 1e-6}.get(dtype.itemsize, 0.02))  # a few roundings: 2^-8 each in bfloat16
 
 
 @given(V=st.integers(2, 9), alpha=st.floats(0.01, 1), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
        seed=seeds)
-def test_alpha_0_with_lambda_1_and_an_empty_gate_are_grpo_bit_for_bit(V, alpha, dtype, seed):
-    N = 32
-    y, advantage = randn(N, V, seed=seed + 2).argmax(-1), randn(N, seed=seed + 3, dtype=dtype).round()
-    z = randn(N, V, seed=seed, dtype=dtype).requires_grad_()
-    z_old = randn(N, V, seed=seed + 1, dtype=dtype)
+def test_alpha_0_with_lambda_1_and_q_1_are_grpo_bit_for_bit(V, alpha, dtype, seed):
+    z, z_old = randn(32, V, seed=seed, dtype=dtype).requires_grad_(), randn(32, V, seed=seed + 1, dtype=dtype)
+    y, advantage = randn(32, V, seed=seed + 2).argmax(-1), randn(32, seed=seed + 3, dtype=dtype).round()
     entropy = torch.distributions.Categorical(logits=z.detach().float()).entropy()
-    gates = [simko.entropy_gate(entropy, torch.tensor([20, 12]), q, scope) for q, scope in [(0.5, "batch"), (1.0, "batch"),
-                                                                                          (1.0, "response")]]
-    assert gates[0].any() and not gates[1].any() and not gates[2].any()
+    half, none = (simko.entropy_gate(entropy, torch.tensor([20, 12]), q, "response") for q in (0.5, 1.0))
 
     def loss_and_gradient(ratio):
         loss = simko.clipped_loss(ratio, advantage, 0.2, 0.2)
-        return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
+        return torch.stack([loss.detach(), *torch.autograd.grad(loss.sum(), z)[0].T])
 
-    log_pi, log_old = z.log_softmax(-1), z_old.log_softmax(-1)
-    grpo = loss_and_gradient((log_pi.gather(1, y[:, None]) - log_old.gather(1, y[:, None])).exp()[:, 0])
-    for gate, alpha_, lam in [(gates[0], 0.0, 1.0), (gates[1], alpha, 1.5), (gates[2], alpha, 1.5)]:
-        for got, want in zip(loss_and_gradient(real_ratio(z, z_old, y, advantage, gate, alpha_, 2, lam)), grpo):
-            assert torch.equal(got, want)
+    logp, old_logp = (x.log_softmax(-1).gather(1, y[:, None])[:, 0] for x in (z, z_old))
+    grpo = loss_and_gradient((logp - old_logp).exp())
+    assert half.any() and torch.equal(loss_and_gradient(real_ratio(z, z_old, y, advantage, half, 0.0, 2, 1.0)), grpo)
+    assert not none.any() and torch.equal(loss_and_gradient(real_ratio(z, z_old, y, advantage, none, alpha, 2, 1.5)), grpo)
 
 
 def test_lambda_acts_before_the_clip():
     logp = torch.tensor([0.75, 0.7], dtype=torch.float64).log().requires_grad_()
     yes, minus, zero = torch.tensor([True, True]), -torch.ones(2), torch.zeros(2, dtype=torch.float64)
-    ratio = simko.simko_ratio(logp, zero, zero[:, None], yes, minus, yes, alpha=0.5, lam=1.1)
-    loss = simko.clipped_loss(ratio, minus, 0.2, 0.2)
-    near(loss, torch.tensor([0.825, 0.8], dtype=torch.float64))  # after the clip it would be 1.1 * 0.8 = 0.88 twice
-    near(torch.autograd.grad(loss.sum(), logp)[0], torch.tensor([0.825, 0.0], dtype=torch.float64))  # and 0 twice
+    loss = simko.clipped_loss(simko.simko_ratio(logp, zero, zero[:, None], yes, minus, yes, alpha=0.5, lam=1.1), minus, 0.2, 0.2)
+    near(loss, torch.tensor([0.825, 0.8], dtype=torch.float64))  # after the clip it would be 1.1 * 0.8 twice,
+    near(torch.autograd.grad(loss.sum(), logp)[0], torch.tensor([0.825, 0.0], dtype=torch.float64))  # without gradient
 
 
 @given(gamma=st.floats(0.1, 3), advantage=st.floats(-2, 2), low=st.floats(0.05, 0.9), high=st.floats(0.05, 1))
 def test_the_clip_stops_gains_beyond_the_interval_and_nothing_else(gamma, advantage, low, high):
     stopped = advantage > 0 and gamma > 1 + high or advantage < 0 and gamma < 1 - low
-    bound = 1 + high if advantage > 0 else 1 - low
-    leaf = torch.tensor(gamma, dtype=torch.float64, requires_grad=True)
+    bound, leaf = 1 + high if advantage > 0 else 1 - low, torch.tensor(gamma, dtype=torch.float64, requires_grad=True)
     loss = simko.clipped_loss(leaf, torch.tensor(advantage, dtype=torch.float64), low, high)
     near(loss.item(), -(bound if stopped else gamma) * advantage)
     near(torch.autograd.grad(loss, leaf)[0].item(), 0.0 if stopped else -advantage)
 
 
 def test_gradcheck_where_nothing_is_detached():
-    logp, topk = (-randn(6, seed=1).abs()).requires_grad_(), (-randn(6, 2, seed=2).abs()).requires_grad_()
-    signs = torch.tensor([-1.0, -1, -1, 0, 0, 1], dtype=torch.float64)
-    flags = [torch.tensor(x, dtype=torch.bool) for x in ([1, 0, 1, 1, 0, 1], [1, 1, 0, 1, 0, 0])]  # rank-1, gate
-    ratio = partial(simko.simko_ratio, is_top1=flags[0], advantage=signs, gate=flags[1], alpha=0.3, lam=1.4)
-    old = logp.detach() + 0.1
-    assert torch.autograd.gradcheck(lambda a, b: ratio(a, old, b), (logp, topk))
-    assert torch.autograd.gradcheck(lambda a: simko.kl_penalty(a, randn(6, seed=3)), (logp,))
-    hidden, weight = randn(5, 4, seed=4).requires_grad_(), randn(9, 4, seed=5).requires_grad_()
-    token = torch.tensor([0, 8, 3, 3, 5])
+    logp, old, hidden, weight = (randn(*shape, seed=i).requires_grad_() for i, shape in enumerate([(6,), (6,), (5, 4), (9, 4)]))
+    rank_1, gate = torch.tensor([True, False, True, True, False, True]), torch.tensor([True, True, False, True, False, False])
+    signs, token = torch.tensor([-1.0, -1, -1, 0, 0, 1]), torch.tensor([0, 8, 3, 3, 5])
+    assert torch.autograd.gradcheck(lambda x, o: simko.simko_ratio(x, o, x[:, None], rank_1, signs, gate, 0.3, 1.4), (logp, old))
+    assert torch.autograd.gradcheck(simko.kl_penalty, (logp, old))
     assert torch.autograd.gradcheck(lambda h, w: simko.token_statistics(h, w, token, 3, 0.7, 2)[:2], (hidden, weight))
 
 
-def test_kl_penalty_is_unbiased_and_never_negative():
-    log_pi, log_ref = randn(50, 7, seed=1).log_softmax(-1), randn(50, 7, seed=2).log_softmax(-1)
-    estimate = simko.kl_penalty(log_pi, log_ref)
-    assert (estimate >= 0).all() and torch.equal(simko.kl_penalty(log_pi, log_pi), torch.zeros_like(log_pi))
-    near((log_pi.exp() * estimate).sum(-1), (log_pi.exp() * (log_pi - log_ref)).sum(-1))
-
-
-@given(size=st.integers(2, 6), groups=st.integers(1, 4), seed=seeds)
+@given(size=st.integers(2, 11), groups=st.integers(1, 4), seed=seeds)
 def test_advantages_are_rewards_against_their_group(size, groups, seed):
-    rewards = randn(groups * size, seed=seed).round()
-    want = []
-    for i in range(0, len(rewards), size):
-        group = rewards[i:i + size].tolist()
+    rewards, want = randn(groups * size, seed=seed).round(), []
+    for group in rewards.view(groups, size).tolist():
         want += [(r - statistics.mean(group)) / (statistics.stdev(group) + 1e-6) for r in group]
-    near(simko.group_advantage(rewards, size), torch.tensor(want, dtype=torch.float64), 1e-12)
-
-
-def test_equal_rewards_give_exactly_no_advantage_and_a_group_of_one_is_an_error():
-    for value, size in itertools.product((0.0, 1.0, 0.1, 1 / 3), range(2, 12)):
+    near(simko.group_advantage(rewards, size), torch.tensor(want, dtype=torch.float64), 1e-9)
+    for value in (0.0, 1.0, 0.1, 1 / 3):  # all equal: exactly nothing, whatever the mean rounds to
         assert simko.group_advantage(torch.full((2 * size,), value), size).tolist() == [0.0] * (2 * size)
-    for count, size in [(4, 1), (4, 0), (7, 2), (3, 8)]:
-        with pytest.raises(ValueError):
-            simko.group_advantage(torch.zeros(count), size)
+
+
+@pytest.mark.parametrize("count, size", [(4, 1), (4, 0), (7, 2), (3, 8)])
+def test_rewards_that_make_no_groups_are_an_error(count, size):
+    with pytest.raises(ValueError):
+        simko.group_advantage(torch.zeros(count), size)
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), eighths=st.integers(0, 8),
        scope=st.sampled_from(["response", "batch"]), seed=seeds)
 def test_the_gate_opens_strictly_above_the_quantile_in_every_layout(lengths, eighths, scope, seed):
     q, entropy = eighths / 8, (randn(sum(lengths), seed=seed) * 4).round() / 4  # ties, and arithmetic without rounding
-    rows = entropy.split(lengths)
+    rows, lengths = entropy.split(lengths), torch.tensor(lengths)
     tau = [np.quantile(entropy if scope == "batch" else row, q) for row in rows]
-    want = [[h > t for h in row.tolist()] for row, t in zip(rows, tau)]
-    flat = simko.entropy_gate(entropy, torch.tensor(lengths), q, scope)
-    assert flat.tolist() == sum(want, [])
-    near(simko.entropy_threshold(entropy, torch.tensor(lengths), q, scope),
-         torch.tensor(np.repeat(tau, lengths)))
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=99.0)
-    padded = torch.cat([padded, torch.full((len(rows), 2), -99.0)], 1)
-    mask = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
-    for given_as in (torch.tensor(lengths), mask):
-        gate = simko.entropy_gate(padded, given_as, q, scope)
+    near(simko.entropy_threshold(entropy, lengths, q, scope), torch.from_numpy(np.repeat(tau, lengths)))
+    flat = simko.entropy_gate(entropy, lengths, q, scope)
+    assert flat.tolist() == [h > t for row, t in zip(rows, tau) for h in row.tolist()]
+    padded = F.pad(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=99.0), (0, 2), value=-99.0)
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    for layout in (lengths, mask):
+        gate = simko.entropy_gate(padded, layout, q, scope)
         assert gate[mask].tolist() == flat.tolist() and not gate[~mask].any()
 
 
-def test_gates_of_ties_single_tokens_and_a_hand_made_response():
-    gate = partial(simko.entropy_gate, q=0.8)
-    assert not gate(torch.full((7,), 0.3), torch.tensor([7])).any()                          # all tie: none above
-    assert gate(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1, 1, 1])).tolist() == [False] * 3  # one token each
-    assert gate(torch.tensor([1.0, 5, 2, 4, 3, 0]), torch.tensor([6])).tolist() == [False, True] + [False] * 4
-    assert gate(torch.tensor([1.0, 5, 2, 5, 3, 0]), torch.tensor([6])).tolist() == [False] * 6   # tau(0.8) is the tie
-    assert gate(torch.tensor([1.0, 9, 2, 3]), torch.tensor([2, 2]), scope="batch").tolist() == [False, True, False, False]
-    assert gate(torch.tensor([1.0, 9, 2, 3]), torch.tensor([2, 2])).tolist() == [False, True, False, True]
+@pytest.mark.parametrize("entropy, lengths, scope, want", [
+    ([.3] * 7, [7], "response", [0] * 7),                     # all tie: none is above
+    ([1, 2, 3], [1, 1, 1], "response", [0, 0, 0]),            # a single token is its own quantile
+    ([1, 5, 2, 4, 3, 0], [6], "response", [0, 1, 0, 0, 0, 0]),
+    ([1, 5, 2, 5, 3, 0], [6], "response", [0] * 6),           # tau(0.8) falls on the tie
+    ([1, 9, 2, 3], [2, 2], "response", [0, 1, 0, 1]), ([1, 9, 2, 3], [2, 2], "batch", [0, 1, 0, 0])])
+def test_gates_worked_out_by_hand(entropy, lengths, scope, want):
+    assert simko.entropy_gate(torch.tensor(entropy).float(), torch.tensor(lengths), 0.8, scope).tolist() == list(map(bool, want))
 
 
-def test_pass_at_k_counts_the_subsets_that_hold_a_correct_sample():
+def test_pass_at_k_counts_the_subsets_that_hold_a_correct_sample_exactly():
     for n in range(1, 9):
         for c, k in itertools.product(range(n + 1), range(1, n + 1)):
-            hits = [any(i < c for i in subset) for subset in itertools.combinations(range(n), k)]
+            hits = [min(subset) < c for subset in itertools.combinations(range(n), k)]
             assert simko.pass_at_k(n, c, k).item() == sum(hits) / len(hits)
-
-
-def test_pass_at_k_is_exact_for_300_samples_and_refuses_what_has_no_estimate():
-    c = torch.arange(301)
     for k in (1, 2, 128, 256, 300):
-        want = [float(1 - Fraction(math.comb(300 - i, k), math.comb(300, k))) for i in c.tolist()]
-        assert simko.pass_at_k(300, c, k).tolist() == want
+        want = [float(1 - Fraction(math.comb(300 - c, k), math.comb(300, k))) for c in range(301)]
+        assert simko.pass_at_k(300, torch.arange(301), k).tolist() == want
     assert simko.pass_at_k(torch.tensor([[4], [8]]), torch.tensor([0, 1, 4]), 4).shape == (2, 3)
-    for n, c, k in [(4, 1, 5), (torch.tensor([8, 4]), 1, 5), (4, 1, 0), (4, 5, 2), (4, -1, 2)]:
-        with pytest.raises(ValueError):
-            simko.pass_at_k(n, c, k)
+
+
+@pytest.mark.parametrize("n, c, k", [(4, 1, 5), (torch.tensor([8, 4]), 1, 5), (4, 1, 0), (4, 5, 2), (4, -1, 2)])
+def test_pass_at_k_refuses_what_has_no_estimate(n, c, k):
+    with pytest.raises(ValueError):
+        simko.pass_at_k(n, c, k)
 
 
 # ------------------------------------------------------------------------------------------------ token statistics
@@ -272,11 +240,10 @@ def plain_statistics(hidden, weight, token, K, temperature):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@given(T=st.integers(1, 9), V=st.integers(1, 11), K=st.integers(1, 11), chunk=st.sampled_from([None, 1, 2, 3, 100]),
+@given(T=st.integers(0, 9), V=st.integers(1, 11), K=st.integers(1, 11), chunk=st.sampled_from([None, 1, 2, 3, 100]),
        temperature=st.sampled_from([1.0, 0.6, 1.7]), seed=seeds)
 def test_token_statistics_are_those_of_plain_logits(tied, T, V, K, chunk, temperature, seed):
-    token, K = torch.randint(V, (T,), generator=torch.Generator().manual_seed(seed)), min(K, V)
-    results = []
+    token, K, results = torch.randint(V, (T,), generator=torch.Generator().manual_seed(seed)), min(K, V), []
     for function in (partial(simko.token_statistics, chunk=chunk), plain_statistics):
         weight, states = randn(V, 5, seed=seed).requires_grad_(), randn(T, 5, seed=seed + 1).requires_grad_()
         hidden = states.tanh() + (weight[token.flip(0)].sin() if tied else 0)  # tied: the head embeds the input, too
@@ -290,8 +257,7 @@ def test_token_statistics_are_those_of_plain_logits(tied, T, V, K, chunk, temper
 
 def test_tokens_that_tie_for_the_highest_probability_are_all_rank_1():
     weight = torch.tensor([[1.0], [2.0], [2.0], [0.0]])
-    is_top1 = simko.token_statistics(torch.ones(4, 1), weight, torch.arange(4), 1)[3]
-    assert is_top1.tolist() == [False, True, True, False]
+    assert simko.token_statistics(torch.ones(4, 1), weight, torch.arange(4), 1)[3].tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("chunk", [40, 16, 7])
@@ -306,44 +272,31 @@ def test_bfloat16_token_statistics_stay_within_the_rounding_of_their_logits(chun
     # bfloat16 keeps 8 bits, so a logit z moves by at most 2^-8 |z|, log pi by twice the largest of these; statistics are
     # float32. Gradients are rounded as grad_z, as the product and once more a chunk: 2^-8 each, not all one way.
     largest = (hidden.double() @ weight.double().T).abs().max().item() / 0.8
-    for got, want in zip(*(r[:3] for r in results)):
-        assert got.dtype == torch.float32 and (got - want).abs().max() < 2 * 2**-8 * largest
-    for got, want in zip(*(r[3:] for r in results)):
-        assert (got.double() - want).norm() < 4 * 2**-8 * want.norm()
+    for i, (got, want) in enumerate(zip(*results)):
+        if i < 3:
+            assert got.dtype == torch.float32 and (got - want).abs().max() < 2 * 2**-8 * largest
+        else:
+            assert got.dtype == torch.bfloat16 and (got.double() - want).norm() < 2 * 2**-8 * want.norm()
 
 
 # ------------------------------------------------------------------------------------------------- packed policy
-def make_checkpoint(folder, tied):
-    """A tiny random Llama with grouped-query attention, as an ordinary Hugging Face folder. vLLM wants heads of 32."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-    torch.manual_seed(int(tied))
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=TOKENS, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.2,
-        bos_token_id=1, eos_token_id=STOP, pad_token_id=0))
-    model.generation_config = GenerationConfig(eos_token_id=STOP, pad_token_id=0)
-    model.save_pretrained(folder)
-
-
-def make_samples(folder):
-    """Responses as [prompt ids, response ids, advantage], lengths 1 to 17, some equal: sampled, greedy where A <= 0."""
-    from transformers import AutoModelForCausalLM
-    model, rows = AutoModelForCausalLM.from_pretrained(folder), []
-    torch.manual_seed(0)
-    for prompt, length, advantage in zip([3, 5, 3, 8, 4, 3, 6, 3, 5, 9, 4], [1, 7, 9, 7, 2, 17, 11, 9, 7, 5, 13],
-                                         [1.5, -0.9, 0.7, 1.1, -1.2, -0.6, 0.8, 0.0, -1.4, 1.0, 0.9]):
-        ids = torch.randint(3, TOKENS, (1, prompt))
-        out = model.generate(ids, do_sample=advantage > 0, min_new_tokens=length, max_new_tokens=length)[0].tolist()
-        rows.append([out[:prompt], out[prompt:], advantage])
-    return rows
-
-
 @pytest.fixture(scope="session", params=[False, True], ids=["untied", "tied"])
 def base(request, tmp_path_factory):
-    """Folder of a tiny checkpoint with samples.json beside its weights."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    make_checkpoint(folder, request.param)
-    (folder / "samples.json").write_text(json.dumps(make_samples(folder)))
+    """Folder of a tiny random Llama with grouped-query attention, and samples.json: responses of 1 to 17 tokens, some of
+    one length, sampled from it where the advantage is positive and greedy elsewhere."""
+    folder, samples = tmp_path_factory.mktemp("checkpoint"), []
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=request.param, initializer_range=0.2,
+        bos_token_id=1, eos_token_id=STOP, pad_token_id=0))
+    for prompt, length, advantage in zip([3, 5, 3, 8, 4, 3, 6, 3, 5, 9, 4], [1, 7, 9, 7, 2, 17, 11, 9, 7, 5, 13],
+                                         [1.5, -0.9, 0.7, 1.1, -1.2, -0.6, 0.8, 0.0, -1.4, 1.0, 0.9]):
+        ids = torch.randint(3, VOCABULARY, (1, prompt))
+        ids = model.generate(ids, do_sample=advantage > 0, min_new_tokens=length, max_new_tokens=length)[0].tolist()
+        samples.append([ids[:prompt], ids[prompt:], advantage])
+    model.save_pretrained(folder)
+    (folder / "samples.json").write_text(json.dumps(samples))
     return folder
 
 
@@ -352,26 +305,25 @@ def load_samples(folder):
             for prompt, response, advantage in json.loads((folder / "samples.json").read_text())]
 
 
-def plain_model(folder, *seeds):
-    """The checkpoint in float64 under transformers' own attention, moved by `seeds` as `move` moves the trainer's."""
-    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    for seed in seeds:
-        move(model, seed)
-    return model.double()
-
-
 @torch.no_grad()
 def move(model, seed):
-    """Shifts every weight, sharded or not, by a few percent: seeded noise of 0.01 (they are of size 0.2, or 1)."""
+    """Shifts all weights, sharded or not, by a few percent: seeded noise of 0.01 (they are of size 0.2, or 1)."""
     from torch.distributed.tensor import DTensor, distribute_tensor
     if hasattr(model, "reshard"):
-        model.reshard()  # else it may show whole weights that the next pass forgets
+        model.reshard()  # else it may show gathered weights, which the next pass forgets
     for i, parameter in enumerate(model.parameters()):
         noise = 0.01 * randn(*parameter.shape, seed=1000 * seed + i, dtype=torch.float32)
         if isinstance(parameter, DTensor):
             noise = distribute_tensor(noise, parameter.device_mesh, parameter.placements)
         parameter.add_(noise)
+
+
+def plain_model(folder, *seeds):
+    """The checkpoint moved by `seeds`, in float64, with transformers' own attention."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    for seed in seeds:
+        move(model, seed)
+    return model.double()
 
 
 def plain_logits(model, sample):
@@ -383,84 +335,68 @@ def plain_logits(model, sample):
 def test_packed_statistics_are_those_of_each_response_alone(base):
     model, plain, samples = simko.load_model(base, torch.float64), plain_model(base), load_samples(base)
     for order in (samples, samples[::-1], samples[3:4], sorted(samples, key=lambda s: len(s.prompt_ids))):
-        gradients = []
-        packed = simko.pack(order, CPU)
-        assert packed.lengths.tolist() == [len(s.response_ids) for s in order]
-        logp, topk_logp, entropy, is_top1 = simko.policy_statistics(model, packed, 3, 0.7)
+        got = simko.policy_statistics(model, simko.pack(order, CPU), 3, 0.7)
         log_pi = torch.cat([plain_logits(plain, s) for s in order]).div(0.7).log_softmax(-1)
         token = torch.from_numpy(np.concatenate([s.response_ids for s in order]))
-        want = log_pi.gather(1, token[:, None])[:, 0]
-        near(logp, want, 1e-12)
-        near(topk_logp, log_pi.topk(3).values, 1e-12)
-        near(entropy, -(log_pi.exp() * log_pi).sum(-1), 1e-12)
-        assert torch.equal(is_top1, token == log_pi.argmax(-1))
-        for some_model, value in ((model, logp), (plain, want)):
-            weights = dict(some_model.named_parameters())
-            total = (value * randn(len(token), seed=1)).sum()
-            gradients.append(dict(zip(weights, torch.autograd.grad(total, list(weights.values())))))
-        assert distance(*gradients) < 1e-9
+        logp = log_pi.gather(1, token[:, None])[:, 0]
+        want = logp, log_pi.topk(3).values, -(log_pi.exp() * log_pi).sum(-1), token == log_pi.argmax(-1)
+        for x, y in zip(got, want):
+            near(x, y, 1e-12)
+        gradients = [torch.autograd.grad(x @ randn(len(token)), [*m.parameters()]) for m, x in ((model, got[0]), (plain, logp))]
+        assert distance(*(dict(enumerate(x)) for x in gradients)) < 1e-12
 
 
 @pytest.mark.parametrize("changed", range(11))
 def test_no_token_sees_another_response(base, changed):
     model, samples = simko.load_model(base, torch.float32), load_samples(base)
-    samples.sort(key=lambda s: -len(s.prompt_ids) - len(s.response_ids))
-    with torch.no_grad():
-        before = simko.policy_statistics(model, simko.pack(samples, CPU), 3, 1.0)
-        other = dataclasses.replace(samples[changed], prompt_ids=(samples[changed].prompt_ids + 1) % TOKENS,
-                                    response_ids=(samples[changed].response_ids + 1) % TOKENS)
-        samples[changed] = other
-        packed = simko.pack(samples, CPU)
-        after = simko.policy_statistics(model, packed, 3, 1.0)
-    rest = torch.arange(len(samples)).repeat_interleave(packed.lengths) != changed
-    for x, y in zip(before, after):
-        near(x[rest], y[rest], 1e-6)
-    assert not torch.isclose(before[0][~rest], after[0][~rest]).all()
-
-
-def test_a_pack_of_no_samples_takes_part_and_adds_nothing(base):
-    model = simko.load_model(base, torch.float32)
-    logp, topk_logp, entropy, is_top1 = simko.policy_statistics(model, simko.pack([], CPU), 3, 1.0)
-    assert (logp.shape, topk_logp.shape, entropy.shape, is_top1.dtype) == ((0,), (0, 3), (0,), torch.bool)
-    (logp.sum() + topk_logp.sum()).backward()
-    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters())
-
-
-def blank(*lengths):
-    return [Sample(i, np.zeros(2, np.int64), np.zeros(n, np.int64), np.zeros(n, np.float32), False) for i, n in enumerate(lengths)]
+    samples.sort(key=lambda s: -len(s.prompt_ids) - len(s.response_ids))  # equal lengths side by side
+    before = simko.policy_statistics(model, simko.pack(samples, CPU), 3, 1.0)
+    samples[changed].prompt_ids, samples[changed].response_ids = (
+        (ids + 1) % VOCABULARY for ids in (samples[changed].prompt_ids, samples[changed].response_ids))
+    packed = simko.pack(samples, CPU)
+    others = torch.arange(len(samples)).repeat_interleave(packed.lengths) != changed
+    for x, y in zip(before, simko.policy_statistics(model, packed, 3, 1.0)):
+        near(x[others], y[others], 1e-6)
+        assert x.dtype == torch.bool or not torch.isclose(x[~others], y[~others]).all()
 
 
 @given(lengths=st.lists(st.integers(1, 30), max_size=25), budget=st.integers(1, 80), world=st.integers(1, 5))
 def test_micro_batches_and_ranks_share_out_every_sample_once_and_evenly(lengths, budget, world):
-    samples = blank(*lengths)
-    batches = simko.micro_batches(samples, budget)
-    assert sorted(s.prompt for batch in batches for s in batch) == list(range(len(samples)))
-    assert all(len(batch) == 1 or sum(len(s.response_ids) + 2 for s in batch) <= budget for batch in batches)
-    assert not batches or len(batches) <= 1 + 2 * sum(n + 2 for n in lengths) / budget or max(lengths) + 2 > budget // 2
-    shares = [simko.deal(samples, rank, world) for rank in range(world)]
-    assert sorted(s.prompt for share in shares for s in share) == list(range(len(samples)))
-    tokens = [sum(len(s.response_ids) + 2 for s in share) for share in shares]
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and max(tokens) - min(tokens) <= max(lengths, default=0) + 2
+    samples = [Sample(i, np.zeros(2), np.zeros(length), np.zeros(length), False) for i, length in enumerate(lengths)]
+    size = lambda share: sum(len(s.prompt_ids) + len(s.response_ids) for s in share)
+    batches, shares = simko.micro_batches(samples, budget), [simko.deal(samples, rank, world) for rank in range(world)]
+    for parts in (batches, shares):
+        assert sorted(s.prompt for part in parts for s in part) == list(range(len(samples)))
+    assert all(len(batch) == 1 or size(batch) <= budget for batch in batches)
+    assert all(size(a) + size(b[:1]) > budget for a, b in itertools.pairwise(batches))  # none is closed too early
+    for measure, most in ((len, 1), (size, max(lengths, default=0) + 2)):
+        assert max(map(measure, shares)) - min(map(measure, shares)) <= most
 
 
 # -------------------------------------------------------------------------------------------------------- updates
-OBJECTIVE = dict(alpha=0.2, lam=1.6, q=0.4, clip_low=0.1, clip_high=0.15)  # strong, so that each part shows in a gradient
 CASES = {
     "response": dict(loss_norm="response"),
     "token": dict(loss_norm="token", temperature=0.8, gradient_checkpointing=False),
     "kl": dict(loss_norm="response", kl_beta=0.3, temperature=1.3),
     "kl-token-tau": dict(loss_norm="token", kl_beta=0.3, tau_scope="batch"),
 }
-TAU = 2.5  # nats: stands for the rollout batch's threshold in the cases with tau_scope="batch"
+TAU = 2.5  # nats: stands for the rollout batch's threshold where tau_scope is "batch"
+SHARES = {  # how two ranks divide the samples: evenly, so that one has most of the micro-batches, or all of them
+    "dealt": lambda samples, rank: simko.deal(samples, rank, 2),
+    "uneven": lambda samples, rank: samples[1:] if rank else samples[:1],
+    "idle": lambda samples, rank: [] if rank else samples,
+}
 
 
 def config(folder, **changes):
-    return Config(model=str(folder), **{**OBJECTIVE, "grad_clip": 1e9, "lr": 1e-3, "K": 3, "micro_batch_tokens": 40,
-                                        "max_prompt_tokens": 16, "max_response_tokens": 24, "eval_max_tokens": 24, **changes})
+    """An objective so strong that each part of it shows in a gradient."""
+    strong = dict(alpha=0.2, lam=1.6, q=0.4, clip_low=0.1, clip_high=0.15, grad_clip=1e9, lr=1e-3, micro_batch_tokens=40,
+                  max_prompt_tokens=200, max_response_tokens=24, eval_max_tokens=24)
+    return Config(model=str(folder), **{**strong, **changes})
 
 
 def naive_gradient(folder, cfg):
-    """Gradient of the paper's objective, one response and one token at a time, in float64; tokens in each branch."""
+    """Gradient of the paper's objective, a response and a token at a time; tokens in each of its branches."""
     reference, old, policy = plain_model(folder), plain_model(folder, 1), plain_model(folder, 1, 2)
     samples, branches, losses = load_samples(folder), dict.fromkeys(["pos", "neg", "low", "high", "gate"], 0), []
     for s in samples:
@@ -468,12 +404,11 @@ def naive_gradient(folder, cfg):
         entropy, A = torch.distributions.Categorical(logits=z.detach()).entropy(), s.advantage
         tau = TAU if cfg.tau_scope == "batch" else np.quantile(entropy, cfg.q)
         for l, y in enumerate(s.response_ids):
-            gate = cfg.method == "simko" and bool(entropy[l] > tau)
+            gate = entropy[l] > tau
             gamma = naive_ratio(z[l], z_old[l], y, A, gate, cfg.alpha, cfg.K, cfg.lam)
-            loss = -min(gamma * A, gamma.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * A)
             rho = z_ref[l].softmax(0)[y].detach() / z[l].softmax(0)[y]
-            loss = loss + cfg.kl_beta * (rho - rho.log() - 1)
-            losses.append(loss / (len(s.response_ids) * len(samples) if cfg.loss_norm == "response" else 1))
+            J = min(gamma * A, gamma.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * A) - cfg.kl_beta * (rho - rho.log() - 1)
+            losses.append(-J / (len(s.response_ids) * len(samples) if cfg.loss_norm == "response" else 1))
             for name, taken in {"pos": gate and A > 0, "neg": gate and A < 0 and y == z[l].argmax(), "gate": gate,
                                 "low": A < 0 and gamma < 1 - cfg.clip_low, "high": A > 0 and gamma > 1 + cfg.clip_high}.items():
                 branches[name] += bool(taken)
@@ -482,7 +417,7 @@ def naive_gradient(folder, cfg):
 
 
 def real_update(folder, cfg, samples):
-    """The same through Trainer: old log-probs by policy 1, one update of policy 2. (gradient, log's sums, norm, trainer)"""
+    """The same through Trainer: old log-probs by policy 1, an update of policy 2. (gradient, log's sums, norm, trainer)"""
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
     trainer.old_statistics(samples, quiet)
@@ -504,83 +439,63 @@ def naive(base):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(base, naive, group, case):
+@pytest.mark.parametrize("tokens, order", [(1, 1), (40, -1), (10**6, 1)])
+def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(base, naive, group, case, tokens, order):
     want, branches = naive[case]
-    assert min(branches.values()) >= 3, branches  # every part of the objective is at work
-    logs = []
-    for tokens, order in [(1, 1), (40, -1), (10**6, 1)]:
-        cfg = config(base, micro_batch_tokens=tokens, **CASES[case])
-        gradient, sums, norm, _ = real_update(base, cfg, load_samples(base)[::order])
-        assert distance(gradient, want) < 1e-6
-        near(norm, math.sqrt(sum(g.square().sum().item() for g in want.values())), 1e-6)
-        logs.append(sums)
-        assert sums[[1, 2]].tolist() == [branches["gate"], branches["low"] + branches["high"]]
-    near(torch.stack(logs), logs[0].expand(3, -1), 1e-5)
+    cfg = config(base, micro_batch_tokens=tokens, **CASES[case])
+    gradient, sums, norm, _ = real_update(base, cfg, load_samples(base)[::order])
+    assert min(branches.values()) >= 3 and distance(gradient, want) < 1e-6  # every part of the objective was at work
+    near(norm, math.sqrt(sum(x.square().sum().item() for x in want.values())), 1e-6)
+    assert sums[1:3].tolist() == [branches["gate"], branches["low"] + branches["high"]]
 
 
 def test_simko_reduces_to_grpo_bit_for_bit_in_the_trainer(base, group):
-    def gradient(**changes):
-        return real_update(base, config(base, **changes), load_samples(base))[0]
-    grpo, simko_ = gradient(method="grpo"), gradient()
-    for same in (gradient(alpha=0.0, lam=1.0), gradient(q=1.0)):
-        assert all(torch.equal(same[name], grpo[name]) for name in grpo)
-    assert distance(simko_, grpo) > 0.01
+    gradient = lambda **changes: real_update(base, config(base, **changes), load_samples(base))[0]
+    grpo = gradient(method="grpo")
+    assert distance(gradient(alpha=0.0, lam=1.0), grpo) == distance(gradient(q=1.0), grpo) == 0 < 0.01 < distance(gradient(), grpo)
 
 
 def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, naive, group):
-    cfg = config(base, loss_norm="response", grad_clip=0.05, lr_warmup=3, weight_decay=0.1)
+    cfg = config(base, loss_norm="response", grad_clip=0.05, lr_warmup=2, weight_decay=0.1)
     gradient, _, norm, trainer = real_update(base, cfg, load_samples(base))
-    clipped = {name: g * (0.05 / (norm + 1e-6)) for name, g in naive["response"][0].items()}
-    assert norm > 0.1 and distance(gradient, clipped) < 1e-6
+    assert norm > 0.1 and distance(gradient, {name: x * 0.05 / norm for name, x in naive["response"][0].items()}) < 1e-5
     plain = plain_model(base, 1, 2).float()
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0, weight_decay=0.1)
-    for update in (1, 2, 3, 4, 5):
+    optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.1)
+    for update in (1, 2, 3, 4):
         for name, parameter in plain.named_parameters():
-            parameter.grad = gradient[name].clone()
-        optimizer.param_groups[0]["lr"] = cfg.lr * min(1, update / 4)
+            parameter.grad = gradient[name]
+        optimizer.param_groups[0]["lr"] = cfg.lr * min(1, update / 3)
         optimizer.step()
-        want = dict(plain.named_parameters())
-        for name, parameter in trainer.named_weights():
-            near(parameter.float(), want[name].detach(), 1e-6)
+        near({name: x.float() for name, x in trainer.named_weights()}, {name: p.data for name, p in plain.named_parameters()}, 1e-6)
         samples = load_samples(base)
         trainer.old_statistics(samples, quiet)
         trainer.update(samples, None, quiet)
         gradient = {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()}
 
 
-SHARES = {  # how two ranks divide the samples: evenly, or so that one has most micro-batches, or all of them
-    "dealt": lambda samples, rank: simko.deal(samples, rank, 2),
-    "uneven": lambda samples, rank: samples[1:] if rank else samples[:1],
-    "idle": lambda samples, rank: [] if rank else samples,
-}
+def start(*command):
+    """Runs a program in a process of its own, in this project's folder; fails with its output."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=HERE, env=ENVIRONMENT, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+
+
+TWO_RANKS = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2
 
 
 def two_ranks_worker(folder):
-    """Every case and share on this rank of two; rank 0 writes gradients, sums and norms."""
+    """Every case and share on this rank of two; rank 0 writes what `real_update` gives."""
     with simko.process_group():
-        rank, results = torch.distributed.get_rank(), {}
-        for case, share in itertools.product(CASES, SHARES):
-            samples = SHARES[share](load_samples(folder), rank)
-            results[case, share] = real_update(folder, config(folder, **CASES[case]), samples)[:3]
+        rank = torch.distributed.get_rank()
+        results = {(case, share): real_update(folder, config(folder, **CASES[case]), SHARES[share](load_samples(folder), rank))[:3]
+                   for case, share in itertools.product(CASES, SHARES)}
         if rank == 0:
             torch.save(results, folder / "two_ranks.pt")
 
 
-def start(*command, **options):
-    """Runs a program of this project in a process of its own; fails with its output."""
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=HERE, env=ENVIRONMENT, capture_output=True, text=True,
-                          timeout=300, **options)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done.stdout
-
-
-def torchrun(*command):
-    return start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *command)
-
-
 @pytest.fixture(scope="session")
 def two_ranks(base):
-    torchrun(HERE / "test_simko.py", "two_ranks_worker", base)
+    start(*TWO_RANKS, HERE / "test_simko.py", "two_ranks_worker", base)
     return torch.load(base / "two_ranks.pt")
 
 
@@ -590,21 +505,23 @@ def test_two_processes_have_the_gradient_of_one(base, two_ranks, group, case, sh
     want, sums, norm, _ = real_update(base, config(base, **CASES[case]), load_samples(base))
     got, got_sums, got_norm = two_ranks[case, share]
     assert distance(got, want) < 1e-6
-    near(got_sums, sums, 1e-5)
-    near(got_norm, norm, 1e-6)
+    near((got_sums, got_norm), (sums, norm), 1e-5)
 
 
 # -------------------------------------------------------------------------------------------------------- engines
+def engine_prompts(folder):
+    return [s.prompt_ids for s in load_samples(folder)] + [np.arange(150) % 50 + 3]  # one long enough for a prefix cache
+
+
 def try_engine(folder, backend):
-    """Syncs an engine with a trainer, moves all weights, syncs again: what the tests below ask for."""
-    cfg = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000, max_prompt_tokens=200)
-    prompts = [s.prompt_ids for s in load_samples(folder)] + [np.arange(150) % 50 + 3]  # long enough for a prefix cache
+    """Syncs an engine with a trainer, moves all weights, syncs again; writes what the tests below ask for."""
+    cfg, report, rollouts = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000), {}, {}
     with closing(simko.make_engine(cfg, [STOP], CPU, torch.float32, "dummy")) as engine:
-        trainer, report = simko.Trainer(cfg, CPU, torch.float32), {}
+        trainer = simko.Trainer(cfg, CPU, torch.float32)
 
         def rollout(*key):
             simko.seed_everything(*key)
-            return engine.generate(prompts, 4, cfg.temperature, 1.0, 16, quiet)
+            return engine.generate(engine_prompts(folder), 4, cfg.temperature, 1.0, 16, quiet)
 
         def gap(samples):
             trainer.old_statistics(samples, quiet)
@@ -617,25 +534,24 @@ def try_engine(folder, backend):
         report["stale"] = gap(before)
         trainer.policy.reshard()
         engine.sync(trainer.named_weights())
-        rollouts = {"first": rollout(0, 0, 0), "again": rollout(0, 0, 0), "step": rollout(0, 1, 0),
-                    "rank": rollout(0, 0, 1), "seed": rollout(1, 0, 0)}
-        report["moved"] = max(gap(samples) for samples in rollouts.values())
-        report["tokens"] = {name: [s.response_ids.tolist() for s in samples] for name, samples in rollouts.items()}
-        report["prompts"] = [[s.prompt, s.prompt_ids.tolist()] for s in before]
-        report["truncated"] = [s.truncated for s in rollouts["first"]]
+        rollouts = {str(key): rollout(*key) for key in [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)]}
+        rollouts["again"] = rollout(0, 0, 0)
+        report["moved"] = max(map(gap, rollouts.values()))
+        report["samples"] = {key: [[s.prompt, s.prompt_ids.tolist(), s.response_ids.tolist(), s.truncated] for s in samples]
+                             for key, samples in rollouts.items()}
         (folder / f"{backend}.json").write_text(json.dumps(report))
 
 
-def engine_worker(folder):
+def vllm_worker(folder):
     with simko.process_group():
         try_engine(folder, "vllm")
 
 
 @pytest.fixture(scope="session", params=["hf", pytest.param("vllm", marks=needs_vllm)])
 def engine(request, base):
-    """Report of `try_engine`. A process can hold one vLLM in its life."""
+    """The report of `try_engine`."""
     if request.param == "vllm":
-        start(HERE / "test_simko.py", "engine_worker", base)
+        start(HERE / "test_simko.py", "vllm_worker", base)
     else:
         with mock.patch.dict(os.environ), simko.process_group():
             try_engine(base, "hf")
@@ -643,31 +559,21 @@ def engine(request, base):
 
 
 def test_an_engine_samples_from_the_trainers_policy_after_each_sync(engine):
-    assert engine["synced"] < 1e-4 and engine["moved"] < 1e-4 and engine["stale"] > 0.1, engine
+    assert engine["synced"] < 1e-4 and engine["moved"] < 1e-4 and engine["stale"] > 0.1
 
 
-def test_the_same_seeds_give_the_same_tokens_and_other_seeds_steps_or_ranks_others(engine):
-    first, *others = (engine["tokens"][name] for name in ("first", "step", "rank", "seed"))
-    assert engine["tokens"]["again"] == first
-    assert all(a != b for a, b in itertools.combinations([first, *others], 2))
-    assert len({tuple(tokens) for tokens in first}) > len(first) / 2  # the samples of one prompt differ, too
+def test_the_same_seeds_give_the_same_tokens_and_another_seed_step_or_rank_others(engine):
+    responses = {key: [row[2] for row in rows] for key, rows in engine["samples"].items()}
+    assert responses.pop("again") == responses["(0, 0, 0)"]
+    assert all(a != b for a, b in itertools.combinations(responses.values(), 2)) and len(responses) == 4
 
 
 def test_responses_come_in_order_keep_their_end_and_say_when_they_were_cut(engine, base):
-    prompts = [s.prompt_ids.tolist() for s in load_samples(base)] + [(np.arange(150) % 50 + 3).tolist()]
-    assert engine["prompts"] == [[i, prompt] for i, prompt in enumerate(prompts) for _ in range(4)]
-    for tokens, truncated in zip(engine["tokens"]["first"], engine["truncated"]):
+    samples = engine["samples"]["(0, 0, 0)"]
+    assert [row[:2] for row in samples] == [[i, p.tolist()] for i, p in enumerate(engine_prompts(base)) for _ in range(4)]
+    for *_, tokens, truncated in samples:
         assert STOP not in tokens[:-1] and truncated == (tokens[-1] != STOP) and (len(tokens) == 16 or not truncated)
-    assert len(set(engine["truncated"])) == 2
-
-
-def test_seeding_is_a_function_of_the_whole_key():
-    def draws(*key):
-        simko.seed_everything(*key)
-        return random.random(), np.random.rand(), torch.rand(1).item()
-    assert draws(0, 1, 2) == draws(0, 1, 2)
-    for numbers in zip(*(draws(*key) for key in [(0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 1, 3), (0, 1, 2, 1)])):
-        assert len(set(numbers)) == 5
+    assert {row[3] for row in samples} == {False, True} and len({tuple(row[2]) for row in samples}) > 24
 
 
 # ----------------------------------------------------------------------------------------------------- whole runs
@@ -679,23 +585,20 @@ def laptop(tmp_path_factory):
     return folder
 
 
-def recipe(data, output, *flags):
-    """Arguments of a short `train` of the laptop recipe."""
-    return ["train", "--model", data / "base", "--train-data", data / "train.jsonl", "--task", "countdown", "--output", output,
-            "--prompt-template", "raw", "--max-prompt-tokens", 16, "--batch", 32, "--mini-batch", 8, "--lr", 4e-4,
-            "--max-response-tokens", 12, "--no-gradient-checkpointing", "--loss-norm", "token", "--save-every", 1,
-            *evaluation(data), *flags]
+def recipe(data, command, output, *flags):
+    """Arguments of the laptop recipe's `train`, or of an evaluation of its base model."""
+    line = (f"{command} --model {data}/base --output {output} --task countdown --prompt-template raw --max-prompt-tokens 16 "
+            f"--eval-data {data}/test.jsonl --eval-n 4 --eval-temperature 1 --eval-top-p 1 --eval-max-tokens 12")
+    if command == "train":
+        line += (f" --train-data {data}/train.jsonl --batch 32 --mini-batch 8 --lr 4e-4 --max-response-tokens 12 --loss-norm token"
+                 " --no-gradient-checkpointing --save-every 1")
+    return [*line.split(), *map(str, flags)]
 
 
-def evaluation(data):
-    return ["--eval-data", data / "test.jsonl", "--eval-n", 4, "--eval-temperature", 1, "--eval-top-p", 1,
-            "--eval-max-tokens", 12]
-
-
-def main(*arguments):
+def main(arguments):
     """simko.py in this process, whose environment variables it leaves as they were."""
     with mock.patch.dict(os.environ):
-        simko.main([str(x) for x in arguments])
+        simko.main(arguments)
 
 
 def metrics(run):
@@ -706,127 +609,118 @@ def metrics(run):
 
 @pytest.fixture(scope="session")
 def runs(laptop, tmp_path_factory):
-    """Run folders of three steps straight through, and of two steps, a kill while step 3 was being saved, and a restart."""
-    folder, began = tmp_path_factory.mktemp("runs"), time.monotonic()
-    start("simko.py", *recipe(laptop, folder / "stopped", "--rollout", "vllm", "--steps", 2))
-    (folder / "stopped/checkpoints/step_000003.tmp").mkdir()
-    (folder / "stopped/checkpoints/step_000003.tmp/__0_0.distcp").write_bytes(b"half")
-    with (folder / "stopped/metrics.jsonl").open("a") as file:
-        file.write(json.dumps({**metrics(folder / "stopped")[-1], "step": 3, "reward": -1}) + '\n{"step": 4, "rew')
-    start("simko.py", *recipe(laptop, folder / "stopped", "--rollout", "vllm", "--steps", 3))
-    (folder / "seconds").write_text(str(time.monotonic() - began))
-    start("simko.py", *recipe(laptop, folder / "straight", "--rollout", "vllm", "--steps", 3))
-    return folder
+    """Run folders: three steps straight through; and two steps, a kill while step 3 was being saved, a second start."""
+    folder = tmp_path_factory.mktemp("runs")
+    straight, stopped = folder / "straight", folder / "stopped"
+    began = time.monotonic()
+    start("simko.py", *recipe(laptop, "train", stopped, "--rollout", "vllm", "--steps", 2))
+    (stopped / "checkpoints/step_000003.tmp").mkdir()
+    (stopped / "checkpoints/step_000003.tmp/__0_0.distcp").write_bytes(b"half")
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**metrics(stopped)[-1], "step": 3, "reward": -1}) + '\n{"step": 4, "rew')
+    start("simko.py", *recipe(laptop, "train", stopped, "--rollout", "vllm", "--steps", 3))
+    seconds = time.monotonic() - began
+    start("simko.py", *recipe(laptop, "train", straight, "--rollout", "vllm", "--steps", 3))
+    return straight, stopped, seconds
 
 
 @needs_vllm
 def test_stopped_and_resumed_equals_straight_through_bit_for_bit(runs):
-    straight, stopped = runs / "straight", runs / "stopped"
+    straight, stopped, seconds = runs
     assert metrics(straight) == metrics(stopped) and [row["step"] for row in metrics(straight)] == [1, 2, 3]
-    for path in ("hf/model.safetensors", "hf/config.json", "hf/tokenizer.json", "eval_000003/test.jsonl"):
+    for path in ("hf/model.safetensors", "hf/config.json", "hf/tokenizer.json", "eval_000003/test.jsonl", "eval_000003/eval.json"):
         assert (straight / path).read_bytes() == (stopped / path).read_bytes()
-
-
-@needs_vllm
-def test_three_steps_of_the_laptop_recipe_learn_through_vllm_in_under_two_minutes(runs, laptop):
-    for row in metrics(runs / "straight"):
-        assert row["mixed_groups"] > 0 and row["grad_norm"] > 0 and row["logp_gap"] < 1e-5 and row["lr"] == 4e-4
-        assert 0.1 < row["gate_share"] < 0.2 and row["Lambda_3"] < row["Lambda_2"] < row["Lambda_1"] < 0
-    assert float((runs / "seconds").read_text()) < 120
+    for row in metrics(straight):  # and there was something to learn, from an engine in step with the trainer
+        assert row["mixed_groups"] > 0 and row["grad_norm"] > 0 and row["logp_gap"] < 1e-5 and 0.1 < row["gate_share"] < 0.2
+        assert row["Lambda_3"] < row["Lambda_2"] < row["Lambda_1"] < 0
+    assert seconds < 120
 
 
 @needs_vllm
 def test_a_run_folder_holds_the_last_two_checkpoints_the_export_and_its_evaluation(runs):
-    for run in (runs / "straight", runs / "stopped"):
+    for run in runs[:2]:
+        assert {"config.json", "metrics.jsonl", "checkpoints", "hf", "eval_000003"} <= {path.name for path in run.iterdir()}
         assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_000002", "step_000003"]
-        names = {"config.json", "metrics.jsonl", "checkpoints", "hf", "eval_000003"}
-        assert names <= {path.name for path in run.iterdir()} and not list(run.rglob("*.tmp"))
-        rows = [json.loads(line) for line in (run / "eval_000003/test.jsonl").read_text().splitlines()][1:]
-        report = json.loads((run / "eval_000003/eval.json").read_text())["sets"]["test"]
-        correct = {}
-        for row in rows:
-            correct[row["id"]] = correct.get(row["id"], 0) + row["correct"]
-        assert report["correct"] == correct and len(correct) == 200 and len(rows) == 800
+        assert not list(run.rglob("*.tmp"))
+        report, rows = json.loads((run / "eval_000003/eval.json").read_text())["sets"]["test"], (run / "eval_000003/test.jsonl")
+        right = [row["id"] for row in map(json.loads, rows.read_text().splitlines()[1:]) if row["correct"]]
+        assert len(report["correct"]) == 200 and report["correct"] == {id: right.count(id) for id in report["correct"]}
         for k in (1, 2, 4):
-            estimates = [1 - math.comb(4 - c, k) / math.comb(4, k) for c in correct.values()]
-            near(report["pass"][str(k)], statistics.mean(estimates))
+            hits = [1 - math.comb(4 - c, k) / math.comb(4, k) for c in report["correct"].values()]
+            near(report["pass"][str(k)], statistics.mean(hits))
 
 
 @needs_vllm
 def test_the_export_is_an_ordinary_checkpoint_that_transformers_loads_and_generates_from(runs, laptop):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model, before = (AutoModelForCausalLM.from_pretrained(path) for path in (runs / "straight/hf", laptop / "base"))
-    tokenizer = AutoTokenizer.from_pretrained(runs / "straight/hf")
+    model, before = (AutoModelForCausalLM.from_pretrained(path) for path in (runs[0] / "hf", laptop / "base"))
     assert 0 < distance(dict(model.named_parameters()), dict(before.named_parameters())) < 0.5
+    tokenizer = AutoTokenizer.from_pretrained(runs[0] / "hf")
     ids = tokenizer("3 5 7 > 56 :", return_tensors="pt").input_ids
-    assert model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False).shape == (1, ids.shape[1] + 6)
-    assert tokenizer.decode(ids[0]) == "<bos> 3 5 7 > 56 :"
+    assert tokenizer.decode(model.generate(ids, max_new_tokens=6, min_new_tokens=6)[0]).startswith("<bos> 3 5 7 > 56 : ")
 
 
 @needs_vllm
-def test_a_run_folder_is_not_given_to_another_run(runs, laptop):
-    before = {path: path.stat().st_mtime_ns for path in (runs / "straight").rglob("*")}
-    for flags, message in [(["--lr", 1e-3], "lr was 0.0004, is 0.001"), (["--method", "grpo"], "method was simko, is grpo"),
-                           (["--no-resume"], "holds a run already")]:
-        with pytest.raises(SystemExit, match=message):
-            main(*recipe(laptop, runs / "straight", "--rollout", "vllm", "--steps", 3, *flags))
-    assert before == {path: path.stat().st_mtime_ns for path in (runs / "straight").rglob("*")}
+@pytest.mark.parametrize("flags, message", [
+    (["--lr", 1e-3], "lr was 0.0004, is 0.001"), (["--method", "grpo"], "method was simko, is grpo"),
+    (["--no-resume"], "holds a run already")])
+def test_a_run_folder_is_not_given_to_another_run(runs, laptop, flags, message):
+    before = {path: path.stat().st_mtime_ns for path in runs[0].rglob("*")}
+    with pytest.raises(SystemExit, match=message):
+        main(recipe(laptop, "train", runs[0], "--rollout", "vllm", "--steps", 3, *flags))
+    assert before == {path: path.stat().st_mtime_ns for path in runs[0].rglob("*")}
 
 
 def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_path):
     from tools.hf_rollout import HFEngine
-    arguments = ["eval", "--model", laptop / "base", "--task", "countdown", "--prompt-template", "raw", "--rollout", "hf",
-                 "--output", tmp_path, *evaluation(laptop)]
+    arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf")
     responses, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
     with mock.patch.object(HFEngine, "generate", autospec=True, side_effect=HFEngine.generate) as generate:
-        main(*arguments)
+        main(arguments)
         whole, result = responses.read_bytes(), report.read_bytes()
         lines = whole.splitlines(keepends=True)
-        assert len(lines) == 1 + 4 * 200 and generate.call_count == 4  # chunks of 64 problems
-        ends = {"in a chunk": 1 + 700, "in a line": 1 + 300, "after a chunk": 1 + 512, "at its start": 1, "not at all": 801}
-        for calls, (where, kept) in zip([2, 3, 2, 4, 0], ends.items()):
+        assert len(lines) == 1 + 4 * 200 and generate.call_count == 4  # 64 problems a call
+        for kept, rest, calls in [(701, b"", 2), (301, b'{"id"', 3), (513, b"", 2), (1, b"", 4), (801, b"", 0)]:
             generate.reset_mock()
             report.unlink()
-            responses.write_bytes(b"".join(lines[:kept]) + (lines[kept][:20] if where == "in a line" else b""))
-            main(*arguments)
-            assert generate.call_count == calls and (responses.read_bytes(), report.read_bytes()) == (whole, result), where
+            responses.write_bytes(b"".join(lines[:kept]) + rest)
+            main(arguments)
+            assert generate.call_count == calls and (responses.read_bytes(), report.read_bytes()) == (whole, result)
     with pytest.raises(SystemExit, match="other settings"):
-        main(*arguments, "--eval-top-p", 0.5)
+        main([*arguments, "--eval-top-p", "0.5"])
     assert responses.read_bytes() == whole
 
 
 def test_a_broken_sync_stops_the_run_and_says_so(laptop, tmp_path):
     from tools.hf_rollout import HFEngine
-    with mock.patch.object(HFEngine, "sync", lambda self, named_weights: list(named_weights)):
+    with mock.patch.object(HFEngine, "sync", lambda engine, named_weights: list(named_weights)):
         with pytest.raises(SystemExit, match="does not sample from the trained policy"):
-            main(*recipe(laptop, tmp_path / "run", "--rollout", "hf", "--steps", 3, "--lr", 4e-3))
-    assert [row["step"] for row in metrics(tmp_path / "run")] == [1]
+            main(recipe(laptop, "train", tmp_path, "--rollout", "hf", "--steps", 3, "--lr", 4e-3))
+    assert [row["step"] for row in metrics(tmp_path)] == [1]
 
 
 def test_two_processes_train_and_one_goes_on(laptop, tmp_path):
-    flags = ["--rollout", "hf", "--tau-scope", "batch", "--kl-beta", 0.1, "--q", 0.5, "--micro-batch-tokens", 100]
-    torchrun("simko.py", *recipe(laptop, tmp_path / "run", "--steps", 1, *flags))
-    main(*recipe(laptop, tmp_path / "run", "--steps", 2, *flags))
-    rows = metrics(tmp_path / "run")
-    assert [row["step"] for row in rows] == [1, 2] and all(row["logp_gap"] < 1e-5 for row in rows)
-    assert all(0.4 < row["gate_share"] < 0.6 and row["grad_norm"] > 0 for row in rows)
+    flags = "--rollout hf --tau-scope batch --kl-beta 0.1 --q 0.5 --micro-batch-tokens 100 --steps".split()
+    start(*TWO_RANKS, "simko.py", *recipe(laptop, "train", tmp_path, *flags, 1))
+    main(recipe(laptop, "train", tmp_path, *flags, 2))
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2]
+    assert all(row["logp_gap"] < 1e-5 and 0.4 < row["gate_share"] < 0.6 and row["grad_norm"] > 0 for row in metrics(tmp_path))
 
 
-# ----------------------------------------------------------------------------------------------- settings and data
+# ------------------------------------------------------------------------------------------- command line and data
 REFUSED = {
     "": "train or eval", "trian": "train or eval", "train --nosuch 1": "--nosuch", "train stray": "stray",
-    "eval": "--eval-data", "eval --alpha 0.1 --eval-data x": "--alpha",
-    "train --group-size 1": "--group-size", "train --batch 10 --mini-batch 4": "--mini-batch 4 does not divide --batch 10",
-    "train --alpha 1.01": "--alpha", "train --alpha -0.1": "--alpha", "train --q 1.2": "--q", "train --q -0.2": "--q",
-    "train --lam 0.9": "--lam", "train --clip-low 1": "--clip-low", "train --clip-low -0.1": "--clip-low",
-    "train --clip-high -1": "--clip-high", "train --K 0": "--K", "train --K 2.5": "--K", "train --temperature 0": "--temperature",
-    "train --kl-beta -1": "--kl-beta", "train --eval-top-p 0": "--eval-top-p", "train --eval-top-p 1.1": "--eval-top-p",
-    "train --method ppo": "--method", "train --loss-norm sum": "--loss-norm", "train --tau-scope all": "--tau-scope",
-    "train --prompt-template nosuch": "--prompt-template", "train --task nosuch": "--task", "train --seed -1": "--seed",
+    "eval": "--eval-data", "eval --alpha 0.1 --eval-data x": "--alpha", "train --group-size 1": "--group-size",
+    "train --batch 10 --mini-batch 4": "--mini-batch 4 does not divide --batch 10", "train --alpha 1.01": "--alpha",
+    "train --alpha -0.1": "--alpha", "train --q 1.2": "--q", "train --q -0.2": "--q", "train --lam 0.9": "--lam",
+    "train --clip-low 1": "--clip-low", "train --clip-low -0.1": "--clip-low", "train --clip-high -1": "--clip-high",
+    "train --K 0": "--K", "train --K 2.5": "--K", "train --temperature 0": "--temperature", "train --kl-beta -1": "--kl-beta",
+    "train --eval-top-p 0": "--eval-top-p", "train --eval-top-p 1.1": "--eval-top-p", "train --method ppo": "--method",
+    "train --loss-norm sum": "--loss-norm", "train --tau-scope all": "--tau-scope", "train --task nosuch": "--task",
+    "train --prompt-template nosuch": "--prompt-template", "train --seed -1": "--seed",
     "train --train-data nosuch.jsonl": "no file nosuch.jsonl", "train --eval-data a/x,split=test b/x": "same name",
-    **{f"train --{name.replace('_', '-')} {value}": f"--{name.replace('_', '-')}" for value in (0, -1, "nan", "x") for name in (
-        "steps batch group_size mini_batch max_prompt_tokens max_response_tokens lr grad_clip micro_batch_tokens save_every "
-        "eval_n eval_max_tokens engine_memory").split()},
+    **{f"train --{name} {value}": f"--{name}" for value in (0, -1, "nan", "x") for name in (
+        "steps batch group-size mini-batch max-prompt-tokens max-response-tokens lr grad-clip micro-batch-tokens save-every "
+        "eval-n eval-max-tokens engine-memory").split()},
 }
 
 
@@ -848,7 +742,7 @@ def test_no_value_of_any_flag_makes_a_traceback(capsys):
             assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1, (field.name, value)
 
 
-def test_a_refusal_as_seen_from_the_shell(tmp_path):
+def test_a_refusal_as_the_shell_sees_it(tmp_path):
     done = subprocess.run([sys.executable, HERE / "simko.py", "train", "--group-size", "1"], cwd=tmp_path, env=ENVIRONMENT,
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
@@ -859,28 +753,21 @@ def test_a_refusal_as_seen_from_the_shell(tmp_path):
     (["--K", 1000], "--K 1000 is more than"), (["--model", "./nosuch"], "--model ./nosuch"),
     (["--prompt-template", "chat"], "no chat template"), (["--max-prompt-tokens", 3], "longer than --max-prompt-tokens 3"),
     (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"), (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2")])
-def test_what_the_model_or_the_data_rule_out_is_said_before_anything_is_made(laptop, tmp_path, monkeypatch, flags, message):
+def test_what_model_or_data_rule_out_is_said_before_anything_is_made(laptop, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     Path("bad.jsonl").write_text('{"problem": "1 2 3 > 6 :", "answer": "6 = 1 2 3"}\n{"problem": "1"}\n')
     with pytest.raises(SystemExit, match=message) as stop:
-        main(*recipe(laptop, "run", *flags))
+        main(recipe(laptop, "train", "run", *flags))
     assert "\n" not in str(stop.value) and [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
-def test_the_defaults_are_the_papers():
-    cfg = Config()
-    assert (cfg.model, cfg.alpha, cfg.K, cfg.q, cfg.lam, cfg.batch, cfg.group_size, cfg.mini_batch, cfg.lr, cfg.temperature,
-            cfg.kl_beta, cfg.loss_norm, cfg.eval_n) == (
-                "Qwen/Qwen2.5-Math-7B", 0.01, 3, 0.8, 1.1, 1024, 8, 256, 1e-6, 1.0, 0.0, "response", 256)
-
-
 def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
-    path, rows = tmp_path / "data.jsonl", [{"problem": "a", "answer": "so\n#### 7"}, {"problem": "b", "answer": ["8"], "id": "x"},
-                                           {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5}]
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
-    got = simko.load_problems(str(path))
-    assert [(row["id"], row["problem"], row["answer"]) for row in got] == [
-        ("1", "a", "7"), ("x", "b", "8"), ("5", "c\u2028d", "\\frac{1}{2}")]
+    rows = [{"problem": "a", "answer": "so\n#### 7"}, {"problem": "b", "answer": ["8"], "id": "x"},
+            {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5}]
+    text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "data.jsonl").write_bytes(text.encode("utf-8-sig"))
+    assert [list(row.values()) for row in simko.load_problems(str(tmp_path / "data.jsonl"))] == [
+        ["1", "a", "7"], ["x", "b", "8"], ["5", "c\u2028d", "\\frac{1}{2}"]]
 
 
 @pytest.mark.parametrize("line", [
@@ -890,9 +777,8 @@ def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_pa
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, line):
     path = tmp_path / "data.jsonl"
     path.write_text(f'{{"problem": "a", "answer": "1", "id": "twice"}}\n\n{line}\n')
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match=f"^[^\n]*{path}, line 3[^\n]*$"):
         simko.load_problems(str(path))
-    assert f"{path}, line 3" in str(stop.value) and "\n" not in str(stop.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b'{"problem": "\xff", "answer": "1"}'])
@@ -903,12 +789,11 @@ def test_an_empty_or_unreadable_file_is_named(tmp_path, content):
 
 
 def test_prompts_begin_once_and_long_ones_are_counted(laptop):
-    from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(laptop / "base")
     problems = [{"id": str(i), "problem": " ".join(["7"] * i), "answer": "1"} for i in range(1, 7)]
     kept, dropped = simko.encode_prompts(problems, tokenizer, Config(prompt_template="raw", max_prompt_tokens=5))
-    seven = tokenizer.convert_tokens_to_ids("7")
-    assert dropped == 2 and [p["prompt_ids"].tolist() for p in kept] == [[tokenizer.bos_token_id] + [seven] * i for i in range(1, 5)]
+    begin, seven = tokenizer.convert_tokens_to_ids(["<bos>", "7"])
+    assert dropped == 2 and [p["prompt_ids"].tolist() for p in kept] == [[begin] + [seven] * i for i in range(1, 5)]
 
 
 @given(count=st.integers(1, 12), batch=st.integers(1, 20), seed=st.integers(0, 9))
@@ -921,16 +806,12 @@ def test_every_epoch_takes_every_problem_once_in_another_order(count, batch, see
 
 def test_the_readmes_table_from_paper_to_code_names_what_exists():
     section = (HERE / "README.md").read_text(encoding="utf-8").partition("## Paper to code\n")[2].partition("\n## ")[0]
-    rows = [line.strip().strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
-    names = [name for row in rows for name in re.findall("`([^`]+)`", row[-1])]
-    assert len(rows) >= 5 and len(names) >= len(rows)
+    rows = [line.strip().strip("|").split("|")[-1] for line in section.splitlines() if line.startswith("|")][2:]
+    names = [name for row in rows for name in re.findall("`([^`]+)`", row)]
+    assert len(rows) >= 5 and all("`" in row for row in rows)
     for name in names:
-        found = []
-        for place in (simko, verify):
-            for part in name.split("."):
-                place = getattr(place, part, None)
-            found.append(place)
-        assert any(thing is not None for thing in found), f"README.md names {name}, which is nowhere"
+        found = [reduce(lambda thing, part: getattr(thing, part, None), name.split("."), module) for module in (simko, verify)]
+        assert any(found), f"README.md names {name}, which is nowhere"
 
 
 if __name__ == "__main__":

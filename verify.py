@@ -8,7 +8,8 @@ r"""Is a response's final answer right?  The reward of training and the metric o
 What a verifier accepts wrongly, a policy learns. So the first of these that can give a verdict gives it:
 1. text: both sides are cleaned alike (spacing, \left, \dfrac, degrees, thousands) and are the same string;
 2. structure: lists, sets, tuples, intervals, matrices and equations are taken apart; brackets and order count;
-3. numbers: integers, fractions, decimals, scientific and mixed numbers are compared exactly, without a tolerance;
+3. arithmetic: rational numbers are compared exactly, without a tolerance; roots, pi, e, i and letters are evaluated
+   to 60 digits at test points, where two different formulas do not agree;
 4. sympy and math-verify for the rest, behind limits on size, in a worker process that is killed when it overruns.
 Nothing a model wrote is ever executed. What cannot be read, or not in time, is wrong.
 """
@@ -20,6 +21,7 @@ import itertools
 import json
 import operator
 import os
+import random
 import re
 import signal
 import subprocess
@@ -30,7 +32,12 @@ from collections import Counter, deque
 from fractions import Fraction
 from multiprocessing.connection import wait
 
+import mpmath
+
 MAX_ANSWER, MAX_FORMULA = 4000, 400  # characters: of an answer, and of what is compared other than as text
+MAX_BITS = 30_000  # of an exact number
+MP = mpmath.mp.clone()  # its own precision: sympy and the caller keep theirs
+MP.dps = 60
 START_S = 60  # seconds in which a worker must have imported sympy
 
 
@@ -208,28 +215,111 @@ def same_parts(gold, pred, judge):
     return True
 
 
-# ---- 3. numbers ----------------------------------------------------------------------------------------------------
-NUMBER = re.compile(r"([-+]?)([0-9]+\.?[0-9]*|\.[0-9]+)?(?:\\frac\{(-?[0-9.]+)\}\{(-?[0-9.]+)\}|/([0-9.]+))?"
-                    r"(?:(?:[eE]|\*?10\^)\{?([-+]?[0-9]{1,3})\}?)?")
+# ---- 3. arithmetic -------------------------------------------------------------------------------------------------
+class TooBig(ArithmeticError):
+    """A value that is undefined, or too large to be an answer."""
 
 
-def number(text):
-    r"""The exact value of an integer, decimal, fraction, mixed number (2\frac{3}{4}) or a*10^{b}; None for all else."""
-    sign, whole, top, bottom, divisor, exponent = (match := NUMBER.fullmatch(flat(text))) and match.groups() or [None] * 6
+TOKEN = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[A-Za-z](?:_\{\w+\})?|\S")
+APPLIED = re.compile(r"[A-Za-z]\(\w+\)|(?<![A-Za-z])[fghFGP]\(")  # f(x) is not f times x
+MIXED = re.compile(r"(?<![0-9.}^_*/])([0-9]+)\\frac\{([0-9]+)\}\{([0-9]+)\}")
+INSIDE_OUT = [(re.compile(latex), python) for latex, python in (
+    (r"\\frac\{([^{}\\]*)\}\{([^{}\\]*)\}", r"((\1)/(\2))"), (r"\\sqrt\{([^{}\\]*)\}", r"((\1)^(1/2))"),
+    (r"\\sqrt\[([2-9])\]\{([^{}\\]*)\}", r"((\2)^(1/\1))"), (r"\^\{([^{}\\]*)\}", r"^(\1)"))]
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+@functools.lru_cache(4096)
+def tree(text):
+    """LaTeX arithmetic as a Python syntax tree, to be walked and never run; None for what is more than arithmetic."""
+    if len(text) > MAX_FORMULA or WORD.search(text) or APPLIED.search(text := flat(text)):
+        return None
+    before, python, ended = None, "", False
+    text = MIXED.sub(lambda m: f"({m[1]}{'+' if int(m[2]) < int(m[3]) else '*'}{m[2]}/{m[3]})", text)
+    while text != before:
+        before = text
+        for latex, form in INSIDE_OUT:
+            text = latex.sub(form, text)
+    for token in TOKEN.findall(text):
+        digits, letter = token[0] in "0123456789.", re.match("[A-Za-zπ∞]", token)
+        if not (digits or letter or token in "+-*/^()") or digits and ended:
+            return None
+        python += "*" if ended and (letter or token == "(") else ""  # 2x, x(y + 1)
+        python += f"'{token}'" if digits else re.sub("[{}]", "", token).replace("∞", "oo").replace("^", "**")
+        ended = digits or letter or token == ")"
     try:
-        value, part = Fraction(whole or (0 if top else 1)) / Fraction(divisor or 1), Fraction(top or 0) / Fraction(bottom or 1)
-    except (ValueError, ZeroDivisionError):
+        return ast.parse(python, mode="eval").body
+    except (SyntaxError, RecursionError, MemoryError):
         return None
-    if not match or whole and top and not (whole.isdigit() and 0 < part < 1):
-        return None
-    return (-1 if sign == "-" else 1) * (value + part) * Fraction(10) ** int(exponent or 0)
+
+
+def value(node, k):
+    """Of a tree, at the k-th test point, where each letter has some value: an exact Fraction if all of it is rational."""
+    match node:
+        case ast.Constant(value=digits) if len(digits.lower().partition("e")[2]) < 5:
+            return Fraction(digits)
+        case ast.Name(id=name):
+            some = MP.mpf(random.Random(f"{name} {k}").uniform(0.5, 3)) * (-1) ** (k // 2)
+            return {"e": +MP.e, "i": MP.mpc(0, 1), "π": +MP.pi}.get(name, some)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -value(operand, k)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return value(operand, k)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return power(value(left, k), value(right, k))
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = value(left, k), value(right, k)
+            if not (isinstance(a, Fraction) and isinstance(b, Fraction)):
+                a, b = inexact(a), inexact(b)
+            elif max(bits(a), bits(b)) > MAX_BITS:
+                raise TooBig
+            return OPERATORS[type(op)](a, b)
+    raise TooBig
+
+
+def bits(fraction):
+    return max(fraction.numerator.bit_length(), fraction.denominator.bit_length())
+
+
+def inexact(x):
+    return MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
+
+
+def power(a, b):
+    if isinstance(a, Fraction) and isinstance(b, Fraction) and b.denominator < 10 and (a >= 0 or b.denominator % 2):
+        root = Fraction(*(int(MP.nint(MP.root(abs(n), b.denominator))) for n in (a.numerator, a.denominator)))
+        root = a if b.denominator == 1 else root if a >= 0 else -root
+        if abs(b.numerator) * bits(root) > MAX_BITS:
+            raise TooBig
+        if root ** b.denominator == a:
+            return root ** b.numerator
+    a, b = inexact(a), inexact(b)
+    if a == 0 or abs(b) * abs(MP.log(abs(a))) > MAX_BITS:
+        raise TooBig
+    return MP.power(a, b)
+
+
+def same_value(gold, pred):
+    """Whether two trees have the same value: exactly if rational, else to 45 digits at up to four test points."""
+    names = any(isinstance(node, ast.Name) for node in itertools.chain(ast.walk(gold), ast.walk(pred)))
+    try:
+        pairs = [(value(gold, k), value(pred, k)) for k in range(4 if names else 1)]
+    except (ArithmeticError, RecursionError):
+        return False
+    if all(isinstance(x, Fraction) for x in pairs[0]):
+        return pairs[0][0] == pairs[0][1]
+    pairs = [(inexact(a), inexact(b)) for a, b in pairs]
+    pairs = [pair for pair in pairs if MP.im(pair[0]) == 0] or pairs  # roots need not agree where gold's is imaginary
+    return all(abs(a - b) <= MP.mpf("1e-45") * max(abs(a), abs(b)) for a, b in pairs)
 
 
 def same_atom(gold, pred, judge):
-    values = number(gold), number(pred)
-    if flat(gold) == flat(pred) or None not in values:
-        return flat(gold) == flat(pred) or values[0] == values[1]
-    return not re.search("[0-9]_", gold + pred) and judge(gold, pred)  # 204_5 is not 204_6, nor 54
+    if flat(gold) == flat(pred):
+        return True
+    if re.search("[0-9]_|:", gold + pred):  # 204_5 is not 204_6, nor 54; 12:00 is not 24:00
+        return False
+    trees = tree(gold), tree(pred)
+    return same_value(*trees) if None not in trees else judge(gold, pred)
 
 
 # ---- 4. sympy, in a worker -----------------------------------------------------------------------------------------
@@ -253,26 +343,10 @@ def postpone(gold, pred):
 
 
 def ask_sympy(gold, pred):
-    """The judge in a worker: formulas by their values at test points, relations and sets by math-verify."""
-    import sympy
+    """The judge in a worker. Without floats, math-verify's tolerance is for nothing but 60-digit numerics."""
     from math_verify import verify
-    if not worth_asking(gold, pred):
-        return False
-    gold, pred = sympy_object(gold), sympy_object(pred)
-    if not all(isinstance(x, sympy.Expr) and not x.has(sympy.core.function.AppliedUndef) for x in (gold, pred)):
-        return verify(gold, pred, numeric_precision=60, timeout_seconds=None, allow_set_relation_comp=True)
-    difference = (gold - pred).doit()
-    if difference.is_Rational:
-        return difference == 0
-    names, values = sorted({str(letter) for letter in gold.free_symbols | pred.free_symbols}), []
-    for k in range(4):
-        point = {name: sympy.Rational(2 * at + 7 * k + 3, at + 5) * (-1) ** (k // 2) for at, name in enumerate(names)}
-        point |= {"i": sympy.I, "e": sympy.E}
-        values.append([sympy.N(x.subs({s: point[str(s)] for s in x.free_symbols}), 50) for x in (gold, pred)])
-    if not all(x.is_finite for pair in values for x in pair):
-        return values[0][0] == values[0][1] and values[0][0] in (sympy.oo, -sympy.oo)
-    values = [(a, b) for a, b in values if a.is_real] or values  # where a root in the gold is imaginary, it need not hold
-    return all(abs(a - b) <= sympy.Float("1e-40", 50) * max(abs(a), abs(b)) for a, b in values)
+    return worth_asking(gold, pred) and verify(sympy_object(gold), sympy_object(pred), numeric_precision=60,
+                                               timeout_seconds=None, allow_set_relation_comp=True)
 
 
 @functools.lru_cache(512)
@@ -306,9 +380,6 @@ def math(response, answer, phrase=False):
     return verdict
 
 
-ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-
-
 def countdown(response, answer, phrase=False):
     """answer "44 = 3 7 12" is the target and the numbers; "3 * 12 = 36 36 + ..." uses each number and result once."""
     target, numbers = answer.split("=")
@@ -316,13 +387,14 @@ def countdown(response, answer, phrase=False):
     if len(words) != 5 * (len(pool) - 1):
         return False
     for a, op, b, equals, c in zip(*[iter(words)] * 5):
-        if op not in ARITHMETIC or equals != "=" or not all(re.fullmatch("-?[0-9]{1,15}", word) for word in (a, b, c)):
+        if op not in "+-*/" or equals != "=" or not all(re.fullmatch("-?[0-9]{1,15}", word) for word in (a, b, c)):
             return False
         for operand in (a, b):
             if operand not in pool:
                 return False
             pool.remove(operand)
-        if op == "/" and int(b) == 0 or ARITHMETIC[op](Fraction(a), Fraction(b)) != int(c):
+        x, y = Fraction(a), Fraction(b)
+        if int(c) != (x + y if op == "+" else x - y if op == "-" else x * y if op == "*" else x / y if y else None):
             return False
         pool.append(c)
     return pool == [target.strip()]
@@ -353,8 +425,8 @@ def text(response, answer, phrase=False):
     if not re.search(r"\w", gold):  # a row of brackets, where the box's braces need not match
         box = re.fullmatch(r"\\boxed\s*\{(.*)\}[^}]*", response[max(response.rfind("\\boxed"), 0):][:MAX_ANSWER])
         return gold in (pred, plain(box[1]) if box else pred)
-    values = number(clean(pred)), number(clean(gold))
-    return gold in (pred, pred.replace(",", " ")) or None not in values and values[0] == values[1]
+    numbers = all(re.fullmatch(r"-?[0-9]{1,40}(\.[0-9]{1,40})?", side) for side in (gold, pred))
+    return gold in (pred, pred.replace(",", " ")) or numbers and Fraction(gold) == Fraction(pred)
 
 
 def synlogic(response, answer, phrase=False):
@@ -365,19 +437,12 @@ def synlogic(response, answer, phrase=False):
 def game24(response, answer, phrase=False):
     """answer "24 = 1 3 7 8": an expression with each number once. Its syntax tree is walked; nothing is run."""
     target, numbers = answer.split("=")
-    expression = formatted(response, phrase=True)
-    if not re.fullmatch(r"[0-9+\-*/()\s]{1,200}", expression) or Counter(re.findall("[0-9]+", expression)) != Counter(numbers.split()):
+    expression = re.sub(r"\s", "", formatted(response, phrase=True))
+    if not re.fullmatch("[-+*/()0-9]{1,200}", expression) or "**" in expression or re.search(r"[0-9)]\(", expression):
         return False
-
-    def value(node):
-        if isinstance(node, ast.Constant):
-            return Fraction(node.value)
-        op = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}[type(node.op)]
-        return ARITHMETIC[op](value(node.left), value(node.right))
-    try:
-        return value(ast.parse(expression, mode="eval").body) == int(target)
-    except (SyntaxError, KeyError, AttributeError, ZeroDivisionError):
-        return False
+    parsed = tree(expression)
+    once = Counter(re.findall("[0-9]+", expression)) == Counter(numbers.split())
+    return once and parsed is not None and same_value(tree(target), parsed)
 
 
 def number_wall(response, answer, phrase=False):
