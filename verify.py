@@ -15,6 +15,7 @@ Nothing a model wrote is ever executed. What cannot be read, or not in time, is 
 """
 import argparse
 import ast
+import contextlib
 import faulthandler
 import functools
 import itertools
@@ -38,6 +39,7 @@ MAX_ANSWER, MAX_FORMULA = 4000, 400  # characters: of an answer, and of what is 
 MAX_BITS = 30_000  # of an exact number
 MP = mpmath.mp.clone()  # its own precision: sympy and the caller keep theirs
 MP.dps = 60
+WORKER_ENV = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 START_S = 60  # seconds in which a worker must have imported sympy
 
 
@@ -64,8 +66,8 @@ def extract_answer(response, phrase=False):
 # ---- 1. text -------------------------------------------------------------------------------------------------------
 COMMANDS = {name: sign for sign, names in {
     "*": "cdot times ast", "/": "div", "≤": "le leq leqslant", "≥": "ge geq geqslant", "<": "lt", ">": "gt", "±": "pm",
-    "≠": "ne neq", "∪": "cup bigcup", "∈": "in", "∞": "infty", "≈": "approx", "π": "pi", "°": "circ degree", "¶": "\\ cr",
-    "⦃": "{ lbrace", "⦄": "} rbrace", "|": "vert lvert rvert mid", " ": ", ; : > quad qquad space",
+    "≠": "ne neq", "∪": "cup bigcup", "∈": "in", "∞": "infty", "≈": "approx", "π": "pi", "°": "circ degree",
+    "¶": "\\ cr", "⦃": "{ lbrace", "⦄": "} rbrace", "|": "vert lvert rvert mid", " ": ", ; : > quad qquad space",
     "": "left right big Big bigl bigr Bigl Bigr displaystyle textstyle limits underline ! $ % ( ) [ ]",
     "\\frac": "dfrac tfrac cfrac", "\\emptyset": "varnothing",
     "\\text": "textbf textit textrm textnormal mathrm mathbf mathit mathsf boldsymbol bm mbox hbox operatorname emph",
@@ -74,14 +76,15 @@ CHARACTERS = str.maketrans(dict.fromkeys("~$%£€¥\u00a0\r\n", " ") | dict.fro
 LATEX = str.maketrans({"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∞": r"\infty ",
                        "π": r"\pi ", "*": r"\cdot ", "⦃": r"\{", "⦄": r"\}", "¶": r"\\"})
 FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|frac|sin|cos|tan|sec|csc|cot|arcsin|arccos|arctan|ln|log|exp)(?![A-Za-z])")
-WORD = re.compile(r"\\text|(?<![\\A-Za-z_{])(?:[A-Za-z]{4,}|[A-Z]{2,})")  # prose or a name such as ABC: equal as text only
-NAME = re.compile(r"(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|_\s*(?:\{[^{}]*\}|[0-9])|\^\{?-?[0-9])++")
+WORD = re.compile(r"\\text|(?<![\\A-Za-z_{])(?:[A-Za-z]{4,}|[A-Z]{2,})")  # prose, or a name as ABC: equal only as text
+NAME = re.compile(r"(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|_\{[^{}]*\}|\^\{?-?[0-9])++")
 UNITS = {alias: names.split()[0] for names in (
     "cm centimeter", "mm millimeter", "km kilometer", "m meter", "inch in inche", "foot ft feet", "mile mi", "yard yd",
     "g gram", "kg kilogram", "pound lb", "liter litre", "second sec", "minute min", "hour hr", "day", "week", "month",
     "year yr", "cent", "dollar usd", "percent", "degree deg", "unit", "square sq", "cubic", "per",
 ) for alias in names.split()}
-HEDGE = re.compile(r"\b(?:or|and|not|is|isn't|if|than|more|less|at|except|wrong|incorrect|false)\b", re.IGNORECASE)
+SILENT = {"unit", "square", "cubic", "per", None}  # two units must share a word other than these
+HEDGE = re.compile(r"(?i)\b(?:or|and|not|is|isn't|if|than|more|less|at|except|plus|minus|times|over|wrong|incorrect)\b")
 
 
 @functools.lru_cache(4096)
@@ -119,16 +122,17 @@ def flat(text):
 def split_unit(text):
     """(value, known units): text after a value is its unit and may be left out, unless it hedges ("5 or more")."""
     def units(words):
-        return {UNITS.get(word.lower()) or UNITS.get(word.lower().rstrip("s")) for word in re.findall("[A-Za-z]+", words)}
-    silent = {"unit", "square", "cubic", "per", None}
+        return {UNITS.get(word) or UNITS.get(word.rstrip("s")) for word in re.findall("[a-z]+", words.lower())}
     bare = re.fullmatch(r"(.*[0-9)}π])\s*([A-Za-z]{2,}(?:[\s/]+[A-Za-z]{2,}){0,2})\s*(?:\^\{?[23]\}?)?", text)
     if bare and None not in units(bare[2]):
-        return bare[1], units(bare[2]) - silent
+        return bare[1], units(bare[2]) - SILENT
     head, mark, tail = text.partition("\\text{")
     if head.endswith("\\frac{"):
         head, mark = head[:-6], "\\frac{" + mark
-    is_unit = re.fullmatch(r"(?:\\frac\{|\\text\{[^{}]*\}|[\s/*^0-9{}-])+", mark + tail) and not HEDGE.search(tail)
-    return (head.strip(), units(tail) - silent) if is_unit and re.search(r"[\w)}⦄\]!]\s*$", head) else (text, set())
+    written = r"(?:\\frac\{|\\text\{[^{}0-9]*(?:\^?[23])?\}|[\s/*^0-9{}-])+"
+    if re.search(r"[\w)}⦄\]!]\s*$", head) and re.fullmatch(written, mark + tail) and not HEDGE.search(tail):
+        return head.strip(), units(tail) - SILENT
+    return text, set()
 
 
 # ---- 2. structure --------------------------------------------------------------------------------------------------
@@ -151,11 +155,11 @@ def plus_minus(text):
 
 
 def shape(text):
-    """(kind, parts): "list" for lists and sets, in any order; brackets for tuples and intervals; "atom" for one thing."""
+    """(kind, parts): "list" for lists and sets, the brackets for tuples and intervals, "atom" for one thing."""
     matrix = re.fullmatch(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", text)
     if matrix:
         rows = [split(row, "&") for row in matrix[2].strip(" ¶").split("¶")]
-        return f"matrix of rows with {[len(row) for row in rows]}", sum(rows, [])
+        return f"matrix of rows with {[len(row) for row in rows]}", [entry for row in rows for entry in row]
     if len(parts := split(text, ",;")) > 1:
         return "list", [value for part in parts for value in plus_minus(part)]
     if len(parts := split(text, "∪")) > 1:
@@ -174,7 +178,8 @@ def shape(text):
 def readings(text):
     """1,234 may be a number or a list of two."""
     grouped = r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])"
-    return {text: 0, re.sub(grouped, lambda m: m[0].replace(",", ""), text): 1} if not re.search(r"[(\[⦃]", text) else [text]
+    number = text if re.search(r"[(\[⦃]", text) else re.sub(grouped, lambda match: match[0].replace(",", ""), text)
+    return dict.fromkeys((text, number))
 
 
 def same(gold, pred, judge):
@@ -195,7 +200,8 @@ def same_parts(gold, pred, judge):
         named_alike = flat(gold_sides[0]) == flat(pred_sides[0])
         return same(gold_sides[-1], pred_sides[-1], judge) if named_alike else judge(gold, pred)
     if len(pred_sides) > 1:  # "x = 5" names its answer, "2 + 3 = 5" derives it: all that it claims must be the gold
-        return all(same(gold, side, judge) for side in pred_sides[bool(NAME.fullmatch(pred_sides[0])):])
+        claims = [side for side in pred_sides if not NAME.fullmatch(side)] or pred_sides[-1:]
+        return all(same(gold, claim, judge) for claim in claims)
     if len(gold_sides) > 1:
         return bool(NAME.fullmatch(gold_sides[0])) and same(gold_sides[-1], pred, judge)
     (kind, golds), (pred_kind, preds) = shape(gold), shape(pred)
@@ -241,30 +247,28 @@ def tree(text):
         for latex, form in INSIDE_OUT:
             text = latex.sub(form, text)
     for token in TOKEN.findall(text):
-        digits, letter = token[0] in "0123456789.", re.match("[A-Za-zπ∞]", token)
+        digits, letter = re.match(r"\.?[0-9]", token), re.match("[A-Za-zπ∞]", token)
         if not (digits or letter or token in "+-*/^()") or digits and ended:
             return None
         python += "*" if ended and (letter or token == "(") else ""  # 2x, x(y + 1)
         python += f"'{token}'" if digits else re.sub("[{}]", "", token).replace("∞", "oo").replace("^", "**")
         ended = digits or letter or token == ")"
     try:
-        return ast.parse(python, mode="eval").body
+        return None if "//" in python else ast.parse(python, mode="eval").body
     except (SyntaxError, RecursionError, MemoryError):
         return None
 
 
 def value(node, k):
-    """Of a tree, at the k-th test point, where each letter has some value: an exact Fraction if all of it is rational."""
+    """A tree's value at the k-th test point, where each letter has a value: an exact Fraction if all is rational."""
     match node:
         case ast.Constant(value=digits) if len(digits.lower().partition("e")[2]) < 5:
             return Fraction(digits)
         case ast.Name(id=name):
             some = MP.mpf(random.Random(f"{name} {k}").uniform(0.5, 3)) * (-1) ** (k // 2)
             return {"e": +MP.e, "i": MP.mpc(0, 1), "π": +MP.pi}.get(name, some)
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -value(operand, k)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return value(operand, k)
+        case ast.UnaryOp(op=sign, operand=operand):
+            return -value(operand, k) if isinstance(sign, ast.USub) else value(operand, k)
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             return power(value(left, k), value(right, k))
         case ast.BinOp(left=left, op=op, right=right):
@@ -287,8 +291,10 @@ def inexact(x):
 
 def power(a, b):
     if isinstance(a, Fraction) and isinstance(b, Fraction) and b.denominator < 10 and (a >= 0 or b.denominator % 2):
-        root = Fraction(*(int(MP.nint(MP.root(abs(n), b.denominator))) for n in (a.numerator, a.denominator)))
-        root = a if b.denominator == 1 else root if a >= 0 else -root
+        root = a
+        if b.denominator > 1:
+            top, bottom = (int(MP.nint(MP.root(abs(n), b.denominator))) for n in a.as_integer_ratio())
+            root = Fraction(top if a >= 0 else -top, bottom)
         if abs(b.numerator) * bits(root) > MAX_BITS:
             raise TooBig
         if root ** b.denominator == a:
@@ -333,7 +339,7 @@ HARMFUL = re.compile(r"[0-9]{41}|\^\s*\{?-?[0-9]{5}|[0-9]\^\s*\{?[0-9]+\^\s*\{?[
 
 def worth_asking(gold, pred):
     """Not prose, and nothing in it that takes sympy long: towers of powers, long sums, deep nesting."""
-    return not any(WORD.search(text) or HARMFUL.search(text) or max(depths(text)) > 12 for text in (gold, pred))
+    return not any(WORD.search(x) or HARMFUL.search(x) or max(depths(x), default=0) > 12 for x in (gold, pred))
 
 
 def postpone(gold, pred):
@@ -345,8 +351,13 @@ def postpone(gold, pred):
 def ask_sympy(gold, pred):
     """The judge in a worker. Without floats, math-verify's tolerance is for nothing but 60-digit numerics."""
     from math_verify import verify
-    return worth_asking(gold, pred) and verify(sympy_object(gold), sympy_object(pred), numeric_precision=60,
-                                               timeout_seconds=None, allow_set_relation_comp=True)
+    if not worth_asking(gold, pred):
+        return False
+    try:
+        gold, pred = sympy_object(gold), sympy_object(pred)
+    except Exception:  # noqa: BLE001  the parser raises all kinds; what it cannot read is not the answer
+        return False
+    return verify(gold, pred, numeric_precision=60, timeout_seconds=None, allow_set_relation_comp=True)
 
 
 @functools.lru_cache(512)
@@ -357,7 +368,8 @@ def sympy_object(text):
     def exact(match):  # a float would be compared with a tolerance
         return "(\\frac{{{0.numerator}}}{{{0.denominator}}})".format(Fraction(match[0]))
     text = re.sub(r"[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[0-9]+\.?[eE][+-]?[0-9]{1,3}", exact, text).translate(LATEX)
-    return latex2sympy(text, is_real=True, normalization_config=None, conversion_config=ConversionConfig(lowercase_symbols=False))
+    return latex2sympy(text, is_real=True, normalization_config=None,
+                       conversion_config=ConversionConfig(lowercase_symbols=False))
 
 
 @functools.lru_cache(1 << 14)
@@ -367,7 +379,7 @@ def equal(gold, pred):
         return same(clean(gold), clean(pred), postpone)
     except Undecided:
         return None
-    except RecursionError:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):  # no response may stop a run
         return False
 
 
@@ -405,14 +417,16 @@ def formatted(response, phrase=False):
     _, opened, tail = response.rpartition("<answer>")
     inner, closed, _ = tail.partition("</answer>")
     tagged = bool(opened and closed)
-    fences = (inner if tagged else response).split("```")
-    found = re.sub("^[a-z]*\n", "", fences[-2]) if len(fences) > 2 else extract_answer(inner if tagged else response, phrase)
+    inside = inner if tagged else response
+    fences = inside.split("```")
+    found = re.sub("^[a-z]*\n", "", fences[-2]) if len(fences) > 2 else extract_answer(inside, phrase)
     return (found or (inner if tagged else "")).strip()[:MAX_ANSWER]
 
 
 def choice(response, answer, phrase=False):
     """answer "(C)"; right are C, (C), C. and (C) with some text."""
-    letter = re.match(r"\(?\s*([A-Za-z])\s*(?:[).:]|$)", re.sub(r"\\text\w*|[\s{}*$\\]", "", formatted(response, phrase)))
+    pred = re.sub(r"\\text\w*|[\s{}*$\\]", "", formatted(response, phrase))
+    letter = re.match(r"\(?([A-Za-z])(?:[).:]|$)", pred)
     return bool(letter) and letter[1].upper() == answer.strip("() .").upper()
 
 
@@ -454,7 +468,9 @@ def number_wall(response, answer, phrase=False):
     except (ValueError, TypeError, RecursionError):
         return False
     clues = {(y, x): str(clue) for y, row in enumerate(given) for x, clue in enumerate(row)}
-    if cells.keys() != clues.keys() or any(cells[at] not in ("X", "A") if clues[at] == "X" else cells[at] != clues[at] for at in cells):
+    if cells.keys() != clues.keys():
+        return False
+    if any(cells[at] not in (("X", "A") if clue == "X" else (clue,)) for at, clue in clues.items()):
         return False
     walls = {at for at in cells if cells[at] == "A"}
     land = cells.keys() - walls
@@ -480,7 +496,7 @@ class Verifier:
     answer needs one, stay, and are replaced when they overrun; an answer that overruns is wrong."""
 
     def __init__(self, workers=None, timeout_s=2.5, memory_mb=2048):
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's ranks share the machine's cores
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's ranks share the machine's cores
         self.workers = workers or max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
         self.idle, self.known, self.lock, self.pid = [], {}, threading.Lock(), os.getpid()
@@ -506,6 +522,8 @@ class Verifier:
                 scores.append(None)
                 waiting.setdefault(question.args, []).append(row)
         with self.lock:
+            if len(self.known) > 1 << 16:
+                self.known.clear()
             known = [(question, self.known[question]) for question in waiting if question in self.known]
             answered = self.ask([question for question in waiting if question not in self.known])
             for question, self.known[question] in itertools.chain(known, answered):
@@ -523,11 +541,15 @@ class Verifier:
         try:
             while todo or busy:
                 while todo and len(busy) < self.workers:
-                    worker, patience = (self.idle.pop(), self.timeout_s + 0.5) if self.idle else (self.start(), None)
-                    if worker.poll() is None:
-                        question = todo.popleft()
+                    started = bool(self.idle)
+                    worker = self.idle.pop() if started else self.start()
+                    if started and worker.poll() is not None:  # it was killed meanwhile
+                        stop(worker)
+                        continue
+                    question = todo.popleft()
+                    busy[worker] = question, time.monotonic() + (self.timeout_s + 0.5 if started else START_S), started
+                    with contextlib.suppress(BrokenPipeError):  # then its end shows below
                         worker.stdin.write(json.dumps(question).encode() + b"\n")
-                        busy[worker] = question, time.monotonic() + (patience or START_S), patience is not None
                 ready = wait([worker.stdout for worker in busy],
                              max(0, min(deadline for _, deadline, _ in busy.values()) - time.monotonic()))
                 for worker, (question, deadline, started) in list(busy.items()):
@@ -541,7 +563,7 @@ class Verifier:
                     elif reply == "" or time.monotonic() > deadline:
                         worker.kill()
                         if not started:
-                            raise RuntimeError(f"a verifier worker did not start: {worker.communicate()[1].decode()[-500:]}")
+                            raise RuntimeError(f"a worker did not start: {worker.communicate()[1].decode()[-500:]}")
                         stop(worker)
                         del busy[worker]
                         yield question, 0.0
@@ -551,9 +573,9 @@ class Verifier:
 
     def start(self):
         command = [sys.executable, os.path.abspath(__file__), "--worker", str(self.timeout_s), str(self.memory_mb)]
-        return subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                start_new_session=True,  # Ctrl-C is for the parent, which stops its workers
-                                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=os.environ | WORKER_ENV,
+                                start_new_session=True)  # Ctrl-C is for the parent, which stops its workers
 
 
 def stop(worker):
@@ -585,7 +607,7 @@ def work(timeout_s, memory_mb):
             signal.setitimer(signal.ITIMER_REAL, timeout_s)
             verdict = same(*map(clean, json.loads(line)), ask_sympy)
             signal.setitimer(signal.ITIMER_REAL, 0)
-        except (Exception, Overrun):  # whatever sympy trips over is not the answer
+        except (Exception, Overrun):  # noqa: BLE001  whatever sympy trips over is not the answer
             signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         os.write(replies, b"1" if verdict else b"0")

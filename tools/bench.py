@@ -21,7 +21,8 @@ def answer(rng):
     kinds = {
         "integer": (60, f"{a}", rng.choice((f"{a}", f"x = {a}", f"{a}.0", rf"{a} \text{{ cm}}")), f"{a + b}"),
         "fraction": (14, rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{2 * a}}}{{{2 * b}}}", rf"\frac{{{b}}}{{{a + b}}}"),
-        "root": (7, rf"{b}\sqrt{{{c}}}", rng.choice((rf"{b} \sqrt {c}", rf"\sqrt{{{b * b * c}}}")), rf"{b + 1}\sqrt{{{c}}}"),
+        "root": (7, rf"{b}\sqrt{{{c}}}", rng.choice((rf"{b} \sqrt {c}", rf"\sqrt{{{b * b * c}}}")),
+                 rf"{b + 1}\sqrt{{{c}}}"),
         "polynomial": (6, f"x^2+{b}x+{a}", f"{a} + {b}x + x^2", f"x^2-{b}x+{a}"),
         "tuple": (5, f"({a},{b})", rf"\left({a}, {b}\right)", f"({b},{a + b})"),
         "pi": (3, rf"{a}\pi", rf"{a} \pi", f"{a}"),
@@ -54,7 +55,7 @@ def verifier(options):
             scores = scorer.score(responses, golds, "math")
             rates.append(options.rows / (time.perf_counter() - start))
     wrong = [sum(score != float(row % 2 == 0) for row, score in enumerate(verdicts)) for verdicts in (naive, scores)]
-    print("| responses | workers | math-verify /s (wrong verdicts) | verify.py /s (wrong verdicts) | times | repeated /s |")
+    print("| responses | workers | math-verify /s (wrong verdicts) | verify.py /s (wrong) | times | again /s |")
     print("|---|---|---|---|---|---|")
     print(f"| {options.rows} | {options.workers} | {naive_rate:.0f} ({wrong[0]}) | {rates[0]:.0f} ({wrong[1]}) "
           f"| {rates[0] / naive_rate:.1f} | {rates[1]:.0f} |")

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import verify  # noqa: E402
-from verify import Verifier, extract_answer, is_correct  # noqa: E402
+import verify
+from verify import Verifier, extract_answer, is_correct
 
 
 def box(text):
@@ -34,7 +34,8 @@ def verifier():
     (r"\boxed{17}", "17"), (r"\boxed {17}", "17"), (r"\boxed 5", "5"), (r"\boxed5.", "5."), (r"\fbox{17}", "17"),
     (r"\boxed{1} then \boxed{2}", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{\boxed{3}}", "3"),
     (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."), ("\\boxed{\n7\n}", "7"),
-    (r"\boxed{17", None), (r"\boxed{1} and \boxed{17", None), (r"\boxed{}", None), (r"\boxed", None), (r"\boxed}", None),
+    (r"\boxed{17", None), (r"\boxed{1} and \boxed{17", None), (r"\boxed{}", None), (r"\boxed", None),
+    (r"\boxed}", None),
     ("The answer is 17.", None), ("17", None), ("", None), (r"\boxed{" + "1" * 5000 + "}", None),
 ])
 def test_extraction(response, answer):
@@ -43,21 +44,27 @@ def test_extraction(response, answer):
 
 @pytest.mark.parametrize("response, answer", [
     ("The answer is 17.", "17"), ("The final answer is: $\\frac{1}{2}$. I hope so.", "\\frac{1}{2}"), ("17", None),
-    ("the answer is 3\nNo, the answer is (C).", "(C)"), (r"The answer is 4 or \boxed{5}", "5"), ("answer is 2.5.", "2.5"),
+    ("the answer is 3\nNo, the answer is (C).", "(C)"), (r"The answer is 4 or \boxed{5}", "5"),
+    ("answer is 2.5.", "2.5"),
 ])
 def test_extraction_of_phrases(response, answer):
     assert extract_answer(response, phrase=True) == answer
 
 
 RIGHT = """
-5 ¦ x = 5 ¦ 5 \\text{ cm} ¦ \\$5 ¦ 5\\% ¦ 5.0 ¦ 05 ¦ 5. ¦ {5} ¦ \\text{5} ¦ 5 cm ¦ \\mathbf{5} ¦ f(2) = 5 ¦ 2 + 3 = 5 ¦ 5^\\circ ¦ \\sqrt{25}
-5 ¦ 5 \\text{ cm}^2 ¦ 5~\\mathrm{m/s} ¦ 5 \\text{ square units} ¦ 5 dollars ¦ \\frac{10}{2} ¦ (5) ¦ \\{5\\} ¦ 10/2 ¦ 5 \\text{ m}
-1000 ¦ 1,000 ¦ 1{,}000 ¦ 1,\\!000 ¦ 1\\,000 ¦ 10^3 ¦ 1e3 ¦ 1 \\times 10^{3} ¦ \\$1,000.00 ¦ x = 1,000 ¦ 1{,}000 \\text{ km}
-\\frac{1}{2} ¦ \\dfrac{1}{2} ¦ \\tfrac12 ¦ \\frac12 ¦ \\frac 1 2 ¦ 0.5 ¦ .5 ¦ 1/2 ¦ \\frac{-1}{-2} ¦ \\left(\\frac{1}{2}\\right) ¦ \\frac12 \\approx 0.5
+5 ¦ x = 5 ¦ 5 \\text{ cm} ¦ \\$5 ¦ 5\\% ¦ 5.0 ¦ 05 ¦ 5. ¦ {5} ¦ \\text{5} ¦ 5 cm ¦ \\mathbf{5} ¦ f(2) = 5
+5 ¦ 2 + 3 = 5 ¦ 5^\\circ ¦ \\sqrt{25}
+5 ¦ 5 \\text{ cm}^2 ¦ 5~\\mathrm{m/s} ¦ 5 \\text{ square units} ¦ 5 dollars ¦ \\frac{10}{2} ¦ (5) ¦ \\{5\\} ¦ 10/2
+5 ¦ 5 \\text{ m} ¦ 5 = x
+1000 ¦ 1,000 ¦ 1{,}000 ¦ 1,\\!000 ¦ 1\\,000 ¦ 10^3 ¦ 1e3 ¦ 1 \\times 10^{3} ¦ \\$1,000.00 ¦ x = 1,000
+1000 ¦ 1{,}000 \\text{ km}
+\\frac{1}{2} ¦ \\dfrac{1}{2} ¦ \\tfrac12 ¦ \\frac12 ¦ \\frac 1 2 ¦ 0.5 ¦ .5 ¦ 1/2 ¦ \\frac{-1}{-2}
+\\frac{1}{2} ¦ \\left(\\frac{1}{2}\\right) ¦ \\frac12 \\approx 0.5
 -\\frac{7}{2} ¦ -3.5 ¦ -3\\frac{1}{2} ¦ -3 1/2 ¦ \\frac{-7}{2} ¦ \\frac{7}{-2} ¦ −\\frac72
 7.5e7 ¦ 7.5 \\times 10^{7} ¦ 7.5 \\cdot 10^7 \\text{ kg} ¦ 75000000 ¦ 75{,}000{,}000
 44\\% ¦ 44 ¦ 44\\text{ percent} ¦ 44% ¦ 44 percent
-2\\sqrt{3} ¦ \\sqrt{12} ¦ 2 \\sqrt 3 ¦ \\frac{6}{\\sqrt{3}} ¦ 2 \\cdot 3^{1/2} ¦ \\sqrt{3} + \\sqrt{3} ¦ 2\\sqrt3 \\text{ m}
+2\\sqrt{3} ¦ \\sqrt{12} ¦ 2 \\sqrt 3 ¦ \\frac{6}{\\sqrt{3}} ¦ 2 \\cdot 3^{1/2} ¦ \\sqrt{3} + \\sqrt{3}
+2\\sqrt{3} ¦ 2\\sqrt3 \\text{ m}
 (x+1)^2 ¦ x^2 + 2x + 1 ¦ (1+x)(x+1) ¦ x(x+2)+1
 ab^2 ¦ b^2 a ¦ a \\cdot b \\cdot b
 2 - 3i ¦ -3i + 2 ¦ 2 + 3i^3
@@ -72,7 +79,8 @@ x > 3 ¦ 3 < x ¦ (3, \\infty) ¦ x \\in (3, \\infty)
 (1, -2) ¦ \\left(1, -2\\right) ¦ (1,\\,-2) ¦ (x, y) = (1, -2) ¦ (\\frac22, -2.0)
 1, 2 ¦ 2, 1 ¦ \\{1, 2\\} ¦ 1 \\text{ and } 2 ¦ x = 1 \\text{ or } x = 2 ¦ x = 1, 2 ¦ 1; 2 ¦ 1, \\text{ and } 2
 3 \\pm \\sqrt{2} ¦ 3 + \\sqrt2, 3 - \\sqrt2 ¦ \\{3-\\sqrt2, 3+\\sqrt2\\} ¦ 3 \\pm 2^{1/2}
-\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix} ¦ \\begin{bmatrix}1&2\\\\3&4\\end{bmatrix} ¦ \\left[\\begin{array}{cc}1&2\\\\3&\\frac82\\end{array}\\right]
+\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix} ¦ \\begin{bmatrix}1&2\\\\3&4\\end{bmatrix}
+\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix} ¦ \\left[\\begin{array}{cc}1&2\\\\3&\\frac82\\end{array}\\right]
 1323_4 ¦ 1323_{4} ¦ 1323_{\\text{4}}
 \\text{Friday} ¦ Friday ¦ \\textbf{Friday} ¦ friday ¦ \\mathrm{Friday}
 \\text{(C)} ¦ C ¦ (C) ¦ \\textbf{(C)}
@@ -81,8 +89,11 @@ x > 3 ¦ 3 < x ¦ (3, \\infty) ¦ x \\in (3, \\infty)
 101,111 ¦ 111, 101 ¦ 101111 ¦ 101, 111
 """
 WRONG = """
-45 ¦ 4500 ¦ 0.45 ¦ 46 ¦ -45 ¦ 45.0001 ¦ 450 ¦ 45x ¦ 45\\pi ¦ 45 + 10^{-30} ¦ 45, 46 ¦ 45 \\text{ or } 46 ¦ 45 \\text{ or more} ¦ \\text{not } 45
-45 ¦ 45 = 46 ¦ 44 = 45 ¦ x ¦ 4 5 ¦ 45_6 ¦ 45! ¦ 54 ¦ \\text{forty} ¦ x \\ge 45 ¦ 45^2 ¦ 45 \\text{ is wrong} ¦ \\frac{45}{0} ¦ x - 45 = 0 ¦ 44.999999999999999999999
+45 ¦ 4500 ¦ 0.45 ¦ 46 ¦ -45 ¦ 45.0001 ¦ 450 ¦ 45x ¦ 45\\pi ¦ 45 + 10^{-30} ¦ 45, 46 ¦ 45 \\text{ or } 46
+45 ¦ 45 \\text{ or more} ¦ \\text{not } 45
+45 ¦ 45 = 46 ¦ 44 = 45 ¦ 45 \\text{ minus 2} ¦ x ¦ 4 5 ¦ 45_6 ¦ 45! ¦ 54 ¦ \\text{forty} ¦ x \\ge 45
+45 ¦ 45^2 ¦ 45 \\text{ is wrong}
+45 ¦ \\frac{45}{0} ¦ x - 45 = 0 ¦ 44.999999999999999999999
 12345 ¦ 12346 ¦ 12345.5
 1e-20 ¦ 1e-21 ¦ 0 ¦ 2e-20
 10^{100} ¦ 10^{100}+1 ¦ 10^{101} ¦ 10^{99}
@@ -99,7 +110,9 @@ x > 10^{-20} ¦ x > 10^{-21} ¦ x \\ge 10^{-20} ¦ x < 10^{-20}
 [3, \\infty) ¦ (3, \\infty) ¦ [4, \\infty) ¦ x > 3
 (-\\infty, 3) ¦ (-\\infty, 4) ¦ (-\\infty, 3] ¦ x < 4 ¦ (3, \\infty)
 3 \\pm \\sqrt{2} ¦ 3 + \\sqrt2 ¦ 2 \\pm \\sqrt3 ¦ 3 \\pm 2
-\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix} ¦ \\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix} ¦ \\begin{pmatrix} 1 & 2 & 3 & 4 \\end{pmatrix} ¦ \\begin{pmatrix} 1 \\\\ 3 \\end{pmatrix} ¦ (1,2,3,4)
+\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix} ¦ \\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}
+\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix} ¦ \\begin{pmatrix} 1 & 2 & 3 & 4 \\end{pmatrix}
+\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix} ¦ \\begin{pmatrix} 1 \\\\ 3 \\end{pmatrix} ¦ (1,2,3,4)
 204_5 ¦ 204_6 ¦ 205_5 ¦ 54 ¦ 204
 ABC ¦ CBA ¦ ACB ¦ A
 MR = SRMC ¦ SRM = CMR
@@ -157,10 +170,12 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
 
 @pytest.mark.parametrize("task, response, answer, expected", [
     ("choice", box("(C)"), "(C)", True), ("choice", box("C"), "(C)", True), ("choice", box(r"\text{(C)}"), "(C)", True),
-    ("choice", box("(C) 12/25/1937"), "(C)", True), ("choice", box("c"), "(C)", True), ("choice", box("(B)"), "(C)", False),
+    ("choice", box("(C) 12/25/1937"), "(C)", True), ("choice", box("c"), "(C)", True), ("choice", box("(B)"),
+    "(C)", False),
     ("choice", box("A cat"), "(A)", False), ("choice", box("ABC"), "(A)", False), ("choice", "(C)", "(C)", False),
     ("choice", "<answer>(C)</answer>", "(C)", True), ("choice", "So the answer is (C).", "(C)", False),
-    ("text", box("True"), "True", True), ("text", box(r"\text{yes}"), "Yes", True), ("text", box("False"), "True", False),
+    ("text", box("True"), "True", True), ("text", box(r"\text{yes}"), "Yes", True), ("text", box("False"),
+    "True", False),
     ("text", box("valid"), "invalid", False), ("text", box("8"), "8", True), ("text", box("8.0"), "8", True),
     ("text", box("-35"), "-35", True), ("text", box("35"), "-35", False), ("text", box("5 + 3"), "8", False),
     ("text", box("apple bee cat"), "apple bee cat", True), ("text", box("apple, bee, cat"), "apple bee cat", True),
@@ -170,16 +185,21 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("synlogic", "<answer>E,D,C</answer>", "C,D,E", False), ("synlogic", "<think>C,D,E</think>", "C,D,E", False),
     ("synlogic", "<answer>X</answer> <answer>```python\n[[1, 2],\n [3, 4]]\n```</answer>", "[[1,2],[3,4]]", True),
     ("synlogic", "答案是 **是,否,是**。", "是, 否, 是", True), ("synlogic", "答案是 **否,是,是**。", "是, 否, 是", False),
-    ("synlogic", "The answer is 9484 - 6622 = 2862.", "9484 - 6622 = 2862", True), ("synlogic", "[35, 2]", "[35, 1]", False),
-    ("game24", "```python\n(7 - 3) * 8 - 8\n```", "24 = 3 7 8 8", True), ("game24", "```\n8/(3-8/3)\n```", "24 = 3 3 8 8", True),
+    ("synlogic", "The answer is 9484 - 6622 = 2862.", "9484 - 6622 = 2862", True),
+    ("synlogic", "[35, 2]", "[35, 1]", False),
+    ("game24", "```python\n(7 - 3) * 8 - 8\n```", "24 = 3 7 8 8", True),
+    ("game24", "```\n8/(3-8/3)\n```", "24 = 3 3 8 8", True),
     ("game24", "```\n8*3\n```", "24 = 3 8 1 1", False), ("game24", "```\n8*3*1**1\n```", "24 = 3 8 1 1", False),
     ("game24", "```\n24\n```", "24 = 2 4 1 1", False), ("game24", "```\n8/(3-3)+8\n```", "24 = 3 3 8 8", False),
     ("game24", "```\n(8)(3)+(1-1)\n```", "24 = 3 8 1 1", False), ("game24", "```\n(8*3\n```", "24 = 3 8", False),
     ("game24", "```\n__import__('os').getpid()\n```", "24 = 3 8", False), ("game24", "", "24 = 3 8", False),
-    ("number_wall", f"```python\n{SOLVED}\n```", WALL, True), ("number_wall", f"```\n{SOLVED.replace('A', 'X')}\n```", WALL, False),
+    ("number_wall", f"```python\n{SOLVED}\n```", WALL, True),
+    ("number_wall", f"```\n{SOLVED.replace('A', 'X')}\n```", WALL, False),
     ("number_wall", f"```python\n{SOLVED.replace(chr(34), chr(39))}\n```", WALL, True),
-    ("number_wall", "```\n" + SOLVED.replace('["A","A","X","A"]', '["A","A","A","X"]') + "\n```", WALL, False),
-    ("number_wall", "```\n" + SOLVED.replace("3", "4") + "\n```", WALL, False), ("number_wall", "```\n[1]\n```", WALL, False),
+    ("number_wall", "```\n" + SOLVED.replace('["A","A","X","A"]', '["A","X","A","A"]') + "\n```", WALL, False),
+    ("number_wall", "```\n" + SOLVED.replace("3", "4") + "\n```", WALL, False),
+    ("number_wall", "```\n[1]\n```", WALL, False),
+    ("number_wall", '```\n[[1,"A","A"],["A","A","A"]]\n```', '[[1,"X","X"],["X","X","X"]]', False),
     ("number_wall", "```\n" + "[" * 3000 + "\n```", WALL, False), ("number_wall", "```\n[[1,2],[3]]\n```", WALL, False),
 ])
 def test_other_tasks(task, response, answer, expected):
@@ -188,18 +208,29 @@ def test_other_tasks(task, response, answer, expected):
 
 HOSTILE = {
     "tower": box("9^{9^{9^{9}}}"), "tower of brackets": box("(9^9)^{(9^9)^{9^9}}"), "e tower": box("e^{e^{e^{e^{e}}}}"),
-    "big power": box("3^{1000000007}"), "nested factorial": box("((((9!)!)!)!)!"), "factorials": box(r"\frac{100000!}{99999!}"),
+    "big power": box("3^{1000000007}"), "nested factorial": box("((((9!)!)!)!)!"),
+    "factorials": box(r"\frac{100000!}{99999!}"),
     "binomial": box(r"\binom{10^9}{5 \cdot 10^8}"), "sum": box(r"\sum_{k=1}^{10^{9}} \frac{1}{k^2}"),
-    "integral": box(r"\int_0^1 \frac{\sin(\tan(x^x))}{\ln(1+x^{\cos x})} dx"), "limit": box(r"\lim_{x\to0} \frac{\sin\tan x-\tan\sin x}{x^7}"),
-    "many digits": box("7" * 3990), "megabyte of digits": "1" * 10 ** 6, "boxes": r"\boxed{" * 5000, "closed": r"\boxed{7}" * 20000,
-    "braces": box("{" * 1900 + "7" + "}" * 1900), "parentheses": box("(" * 190 + "7" + ")" * 190), "roots": box(r"\sqrt{2+" * 40 + "2" + "}" * 40),
-    "minus": box("-" * 390 + "7"), "names": box(r"\alpha" * 70 + "1 = 5"), "powers in names": box("a^{2}" * 75 + "+ = 5"),
-    "letters": box("1 " + "a" * 390 + "!"), "spaces": box("^" + " " * 3900), "commas": box(", " * 1900), "plus-minus": box(r"1 \pm 2" * 50),
-    "set": box(r"\{" + ",".join(map(str, range(130))) + r"\}"), "words": box(r"\text{cm}" * 450), "exec": box("exec('import os')"),
-    "exit": box("exit()"), "dunder": box("__import__('os').system('touch CANARY')"), "null": box("1\x007"), "surrogate": box("\ud800"),
-    "infinity": box("1e400"), "division": box(r"\frac{1}{0}"), "sqrt": box(r"\sqrt{" + "3" * 390 + "}"), "equals": box("=" * 390),
-    "product": box(r"(1+x)^{99}" * 30), "matrix": box(r"\begin{pmatrix}" + "1&" * 180 + r"\end{pmatrix}"), "answers": "answer is " * 50000,
-    "fences": "```" * 100000, "tags": "<answer>" * 50000, "semicolons": box("((" + "1," * 150 + "))"), "mixed": box("1 " * 190 + "1/2"),
+    "integral": box(r"\int_0^1 \frac{\sin(\tan(x^x))}{\ln(1+x^{\cos x})} dx"),
+    "limit": box(r"\lim_{x\to0} \frac{\sin\tan x-\tan\sin x}{x^7}"),
+    "many digits": box("7" * 3990),
+    "megabyte of digits": "1" * 10 ** 6, "boxes": r"\boxed{" * 5000, "closed": r"\boxed{7}" * 20000,
+    "braces": box("{" * 1900 + "7" + "}" * 1900), "parentheses": box("(" * 190 + "7" + ")" * 190),
+    "roots": box(r"\sqrt{2+" * 40 + "2" + "}" * 40),
+    "minus": box("-" * 390 + "7"), "names": box(r"\alpha" * 70 + "1 = 5"),
+    "powers in names": box("a^{2}" * 75 + "+ = 5"),
+    "letters": box("1 " + "a" * 390 + "!"), "spaces": box("^" + " " * 3900), "commas": box(", " * 1900),
+    "plus-minus": box(r"1 \pm 2" * 50),
+    "set": box(r"\{" + ",".join(map(str, range(130))) + r"\}"), "words": box(r"\text{cm}" * 450),
+    "exec": box("exec('import os')"),
+    "exit": box("exit()"), "dunder": box("__import__('os').system('touch CANARY')"), "null": box("1\x007"),
+    "surrogate": box("\ud800"),
+    "infinity": box("1e400"), "division": box(r"\frac{1}{0}"), "sqrt": box(r"\sqrt{" + "3" * 390 + "}"),
+    "equals": box("=" * 390),
+    "product": box(r"(1+x)^{99}" * 30), "matrix": box(r"\begin{pmatrix}" + "1&" * 180 + r"\end{pmatrix}"),
+    "answers": "answer is " * 50000,
+    "fences": "```" * 100000, "tags": "<answer>" * 50000, "semicolons": box("((" + "1," * 150 + "))"),
+    "mixed": box("1 " * 190 + "1/2"),
 }
 
 
@@ -221,8 +252,9 @@ def spellings(q):
     """Ways to write a rational number."""
     n, d = q.numerator, q.denominator
     sign, n = "-" if n < 0 else "", abs(n)
-    yield from (f"{sign}\\frac{{{n}}}{{{d}}}", f"{sign}\\dfrac{{{3 * n}}}{{{3 * d}}}", f"{sign}{n}/{d}", f"x = {sign}\\frac{{{n}}}{{{d}}}",
-                f"{sign}\\frac{{{n}}}{{{d}}} \\text{{ cm}}", f"\\left({sign}\\frac{{{n}}}{{{d}}}\\right)")
+    fraction = f"{sign}\\frac{{{n}}}{{{d}}}"
+    yield from (fraction, f"{sign}\\dfrac{{{3 * n}}}{{{3 * d}}}", f"{sign}{n}/{d}", f"x = {fraction}",
+                f"{fraction} \\text{{ cm}}", f"\\left({fraction}\\right)")
     if d == 1:
         yield from (f"{sign}{n}", f"{sign}{n}.0", f"{sign}{n:,}", f"\\${sign}{n}", f"{sign}0{n}")
     elif n > d:
@@ -321,15 +353,18 @@ def test_memory_limit_and_a_worker_that_cannot_start():
 
 def test_countdown_and_exact_verdicts_start_no_worker():
     with Verifier() as one:
-        assert one.score([box("0.5")], [r"\frac12"], "math") == [1.0] and one.score(["1 + 2 = 3"], ["3 = 1 2"], "countdown") == [1.0]
+        assert one.score([box("0.5")], [r"\frac12"], "math") == [1.0]
+        assert one.score(["1 + 2 = 3"], ["3 = 1 2"], "countdown") == [1.0]
         assert one.idle == []
 
 
 def test_from_threads(verifier):
     answers = [rf"\ln {n}" for n in range(2, 10)]
     scores = {}
-    threads = [threading.Thread(target=lambda n=n: scores.update({n: verifier.score([box(rf"\log_e {n}")] * 8, answers, "math")}))
-               for n in range(2, 6)]
+
+    def score(n):
+        scores[n] = verifier.score([box(rf"\log_e {n}")] * 8, answers, "math")
+    threads = [threading.Thread(target=score, args=[n]) for n in range(2, 6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -396,11 +431,12 @@ def test_in_a_forked_child():
 
 
 def test_scores_a_file(tmp_path):
-    rows = [{"response": box("1"), "answer": "1"}, {"response": box("2"), "answer": "1"}, {"response": "1 + 2 = 3", "answer": "3 = 1 2", "task": "countdown"}]
+    rows = [{"response": box("1"), "answer": "1"}, {"response": box("2"), "answer": "1"},
+            {"response": "1 + 2 = 3", "answer": "3 = 1 2", "task": "countdown"}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = [sys.executable, verify.__file__, str(tmp_path / "rows.jsonl")]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "| math | 2 | 1 | 1 | 0.500 |" in table and "| countdown | 1 | 1 | 0 | 1.000 |" in table
     (tmp_path / "rows.jsonl").write_text('{"response": "a"}')
-    failed = subprocess.run(command, capture_output=True, text=True)
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 1 and "line 1: not a row" in failed.stderr
