@@ -429,8 +429,9 @@ class VLLMEngine:
         self.cuda = device.type == "cuda"
         memory = ({"gpu_memory_utilization": cfg.engine_memory, "enable_sleep_mode": True} if self.cuda
                   else {"kv_cache_memory_bytes": int(cfg.engine_memory * 2**30)})
+        longest = max(cfg.max_response_tokens * (weights == "dummy"), cfg.eval_max_tokens * bool(cfg.eval_data))
         self.llm = LLM(cfg.model, load_format=weights, dtype=dtype, skip_tokenizer_init=True,
-                       max_model_len=cfg.max_prompt_tokens + max(cfg.max_response_tokens, cfg.eval_max_tokens),
+                       max_model_len=cfg.max_prompt_tokens + longest,
                        distributed_executor_backend="external_launcher",  # each rank its own GPU; default: all cuda:0
                        logprobs_mode="processed_logprobs",                # after temperature: those it sampled from
                        seed=cfg.seed, **memory)
@@ -762,7 +763,8 @@ def evaluate(cfg, folder, sets, tokenizer, engine, verifier, progress):
     if rank == 0:
         average = {k: sum(row["pass"][k] for row in report.values()) / len(report) for k in ks}
         write_whole(folder / "eval.json", json.dumps({"settings": settings, "sets": report, "average": average}))
-        print(f"pass@K in %, n = {cfg.eval_n}, T = {cfg.eval_temperature}, top-p = {cfg.eval_top_p}: {folder}")
+        print(f"pass@K in %, n = {cfg.eval_n}, T = {cfg.eval_temperature}, top-p = {cfg.eval_top_p}, "
+              f"at most {cfg.eval_max_tokens} tokens: {folder}")
         print(f"{'K':12}" + "".join(f"{k:>8}" for k in ks))
         for name, row in [*report.items(), *[("average", {"pass": average})] * (len(report) > 1)]:
             print(f"{name[:12]:12}" + "".join(f"{100 * row['pass'][k]:8.1f}" for k in ks), flush=True)
@@ -893,13 +895,19 @@ def set_name(source):
     return Path(source.split(",")[0]).stem
 
 
-def load_tokenizer(cfg):
-    """(tokenizer, ids that end a response)."""
+def load_tokenizer(command, cfg):
+    """(tokenizer, ids that end a response). Lowers --eval-max-tokens to what the model's context leaves."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
     try:
         config, tokenizer = AutoConfig.from_pretrained(cfg.model), AutoTokenizer.from_pretrained(cfg.model)
     except (OSError, ValueError) as error:
         fail(f"--model {cfg.model}: {' '.join(str(error).split())[:300]}")
+    context = getattr(config, "max_position_embeddings", None) or math.inf
+    room = context - cfg.max_prompt_tokens
+    if room < (cfg.max_response_tokens if command == "train" else 1):
+        fail(f"the model's context of {context} tokens is too short for --max-prompt-tokens {cfg.max_prompt_tokens}"
+             + f" and --max-response-tokens {cfg.max_response_tokens}" * (command == "train"))
+    cfg.eval_max_tokens = min(cfg.eval_max_tokens, room)
     if cfg.K > config.vocab_size:
         fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of the model's vocabulary")
     if cfg.prompt_template == "chat" and not tokenizer.chat_template:
@@ -934,7 +942,7 @@ def open_run(cfg):
 def prepare(arguments):
     """Finds what can be wrong with the command line and the data it names, before processes start or files change."""
     command, cfg = parse_config(arguments)
-    tokenizer, stop_ids = load_tokenizer(cfg)
+    tokenizer, stop_ids = load_tokenizer(command, cfg)
     sets = {source: encode_prompts(load_problems(source), tokenizer, cfg)
             for source in [cfg.train_data] * (command == "train") + cfg.eval_data}
     if command == "train":

@@ -708,8 +708,8 @@ REFUSED = {  # command line: what the message names, by default the first flag
         "clip-low -0.1", "clip-high -1", "K 0", "K 2.5", "temperature 0", "kl-beta -1", "eval-top-p 0",
         "eval-top-p 1.1", "method ppo", "loss-norm sum", "tau-scope all", "task nosuch", "prompt-template nosuch",
         "lr nan", "steps 0", "weight-decay nan", "batch 0", "mini-batch 0", "max-prompt-tokens 0",
-        "max-response-tokens -1", "grad-clip 0", "eval-n 0", "micro-batch-tokens 0", "save-every 0", "eval-max-tokens 0",
-        "engine-memory 0", "eval-temperature -1")}}
+        "max-response-tokens -1", "grad-clip 0", "eval-n 0", "micro-batch-tokens 0", "save-every 0",
+        "eval-max-tokens 0", "engine-memory 0", "eval-temperature -1")}}
 
 
 @pytest.mark.parametrize("line", REFUSED)
