@@ -357,7 +357,8 @@ def test_no_token_sees_another_response(base, changed):
 
 @given(lengths=st.lists(st.integers(1, 30), max_size=25), budget=st.integers(1, 80), world=st.integers(1, 5))
 def test_micro_batches_and_ranks_share_out_every_sample_once_and_evenly(lengths, budget, world):
-    samples = [Sample(i, np.zeros(2), np.zeros(length), np.zeros(length), False) for i, length in enumerate(lengths)]
+    blank = lambda lengths: [Sample(i, np.zeros(2), np.zeros(n), np.zeros(n), False) for i, n in enumerate(lengths)]
+    samples = blank(lengths)
     size = lambda share: sum(len(s.prompt_ids) + len(s.response_ids) for s in share)
     batches, shares = simko.micro_batches(samples, budget), [simko.deal(samples, rank, world) for rank in range(world)]
     for parts in (batches, shares):
@@ -366,6 +367,8 @@ def test_micro_batches_and_ranks_share_out_every_sample_once_and_evenly(lengths,
     assert all(size(a) + size(b[:1]) > budget for a, b in itertools.pairwise(batches))  # none is closed too early
     for measure, most in ((len, 1), (size, max(lengths, default=0) + 2)):
         assert max(map(measure, shares)) - min(map(measure, shares)) <= most
+    stairs = blank(range(1, 4 * world + 1))
+    assert len({size(simko.deal(stairs, rank, world)) for rank in range(world)}) == 1
 
 
 # -------------------------------------------------------------------------------------------------------- updates
@@ -385,7 +388,7 @@ SHARES = {  # how two ranks divide the samples: evenly, so that one has most of 
 
 def config(folder, **changes):
     """An objective so strong that each part of it shows in a gradient."""
-    strong = Config(model=str(folder), alpha=0.2, lam=1.6, q=0.4, clip_low=0.1, clip_high=0.15, grad_clip=1e9, lr=1e-3,
+    strong = Config(model=str(folder), alpha=0.2, lam=1.6, q=0.4, clip_low=0.1, clip_high=0.15, grad_clip=1e9, lr=0.0,
                     micro_batch_tokens=40, max_prompt_tokens=200, max_response_tokens=24, eval_max_tokens=24)
     return dataclasses.replace(strong, **changes)
 
@@ -415,12 +418,14 @@ def naive_gradient(folder, case):
 
 
 def real_update(folder, cfg, samples):
-    """It through Trainer: old log-probs by policy 1, an update of policy 2. (gradient, log's sums, norm, trainer)"""
+    """It through Trainer: old log-probs by policy 1, an update of policy 2; at lr 0 another, since the first must leave
+    nothing behind. Returns (gradient, log's sums, norm, trainer)."""
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
     trainer.old_statistics(samples, quiet)
     move(trainer.policy, 2)
-    sums, norm = trainer.update(samples, torch.tensor(TAU) if cfg.tau_scope == "batch" else None, quiet)
+    for _ in range(1 if cfg.lr else 2):
+        sums, norm = trainer.update(samples, torch.tensor(TAU) if cfg.tau_scope == "batch" else None, quiet)
     return {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()}, sums, norm, trainer
 
 
@@ -451,7 +456,7 @@ def test_simko_reduces_to_grpo_bit_for_bit_in_the_trainer(base, group):
 
 
 def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
-    cfg = config(base, loss_norm="response", grad_clip=0.05, lr_warmup=2, weight_decay=0.1)
+    cfg = config(base, lr=1e-3, grad_clip=0.05, lr_warmup=2, weight_decay=0.1)
     gradient, _, norm, trainer = real_update(base, cfg, load_samples(base))
     want = {name: x * 0.05 / norm for name, x in naive_gradient(base, "response")[0].items()}
     assert norm > 0.1 and distance(gradient, want) < 1e-5
