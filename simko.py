@@ -558,7 +558,7 @@ class Trainer:
     def named_weights(self):
         """(name, whole tensor in the engine's dtype), one at a time. Every rank must read it to the end."""
         for name, parameter in self.policy.named_parameters():
-            yield name, parameter.detach().to(self.dtype).full_tensor()
+            yield name, parameter.detach().to(self.dtype).full_tensor()  # detached: the engine needs no gradient
 
     def passes(self, samples):
         """Micro-batches of this rank's samples, and empty ones up to the rank that has most: FSDP's gathers and
@@ -617,7 +617,8 @@ class Trainer:
                 loss = loss / lengths.repeat_interleave(lengths)
             loss = loss.sum() / denominator
             (loss * self.world).backward()
-            moved = kl_penalty(old_logp, logp.detach())  # KL(pi_old || pi_theta), estimated on pi_old's samples
+            # KL(pi_old || pi_theta) on pi_old's samples. This detach and the next leave no gradient: for the log only.
+            moved = kl_penalty(old_logp, logp.detach())
             sums += torch.stack([loss.detach(), gate.sum(), clipped.sum(), moved.sum()]).to(sums)
         dist.all_reduce(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip).full_tensor()

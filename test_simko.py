@@ -692,15 +692,30 @@ def test_a_broken_sync_stops_the_run_and_says_so(laptop, tmp_path):
     assert [row["step"] for row in metrics(tmp_path)] == [1]
 
 
-def test_two_processes_train_and_one_goes_on(laptop, tmp_path):
+def train_worker(folder):
+    """`simko.py train` on this rank of two; writes down the keys of its random streams and tau in its updates."""
+    with (mock.patch.object(simko, "seed_everything", wraps=simko.seed_everything) as seed,
+          mock.patch.object(simko.Trainer, "update", autospec=True, side_effect=simko.Trainer.update) as update):
+        simko.main(json.loads((folder / "arguments.json").read_text()))
+    keys, tau = [call.args for call in seed.call_args_list], [call.args[2].item() for call in update.call_args_list]
+    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps([keys, tau]))
+
+
+def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on(laptop, tmp_path):
     flags = ["--rollout", "hf", "--tau-scope", "batch", "--kl-beta", 0.1, "--q", 0.5, "--micro-batch-tokens", 99]
-    start(*TWO_RANKS, "simko.py", *recipe(laptop, "train", tmp_path, "--steps", 1, *flags))
-    main(recipe(laptop, "train", tmp_path, "--steps", 2, *flags))
+    train = partial(recipe, laptop, "train", tmp_path, *flags, "--steps")
+    (tmp_path / "arguments.json").write_text(json.dumps(train(1)))
+    start(*TWO_RANKS, HERE / "test_simko.py", "train_worker", tmp_path)
+    (first, tau), (second, same_tau) = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    with mock.patch.object(simko, "seed_everything", wraps=simko.seed_everything) as seed:
+        main(train(2))
+    keys = [*map(tuple, first + second), seed.call_args_list[0].args]
+    assert len(set(keys)) == len(keys) and tau == same_tau
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2]
     for row in metrics(tmp_path):
         assert row["logp_gap"] < 1e-5 and 0.4 < row["gate_share"] < 0.6 and row["grad_norm"] > 0
     with pytest.raises(SystemExit, match="--lam was 1.1, is 1.2"):  # another run may not go on here
-        main(recipe(laptop, "train", tmp_path, "--steps", 3, *flags, "--lam", 1.2))
+        main(train(3, "--lam", 1.2))
 
 
 # ------------------------------------------------------------------------------------------- command line and data
