@@ -16,6 +16,7 @@ rollouts, models with logit soft-capping or an output bias. Read on: settings, o
 update, evaluation, checkpoints, main.
 """
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -27,6 +28,7 @@ import sys
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -266,12 +268,15 @@ def pack(samples, device):
     return Packed(*(torch.from_numpy(array).to(device) for array in arrays), int(sizes.max()))
 
 
-def packed_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, max_length_q, **_):
+def packed_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, max_length_q,
+                     sliding_window=None, softcap=None, s_aux=None, **_):
     """Causal attention within each packed sequence: (1, heads, T, d) -> (1, T, heads, d). transformers calls it by the
     name "packed"; its own attentions keep sequences apart only while neither a mask nor a cache is passed."""
+    if (sliding_window or math.inf) < max_length_q or softcap is not None or s_aux is not None:
+        fail("this model's attention has a sliding window below the sequence length, soft-capping or sinks: not built")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, d)
     grouped = q.shape[1] != k.shape[1]
-    if q.is_cuda:
+    if q.is_cuda and q.dtype != torch.float32:  # the kernel knows half precision only
         from torch.nn.attention.varlen import varlen_attn
         return varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
                            window_size=(-1, 0), enable_gqa=grouped)[None], None
@@ -288,7 +293,11 @@ def load_model(path, dtype):
     """A causal language model with `packed_attention`; only safetensors, and no code from the checkpoint."""
     from transformers import AttentionInterface, AutoModelForCausalLM
     AttentionInterface.register("packed", packed_attention)
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="packed", use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="packed", use_safetensors=True)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # pi_old and pi_theta must be functions of their input
+    return model
 
 
 def policy_statistics(model, packed, K, temperature):
@@ -343,6 +352,8 @@ def load_problems(source):
                     rows.append((where, number, dict(json.loads(line))))
         else:
             import datasets
+            if any(pair.split("=")[0] not in column or "=" not in pair for pair in pairs):
+                fail(f"{source}: after the id come key=value pairs with the keys {', '.join(column)}")
             column.update(pair.split("=", 1) for pair in pairs)
             configs = datasets.get_dataset_config_names(hub_id) if column["config"] == "*" else [column["config"]]
             for config in configs:
@@ -717,8 +728,8 @@ def check_gap(gap, dtype):
     limit = 0.2 if dtype == torch.bfloat16 else 0.01  # rounding alone: about 0.04 and 1e-6
     if not gap < limit:
         fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above {limit}: the engine does not sample from the "
-             "trained policy. Likely: weights the engine knows by other names, an output head with soft-capping or a "
-             "bias, a quantised checkpoint. --rollout hf tells an engine's fault from a model's.")
+             "trained policy. Likely: weights the engine knows by other names, an attention or output head with "
+             "soft-capping or a bias, a quantised checkpoint.")
 
 
 def gather(items):
@@ -742,6 +753,8 @@ def evaluate(cfg, folder, sets, tokenizer, engine, verifier, progress):
     report = {}
     for name, problems in sets.items():
         path, whole = folder / f"{name}.jsonl", cfg.eval_n * len(problems)
+        content = json.dumps([(p["id"], p["problem"], p["answer"]) for p in problems]).encode()
+        settings = {**settings, "problems": hashlib.sha256(content).hexdigest()}
         rows = gather(read_responses(path, settings, cfg.eval_n * chunk, whole) if rank == 0 else [])
         for start in progress(range(len(rows) // cfg.eval_n, len(problems), chunk), desc=name):
             own = problems[start:start + chunk][rank::world]
@@ -833,15 +846,17 @@ def load_checkpoint(folder, trainer):
     return step
 
 
-def save_hf(folder, trainer, tokenizer):
-    """An ordinary Hugging Face folder, in the dtype the run computed with."""
+def save_hf(folder, trainer, tokenizer, stop_ids):
+    """An ordinary Hugging Face folder, in the dtype the run computed with; its responses end where the run's did."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     state = get_model_state_dict(trainer.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if trainer.rank == 0:
         with torch.device("meta"):  # a plain model to hang the weights on: fully_shard made the policy's class another
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(trainer.cfg.model), dtype=trainer.dtype)
-        model.generation_config = trainer.policy.generation_config
+        before = trainer.policy.generation_config
+        model.generation_config = GenerationConfig(eos_token_id=stop_ids, bos_token_id=before.bos_token_id,
+                                                   pad_token_id=before.pad_token_id)
         temporary = folder.with_suffix(".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary, state_dict={name: weight.to(trainer.dtype) for name, weight in state.items()})
@@ -877,6 +892,7 @@ def parse_config(arguments):
     checks = [(f"--{name.replace('_', '-')} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
         (f"--{name.replace('_', '-')} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
         ("--alpha must lie in [0, 1]", 0 <= cfg.alpha <= 1), ("--q must lie in [0, 1]", 0 <= cfg.q <= 1),
+        ("--eval-temperature 0 makes all samples the same: --eval-n 1", cfg.eval_temperature > 0 or cfg.eval_n == 1),
         ("--lam must be at least 1", cfg.lam >= 1), ("--clip-low must lie in [0, 1)", 0 <= cfg.clip_low < 1),
         ("--eval-top-p must lie in (0, 1]", 0 < cfg.eval_top_p <= 1),
         ("--group-size must be at least 2: one response alone has no baseline", cfg.group_size > 1),
@@ -914,8 +930,8 @@ def load_tokenizer(command, cfg):
     if cfg.prompt_template == "chat" and not tokenizer.chat_template:
         fail(f"{cfg.model} has no chat template: choose --prompt-template {', '.join(TEMPLATES)}")
     stops = [tokenizer.eos_token_id]
-    if cfg.prompt_template == "qwen-math":  # its base model ends a turn so, though that is not its end of text
-        stops.append(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    if cfg.prompt_template in ("chat", "qwen-math"):  # Qwen's base models end a turn so, though not their text
+        stops.append(tokenizer.get_vocab().get("<|im_end|>"))
     try:
         ids = GenerationConfig.from_pretrained(cfg.model).eos_token_id
         stops += ids if isinstance(ids, list) else [ids]
@@ -964,7 +980,8 @@ def process_group():
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                            timeout=timedelta(hours=2))  # ranks wait for the slowest rollout, and for rank 0 to export
     try:
         yield device
     finally:
@@ -1024,6 +1041,8 @@ def main(arguments):
                     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                     write_whole(folder / "config.json", settings)
                 first = load_checkpoint(folder / "checkpoints", trainer)
+                if first > cfg.steps:
+                    fail(f"{folder} has come to step {first} already: --steps {cfg.steps} is behind it")
                 log = Log(folder, first, cfg) if rank == 0 else None
                 engine.sync(trainer.named_weights())
                 for step in range(first, cfg.steps):
@@ -1034,7 +1053,7 @@ def main(arguments):
                         log(row)
                     if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                         save_checkpoint(folder / "checkpoints", step + 1, trainer)
-                save_hf(folder / "hf", trainer, tokenizer)
+                save_hf(folder / "hf", trainer, tokenizer, stop_ids)
                 folder = folder / f"eval_{cfg.steps:06d}"
             if tests:
                 run_eval(folder, engine=engine)
@@ -1042,4 +1061,7 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("simko.py: stopped; the same command goes on from the last checkpoint")

@@ -681,6 +681,11 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
             assert generate.call_count == calls and (responses.read_bytes(), report.read_bytes()) == (whole, result)
     with pytest.raises(SystemExit, match="other settings"):
         main([*arguments, "--eval-top-p", "0.5"])
+    (tmp_path / "other").mkdir()  # a set of that name with one problem less: no old verdict may count for it
+    problems = (laptop / "test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "other" / "test.jsonl").write_text("".join(problems[1:]))
+    with pytest.raises(SystemExit, match="other settings"):
+        main([*arguments, "--eval-data", str(tmp_path / "other" / "test.jsonl")])
     assert responses.read_bytes() == whole
 
 
@@ -716,6 +721,16 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
         assert row["logp_gap"] < 1e-5 and 0.4 < row["gate_share"] < 0.6 and row["grad_norm"] > 0
     with pytest.raises(SystemExit, match="--lam was 1.1, is 1.2"):  # another run may not go on here
         main(train(3, "--lam", 1.2))
+    with pytest.raises(SystemExit, match="has come to step 2 already: --steps 1 is behind it"):
+        main(train(1))
+
+
+@pytest.mark.parametrize("feature", [{"sliding_window": 2}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}])
+def test_attention_that_would_be_computed_wrongly_is_refused(feature):
+    x, bounds = randn(1, 1, 3, 4), torch.tensor([0, 3], dtype=torch.int32)
+    simko.packed_attention(None, x, x, x, None, 0.5, bounds, 3, sliding_window=3)
+    with pytest.raises(SystemExit, match="not built"):
+        simko.packed_attention(None, x, x, x, None, 0.5, bounds, 3, **feature)
 
 
 # ------------------------------------------------------------------------------------------- command line and data
@@ -729,7 +744,7 @@ REFUSED = {  # command line: what the message names, by default the first flag
         "eval-top-p 1.1", "method ppo", "loss-norm sum", "tau-scope all", "task nosuch", "prompt-template nosuch",
         "lr nan", "steps 0", "weight-decay nan", "batch 0", "mini-batch 0", "max-prompt-tokens 0",
         "max-response-tokens -1", "grad-clip 0", "eval-n 0", "micro-batch-tokens 0", "save-every 0",
-        "eval-max-tokens 0", "engine-memory 0", "eval-temperature -1")}}
+        "eval-max-tokens 0", "engine-memory 0", "eval-temperature -1", "eval-temperature 0")}}
 
 
 @pytest.mark.parametrize("line", REFUSED)
