@@ -8,18 +8,17 @@ r"""Is a response's final answer right?  The reward of training and the metric o
 What a verifier accepts wrongly, a policy learns. So the first of these that can give a verdict gives it:
 1. text: both sides are cleaned alike (spacing, \left, \dfrac, degrees, thousands) and are the same string;
 2. structure: lists, sets, tuples, intervals, matrices and equations are taken apart; brackets and order count;
-3. arithmetic: rational numbers are compared exactly, without a tolerance; roots, pi, e, i and letters are evaluated
-   to 60 digits at test points, where two different formulas do not agree;
-4. sympy and math-verify for the rest, behind limits on size, in a worker process that is killed when it overruns.
+3. arithmetic: numbers, polynomials and their quotients are compared exactly, without a tolerance;
+4. math-verify, for roots, functions and the rest, behind limits on size, in a worker that is killed when it overruns.
 Nothing a model wrote is ever executed. What cannot be read, or not in time, is wrong.
 """
 import argparse
 import ast
-import contextlib
 import faulthandler
 import functools
 import itertools
 import json
+import math
 import operator
 import os
 import random
@@ -28,18 +27,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections import Counter, deque
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from multiprocessing.connection import wait
-
-import mpmath
+from typing import NamedTuple
 
 MAX_ANSWER, MAX_FORMULA = 4000, 400  # characters: of an answer, and of what is compared other than as text
-MAX_BITS = 30_000  # of an exact number
-MP = mpmath.mp.clone()  # its own precision: sympy and the caller keep theirs
-MP.dps = 60
-WORKER_ENV = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+MAX_BITS = 30_000  # of a number
 START_S = 60  # seconds in which a worker must have imported sympy
 
 
@@ -75,7 +70,6 @@ COMMANDS = {name: sign for sign, names in {
 CHARACTERS = str.maketrans(dict.fromkeys("~$%£€¥\u00a0\r\n", " ") | dict.fromkeys("×·⋅", "*") | {"÷": "/", "−": "-"})
 LATEX = str.maketrans({"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "∞": r"\infty ",
                        "π": r"\pi ", "*": r"\cdot ", "⦃": r"\{", "⦄": r"\}", "¶": r"\\"})
-FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|frac|sin|cos|tan|sec|csc|cot|arcsin|arccos|arctan|ln|log|exp)(?![A-Za-z])")
 WORD = re.compile(r"\\text|(?<![\\A-Za-z_{])(?:[A-Za-z]{4,}|[A-Z]{2,})")  # prose, or a name as ABC: equal only as text
 NAME = re.compile(r"(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|_\{[^{}]*\}|\^\{?-?[0-9])++")
 UNITS = {alias: names.split()[0] for names in (
@@ -87,26 +81,31 @@ SILENT = {"unit", "square", "cubic", "per", None}  # two units must share a word
 HEDGE = re.compile(r"(?i)\b(?:or|and|not|is|isn't|if|than|more|less|at|except|plus|minus|times|over|wrong|incorrect)\b")
 
 
+def unwrap(match):
+    r"""\text{and} joins a list, \mathbf{25} and \text{(C)} are mathematics, 5 \text{ m} has a unit."""
+    words, before = match[1].strip(" ,"), match.string[:match.start()].rstrip()
+    if words in ("and", "or"):
+        return ","
+    unit = re.match("[mgshLJNVWKCFT](?:$|[/^*])", words) and re.search("[0-9)}]$", before)
+    return match[0] if unit or re.search("[A-Za-z]{2}", words) else match[1]
+
+
+SPELLINGS = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"\\color\s*\{[a-z]+\}|\^\s*\{?°\}?|°", " "), (r"\\text\s*\{([^{}]*)\}", unwrap),
+    (r"(?<![A-Za-z{\\])(?:and|or)(?![A-Za-z}])", ","), (r",(?:\s*,)+", ","), (r"_\s*([0-9]+|[A-Za-z])", r"_{\1}"),
+    (r"(?<![\\A-Za-z])(sqrt|frac|sin|cos|tan|sec|csc|cot|arcsin|arccos|arctan|ln|log|exp)(?![A-Za-z])", r"\\\1"),
+    (r"(?<![0-9.])([0-9]{1,9})\s+([0-9]{1,9})/([0-9]+)", r"\1\\frac{\2}{\3}"),  # 2 3/4
+    (r"\\frac\s*([0-9])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),  # \frac12
+    (r"√\s*([0-9]+|[A-Za-z])|\\sqrt\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1\2}"))]
+
+
 @functools.lru_cache(4096)
 def clean(text):
     """One spelling for what LaTeX can spell in many ways; signs and escaped braces become single characters."""
     text = re.sub(r"(?<=[0-9])(?:\{,\}|,\\!|\\,|\\!)\s*(?=[0-9]{3}(?![0-9]))", "", text)  # 1{,}000 and 1,\!000
     text = re.sub(r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]), text, flags=re.DOTALL).translate(CHARACTERS)
-
-    def unwrap(match):  # \text{and} joins a list, \mathbf{25} and \text{(C)} are mathematics, 5 \text{ m} has a unit
-        words, before = match[1].strip(" ,"), match.string[:match.start()].rstrip()
-        if words in ("and", "or"):
-            return ","
-        unit = re.match("[mgshLJNVWKCFT](?:$|[/^*])", words) and re.search("[0-9)}]$", before)
-        return match[0] if unit or re.search("[A-Za-z]{2}", words) else match[1]
-    for pattern, replacement in (
-        (r"\^\s*\{?°\}?|°", " "), (r"\\text\s*\{([^{}]*)\}", unwrap), (r"(?<![A-Za-z{\\])(?:and|or)(?![A-Za-z}])", ","),
-        (r",(?:\s*,)+", ","), (r"_\s*([0-9]+|[A-Za-z])", r"_{\1}"), (FUNCTION, r"\\\1"),
-        (r"(?<![0-9.])([0-9]{1,9})\s+([0-9]{1,9})/([0-9]+)", r"\1\\frac{\2}{\3}"),  # 2 3/4
-        (r"\\frac\s*([0-9])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),  # \frac12
-        (r"√\s*([0-9]+|[A-Za-z])|\\sqrt\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1\2}"),
-    ):
-        text = re.sub(pattern, replacement, text)
+    for pattern, replacement in SPELLINGS:
+        text = pattern.sub(replacement, text)
     for sign in "≈∈":  # "x ≈ 3.1" says 3.1 but "1/3 ≈ 0.33" says 1/3; "x ∈ (0,1)" says (0,1)
         head, _, tail = text.partition(sign)
         text = (tail if NAME.fullmatch(head) else head if sign == "≈" else text) if tail else text
@@ -175,15 +174,11 @@ def shape(text):
     return "list" if len(values) > 1 else "atom", values
 
 
-def readings(text):
-    """1,234 may be a number or a list of two."""
-    grouped = r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])"
-    number = text if re.search(r"[(\[⦃]", text) else re.sub(grouped, lambda match: match[0].replace(",", ""), text)
-    return dict.fromkeys((text, number))
-
-
 def same(gold, pred, judge):
     """Whether two cleaned answers agree; judge(gold, pred) decides what text, structure and numbers cannot."""
+    def readings(text):  # 1,234 may be a number or a list of two
+        grouped = r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])"
+        return {text, text if re.search(r"[(\[⦃]", text) else re.sub(grouped, lambda m: m[0].replace(",", ""), text)}
     if flat(gold) == flat(pred):
         return True
     if not gold or not pred or max(len(gold), len(pred)) > MAX_FORMULA:
@@ -191,7 +186,7 @@ def same(gold, pred, judge):
     (gold, gold_unit), (pred, pred_unit) = split_unit(gold), split_unit(pred)
     if gold_unit and pred_unit and not gold_unit & pred_unit:
         return False
-    return any(same_parts(g, p, judge) for g in readings(gold) for p in readings(pred))
+    return any(same_parts(*pair, judge) for pair in sorted(itertools.product(readings(gold), readings(pred))))
 
 
 def same_parts(gold, pred, judge):
@@ -221,120 +216,79 @@ def same_parts(gold, pred, judge):
     return True
 
 
-# ---- 3. arithmetic -------------------------------------------------------------------------------------------------
-class TooBig(ArithmeticError):
-    """A value that is undefined, or too large to be an answer."""
-
-
-TOKEN = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[A-Za-z](?:_\{\w+\})?|\S")
-APPLIED = re.compile(r"[A-Za-z]\(\w+\)|(?<![A-Za-z])[fghFGP]\(")  # f(x) is not f times x
-MIXED = re.compile(r"(?<![0-9.}^_*/])([0-9]+)\\frac\{([0-9]+)\}\{([0-9]+)\}")
-INSIDE_OUT = [(re.compile(latex), python) for latex, python in (
-    (r"\\frac\{([^{}\\]*)\}\{([^{}\\]*)\}", r"((\1)/(\2))"), (r"\\sqrt\{([^{}\\]*)\}", r"((\1)^(1/2))"),
-    (r"\\sqrt\[([2-9])\]\{([^{}\\]*)\}", r"((\2)^(1/\1))"), (r"\^\{([^{}\\]*)\}", r"^(\1)"))]
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-
-
-@functools.lru_cache(4096)
-def tree(text):
-    """LaTeX arithmetic as a Python syntax tree, to be walked and never run; None for what is more than arithmetic."""
-    if len(text) > MAX_FORMULA or WORD.search(text) or APPLIED.search(text := flat(text)):
-        return None
-    before, python, ended = None, "", False
-    text = MIXED.sub(lambda m: f"({m[1]}{'+' if int(m[2]) < int(m[3]) else '*'}{m[2]}/{m[3]})", text)
-    while text != before:
-        before = text
-        for latex, form in INSIDE_OUT:
-            text = latex.sub(form, text)
-    for token in TOKEN.findall(text):
-        digits, letter = re.match(r"\.?[0-9]", token), re.match("[A-Za-zπ∞]", token)
-        if not (digits or letter or token in "+-*/^()") or digits and ended:
-            return None
-        python += "*" if ended and (letter or token == "(") else ""  # 2x, x(y + 1)
-        python += f"'{token}'" if digits else re.sub("[{}]", "", token).replace("∞", "oo").replace("^", "**")
-        ended = digits or letter or token == ")"
-    try:
-        return None if "//" in python else ast.parse(python, mode="eval").body
-    except (SyntaxError, RecursionError, MemoryError):
-        return None
-
-
-def value(node, k):
-    """A tree's value at the k-th test point, where each letter has a value: an exact Fraction if all is rational."""
-    match node:
-        case ast.Constant(value=digits) if len(digits.lower().partition("e")[2]) < 5:
-            return Fraction(digits)
-        case ast.Name(id=name):
-            some = MP.mpf(random.Random(f"{name} {k}").uniform(0.5, 3)) * (-1) ** (k // 2)
-            return {"e": +MP.e, "i": MP.mpc(0, 1), "π": +MP.pi}.get(name, some)
-        case ast.UnaryOp(op=sign, operand=operand):
-            return -value(operand, k) if isinstance(sign, ast.USub) else value(operand, k)
-        case ast.BinOp(left=left, op=ast.Pow(), right=right):
-            return power(value(left, k), value(right, k))
-        case ast.BinOp(left=left, op=op, right=right):
-            a, b = value(left, k), value(right, k)
-            if not (isinstance(a, Fraction) and isinstance(b, Fraction)):
-                a, b = inexact(a), inexact(b)
-            elif max(bits(a), bits(b)) > MAX_BITS:
-                raise TooBig
-            return OPERATORS[type(op)](a, b)
-    raise TooBig
-
-
-def bits(fraction):
-    return max(fraction.numerator.bit_length(), fraction.denominator.bit_length())
-
-
-def inexact(x):
-    return MP.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
-
-
-def power(a, b):
-    if isinstance(a, Fraction) and isinstance(b, Fraction) and b.denominator < 10 and (a >= 0 or b.denominator % 2):
-        root = a
-        if b.denominator > 1:
-            top, bottom = (int(MP.nint(MP.root(abs(n), b.denominator))) for n in a.as_integer_ratio())
-            root = Fraction(top if a >= 0 else -top, bottom)
-        if abs(b.numerator) * bits(root) > MAX_BITS:
-            raise TooBig
-        if root ** b.denominator == a:
-            return root ** b.numerator
-    a, b = inexact(a), inexact(b)
-    if a == 0 or abs(b) * abs(MP.log(abs(a))) > MAX_BITS:
-        raise TooBig
-    return MP.power(a, b)
-
-
-def same_value(gold, pred):
-    """Whether two trees have the same value: exactly if rational, else to 45 digits at up to four test points."""
-    names = any(isinstance(node, ast.Name) for node in itertools.chain(ast.walk(gold), ast.walk(pred)))
-    try:
-        pairs = [(value(gold, k), value(pred, k)) for k in range(4 if names else 1)]
-    except (ArithmeticError, RecursionError):
-        return False
-    if all(isinstance(x, Fraction) for x in pairs[0]):
-        return pairs[0][0] == pairs[0][1]
-    pairs = [(inexact(a), inexact(b)) for a, b in pairs]
-    pairs = [pair for pair in pairs if MP.im(pair[0]) == 0] or pairs  # roots need not agree where gold's is imaginary
-    return all(abs(a - b) <= MP.mpf("1e-45") * max(abs(a), abs(b)) for a, b in pairs)
-
-
 def same_atom(gold, pred, judge):
     if flat(gold) == flat(pred):
         return True
     if re.search("[0-9]_|:", gold + pred):  # 204_5 is not 204_6, nor 54; 12:00 is not 24:00
         return False
-    trees = tree(gold), tree(pred)
-    return same_value(*trees) if None not in trees else judge(gold, pred)
+    pair = values(gold), values(pred)
+    return pair[0] == pair[1] if None not in pair else judge(gold, pred)
 
 
-# ---- 4. sympy, in a worker -----------------------------------------------------------------------------------------
-class Undecided(Exception):
-    """Raised with (gold, pred) where only sympy can tell."""
+# ---- 3. arithmetic -------------------------------------------------------------------------------------------------
+NUMERAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4}(?![0-9]))?"
+TOKEN = re.compile(NUMERAL + r"|[A-Za-z](?:_\{\w+\})?|\S")
+APPLIED = re.compile(r"[A-Za-z]\(\w+\)|(?<![A-Za-z])[fghFGP]\(")  # f(x) is not f times x
+MIXED = re.compile(r"(?<![0-9.}^_*/])([0-9]+)\\frac\{([0-9]+)\}\{([0-9]+)\}")
+INSIDE_OUT = [(re.compile(r"\\frac\{([^{}\\]*)\}\{([^{}\\]*)\}"), r"((\1)/(\2))"),
+              (re.compile(r"\^\{([^{}\\]*)\}"), r"^(\1)")]
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
+@functools.lru_cache(4096)
+def values(text):
+    """What -2\\frac{1}{3}, 7.5*10^{7} or (x - 4)/2π is, exactly, for three choices of what its letters stand for (π is
+    one, i is not); nan where it has no value or a huge one; None for roots, functions and all else."""
+    if WORD.search(text) or APPLIED.search(text := flat(text)):
+        return None
+    text, before = MIXED.sub(lambda m: f"({m[1]}{'+' if int(m[2]) < int(m[3]) else '*'}{m[2]}/{m[3]})", text), None
+    while text != before:
+        before = text
+        for latex, form in INSIDE_OUT:
+            text = latex.sub(form, text)
+    python, ended = "", False
+    for token in TOKEN.findall(text):
+        digits, letter = re.match(r"\.?[0-9]", token), re.match("[A-Za-hj-zπ]", token)
+        if not (digits or letter or token in "+-*/^()") or digits and ended:
+            return None
+        python += "*" if ended and (letter or token == "(") else ""  # 2x, x(y + 1)
+        python += f"'{token}'" if digits else re.sub("[{}]", "", token).replace("^", "**")
+        ended = digits or letter or token == ")"
+    try:  # the syntax tree is walked and never run
+        return None if "//" in python else [exact(ast.parse(python, mode="eval").body, k) for k in range(3)]
+    except ArithmeticError:
+        return math.nan
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def exact(node, k):
+    """The Fraction that a tree of numerals (strings), letters and + - * / ** stands for."""
+    match node:
+        case ast.Constant(value=str(numeral)):
+            return Fraction(numeral)
+        case ast.Name(id=name):
+            return Fraction(random.Random(f"{name} {k}").randrange(10**9), 7)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
+            return exact(operand, k) * (-1 if isinstance(op, ast.USub) else 1)
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = exact(left, k), exact(right, k)
+            power = isinstance(op, ast.Pow)
+            if power and b.denominator > 1:
+                raise ValueError("a root, or a letter in an exponent")
+            if (abs(b) if power else 1) * max(x.bit_length() for x in a.as_integer_ratio()) > MAX_BITS:
+                raise OverflowError
+            return a ** int(b) if power else OPERATORS[type(op)](a, b)
+    raise ValueError("not arithmetic")
+
+
+# ---- 4. math-verify, in a worker -----------------------------------------------------------------------------------
 HARMFUL = re.compile(r"[0-9]{41}|\^\s*\{?-?[0-9]{5}|[0-9]\^\s*\{?[0-9]+\^\s*\{?[0-9]|!\s*\)+\s*!|[0-9]{4}[\s)}]*!"
                      r"|\\(?:sum|prod|int|lim|binom).*(?:[0-9]{5}|10\^)|[^\x20-\x7e≤≥≠∪∈∞π⦃⦄¶]")
+
+
+class Undecided(Exception):
+    """Only math-verify can tell."""
 
 
 def worth_asking(gold, pred):
@@ -365,16 +319,17 @@ def sympy_object(text):
     from latex2sympy2_extended import latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    def exact(match):  # a float would be compared with a tolerance
+    def fraction(match):  # a float would be compared with a tolerance
         return "(\\frac{{{0.numerator}}}{{{0.denominator}}})".format(Fraction(match[0]))
-    text = re.sub(r"[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[0-9]+\.?[eE][+-]?[0-9]{1,3}", exact, text).translate(LATEX)
-    return latex2sympy(text, is_real=True, normalization_config=None,
+    text = re.sub(r"[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[0-9]+\.?[eE][+-]?[0-9]{1,3}", fraction, text)
+    text = re.sub(r"\\[A-Za-z]+|_\{\w+\}|(i)", lambda m: r"\sqrt{-1}" if m[1] else m[0], text)
+    return latex2sympy(text.translate(LATEX), is_real=True, normalization_config=None,
                        conversion_config=ConversionConfig(lowercase_symbols=False))
 
 
 @functools.lru_cache(1 << 14)
 def equal(gold, pred):
-    """Whether two answers in LaTeX are equal; None where only sympy can tell."""
+    """Whether two answers in LaTeX are equal; None where only math-verify can tell."""
     try:
         return same(clean(gold), clean(pred), postpone)
     except Undecided:
@@ -384,53 +339,54 @@ def equal(gold, pred):
 
 
 # ---- tasks ---------------------------------------------------------------------------------------------------------
-def math(response, answer, phrase=False):
+class Question(NamedTuple):
+    """What a task returns in place of a verdict where a worker must give it."""
+    gold: str
+    pred: str
+
+
+def math_answer(response, answer, phrase):
     pred = extract_answer(response, phrase)
     verdict = pred is not None and equal(answer, pred)
-    if verdict is None:
-        raise Undecided(answer, pred)
-    return verdict
+    return Question(answer, pred) if verdict is None else verdict
 
 
-def countdown(response, answer, phrase=False):
+def countdown(response, answer, phrase):
     """answer "44 = 3 7 12" is the target and the numbers; "3 * 12 = 36 36 + ..." uses each number and result once."""
     target, numbers = answer.split("=")
     pool, words = numbers.split(), response.split()
+    steps = list(zip(*[iter(words)] * 5))
     if len(words) != 5 * (len(pool) - 1):
         return False
-    for a, op, b, equals, c in zip(*[iter(words)] * 5):
-        if op not in "+-*/" or equals != "=" or not all(re.fullmatch("-?[0-9]{1,15}", word) for word in (a, b, c)):
+    for a, op, b, equals, c in steps:
+        if op not in "+-*/" or equals != "=" or not all(re.fullmatch("-?[0-9]{1,15}", x, re.ASCII) for x in (a, b, c)):
             return False
-        for operand in (a, b):
-            if operand not in pool:
-                return False
-            pool.remove(operand)
-        x, y = Fraction(a), Fraction(b)
-        if int(c) != (x + y if op == "+" else x - y if op == "-" else x * y if op == "*" else x / y if y else None):
+        if Counter([a, b]) - Counter(pool) or values(f"({a}){op}({b})") != values(c):
             return False
+        pool.remove(a)
+        pool.remove(b)
         pool.append(c)
     return pool == [target.strip()]
 
 
-def formatted(response, phrase=False):
+def formatted(response, phrase):
     """The answer in the last <answer> tag if any: there in the last code block, the last box or bare."""
     _, opened, tail = response.rpartition("<answer>")
     inner, closed, _ = tail.partition("</answer>")
     tagged = bool(opened and closed)
-    inside = inner if tagged else response
-    fences = inside.split("```")
-    found = re.sub("^[a-z]*\n", "", fences[-2]) if len(fences) > 2 else extract_answer(inside, phrase)
+    fences = (inner if tagged else response).split("```")
+    found = re.sub("^[a-z]*\n", "", fences[-2]) if len(fences) > 2 else extract_answer(fences[0], phrase)
     return (found or (inner if tagged else "")).strip()[:MAX_ANSWER]
 
 
-def choice(response, answer, phrase=False):
+def choice(response, answer, phrase):
     """answer "(C)"; right are C, (C), C. and (C) with some text."""
     pred = re.sub(r"\\text\w*|[\s{}*$\\]", "", formatted(response, phrase))
     letter = re.match(r"\(?([A-Za-z])(?:[).:]|$)", pred)
     return bool(letter) and letter[1].upper() == answer.strip("() .").upper()
 
 
-def text(response, answer, phrase=False):
+def text(response, answer, phrase):
     """A word, number, list, sentence, grid or row of brackets: as text, without regard to markup, case and spacing."""
     def plain(text):
         text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", text)
@@ -443,34 +399,31 @@ def text(response, answer, phrase=False):
     return gold in (pred, pred.replace(",", " ")) or numbers and Fraction(gold) == Fraction(pred)
 
 
-def synlogic(response, answer, phrase=False):
+def synlogic(response, answer, phrase):
     """SynLogic's tasks with a single right answer; some of its prompts ask for a last line "The answer is ..."."""
     return text(response, answer, phrase=True)
 
 
-def game24(response, answer, phrase=False):
-    """answer "24 = 1 3 7 8": an expression with each number once. Its syntax tree is walked; nothing is run."""
+def game24(response, answer, phrase):
+    """answer "24 = 1 3 7 8": an expression with each number once."""
     target, numbers = answer.split("=")
     expression = re.sub(r"\s", "", formatted(response, phrase=True))
     if not re.fullmatch("[-+*/()0-9]{1,200}", expression) or "**" in expression or re.search(r"[0-9)]\(", expression):
         return False
-    parsed = tree(expression)
     once = Counter(re.findall("[0-9]+", expression)) == Counter(numbers.split())
-    return once and parsed is not None and same_value(tree(target), parsed)
+    return once and values(expression) == values(target)
 
 
-def number_wall(response, answer, phrase=False):
+def number_wall(response, answer, phrase):
     """answer: the grid as JSON, "X" where open. Walls are "A", no 2x2 of them; an island has one number, its size."""
-    given = json.loads(answer)
     try:
-        grid = json.loads(formatted(response, phrase=True).replace("'", '"'))
-        cells = {(y, x): str(cell) for y, row in enumerate(grid) for x, cell in enumerate(row)}
+        given, grid = json.loads(answer), json.loads(formatted(response, phrase=True).replace("'", '"'))
+        clues, cells = ({(y, x): str(cell) for y, row in enumerate(rows) for x, cell in enumerate(row)}
+                        for rows in (given, grid))
     except (ValueError, TypeError, RecursionError):
         return False
-    clues = {(y, x): str(clue) for y, row in enumerate(given) for x, clue in enumerate(row)}
-    if cells.keys() != clues.keys():
-        return False
-    if any(cells[at] not in (("X", "A") if clue == "X" else (clue,)) for at, clue in clues.items()):
+    allowed = {at: ("X", "A") if clue == "X" else (clue,) for at, clue in clues.items()}
+    if cells.keys() != clues.keys() or any(cells[at] not in allowed[at] for at in cells):
         return False
     walls = {at for at in cells if cells[at] == "A"}
     land = cells.keys() - walls
@@ -486,8 +439,8 @@ def number_wall(response, answer, phrase=False):
 
 
 # A task is a function of (response, answer, phrase); to add one, write it and name it here.
-TASKS = {"math": math, "countdown": countdown, "choice": choice, "text": text, "synlogic": synlogic, "game24": game24,
-         "number_wall": number_wall}
+TASKS = {"math": math_answer, "countdown": countdown, "choice": choice, "text": text, "synlogic": synlogic,
+         "game24": game24, "number_wall": number_wall}
 
 
 # ---- many at once --------------------------------------------------------------------------------------------------
@@ -496,8 +449,9 @@ class Verifier:
     answer needs one, stay, and are replaced when they overrun; an answer that overruns is wrong."""
 
     def __init__(self, workers=None, timeout_s=2.5, memory_mb=2048):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's ranks share the machine's cores
-        self.workers = workers or max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
+        self.workers = workers or max(1, min(8, cores // ranks))
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
         self.idle, self.known, self.lock, self.pid = [], {}, threading.Lock(), os.getpid()
 
@@ -514,68 +468,57 @@ class Verifier:
             raise ValueError(f"task {task!r} is unknown; use one of {', '.join(TASKS)}")
         if (empty := next((row for row, answer in enumerate(answers) if not answer.strip()), None)) is not None:
             raise ValueError(f"row {empty}: the gold answer is empty; give the row an answer or remove it")
-        scores, waiting = [], {}
-        for row, (response, answer) in enumerate(zip(responses, answers, strict=True)):
-            try:
-                scores.append(float(TASKS[task](response, answer, phrase)))
-            except Undecided as question:
-                scores.append(None)
-                waiting.setdefault(question.args, []).append(row)
-        with self.lock:
+        verdicts = [TASKS[task](response, answer, phrase) for response, answer in zip(responses, answers, strict=True)]
+        rows = {}
+        for row, verdict in enumerate(verdicts):
+            if isinstance(verdict, Question):
+                rows.setdefault(verdict, []).append(row)
+        done = len(verdicts) - sum(map(len, rows.values()))
+        with self.lock, ThreadPoolExecutor(self.workers) as pool:  # a thread a worker: it waits for one answer
+            if self.pid != os.getpid():  # after a fork, the idle workers are the parent's
+                self.idle, self.pid = [], os.getpid()
             if len(self.known) > 1 << 16:
                 self.known.clear()
-            known = [(question, self.known[question]) for question in waiting if question in self.known]
-            answered = self.ask([question for question in waiting if question not in self.known])
-            for question, self.known[question] in itertools.chain(known, answered):
-                for row in waiting[question]:
-                    scores[row] = self.known[question]
+            new = [question for question in rows if question not in self.known]
+            for question, verdict in itertools.chain(
+                    [(question, self.known[question]) for question in rows if question in self.known],
+                    zip(new, pool.map(self.ask, new))):
+                self.known[question] = verdict
+                for row in rows[question]:
+                    verdicts[row] = verdict
+                done += len(rows[question])
                 if progress:
-                    progress(len(scores) - scores.count(None), len(scores))
-        return scores
+                    progress(done, len(verdicts))
+        return list(map(float, verdicts))
 
-    def ask(self, questions):
-        """Yields (question, 1.0 or 0.0) as the workers answer; each has one question at a time."""
-        if self.pid != os.getpid():  # after a fork, the idle workers are the parent's
-            self.idle, self.pid = [], os.getpid()
-        todo, busy = deque(questions), {}
+    def ask(self, question):
+        """Whether a worker says that they are equal; False if it is not heard from in time."""
+        worker = self.idle.pop() if self.idle else self.start()
+        if worker.poll() is not None:  # it was killed meanwhile
+            stop(worker)
+            worker = self.start()
+        reply = b""
         try:
-            while todo or busy:
-                while todo and len(busy) < self.workers:
-                    started = bool(self.idle)
-                    worker = self.idle.pop() if started else self.start()
-                    if started and worker.poll() is not None:  # it was killed meanwhile
-                        stop(worker)
-                        continue
-                    question = todo.popleft()
-                    busy[worker] = question, time.monotonic() + (self.timeout_s + 0.5 if started else START_S), started
-                    with contextlib.suppress(BrokenPipeError):  # then its end shows below
-                        worker.stdin.write(json.dumps(question).encode() + b"\n")
-                ready = wait([worker.stdout for worker in busy],
-                             max(0, min(deadline for _, deadline, _ in busy.values()) - time.monotonic()))
-                for worker, (question, deadline, started) in list(busy.items()):
-                    reply = os.read(worker.stdout.fileno(), 9).decode() if worker.stdout in ready else None
-                    if reply == "+":  # its imports are done: the clock starts
-                        busy[worker] = question, time.monotonic() + self.timeout_s + 0.5, True
-                    elif reply:
-                        del busy[worker]
-                        self.idle.append(worker)
-                        yield question, float(reply[-1])
-                    elif reply == "" or time.monotonic() > deadline:
-                        worker.kill()
-                        if not started:
-                            raise RuntimeError(f"a worker did not start: {worker.communicate()[1].decode()[-500:]}")
-                        stop(worker)
-                        del busy[worker]
-                        yield question, 0.0
-        finally:
-            for worker in busy:
-                stop(worker)
+            worker.stdin.write(json.dumps(question).encode() + b"\n")
+            if wait([worker.stdout], self.timeout_s + 0.5):
+                reply = worker.stdout.read(1)
+        except BrokenPipeError:
+            pass  # as if it had not answered
+        if reply:
+            self.idle.append(worker)
+        else:
+            stop(worker)
+        return reply == b"1"
 
     def start(self):
         command = [sys.executable, os.path.abspath(__file__), "--worker", str(self.timeout_s), str(self.memory_mb)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=os.environ | WORKER_ENV,
-                                start_new_session=True)  # Ctrl-C is for the parent, which stops its workers
+        environment, pipe = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}, subprocess.PIPE
+        worker = subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=environment,
+                                  start_new_session=True)  # Ctrl-C is for the parent, which stops its workers
+        if not wait([worker.stdout], START_S) or worker.stdout.read(1) != b"+":
+            worker.kill()
+            raise RuntimeError(f"a worker did not start: {worker.communicate()[1].decode()[-500:]}")
+        return worker
 
 
 def stop(worker):
@@ -586,8 +529,9 @@ def stop(worker):
 
 def work(timeout_s, memory_mb):
     """A worker: reads a JSON pair [gold, answer] a line, writes 1 or 0 for each."""
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    if sys.platform == "linux":  # macOS refuses the limit
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     import math_verify  # noqa: F401  now, and not on the first answer's time
     replies = os.dup(1)
     for stream in (1, 2):
@@ -625,18 +569,15 @@ def is_correct(response, answer, task="math", phrase=False):
 
 def main():
     parser = argparse.ArgumentParser(description="Score a JSONL file of responses and print a table of verdicts.")
-    parser.add_argument("file", help='one {"response": ..., "answer": ..., "task": ...} a line; task is optional')
-    parser.add_argument("--task", default="math", choices=TASKS, help="for rows that name none (default: math)")
+    parser.add_argument("file", help='one {"response": ..., "answer": ..., "task": "math"} a line; task is optional')
     parser.add_argument("--phrase", action="store_true", help='without a box, read "the answer is ..." (base models)')
-    options = parser.parse_args()
-    tasks = {}
-    with open(options.file) as lines:
-        for line_number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                tasks.setdefault(row.get("task", options.task), []).append((row["response"], row["answer"]))
-            except (ValueError, KeyError, AttributeError) as error:
-                sys.exit(f"{options.file}, line {line_number}: not a row with response and answer ({error!r})")
+    options, tasks = parser.parse_args(), {}
+    for line_number, line in enumerate(open(options.file, encoding="utf-8"), 1):
+        try:
+            row = json.loads(line)
+            tasks.setdefault(row.get("task", "math"), []).append((row["response"], row["answer"]))
+        except (ValueError, KeyError, AttributeError) as error:
+            sys.exit(f"{options.file}, line {line_number}: not a row with response and answer ({error!r})")
     print("| task | rows | correct | wrong | share correct |\n|---|---|---|---|---|")
     with Verifier() as verifier:
         for task, pairs in tasks.items():
