@@ -49,7 +49,8 @@ class RunConfig:
     model: str = HfArg(default="Qwen/Qwen2.5-Math-7B", help="hub id or folder (Sec. 5.1)")
     output: str = HfArg(default="runs/simko", help="run folder: settings, metrics, checkpoints, evaluations")
     seed: int = HfArg(default=0, help="every random stream is a function of (seed, step, rank)")
-    task: str = HfArg(default="math", help="how answers are checked: a name in verify.TASKS")
+    task: str = HfArg(default="math", help="how answers are checked where rows name no task: see verify.TASKS")
+    data_dir: str = HfArg(default="", help="folder of NAME.jsonl instead of the hub: python tools/data.py writes it")
     prompt_template: str = HfArg(default="chat", help="chat (the model's own), qwen-math, plain or raw: see TEMPLATES")
     max_prompt_tokens: int = HfArg(default=1024, help="longer prompts are dropped and counted (released recipe)")
     rollout: Literal["auto", "vllm", "hf"] = HfArg(default="auto", help="auto: vLLM where it can be imported")
@@ -75,7 +76,7 @@ class ObjectiveConfig:
 @dataclass
 class TrainConfig:
     _argument_group_name = "training"
-    train_data: str = HfArg(default="math", help="JSONL file, name in DATASETS, or hub id: see load_problems")
+    train_data: str = HfArg(default="math", help="math, gsm8k, gsm8k-math1, synlogic, a JSONL file or a hub id")
     steps: int = HfArg(default=140, help="rollouts, of batch // mini_batch updates each (20 epochs of MATH)")
     batch: int = HfArg(default=1024, help="prompts a step over all ranks (Sec. 5.1)")
     group_size: int = HfArg(default=8, help="G, responses a prompt (Sec. 5.1)")
@@ -96,11 +97,11 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     _argument_group_name = "evaluation"
-    eval_data: list[str] = HfArg(default_factory=list, help="any number of sets, each as --train-data")
-    eval_n: int = HfArg(default=256, help="samples a problem (Sec. 5.1: 256; AIME and AMC 300, logic 128)")
-    eval_temperature: float = HfArg(default=0.6, help="released recipe; logic 0.7")
-    eval_top_p: float = HfArg(default=0.95, help="released recipe")
-    eval_max_tokens: int = HfArg(default=4096, help="response limit, tokens (released recipe; logic 8192)")
+    eval_data: list[str] = HfArg(default_factory=list, help="names in DATASETS, the groups math and logic, JSONL files")
+    eval_n: int | None = HfArg(default=None, help="samples a problem; default: the set's (Sec. 5.1), else 256")
+    eval_temperature: list[float] | None = HfArg(default=None, help="one or several (Table 5); math 0.6, logic 0.7")
+    eval_top_p: float | None = HfArg(default=None, help="0.95 (released recipes)")
+    eval_max_tokens: int | None = HfArg(default=None, help="response limit, tokens; math 4096, logic 8192 (released)")
 
 
 @dataclass
@@ -310,22 +311,40 @@ def policy_statistics(model, packed, K, temperature):
 
 
 # ----------------------------------------------------------------------------------------------------------- data
-DATASETS = {  # name: hub id, then what differs from config=default, split=train, problem=problem, answer=answer
-    "math": "EleutherAI/hendrycks_math,config=*,answer=solution",
-    "math500": "HuggingFaceH4/MATH-500,split=test",
-    "aime24": "math-ai/aime24,split=test,answer=solution",
-    "aime25": "math-ai/aime25,split=test",
-    "amc23": "math-ai/amc23,split=test,problem=question",
-    "minerva": "math-ai/minervamath,split=test,problem=question",
-    "olympiad": "Hothan/OlympiadBench,config=OE_TO_maths_en_COMP,problem=question,answer=final_answer",
-    "gsm8k": "openai/gsm8k,config=main,split=test,problem=question",
-    "gsm8k-train": "openai/gsm8k,config=main,problem=question",
+class DataSet(NamedTuple):
+    """A data set of the paper on the Hugging Face hub; tools/data.py fetches it."""
+    hub: str            # id
+    config: str | None  # "*": all of them
+    split: str
+    problem: str        # column
+    answer: str         # column; of a worked solution, what counts is behind "####" or in the last box
+    count: int | None   # problems, checked when it is fetched: what is on the hub can change
+    n: int = 256        # samples a problem when it is evaluated (Sec. 5.1)
+
+
+DATASETS = {
+    "math-train": DataSet("EleutherAI/hendrycks_math", "*", "train", "problem", "solution", 7498),
+    "gsm8k-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", 7473),
+    "gsm8k-math1-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", None),  # and level 1 of MATH
+    "synlogic-train": DataSet("MiniMaxAI/SynLogic", "easy", "train", "prompt", "extra_info", None),
+    "math500": DataSet("HuggingFaceH4/MATH-500", None, "test", "problem", "answer", 500),
+    "aime24": DataSet("math-ai/aime24", None, "test", "problem", "solution", 30, 300),
+    "aime25": DataSet("math-ai/aime25", None, "test", "problem", "answer", 30, 300),
+    "amc23": DataSet("math-ai/amc23", None, "test", "question", "answer", 40, 300),
+    "minerva": DataSet("math-ai/minervamath", None, "test", "question", "answer", 272),
+    "olympiad": DataSet("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train", "question", "final_answer", 674),
+    "gsm8k": DataSet("openai/gsm8k", "main", "test", "question", "answer", 1319),
+    "synlogic": DataSet("MiniMaxAI/SynLogic", "easy", "validation", "prompt", "extra_info", None, 128),
+    "bbh": DataSet("lukaemon/bbh", "*", "test", "input", "target", 6511, 128),
 }
+GROUPS = {"math": ["math500", "aime24", "aime25", "amc23", "minerva", "olympiad"], "logic": ["synlogic", "bbh"]}
+PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}  # temperature, top-p, tokens (released recipes)
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
-TEMPLATES = {  # "chat" is the model's own chat template around "{problem}\n" + BOXED
-    "qwen-math": (f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\n{{problem}}<|im_end|>\n"
+ASK = dict.fromkeys(("math", "choice", "text"), BOXED)  # the problems of other tasks say it themselves
+TEMPLATES = {  # "chat" is the model's own chat template around "{problem}\n{ask}"
+    "qwen-math": ("<|im_start|>system\n{ask}<|im_end|>\n<|im_start|>user\n{problem}<|im_end|>\n"
                   "<|im_start|>assistant\n"),
-    "plain": f"Problem: {{problem}}\n{BOXED}\nSolution:",
+    "plain": "Problem: {problem}\n{ask}\nSolution:",
     "raw": "{problem}",
 }
 
@@ -335,61 +354,65 @@ def fail(message):
     raise SystemExit(f"simko.py: error: {message}")
 
 
-def load_problems(source):
-    """[{"id", "problem", "answer"}] of a .jsonl file with these fields (id is optional), of a name in DATASETS, or of a
-    hub data set written `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
-
-    An answer may be a worked solution: what counts is behind "####" (GSM8K) or in the last box (MATH)."""
+def final_answer(solution):
+    """What counts of a worked solution: what is behind "####" (GSM8K), else in the last box (MATH), else all of it; ""
+    for an empty box."""
     from verify import extract_answer
-    hub_id, *pairs = DATASETS.get(source, source).split(",")
-    column = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
-    rows, where = [], source
-    try:
-        if source.endswith(".jsonl"):
-            for number, line in enumerate(Path(source).read_text(encoding="utf-8-sig").split("\n"), 1):
-                where = f"{source}, line {number}"
+    return (extract_answer(solution) or "") if "\\boxed" in solution else solution.split("####")[-1].strip()
+
+
+def load_problems(source, data_dir=""):
+    """[{"id", "problem", "answer"}, some with a "task" of their own] of a .jsonl file with these fields (id and task
+    optional), of a name in DATASETS or of a hub data set `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
+
+    data_dir: a folder of NAME.jsonl that stands in for the hub. An answer may be a worked solution."""
+    from verify import TASKS
+    rows, where = [], str(Path(data_dir, f"{source}.jsonl") if data_dir and source in DATASETS else source)
+    if where.endswith(".jsonl"):
+        try:
+            for number, line in enumerate(Path(path := where).read_text(encoding="utf-8-sig").split("\n"), 1):
+                where = f"{path}, line {number}"
                 if line.strip():
-                    rows.append((where, number, dict(json.loads(line))))
-        else:
-            import datasets
-            if any(pair.split("=")[0] not in column or "=" not in pair for pair in pairs):
-                fail(f"{source}: after the id come key=value pairs with the keys {', '.join(column)}")
-            column.update(pair.split("=", 1) for pair in pairs)
-            configs = datasets.get_dataset_config_names(hub_id) if column["config"] == "*" else [column["config"]]
-            for config in configs:
-                part = datasets.load_dataset(hub_id, config, split=column["split"])
-                rows += [(f"{hub_id}, row {i}", f"{config or hub_id}-{i}", row) for i, row in enumerate(part)]
-    except (OSError, ValueError, TypeError, RuntimeError) as error:  # ValueError: of JSON, UTF-8 and datasets alike
-        fail(f"{where} cannot be read: {' '.join(str(error).split())[:300]}")
+                    rows.append((where, {"id": number, **json.loads(line)}))
+        except (OSError, ValueError, TypeError) as error:  # ValueError: of JSON and UTF-8 alike
+            fail(f"{where} cannot be read: {' '.join(str(error).split())[:300]}")
+    else:
+        from tools.data import fetch
+        rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
     problems = {}
-    for where, number, row in rows:
-        problem, answer = row.get(column["problem"]), row.get(column["answer"])
-        if isinstance(answer, list) and len(answer) == 1:
-            answer = answer[0]
-        if isinstance(answer, str):
-            answer = extract_answer(answer) if "\\boxed" in answer else answer.split("####")[-1].strip()
+    for where, row in rows:
+        problem, answer = row.get("problem"), row.get("answer")
+        if isinstance(answer, str) and row.get("task", "math") == "math":
+            answer = final_answer(answer)
         for name, text in (("problem", problem), ("answer", answer)):
             if not isinstance(text, str) or not text.strip():
-                fail(f"{where}: '{column[name]}' must be a text and not empty, got {text!r}; the row has {list(row)}")
-        id = str(row.get("id", number))
+                fail(f"{where}: '{name}' must be a text and not empty, got {text!r}; the row has {list(row)}")
+        if row.get("task", "math") not in TASKS:
+            fail(f"{where}: the task {row['task']!r} is none of {', '.join(TASKS)}")
+        id = str(row["id"])
         if id in problems:
             fail(f"{where}: the id {id!r} stands in an earlier row already")
-        problems[id] = {"id": id, "problem": problem, "answer": answer}
+        problems[id] = {"id": id, "problem": problem, "answer": answer} | {k: row[k] for k in ("task",) if k in row}
     return list(problems.values()) or fail(f"{source} holds no problems")
 
 
 def encode_prompts(problems, tokenizer, cfg):
-    """Adds "prompt_ids" to each problem, drops those over --max-prompt-tokens. Returns (problems, number dropped)."""
+    """Adds "prompt_ids" and "task" to each problem, drops those over --max-prompt-tokens. Returns (problems, number
+    dropped)."""
     kept = []
     for problem in problems:
+        task = problem.get("task", cfg.task)
+        ask = ASK.get(task, "")
         if cfg.prompt_template == "chat":
-            message = {"role": "user", "content": f"{problem['problem']}\n{BOXED}"}
-            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            message = {"role": "user", "content": f"{problem['problem']}\n{ask}".strip()}
+            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True,
+                                                 date_string="26 Jul 2024")  # or Llama's prompts change every day
             ids = tokenizer.encode(text, add_special_tokens=False)
         else:
-            ids = tokenizer.encode(TEMPLATES[cfg.prompt_template].replace("{problem}", problem["problem"]))
+            template = TEMPLATES[cfg.prompt_template].replace("{ask}", ask)
+            ids = tokenizer.encode(template.replace("{problem}", problem["problem"]))
         if len(ids) <= cfg.max_prompt_tokens:
-            kept.append({**problem, "prompt_ids": np.array(ids, np.int64)})
+            kept.append({**problem, "task": task, "prompt_ids": np.array(ids, np.int64)})
     if not kept:
         fail(f"all {len(problems)} prompts are longer than --max-prompt-tokens {cfg.max_prompt_tokens}")
     return kept, len(problems) - len(kept)
@@ -427,11 +450,11 @@ def seed_everything(*key):
 
 
 class VLLMEngine:
-    """vLLM inside the training process, an engine a rank, each with the whole model.
+    """vLLM inside the training process, an engine a rank, each with the whole model. max_tokens: of any response.
 
     weights "dummy": random until the first sync, so that a gap in it cannot pass unseen; "auto": those of cfg.model."""
 
-    def __init__(self, cfg, stop_ids, device, dtype, weights):
+    def __init__(self, cfg, stop_ids, device, dtype, weights, max_tokens):
         os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0",  # the engine in this process: its weights can be reached
                           VLLM_CPU_OMP_THREADS_BIND="nobind",  # else it pins the whole process to one core
                           VLLM_NO_USAGE_STATS="1")
@@ -440,9 +463,8 @@ class VLLMEngine:
         self.cuda = device.type == "cuda"
         memory = ({"gpu_memory_utilization": cfg.engine_memory, "enable_sleep_mode": True} if self.cuda
                   else {"kv_cache_memory_bytes": int(cfg.engine_memory * 2**30)})
-        longest = max(cfg.max_response_tokens * (weights == "dummy"), cfg.eval_max_tokens * bool(cfg.eval_data))
         self.llm = LLM(cfg.model, load_format=weights, dtype=dtype, skip_tokenizer_init=True,
-                       max_model_len=cfg.max_prompt_tokens + longest,
+                       max_model_len=cfg.max_prompt_tokens + max_tokens,
                        distributed_executor_backend="external_launcher",  # each rank its own GPU; default: all cuda:0
                        logprobs_mode="processed_logprobs",                # after temperature: those it sampled from
                        seed=cfg.seed, **memory)
@@ -486,7 +508,7 @@ def repack_heads(model):
             module.quant_method.process_weights_after_loading(module)
 
 
-def make_engine(cfg, stop_ids, device, dtype, weights):
+def make_engine(cfg, stop_ids, device, dtype, weights, max_tokens):
     """The engine --rollout names; auto is vLLM where it can be imported."""
     backend = cfg.rollout
     if backend == "auto":
@@ -500,7 +522,7 @@ def make_engine(cfg, stop_ids, device, dtype, weights):
         from tools.hf_rollout import HFEngine as Engine
     else:
         Engine = VLLMEngine
-    return Engine(cfg, stop_ids, device, dtype, weights)
+    return Engine(cfg, stop_ids, device, dtype, weights, max_tokens)
 
 
 # --------------------------------------------------------------------------------------------------------- update
@@ -641,10 +663,11 @@ class Trainer:
         return sums.cpu(), norm.item()
 
 
-def score(samples, problems, tokenizer, verifier, task):
+def score(samples, problems, tokenizer, verifier):
     """Fills in text and reward; `prompt` of each sample is its place in `problems`."""
     texts = tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
-    rewards = verifier.score(texts, [problems[s.prompt]["answer"] for s in samples], task)
+    own = [problems[s.prompt] for s in samples]
+    rewards = verifier.score(texts, [problem["answer"] for problem in own], [problem["task"] for problem in own])
     for sample, text, reward in zip(samples, texts, rewards):
         sample.text, sample.reward = text, reward
 
@@ -662,7 +685,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     engine.sleep()
     clock.lap("rollout")
 
-    score(samples, own, tokenizer, verifier, cfg.task)
+    score(samples, own, tokenizer, verifier)
     for sample in samples:
         sample.prompt = mine[sample.prompt]  # from its place in this rank's prompts to that in the batch
     samples = sorted(gather(samples), key=lambda s: s.prompt)  # from here on every rank holds the whole batch
@@ -740,28 +763,53 @@ def gather(items):
 
 
 # ----------------------------------------------------------------------------------------------------- evaluation
-def evaluate(cfg, folder, sets, tokenizer, engine, verifier, progress):
-    """n samples for each problem of each set; pass@K on screen and in folder/eval.json.
+class Test(NamedTuple):
+    """A set to evaluate on, at one temperature."""
+    label: str       # the set's name, with @T and the temperature where there are several
+    set: str
+    problems: list
+    n: int           # samples a problem
+    temperature: float
+    top_p: float
+    max_tokens: int  # of a response
 
-    Every response goes to folder/NAME.jsonl with its verdict, chunk by chunk. A stopped evaluation goes on after the
+    def settings(self, cfg):
+        """What the responses are a function of: the first line of their file."""
+        content = json.dumps([[problem[k] for k in ("id", "problem", "answer", "task")] for problem in self.problems])
+        written = max((file.stat().st_mtime for file in Path(cfg.model).glob("*.safetensors")), default=None)
+        return {"model": cfg.model, "seed": cfg.seed, "prompt_template": cfg.prompt_template, "written": written,
+                **{k: getattr(self, k) for k in ("set", "n", "temperature", "top_p", "max_tokens")},
+                "problems": hashlib.sha256(content.encode()).hexdigest()}
+
+
+def plan_tests(cfg, sets, room):
+    """The Tests of --eval-data: each set as the flags say or else the paper, in no more tokens than the model has room
+    for behind a prompt."""
+    tests = []
+    for source in cfg.eval_data:
+        temperature, top_p, tokens = PROTOCOL["logic" if source in GROUPS["logic"] else "math"]
+        name, temperatures = set_name(source), cfg.eval_temperature or [temperature]
+        n = cfg.eval_n or (DATASETS[source].n if source in DATASETS else 256)
+        tests += [Test(f"{name}@T{t:g}" if len(temperatures) > 1 else name, name, sets[source][0], n, t,
+                       cfg.eval_top_p or top_p, min(cfg.eval_max_tokens or tokens, room)) for t in temperatures]
+    return tests
+
+
+def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
+    """n samples for each problem of each test; pass@K on screen and in folder/eval.json.
+
+    Every response goes to folder/LABEL.jsonl with its verdict, chunk by chunk. A stopped evaluation goes on after the
     last whole chunk and comes to the same samples: they depend on (seed, chunk, rank) alone."""
-    rank, world, chunk = dist.get_rank(), dist.get_world_size(), 64  # problems
-    settings = {name: getattr(cfg, name) for name in ("model", "seed", "task", "prompt_template", "eval_n",
-                                                      "eval_temperature", "eval_top_p", "eval_max_tokens")}
-    settings["modified"] = max((file.stat().st_mtime for file in Path(cfg.model).glob("*.safetensors")), default=None)
-    ks = [str(2**i) for i in range(cfg.eval_n.bit_length())]
-    report = {}
-    for name, problems in sets.items():
-        path, whole = folder / f"{name}.jsonl", cfg.eval_n * len(problems)
-        content = json.dumps([(p["id"], p["problem"], p["answer"]) for p in problems]).encode()
-        settings = {**settings, "problems": hashlib.sha256(content).hexdigest()}
-        rows = gather(read_responses(path, settings, cfg.eval_n * chunk, whole) if rank == 0 else [])
-        for start in progress(range(len(rows) // cfg.eval_n, len(problems), chunk), desc=name):
+    rank, world, chunk, report = dist.get_rank(), dist.get_world_size(), 64, {}  # chunk: problems
+    for test in tests:
+        path, n, problems = folder / f"{test.label}.jsonl", test.n, test.problems
+        rows = gather(read_responses(path, test.settings(cfg), n * chunk, n * len(problems)) if rank == 0 else [])
+        for start in progress(range(len(rows) // n, len(problems), chunk), desc=test.label):
             own = problems[start:start + chunk][rank::world]
             seed_everything(cfg.seed, start, rank, 1)
-            samples = engine.generate([problem["prompt_ids"] for problem in own], cfg.eval_n, cfg.eval_temperature,
-                                      cfg.eval_top_p, cfg.eval_max_tokens, progress)
-            score(samples, own, tokenizer, verifier, cfg.task)
+            samples = engine.generate([problem["prompt_ids"] for problem in own], n, test.temperature, test.top_p,
+                                      test.max_tokens, progress)
+            score(samples, own, tokenizer, verifier)
             new = gather([{"id": own[s.prompt]["id"], "correct": int(s.reward > 0), "tokens": len(s.response_ids),
                            "truncated": bool(s.truncated), "response": s.text} for s in samples])
             if rank == 0:
@@ -772,16 +820,21 @@ def evaluate(cfg, folder, sets, tokenizer, engine, verifier, progress):
         for row in rows:
             correct[row["id"]] += row["correct"]
         c = torch.tensor(list(correct.values()))
-        report[name] = {"problems": len(problems), "truncated": sum(row["truncated"] for row in rows) / len(rows),
-                        "correct": correct, "pass": {k: pass_at_k(cfg.eval_n, c, int(k)).mean().item() for k in ks}}
+        report[test.label] = {
+            **test.settings(cfg), "problems": len(problems), "correct": correct,
+            "truncated": sum(row["truncated"] for row in rows) / len(rows),
+            "pass": {2**i: pass_at_k(n, c, 2**i).mean().item() for i in range(n.bit_length())}}
     if rank == 0:
-        average = {k: sum(row["pass"][k] for row in report.values()) / len(report) for k in ks}
-        write_whole(folder / "eval.json", json.dumps({"settings": settings, "sets": report, "average": average}))
-        print(f"pass@K in %, n = {cfg.eval_n}, T = {cfg.eval_temperature}, top-p = {cfg.eval_top_p}, "
-              f"at most {cfg.eval_max_tokens} tokens: {folder}")
-        print(f"{'K':12}" + "".join(f"{k:>8}" for k in ks))
-        for name, row in [*report.items(), *[("average", {"pass": average})] * (len(report) > 1)]:
-            print(f"{name[:12]:12}" + "".join(f"{100 * row['pass'][k]:8.1f}" for k in ks), flush=True)
+        settings = {name: getattr(cfg, name) for name in ("model", "seed", "prompt_template")}
+        write_whole(folder / "eval.json", json.dumps({"settings": settings, "sets": report}))
+        common = min((row["pass"] for row in report.values()), key=len)
+        average = {k: sum(row["pass"][k] for row in report.values()) / len(report) for k in common}
+        print(f"{folder}: pass@K in %\n{'set':16}{'n':>5}{'T':>5}{'top-p':>7}{'tokens':>8}{'K =':>5}"
+              + "".join(f"{k:>7}" for k in max((row["pass"] for row in report.values()), key=len)))
+        for label, row in [*report.items(), *[("average", {"pass": average})] * (len(report) > 1)]:
+            how = [row.get(k, "") for k in ("n", "temperature", "top_p", "max_tokens")]
+            print("{:16}{:>5}{:>5}{:>7}{:>8}     ".format(label[:16], *how)
+                  + "".join(f"{100 * value:7.1f}" for value in row["pass"].values()), flush=True)
 
 
 def read_responses(path, settings, chunk, whole):
@@ -789,13 +842,21 @@ def read_responses(path, settings, chunk, whole):
     rows = []
     if path.exists():
         head, *lines = path.read_text(encoding="utf-8").split("\n")
-        if json.loads(head) != settings:
-            fail(f"{path} was evaluated with other settings, {head}: choose another --output, or delete it")
+        check_head(path, head, settings)
         count = whole if len(lines) > whole else len(lines[:-1]) // chunk * chunk  # the last line may have been cut off
         rows = [json.loads(line) for line in lines[:count]]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(json.dumps(row) + "\n" for row in [settings, *rows]))
     return rows
+
+
+def check_head(path, head, settings):
+    """Refuses to go on with responses that were made otherwise."""
+    before = json.loads(head)
+    changed = [f"{name} was {before.get(name)}, is {value}" for name, value in settings.items()
+               if before.get(name) != value]
+    if changed:
+        fail(f"{path} was evaluated with other settings: {'; '.join(changed)}. Choose another --output, or delete it")
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -885,16 +946,24 @@ def parse_config(arguments):
     if unknown or not command:
         refuse(f"unknown flag or value {unknown[0]!r}" if command else "say what to do: train or eval")
     cfg = Config(**{name: value for part in parts for name, value in vars(part).items()})
+    cfg.eval_data = [name for source in cfg.eval_data for name in GROUPS.get(source, [source])]
+    cfg.train_data = f"{cfg.train_data}-train" if f"{cfg.train_data}-train" in DATASETS else cfg.train_data
     above_0 = ("K", "steps", "batch", "group_size", "mini_batch", "max_prompt_tokens", "max_response_tokens", "lr",
-               "temperature", "grad_clip", "micro_batch_tokens", "save_every", "eval_n", "eval_max_tokens",
+               "temperature", "grad_clip", "micro_batch_tokens", "save_every",
                "engine_memory")
-    not_below_0 = ("seed", "kl_beta", "clip_high", "lr_warmup", "weight_decay", "eval_every", "eval_temperature")
+    not_below_0 = ("seed", "kl_beta", "clip_high", "lr_warmup", "weight_decay", "eval_every")
     checks = [(f"--{name.replace('_', '-')} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
         (f"--{name.replace('_', '-')} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
         ("--alpha must lie in [0, 1]", 0 <= cfg.alpha <= 1), ("--q must lie in [0, 1]", 0 <= cfg.q <= 1),
-        ("--eval-temperature 0 makes all samples the same: --eval-n 1", cfg.eval_temperature > 0 or cfg.eval_n == 1),
+        ("--eval-n must be above 0", cfg.eval_n is None or cfg.eval_n > 0),
+        ("--eval-max-tokens must be above 0", cfg.eval_max_tokens is None or cfg.eval_max_tokens > 0),
+        ("--eval-temperature must be at least 0", all(t >= 0 for t in cfg.eval_temperature or ())),
+        ("--eval-temperature 0 makes all samples the same: --eval-n 1",
+         0 not in (cfg.eval_temperature or ()) or cfg.eval_n == 1),
+        ("--eval-temperature names one twice",
+         len(set(cfg.eval_temperature or ())) == len(cfg.eval_temperature or ())),
         ("--lam must be at least 1", cfg.lam >= 1), ("--clip-low must lie in [0, 1)", 0 <= cfg.clip_low < 1),
-        ("--eval-top-p must lie in (0, 1]", 0 < cfg.eval_top_p <= 1),
+        ("--eval-top-p must lie in (0, 1]", cfg.eval_top_p is None or 0 < cfg.eval_top_p <= 1),
         ("--group-size must be at least 2: one response alone has no baseline", cfg.group_size > 1),
         (f"--mini-batch {cfg.mini_batch} does not divide --batch {cfg.batch}", cfg.batch % max(cfg.mini_batch, 1) == 0),
         (f"--task {cfg.task} is none of {', '.join(TASKS)}", cfg.task in TASKS),
@@ -913,7 +982,7 @@ def set_name(source):
 
 
 def load_tokenizer(command, cfg):
-    """(tokenizer, ids that end a response). Lowers --eval-max-tokens to what the model's context leaves."""
+    """(tokenizer, ids that end a response, tokens that the model's context leaves for one)."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
     try:
         config, tokenizer = AutoConfig.from_pretrained(cfg.model), AutoTokenizer.from_pretrained(cfg.model)
@@ -924,7 +993,6 @@ def load_tokenizer(command, cfg):
     if room < (cfg.max_response_tokens if command == "train" else 1):
         fail(f"the model's context of {context} tokens is too short for --max-prompt-tokens {cfg.max_prompt_tokens}"
              + f" and --max-response-tokens {cfg.max_response_tokens}" * (command == "train"))
-    cfg.eval_max_tokens = min(cfg.eval_max_tokens, room)
     if cfg.K > config.vocab_size:
         fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of the model's vocabulary")
     if cfg.prompt_template == "chat" and not tokenizer.chat_template:
@@ -937,7 +1005,8 @@ def load_tokenizer(command, cfg):
         stops += ids if isinstance(ids, list) else [ids]
     except OSError:
         pass  # generation_config.json is optional
-    return tokenizer, sorted(set(stops) - {None}) or fail(f"{cfg.model} names no end-of-text token: nothing would end")
+    stops = sorted(set(stops) - {None}) or fail(f"{cfg.model} names no end-of-text token: nothing would end")
+    return tokenizer, stops, room
 
 
 def open_run(cfg):
@@ -959,12 +1028,16 @@ def open_run(cfg):
 def prepare(arguments):
     """Finds what can be wrong with the command line and the data it names, before processes start or files change."""
     command, cfg = parse_config(arguments)
-    tokenizer, stop_ids = load_tokenizer(command, cfg)
-    sets = {source: encode_prompts(load_problems(source), tokenizer, cfg)
+    tokenizer, stop_ids, room = load_tokenizer(command, cfg)
+    sets = {source: encode_prompts(load_problems(source, cfg.data_dir), tokenizer, cfg)
             for source in [cfg.train_data] * (command == "train") + cfg.eval_data}
+    tests = plan_tests(cfg, sets, room)
     if command == "train":
         open_run(cfg)
-    return command, cfg, tokenizer, stop_ids, sets
+    for test in tests:
+        for path in Path(cfg.output).glob("eval_*/" * (command == "train") + f"{test.label}.jsonl"):
+            check_head(path, path.read_text(encoding="utf-8").split("\n")[0], test.settings(cfg))
+    return command, cfg, tokenizer, stop_ids, sets, tests
 
 
 @contextmanager
@@ -1016,7 +1089,7 @@ class Log:
 
 
 def main(arguments):
-    command, cfg, tokenizer, stop_ids, sets = prepare(arguments)
+    command, cfg, tokenizer, stop_ids, sets, tests = prepare(arguments)
     from verify import Verifier
     with process_group() as device, Verifier() as verifier:
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -1031,9 +1104,11 @@ def main(arguments):
                 print(f"{source}: {len(problems)} problems; {dropped} over {cfg.max_prompt_tokens} tokens dropped")
             what = cfg.method if command == "train" else "evaluation"
             print(f"{folder}: {what} on {world} x {device.type}, {dtype}", flush=True)
-        tests = {set_name(source): sets[source][0] for source in cfg.eval_data}
-        run_eval = partial(evaluate, cfg, sets=tests, tokenizer=tokenizer, verifier=verifier, progress=progress)
-        with closing(make_engine(cfg, stop_ids, device, dtype, "dummy" if command == "train" else "auto")) as engine:
+        run_eval = partial(evaluate, cfg, tests=tests, tokenizer=tokenizer, verifier=verifier, progress=progress)
+        weights, limits = "auto", [test.max_tokens for test in tests]
+        if command == "train":
+            weights, limits = "dummy", limits + [cfg.max_response_tokens]
+        with closing(make_engine(cfg, stop_ids, device, dtype, weights, max(limits))) as engine:
             if command == "train":
                 engine.sleep()  # on a GPU the engine starts first, takes what memory it may have, and steps aside
                 trainer = Trainer(cfg, device, dtype)

@@ -519,7 +519,7 @@ def engine_prompts(folder):
 def try_engine(folder, backend):
     """Syncs an engine with a trainer, moves all weights, syncs again; writes what the tests below ask for."""
     cfg, report, rollouts = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000), {}, {}
-    with closing(simko.make_engine(cfg, STOPS, CPU, torch.float32, "dummy")) as engine:
+    with closing(simko.make_engine(cfg, STOPS, CPU, torch.float32, "dummy", 24)) as engine:
         trainer = simko.Trainer(cfg, CPU, torch.float32)
 
         def rollout(*key):
@@ -775,12 +775,12 @@ def test_what_model_or_data_rule_out_is_said_before_anything_is_made(laptop, tmp
 
 
 def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
-    rows = [{"problem": "a", "answer": "so\n#### 7"}, {"problem": "b", "answer": ["8"], "id": "x"},
+    rows = [{"problem": "a", "answer": "so\n#### 7"}, {"problem": "b", "answer": "8", "id": "x", "task": "text"},
             {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5}]
     text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (tmp_path / "data.jsonl").write_bytes(text.encode("utf-8-sig"))
     assert [list(row.values()) for row in simko.load_problems(str(tmp_path / "data.jsonl"))] == [
-        ["1", "a", "7"], ["x", "b", "8"], ["5", "c\u2028d", "\\frac{1}{2}"]]
+        ["1", "a", "7"], ["x", "b", "8", "text"], ["5", "c\u2028d", "\\frac{1}{2}"]]
 
 
 ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
@@ -791,7 +791,7 @@ ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
     *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in (
         ROW, ROW[:9], "[1, 2]", '"text"', "7", '{"problem": "x"}', '{"answer": "1"}', '{"problem": "", "answer": "1"}',
         '{"problem": "x", "answer": " "}', '{"problem": "x", "answer": 7}', '{"problem": 7, "answer": "7"}',
-        '{"problem": "x", "answer": ["1", "2"]}', r'{"problem": "x", "answer": "\\boxed{}"}'))])
+        '{"problem": "x", "answer": ["1"]}', '{"problem": "x", "answer": "1", "task": "sums"}', r'{"problem": "x", "answer": "\\boxed{}"}'))])
 def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)

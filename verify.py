@@ -463,12 +463,15 @@ class Verifier:
             stop(self.idle.pop())
 
     def score(self, responses, answers, task, progress=None, phrase=False):
-        """1.0 for each correct response, else 0.0, in order; progress(done, total) is called as verdicts come in."""
-        if task not in TASKS:
-            raise ValueError(f"task {task!r} is unknown; use one of {', '.join(TASKS)}")
+        """1.0 for each correct response, else 0.0, in order; progress(done, total) is called as verdicts come in.
+        task: one name for all, or a list of them."""
+        tasks = [task] * len(responses) if isinstance(task, str) else task
+        if (unknown := next((name for name in [task, *tasks] if isinstance(name, str) and name not in TASKS), None)):
+            raise ValueError(f"task {unknown!r} is unknown; use one of {', '.join(TASKS)}")
         if (empty := next((row for row, answer in enumerate(answers) if not answer.strip()), None)) is not None:
             raise ValueError(f"row {empty}: the gold answer is empty; give the row an answer or remove it")
-        verdicts = [TASKS[task](response, answer, phrase) for response, answer in zip(responses, answers, strict=True)]
+        verdicts = [TASKS[name](response, answer, phrase)
+                    for name, response, answer in zip(tasks, responses, answers, strict=True)]
         rows = {}
         for row, verdict in enumerate(verdicts):
             if isinstance(verdict, Question):

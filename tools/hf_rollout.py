@@ -10,7 +10,7 @@ class HFEngine:
     """Holds its own copy of the model in the compute dtype; reads the checkpoint's weights, then those of each sync."""
     rows = 256  # responses a batch
 
-    def __init__(self, cfg, stop_ids, device, dtype, weights):
+    def __init__(self, cfg, stop_ids, device, dtype, weights, max_tokens):
         self.model = load_model(cfg.model, dtype).to(device).eval()
         self.model.generation_config = GenerationConfig()  # generate() fills what it is not told from the checkpoint's
         self.stop_ids, self.device = stop_ids, device

@@ -1,0 +1,141 @@
+"""The paper's data sets as JSONL files that simko.py reads with --data-dir, for machines without a network.
+
+    python tools/data.py FOLDER                           every set in simko.DATASETS, from the Hugging Face hub
+    python tools/data.py FOLDER math500 bbh               these
+    python tools/data.py FOLDER math500 --copies COPIES   from COPIES/math500.jsonl or .jsonl.gz, in the hub's columns
+
+A row is {"id", "problem", "answer"} and, where it is not math, {"task"}: a name in verify.TASKS. Without --data-dir,
+simko.py calls `fetch` itself.
+"""
+import argparse
+import gzip
+import json
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from simko import DATASETS, DataSet, fail, final_answer, write_whole  # noqa: E402
+
+FALLBACKS = {"lukaemon/bbh": "SaylorTwift/bbh"}  # the first is a loading script, which newer `datasets` do not run
+
+
+def fetch(source):
+    """The rows of a name in DATASETS or of a hub data set hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN.
+    Rows of DATASETS whose worked solution has an empty box are left out; a count other than the table's is an error."""
+    import datasets
+    spec = DATASETS.get(source)
+    if spec is None:
+        hub, *pairs = source.split(",")
+        fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if key not in fields or not equals:
+                fail(f"{source}: after the id come key=value pairs with the keys {', '.join(fields)}")
+            fields[key] = value
+        spec = DataSet(hub, **fields, count=None)
+    for hub in filter(None, (spec.hub, FALLBACKS.get(spec.hub))):
+        try:
+            configs = datasets.get_dataset_config_names(hub) if spec.config == "*" else [spec.config]
+            rows = [({"config": config, **row}, f"{config}-{i}" if spec.config == "*" else str(i)) for config in configs
+                    for i, row in enumerate(datasets.load_dataset(hub, config, split=spec.split))]
+            break
+        except (OSError, ValueError, RuntimeError) as raised:  # so `datasets` says: no network, or no such set
+            error = " ".join(str(raised).split())[:300]
+    else:
+        fail(f"{source} cannot be read from the Hugging Face hub, and is no .jsonl file: {error}")
+    rows = [convert(source, spec, *row) for row in rows]
+    if source in DATASETS:
+        rows = [row for row in rows if row["answer"]]
+    if source == "gsm8k-math1-train":
+        rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in rows] + level_1(fetch("math-train"))
+        drop_tests(rows, fetch("gsm8k") + math_tests(datasets))
+    if spec.count not in (None, len(rows)):
+        fail(f"{source} has {len(rows)} problems, not {spec.count}: {hub} has changed, and results on it are not "
+             "comparable. To use it all the same: python tools/data.py FOLDER with an older copy, or load it by its id")
+    return rows
+
+
+def convert(source, spec, row, id):
+    """A row in the hub's columns, or in ours, as {"id", "problem", "answer"[, "task", "level"]}."""
+    problem, answer = row.get(spec.problem, row.get("problem")), row.get(spec.answer, row.get("answer"))
+    made = {"id": str(row.get("id", id)), "problem": problem}
+    if source.startswith("synlogic"):
+        made |= synlogic(row)
+    elif source == "bbh":
+        made |= {"answer": answer, "task": "choice" if re.fullmatch(r"\([A-Z]\)", answer) else "text"}
+    else:
+        text = ", ".join(answer) if isinstance(answer, list) else answer  # Olympiad's: a list, of one string
+        made["answer"] = final_answer(text) if isinstance(text, str) else text
+    if "level" in row:
+        made["level"] = str(row["level"]).removeprefix("Level ")
+    return made
+
+
+def synlogic(row):
+    """SynLogic's puzzle: on the hub a chat and a JSON string, in generated files the fields of the latter."""
+    game = json.loads(row["extra_info"]["game_data_str"]) if "extra_info" in row else row
+    prompt = "\n".join(turn["content"] for turn in row["prompt"]) if "prompt" in row else row["problem"]
+    kind = row.get("data_source") or row.get("source", "")
+    facts = game.get("metadata") or {}
+    facts = json.loads(facts) if isinstance(facts, str) else facts
+    if kind.endswith("game_of_24"):
+        numbers = " ".join(map(str, facts["numbers"]))
+        return {"problem": prompt, "answer": f"{facts.get('result', 24)} = {numbers}", "task": "game24"}
+    if kind.endswith("number_wall"):
+        return {"problem": prompt, "answer": json.dumps(facts["grid"]), "task": "number_wall"}
+    return {"problem": prompt, "answer": str(game["answer"]), "task": "synlogic"}
+
+
+def level_1(rows):
+    return [{**row, "id": f"math-{row['id']}"} for row in rows if row.get("level") == "1"]
+
+
+def math_tests(datasets):
+    """MATH's whole test split: MATH-500 is a part of it, and no one should train on the rest either."""
+    hub = DATASETS["math-train"].hub
+    return [row for config in datasets.get_dataset_config_names(hub)
+            for row in datasets.load_dataset(hub, config, split="test")]
+
+
+def drop_tests(rows, tests):
+    """Takes out of the training rows, in place, what is a problem of a test set too, and says how many."""
+    def plain(row):
+        return re.sub(r"\W+", " ", row["problem"]).casefold().strip()
+    known, before = {plain(row) for row in tests}, len(rows)
+    rows[:] = [row for row in rows if plain(row) not in known]
+    print(f"{before - len(rows)} of {before} training problems are test problems too: left out", file=sys.stderr)
+
+
+def read_copy(folder, source):
+    """The rows of FOLDER/NAME.jsonl or NAME.jsonl.gz, in the hub's columns or ours."""
+    for path, opened in ((folder / f"{source}.jsonl", open), (folder / f"{source}.jsonl.gz", gzip.open)):
+        if path.exists():
+            with opened(path, "rt", encoding="utf-8") as lines:
+                rows = [convert(source, DATASETS[source], json.loads(line), str(i)) for i, line in enumerate(lines)]
+            return [row for row in rows if row["answer"]]
+    return fail(f"there is neither {source}.jsonl nor {source}.jsonl.gz in {folder}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(DATASETS)}")
+    parser.add_argument("--copies", type=Path, help="folder to read instead of the hub")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(DATASETS):
+        fail(f"{', '.join(unknown)}: not one of {', '.join(DATASETS)}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.names or DATASETS:
+        if options.copies and name == "gsm8k-math1-train":
+            rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in read_copy(options.copies, "gsm8k-train")]
+            rows += level_1(read_copy(options.copies, "math-train"))
+            drop_tests(rows, read_copy(options.copies, "gsm8k") + read_copy(options.copies, "math500"))
+        else:
+            rows = read_copy(options.copies, name) if options.copies else fetch(name)
+        write_whole(options.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        print(f"{options.folder / name}.jsonl: {len(rows)} problems")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Tests of the data sets as the hub has them, of local copies, prompts and what is evaluated how."""
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import simko
+from simko import BOXED, DATASETS, GROUPS
+from tools import data
+from verify import Verifier
+
+GAME = {"question": "?", "answer": "A,C", "metadata": {}}
+HUB = {  # id: {config: {split: rows}}, in the columns that these sets have on the hub
+    "EleutherAI/hendrycks_math": {
+        "algebra": {"train": [{"problem": "One plus one?", "level": "Level 1", "type": "Algebra",
+                               "solution": r"It is $\boxed{1}$, no, $\boxed{2}$."},
+                              {"problem": "Empty", "level": "Level 1", "type": "Algebra", "solution": r"$\boxed{}$"}],
+                    "test": [{"problem": "Test of level 1", "level": "Level 1", "solution": r"\boxed{5}"}]},
+        "geometry": {"train": [{"problem": "Area?", "level": "Level 3", "type": "Geometry",
+                                "solution": r"$\boxed{\frac{1}{2}}$"},
+                               {"problem": "test  of LEVEL 1.", "level": "Level 1", "solution": r"$\boxed{5}$"}],
+                     "test": []}},
+    "openai/gsm8k": {"main": {"train": [{"question": "Apples?", "answer": "3+4=<<3+4=7>>7\n#### 1,007"}],
+                              "test": [{"question": "Pears?", "answer": "so\n#### 18"}]}},
+    "HuggingFaceH4/MATH-500": {None: {"test": [{"problem": "p", "solution": r"\boxed{3}", "answer": "3"}]}},
+    "math-ai/aime24": {None: {"test": [{"id": 60, "problem": "p", "solution": r"\boxed{033}", "url": ""}]}},
+    "math-ai/aime25": {None: {"test": [{"problem": "p", "answer": r"336^\circ", "id": "0"}]}},
+    "math-ai/amc23": {None: {"test": [{"id": 0, "question": "p", "answer": "27"}]}},
+    "math-ai/minervamath": {None: {"test": [{"question": "p", "answer": r"1.6e-7"}]}},
+    "Hothan/OlympiadBench": {"OE_TO_maths_en_COMP": {"train": [{"id": 1606, "question": "p", "final_answer": ["2"]}]}},
+    "MiniMaxAI/SynLogic": {"easy": {split: [
+        {"data_source": "synlogic/boolean_expressions", "prompt": [{"role": "user", "content": f"Which? {split}"}],
+         "extra_info": {"game_data_str": json.dumps(GAME)}},
+        {"data_source": "synlogic/game_of_24", "prompt": [{"role": "user", "content": "Make 24"}],
+         "extra_info": {"game_data_str": json.dumps({**GAME, "answer": "", "metadata": {"numbers": [1, 3, 7, 8]}})}},
+        {"data_source": "synlogic/number_wall", "prompt": [{"role": "user", "content": "Walls"}],
+         "extra_info": {"game_data_str": json.dumps({**GAME, "metadata": {"grid": [[1, "X"]]}})}},
+    ] for split in ("train", "validation")}},
+    "SaylorTwift/bbh": {"navigate": {"test": [{"input": "Back?", "target": "Yes"}]},
+                        "snarks": {"test": [{"input": "Which?", "target": "(B)"}]}},
+}
+ANSWERS = {
+    "math-train": ["2", r"\frac{1}{2}", "5"], "gsm8k-train": ["1,007"], "gsm8k-math1-train": ["1,007", "2"],
+    "synlogic-train": ["A,C", "24 = 1 3 7 8", '[[1, "X"]]'], "math500": ["3"], "aime24": ["033"],
+    "aime25": [r"336^\circ"], "amc23": ["27"], "minerva": ["1.6e-7"], "olympiad": ["2"], "gsm8k": ["18"],
+    "synlogic": ["A,C", "24 = 1 3 7 8", '[[1, "X"]]'], "bbh": ["Yes", "(B)"]}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """`datasets` with a hub of one or two rows a set; the table's counts are set aside."""
+    def load_dataset(hub, config=None, split=None):
+        if hub not in HUB:
+            raise RuntimeError("Dataset scripts are no longer supported")
+        return HUB[hub][config][split]
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda hub: list(HUB[hub]) if hub in HUB else ["x"])
+    monkeypatch.setattr(simko, "DATASETS", {name: spec._replace(count=None) for name, spec in DATASETS.items()})
+    monkeypatch.setattr(data, "DATASETS", simko.DATASETS)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_each_set_is_read_in_the_columns_of_the_hub(hub, name):
+    problems = simko.load_problems(name)
+    assert [problem["answer"] for problem in problems] == ANSWERS[name]
+    assert all(problem["problem"] for problem in problems)
+    tasks = [problem.get("task", "math") for problem in problems]
+    assert tasks == {"synlogic": ["synlogic", "game24", "number_wall"], "bbh": ["text", "choice"]}.get(
+        name.removesuffix("-train"), ["math"] * len(tasks))
+
+
+def test_training_problems_that_are_test_problems_are_left_out(hub, capsys):
+    assert [row["problem"] for row in data.fetch("gsm8k-math1-train")] == ["Apples?", "One plus one?"]
+    assert "1 of 3 training problems are test problems too" in capsys.readouterr().err
+
+
+def test_a_hub_that_changed_or_cannot_be_reached_is_an_error_of_one_line(hub, monkeypatch):
+    monkeypatch.setattr(data, "DATASETS", DATASETS)
+    with pytest.raises(SystemExit, match="math500 has 1 problems, not 500"):
+        data.fetch("math500")
+    for source, message in (("no/such", "no/such cannot be read"), ("a/b,split", "key=value"),
+                            ("a/b,column=c", "key=value")):
+        with pytest.raises(SystemExit, match=message) as stop:
+            simko.load_problems(source)
+        assert "\n" not in str(stop.value)
+
+
+def test_any_hub_set_with_its_columns_named(hub):
+    assert simko.load_problems("openai/gsm8k,config=main,split=test,problem=question") == [
+        {"id": "0", "problem": "Pears?", "answer": "18"}]
+
+
+def test_copies_become_a_folder_for_data_dir(tmp_path):
+    copies, folder = tmp_path / "copies", tmp_path / "data"
+    copies.mkdir()
+    with gzip.open(copies / "math-train.jsonl.gz", "wt") as file:
+        for rows in HUB["EleutherAI/hendrycks_math"].values():
+            file.writelines(json.dumps(row) + "\n" for row in rows["train"])
+    gsm8k = HUB["openai/gsm8k"]["main"]
+    for name, rows in {"gsm8k-train": gsm8k["train"], "gsm8k": gsm8k["test"],
+                       "math500": [{"id": "a", "problem": "Test of level 1", "answer": "5"}]}.items():
+        (copies / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, data.__file__, folder, "math-train", "gsm8k-math1-train", "gsm8k", "--copies", copies]
+    subprocess.run(command, check=True, capture_output=True)
+    for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
+        assert [problem["answer"] for problem in simko.load_problems(name, str(folder))] == ANSWERS[name]
+    failed = subprocess.run([*command[:3], "aime24", "--copies", copies], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and "neither aime24.jsonl nor aime24.jsonl.gz" in failed.stderr
+
+
+def test_gold_answers_in_a_box_are_right(hub):
+    with Verifier(workers=1) as verifier:
+        for name in DATASETS:
+            problems = [p for p in simko.load_problems(name) if p.get("task") not in ("game24", "number_wall")]
+            golds, tasks = [p["answer"] for p in problems], [p.get("task", "math") for p in problems]
+            assert verifier.score([f"So \\boxed{{{gold}}}." for gold in golds], golds, tasks) == [1.0] * len(golds)
+
+
+# ----------------------------------------------------------------------------------------------------------- prompts
+QWEN_SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+QWEN = (f"{{%- if messages[0].role != 'system' %}}{QWEN_SYSTEM}{{% endif %}}"
+        "{%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+LLAMA = ("{{- bos_token }}{%- if not date_string is defined %}"
+         "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+         "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: "
+         "{{ date_string }}\n\n<|eot_id|>{%- for message in messages %}<|start_header_id|>{{ message.role }}"
+         "<|end_header_id|>\n\n{{ message.content }}<|eot_id|>{% endfor %}{%- if add_generation_prompt %}"
+         "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+PUBLISHED = {  # what the model makers' documentation shows for the question "1 + 1?"
+    ("qwen-math", None): f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n"
+                         "<|im_start|>assistant\n",
+    ("chat", QWEN): f"{QWEN_SYSTEM}<|im_start|>user\n1 + 1?\n{BOXED}<|im_end|>\n<|im_start|>assistant\n",
+    ("chat", LLAMA): "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+                     "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
+                     f"<|start_header_id|>user<|end_header_id|>\n\n1 + 1?\n{BOXED}<|eot_id|>"
+                     "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ("plain", None): f"Problem: 1 + 1?\n{BOXED}\nSolution:",
+    ("raw", None): "1 + 1?",
+}
+
+
+def make_tokenizer(chat_template):
+    """A token a byte, and the special tokens whole; it puts nothing in front by itself."""
+    special = [f"<|{name}|>" for name in
+               ("begin_of_text", "im_start", "im_end", "start_header_id", "end_header_id", "eot_id")]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, bos_token=special[0],
+                                        additional_special_tokens=special[1:])
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+@pytest.mark.parametrize("template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
+def test_prompts_are_in_the_models_published_format(template, chat):
+    tokenizer = make_tokenizer(chat)
+    cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_tokens=1000)
+    (problem,), dropped = simko.encode_prompts([{"id": "0", "problem": "1 + 1?", "answer": "2"}], tokenizer, cfg)
+    assert tokenizer.decode(problem["prompt_ids"]) == PUBLISHED[template, chat] and dropped == 0
+    specials = sum(PUBLISHED[template, chat].count(token) for token in tokenizer.all_special_tokens)
+    assert (problem["prompt_ids"] >= 256).sum() == specials  # as tokens of their own, not as their letters
+
+
+def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
+    cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_tokens=1000)
+    problems = [{"id": task, "problem": "Q", "answer": "1", "task": task} for task in ("synlogic", "text")]
+    tokenizer = make_tokenizer(QWEN)
+    texts = [tokenizer.decode(p["prompt_ids"]) for p in simko.encode_prompts(problems, tokenizer, cfg)[0]]
+    assert [BOXED in text for text in texts] == [False, True] and "user\nQ<|im_end|>" in texts[0]
+
+
+# -------------------------------------------------------------------------------------------------------- evaluation
+def plan(*flags, room=10**6):
+    cfg = simko.parse_config(["eval", "--eval-data", *flags])[1]
+    tests = simko.plan_tests(cfg, {source: ([], 0) for source in cfg.eval_data}, room)
+    return [(t.label, t.n, t.temperature, t.top_p, t.max_tokens) for t in tests]
+
+
+def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwise():
+    assert plan("math") == [(name, 300 if name[:3] in ("aim", "amc") else 256, 0.6, 0.95, 4096)
+                            for name in GROUPS["math"]]
+    assert plan("logic", "mine.jsonl", room=5000) == [
+        ("synlogic", 128, 0.7, 0.95, 5000), ("bbh", 128, 0.7, 0.95, 5000), ("mine", 256, 0.6, 0.95, 4096)]
+    assert plan("aime24", "--eval-n", "8", "--eval-top-p", "1", "--eval-max-tokens", "99") == [
+        ("aime24", 8, 0.6, 1, 99)]
+    assert plan("amc23", "--eval-temperature", "0.2", "1.0", "--eval-n", "4") == [
+        ("amc23@T0.2", 4, 0.2, 0.95, 4096), ("amc23@T1", 4, 1.0, 0.95, 4096)]
