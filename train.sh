@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash train.sh [RECIPE] [any simko.py flag ...]    train, evaluate and show the result
 # bash train.sh test [any pytest flag ...]          the tests
-# bash train.sh --list                              the recipes
+# bash train.sh --list [RECIPE]                     the recipes, or the flags of one
 #
 # Without RECIPE: `laptop` where there is no GPU, else `qwen2.5-math-7b` on all of them. The first start makes .venv.
 set -euo pipefail
@@ -9,13 +9,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 stop() { echo "train.sh: error: $*" >&2; exit 2; }
 
 # Flags of each recipe. What is not named is simko.py's default, and those are the paper's. Your own flags come last and win.
-recipes="laptop qwen2.5-math-7b qwen2.5-7b qwen2.5-0.5b"
+recipes="laptop qwen2.5-math-7b qwen2.5-7b llama3.2-3b logic qwen2.5-0.5b"
 flags() {
-  local math="--eval-data math500 aime24 aime25 amc23 minerva olympiad" data=runs/laptop/data
+  local data=runs/laptop/data
   case $1 in
-    qwen2.5-math-7b) echo --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math "$math" ;;
-    qwen2.5-7b) echo --model Qwen/Qwen2.5-7B --lam 1.05 "$math" ;;
-    qwen2.5-0.5b) echo --model Qwen/Qwen2.5-0.5B-Instruct --train-data gsm8k-train --eval-data gsm8k --steps 100 \
+    qwen2.5-math-7b) echo --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math --eval-data math ;;
+    qwen2.5-7b) echo --model Qwen/Qwen2.5-7B --lam 1.05 --eval-data math ;;
+    llama3.2-3b) echo --model meta-llama/Llama-3.2-3B-Instruct --train-data gsm8k-math1 --eval-data math ;;
+    logic) echo --model Qwen/Qwen2.5-7B --train-data synlogic --eval-data logic --alpha 0.005 --lam 1.05 --grpo-steps 50 \
+      --clip-high 0.28 --dynamic-sampling 10 --steps 150 --batch 128 --group-size 16 --mini-batch 32 \
+      --max-prompt-tokens 2048 --max-response-tokens 8192 ;;
+    qwen2.5-0.5b) echo --model Qwen/Qwen2.5-0.5B-Instruct --train-data gsm8k --eval-data gsm8k --steps 100 \
       --batch 64 --mini-batch 16 --max-prompt-tokens 512 --max-response-tokens 512 --eval-max-tokens 512 --eval-n 16 ;;
     laptop) echo --model $data/base --train-data $data/train.jsonl --task countdown --prompt-template raw --steps 500 \
       --batch 32 --mini-batch 8 --lr 4e-4 --lr-warmup 5 --loss-norm token --max-prompt-tokens 16 \
@@ -24,13 +28,35 @@ flags() {
     *) return 1 ;;
   esac
 }
+# For --list: parameters (billions), GPUs, steps, responses a step, tokens of one (a guess); the README shows the arithmetic.
+# Per GPU: 16 bytes a parameter of weights, gradients and AdamW, sharded; 2 of the engine; 12 GB of logits, activations
+# and cache. Per step: 10 FLOP a parameter and token at 4e14 a second a GPU, then generation at 4e13 / parameters tokens/s.
+list() {
+  {
+    echo "recipe|model|data|GB a GPU|training"
+    while read -r name parameters gpus steps responses tokens; do
+      awk -v p="$parameters" -v g="$gpus" -v n="$((steps * responses * tokens))" -v name="$name" -v flags="$(flags "$name")" '
+        function flag(f) { return match(flags, "--" f " [^ ]+") ? substr(flags, RSTART + length(f) + 3, RLENGTH - length(f) - 3) : "math" }
+        BEGIN { printf "%s|%s|%s|%.0f on %d|%.0f hours\n", name, flag("model"), flag("train-data"), 16 * p / g + 2 * p + 12, g,
+                n * p * 1e9 * (10 / 4e14 + 1 / 4e13) / g / 3600 + 0.5 }'
+    done <<'END'
+qwen2.5-math-7b 7.6 8 140 8192 700
+qwen2.5-7b 7.6 8 140 8192 700
+llama3.2-3b 3.2 8 140 8192 300
+logic 7.6 8 150 4096 1500
+qwen2.5-0.5b 0.5 1 100 512 250
+END
+    echo "laptop|172k-parameter Llama|Countdown, made from a seed|none: 2 CPU cores|minutes"
+  } | column -t -s '|'
+  echo "Flags of one: bash train.sh --list RECIPE. GB and hours are estimates, see README.md."
+}
 # The laptop's SimKO. The paper's alpha 0.01, lambda 1.1 and q 0.8 are too gentle to be seen in so short a run.
 laptop_simko="--alpha 0.05 --lam 1.5 --q 0.5"
 
 gpus=0
 if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); fi
 case ${1-} in
-  --list) for name in $recipes; do echo "$name: $(flags "$name")"; done; exit ;;
+  --list) if [[ $# -gt 1 ]]; then flags "$2" || stop "no recipe '$2': choose one of $recipes"; else list; fi; exit ;;
   -h | --help) sed -n '2,6s/^# \{0,1\}//p' train.sh; exit ;;
   '' | -*) recipe=laptop; [[ $gpus -eq 0 ]] || recipe=qwen2.5-math-7b ;;
   *) recipe=$1; shift ;;

@@ -23,21 +23,30 @@ STYLES = [("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), 
           ("#cc79a7", "--", "v"), ("#56b4e9", ":", "P"), ("#d55e00", "-", "X"), ("#000000", "-.", "*")]
 
 
-def pass_figure(reports, path):
-    """pass@K of every set, a curve a label, with the bootstrap's standard error as a band."""
-    names = list(dict.fromkeys(name for _, report in reports for name in report["sets"]))
-    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.6), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], names):
-        for (label, report), (colour, line, marker) in zip(reports, STYLES):
-            if name in report["sets"]:
-                rates = pass_rates(report, name)
+def pass_figure(rows, styles, path):
+    """pass@K, a panel a set (a line of panels a temperature), with the bootstrap's standard error as a band."""
+    names = list(dict.fromkeys(name for row in rows for name in row.sets))
+    temperatures = list(dict.fromkeys(row.temperature for row in rows))
+    figure, axes = plt.subplots(len(temperatures), len(names), figsize=(5 * len(names), 3.6 * len(temperatures)),
+                                squeeze=False, layout="constrained")
+    panels = {(t, name): axes[i][j] for i, t in enumerate(temperatures) for j, name in enumerate(names)}
+    for (temperature, name), axis in panels.items():
+        ks = {}
+        for row in rows:
+            if row.temperature == temperature and name in row.sets:
+                colour, line, marker = styles[row.label]
+                rates = pass_rates([row.sets[name]])
                 mean, error = ([100 * value[i] for value in rates.values()] for i in (0, 1))
-                axis.plot(list(rates), mean, line, color=colour, marker=marker, markersize=4, label=label)
+                axis.plot(list(rates), mean, line, color=colour, marker=marker, markersize=4, label=row.label)
                 axis.fill_between(list(rates), [m - e for m, e in zip(mean, error)],
                                   [m + e for m, e in zip(mean, error)], color=colour, alpha=0.15, linewidth=0)
+                ks |= rates
+        if not ks:
+            axis.axis("off")
+            continue
         axis.set_xscale("log", base=2)
-        axis.set_xticks(list(rates), list(rates))
-        axis.set(xlabel="K", ylabel="pass@K, %", title=name)
+        axis.set_xticks(list(ks), list(ks))
+        axis.set(xlabel="K", ylabel="pass@K, %", title=name if temperature is None else f"{name}, T = {temperature}")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=150, facecolor="white")
@@ -65,17 +74,20 @@ def main():
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     options = parser.parse_args()
-    reports = load(options.folders)
+    rows = load(options.folders)
+    folders = {row.label: row.folder for row in rows}
+    if len(folders) > len(STYLES):
+        sys.exit(f"{len(folders)} folders: no more than {len(STYLES)} can be told apart in one figure")
+    styles = dict(zip(folders, STYLES))
     options.output.mkdir(parents=True, exist_ok=True)
-    pass_figure(reports, options.output / "pass_at_k.png")
-    runs = []
-    for argument, (label, _), style in zip(options.folders, reports, STYLES):
-        metrics = Path(argument.rpartition("=")[2], "metrics.jsonl")
-        if metrics.is_file():
-            runs.append((label, [json.loads(line) for line in metrics.read_text().splitlines()], style))
+    figures = [options.output / "pass_at_k.png"]
+    pass_figure(rows, styles, figures[0])
+    runs = [(label, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], styles[label])
+            for label, folder in folders.items() if (folder / "metrics.jsonl").is_file()]
     if runs:
-        dynamics_figure(runs, options.output / "dynamics.png")
-    print("figures: " + ", ".join(str(path) for path in sorted(options.output.glob("*.png"))))
+        figures.append(options.output / "dynamics.png")
+        dynamics_figure(runs, figures[1])
+    print("figures: " + ", ".join(map(str, figures)))
 
 
 if __name__ == "__main__":
