@@ -38,7 +38,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.hf_argparser import HfArg
 from transformers.utils import logging as transformers_logging
 
 
@@ -61,7 +61,8 @@ class RunConfig:
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
-    method: Literal["simko", "grpo"] = HfArg(default="simko", help="grpo: the same loop without Eq. 3")
+    method: Literal["simko", "grpo", "psr", "nsr", "w-reinforce", "forking", "entropy-adv", "kl-cov", "pass-at-k"] = (
+        HfArg(default="simko", help="see METHODS"))
     alpha: float = HfArg(default=0.01, help="share of a correct token's gradient given to the top-K, Eq. 6 (Sec. 5.1)")
     K: int = HfArg(default=3, help="number of candidates in Eq. 6 and of the logged Lambda^(k) (Sec. 3)")
     q: float = HfArg(default=0.8, help="entropy quantile tau(q) above which Eq. 3 acts (Sec. 5.1)")
@@ -71,6 +72,13 @@ class ObjectiveConfig:
     clip_high: float = HfArg(default=0.2, help="epsilon above 1 (logic runs of the released recipes: 0.28)")
     kl_beta: float = HfArg(default=0.0, help="beta of the KL penalty to the starting model (0 in every experiment)")
     loss_norm: Literal["response", "token"] = HfArg(default="response", help="1/G sum 1/|y| (Sec. 2) or token mean")
+    grpo_steps: int = HfArg(default=0, help="first steps, made with grpo before the method (released logic recipe: 50)")
+    positive_weight: float = HfArg(default=0.1, help="w-reinforce: A of a correct response")
+    forking_share: float = HfArg(default=0.2, help="forking: share of all tokens that is trained on")
+    entropy_weight: float = HfArg(default=0.4, help="entropy-adv: factor of H")
+    kl_cov_share: float = HfArg(default=0.002, help="kl-cov: share of all tokens that is penalised")
+    kl_cov_weight: float = HfArg(default=1.0, help="kl-cov: factor of |log gamma|")
+    pass_k: int = HfArg(default=4, help="pass-at-k: k")
 
 
 @dataclass
@@ -81,6 +89,7 @@ class TrainConfig:
     batch: int = HfArg(default=1024, help="prompts a step over all ranks (Sec. 5.1)")
     group_size: int = HfArg(default=8, help="G, responses a prompt (Sec. 5.1)")
     mini_batch: int = HfArg(default=256, help="prompts an update (Sec. 5.1)")
+    dynamic_sampling: int = HfArg(default=0, help="most rollouts a step, to replace groups of equal reward; 0: no")
     max_response_tokens: int = HfArg(default=3072, help="longer responses are cut: truncated (released recipe)")
     temperature: float = HfArg(default=1.0, help="of rollouts, and so of every probability in the loss (Sec. 5.1)")
     lr: float = HfArg(default=1e-6, help="AdamW's learning rate (Sec. 5.1)")
@@ -138,6 +147,18 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lam)
     gamma_neg = torch.where(is_top1, lam * gamma, gamma)  # Sec. 4.3; inside the ratio, so lambda acts before the clip
     inside = torch.where(advantage > 0, gamma_pos, torch.where(advantage < 0, gamma_neg, gamma))
     return torch.where(gate, inside, gamma)  # Eq. 3
+
+
+def pass_at_k_advantage(right, group_size, k):
+    """Advantage if a set of k responses is rewarded when one of them is right (Chen et al., 2025a): the mean reward of
+    the sets of k that hold the response less that of all sets, rho, over their standard deviation.
+
+    right: (N,) bool, groups of `group_size` in a row. Returns (N,)."""
+    wrong = (~right).view(-1, group_size).sum(1).repeat_interleave(group_size)
+    shares = [[math.comb(max(m - i, 0), k - i) / math.comb(group_size - i, k - i) for m in range(group_size + 1)]
+              for i in (0, 1)]
+    failure, with_wrong = torch.tensor(shares)[:, wrong]  # of all sets 1 - rho; of those with a given wrong response
+    return (failure - torch.where(right, 0, with_wrong)) / ((failure * (1 - failure)).sqrt() + 1e-6)
 
 
 def clipped_loss(gamma, advantage, clip_low, clip_high):
@@ -354,48 +375,6 @@ def fail(message):
     raise SystemExit(f"simko.py: error: {message}")
 
 
-def final_answer(solution):
-    """What counts of a worked solution: what is behind "####" (GSM8K), else in the last box (MATH), else all of it; ""
-    for an empty box."""
-    from verify import extract_answer
-    return (extract_answer(solution) or "") if "\\boxed" in solution else solution.split("####")[-1].strip()
-
-
-def load_problems(source, data_dir=""):
-    """[{"id", "problem", "answer"}, some with a "task" of their own] of a .jsonl file with these fields (id and task
-    optional), of a name in DATASETS or of a hub data set `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
-
-    data_dir: a folder of NAME.jsonl that stands in for the hub. An answer may be a worked solution."""
-    from verify import TASKS
-    rows, where = [], str(Path(data_dir, f"{source}.jsonl") if data_dir and source in DATASETS else source)
-    if where.endswith(".jsonl"):
-        try:
-            for number, line in enumerate(Path(path := where).read_text(encoding="utf-8-sig").split("\n"), 1):
-                where = f"{path}, line {number}"
-                if line.strip():
-                    rows.append((where, {"id": number, **json.loads(line)}))
-        except (OSError, ValueError, TypeError) as error:  # ValueError: of JSON and UTF-8 alike
-            fail(f"{where} cannot be read: {' '.join(str(error).split())[:300]}")
-    else:
-        from tools.data import fetch
-        rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
-    problems = {}
-    for where, row in rows:
-        problem, answer = row.get("problem"), row.get("answer")
-        if isinstance(answer, str) and row.get("task", "math") == "math":
-            answer = final_answer(answer)
-        for name, text in (("problem", problem), ("answer", answer)):
-            if not isinstance(text, str) or not text.strip():
-                fail(f"{where}: '{name}' must be a text and not empty, got {text!r}; the row has {list(row)}")
-        if row.get("task", "math") not in TASKS:
-            fail(f"{where}: the task {row['task']!r} is none of {', '.join(TASKS)}")
-        id = str(row["id"])
-        if id in problems:
-            fail(f"{where}: the id {id!r} stands in an earlier row already")
-        problems[id] = {"id": id, "problem": problem, "answer": answer} | {k: row[k] for k in ("task",) if k in row}
-    return list(problems.values()) or fail(f"{source} holds no problems")
-
-
 def encode_prompts(problems, tokenizer, cfg):
     """Adds "prompt_ids" and "task" to each problem, drops those over --max-prompt-tokens. Returns (problems, number
     dropped)."""
@@ -439,6 +418,7 @@ class Sample:
     advantage: float = 0.0
     old_logp: torch.Tensor | None = None  # (L,) log pi_old by the trainer
     ref_logp: torch.Tensor | None = None  # (L,) log pi_ref, with --kl-beta
+    chosen: torch.Tensor | None = None    # (L,) bool, with kl-cov: the tokens it penalises
 
 
 def seed_everything(*key):
@@ -546,16 +526,61 @@ def deal(samples, rank, world):
     return [s for i, s in enumerate(order) if (i % world if i // world % 2 == 0 else world - 1 - i % world) == rank]
 
 
-def token_losses(stats, old_logp, advantage, tau, cfg):
-    """Per-token loss of the method, and what the diagnostics count: (loss, gate, clipped), each (N,)."""
+def choose_by_covariance(samples, share):
+    """Fills in `chosen` (KL-Cov): the `share` of all ranks' tokens, at least one, with the largest product of A and
+    log pi_old, each less its mean. Of pi_old, so that neither micro-batches nor the updates before change it."""
+    rows = [torch.stack([s.old_logp.cpu(), torch.full(s.old_logp.shape, s.advantage)]) for s in samples]
+    everyone = torch.cat(gather(rows and [torch.cat(rows, 1)]), 1).double()
+    means = everyone.mean(1, keepdim=True)
+    least = (everyone - means).prod(0).topk(max(1, int(share * everyone.shape[1]))).values[-1]
+    for sample, row in zip(samples, rows):
+        sample.chosen = ((row - means).prod(0) >= least).to(sample.old_logp.device)
+
+
+# What the paper compares with (Sec. 5.1), as changes of grpo; the numbers are their authors', and settings. Dispatched
+# in the two functions below and, where psr and nsr leave responses out, in `Trainer.update`.
+METHODS = {
+    "simko": "Eq. 3: --alpha, --K, --lam, --q, --tau-scope",
+    "grpo": "the same loop without Eq. 3",
+    "psr": "correct responses only, A = 1 (Zhu et al., 2025)",
+    "nsr": "incorrect responses only, A = -1 (Zhu et al., 2025)",
+    "w-reinforce": "A = 0.1 or -1, no baseline (Zhu et al., 2025)",
+    "forking": "loss on the fifth of all tokens that has the highest entropy (Wang et al., 2025)",
+    "entropy-adv": "A + min(0.4 H, |A|/2) in place of A (Cheng et al., 2025)",
+    "kl-cov": "no clip, + |log gamma| on the 0.002 of all tokens where A and log pi covary most (Cui et al., 2025)",
+    "pass-at-k": "A of sets of k responses, right if one of them is (Chen et al., 2025a)",
+}
+
+
+def response_advantage(rewards, cfg):
+    """cfg.method's advantage of each response. rewards: (N,), groups in a row. Returns (N,); 0 in PSR and NSR is a
+    response to leave out."""
+    right = rewards > 0
+    if cfg.method in ("psr", "nsr"):
+        return right.float() - float(cfg.method == "nsr")
+    if cfg.method == "w-reinforce":
+        return torch.where(right, cfg.positive_weight, -1.0)
+    if cfg.method == "pass-at-k":
+        return pass_at_k_advantage(right, cfg.group_size, cfg.pass_k)
+    return group_advantage(rewards, cfg.group_size)
+
+
+def token_losses(stats, old_logp, advantage, gate, cfg):
+    """Per-token loss of the method, and where the clip took its gradient: (loss, clipped), each (N,)."""
     logp, topk_logp, entropy, is_top1 = stats
-    gate = entropy > tau
-    if cfg.method == "grpo":
-        gamma = (logp - old_logp).exp()
-    else:
+    gamma = (logp - old_logp).exp()
+    if cfg.method == "kl-cov":  # where gamma is 1 up to rounding, chance decides the sign of its gradient
+        penalty = torch.where(gate, cfg.kl_cov_weight * (logp - old_logp).abs(), 0)
+        return penalty - gamma * advantage, torch.zeros_like(gate)
+    if cfg.method == "simko":
         gamma = simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, cfg.alpha, cfg.lam)
+    if cfg.method == "entropy-adv":  # H detached: it scales gamma's gradient, and is not itself driven up
+        advantage = advantage + torch.minimum(cfg.entropy_weight * entropy.detach(), advantage.abs() / 2)
     loss = clipped_loss(gamma, advantage, cfg.clip_low, cfg.clip_high)
-    return loss, gate, loss > -gamma * advantage
+    clipped = loss > -gamma * advantage
+    if cfg.method == "forking":  # the others still count in the denominator
+        loss, clipped = torch.where(gate, loss, 0), clipped & gate
+    return loss, clipped
 
 
 class Trainer:
@@ -625,14 +650,20 @@ class Trainer:
 
     def update(self, samples, tau, progress):
         """One optimizer step on this rank's share of a mini-batch. tau: the batch's threshold, or None for each
-        response's own. Returns the log's sums over ranks and the gradient norm before clipping.
+        response's own. Returns the log's sums over ranks and the gradient norm before clipping. PSR and NSR remove
+        responses; where none is left on any rank, nothing is stepped.
 
         The loss is a sum over tokens, divided once by a count over all ranks: how samples are split into micro-batches
         and over ranks changes nothing. FSDP averages gradients over ranks, hence the factor `world`."""
         cfg = self.cfg
+        samples = [s for s in samples if s.advantage or cfg.method not in ("psr", "nsr")]
         count = torch.tensor([len(samples), sum(len(s.response_ids) for s in samples)], device=self.device)
         dist.all_reduce(count)
         denominator = count[0 if cfg.loss_norm == "response" else 1]
+        self.updates += 1
+        self.optimizer.param_groups[0]["lr"] = cfg.lr * min(1, self.updates / (cfg.lr_warmup + 1))
+        if not count[0]:
+            return torch.zeros(5), 0.0  # AdamW's momentum and weight decay would move the weights without a gradient
         self.optimizer.zero_grad()
         sums = torch.zeros(4, device=self.device)
         for batch in progress(self.passes(samples), desc="update"):
@@ -641,8 +672,10 @@ class Trainer:
             logp, entropy, lengths = stats[0], stats[2], packed.lengths
             old_logp = torch.cat([logp.new_zeros(0), *(s.old_logp for s in batch)])
             advantage = torch.tensor([s.advantage for s in batch], device=self.device).repeat_interleave(lengths)
-            threshold = tau if tau is not None else entropy_threshold(entropy, lengths, cfg.q, "response")
-            loss, gate, clipped = token_losses(stats, old_logp, advantage, threshold, cfg)
+            gate = entropy > (tau if tau is not None else entropy_threshold(entropy, lengths, cfg.q, "response"))
+            if cfg.method == "kl-cov":
+                gate = torch.cat([gate[:0], *(s.chosen for s in batch)])
+            loss, clipped = token_losses(stats, old_logp, advantage, gate, cfg)
             if cfg.kl_beta:
                 ref_logp = torch.cat([logp.new_zeros(0), *(s.ref_logp for s in batch)])
                 loss = loss + cfg.kl_beta * kl_penalty(logp, ref_logp)
@@ -657,10 +690,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip).full_tensor()
         if not (torch.isfinite(norm) and torch.isfinite(sums[0])):
             fail(f"loss {sums[0].item()}, gradient norm {norm.item()}: not stepped; the last checkpoint is good")
-        self.updates += 1
-        self.optimizer.param_groups[0]["lr"] = cfg.lr * min(1, self.updates / (cfg.lr_warmup + 1))
         self.optimizer.step()
-        return sums.cpu(), norm.item()
+        return torch.cat([sums, count[1:]]).cpu(), norm.item()
 
 
 def score(samples, problems, tokenizer, verifier):
@@ -673,63 +704,82 @@ def score(samples, problems, tokenizer, verifier):
 
 
 def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress):
-    """One rollout and its batch // mini_batch updates. Returns the row for metrics.jsonl."""
+    """Rollouts, and batch // mini_batch updates on them. Returns the row for metrics.jsonl."""
     rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
-    mine = range(cfg.batch)[rank::world]
-    order = prompt_order(step, cfg.batch, len(problems), cfg.seed)
-    own = [problems[order[i]] for i in mine]
-
-    seed_everything(cfg.seed, step, rank)
-    samples = engine.generate([problem["prompt_ids"] for problem in own], cfg.group_size, cfg.temperature, 1.0,
-                              cfg.max_response_tokens, progress)
+    cfg = trainer.cfg = dataclasses.replace(cfg, method="grpo" if step < cfg.grpo_steps else cfg.method)
+    mine, rolled, most = range(cfg.batch)[rank::world], [], max(cfg.dynamic_sampling, 1)
+    for attempt in range(most):
+        order = prompt_order(step * most + attempt, cfg.batch, len(problems), cfg.seed)
+        own = [problems[order[i]] for i in mine]
+        seed_everything(cfg.seed, step, rank, 2 * attempt)  # evaluation's last number is odd
+        samples = engine.generate([problem["prompt_ids"] for problem in own], cfg.group_size, cfg.temperature, 1.0,
+                                  cfg.max_response_tokens, progress)
+        clock.lap("rollout")
+        score(samples, own, tokenizer, verifier)
+        for sample in samples:
+            sample.prompt = mine[sample.prompt]  # from its place in this rank's prompts to that in the batch
+        rolled += sorted(gather(samples), key=lambda s: s.prompt)  # from here on every rank holds the whole batch
+        groups = [rolled[i:i + cfg.group_size] for i in range(0, len(rolled), cfg.group_size)]
+        if cfg.dynamic_sampling:
+            groups = [group for group in groups if len({s.reward for s in group}) > 1][:cfg.batch]
+        clock.lap("reward")
+        if len(groups) == cfg.batch:
+            break
     engine.sleep()
     clock.lap("rollout")
-
-    score(samples, own, tokenizer, verifier)
-    for sample in samples:
-        sample.prompt = mine[sample.prompt]  # from its place in this rank's prompts to that in the batch
-    samples = sorted(gather(samples), key=lambda s: s.prompt)  # from here on every rank holds the whole batch
-    rewards = torch.tensor([s.reward for s in samples])
-    for sample, advantage in zip(samples, group_advantage(rewards, cfg.group_size).tolist()):
+    if len(groups) < cfg.batch and rank == 0:
+        tqdm.write(f"step {step + 1}: --dynamic-sampling {most} found {len(groups)} of {cfg.batch} groups with unequal "
+                   f"rewards, {'updating on these' if groups else 'no update'}; raise it, or change --train-data")
+    samples = [sample for group in groups for sample in group]
+    advantages = response_advantage(torch.tensor([s.reward for s in samples]), cfg).tolist() if samples else []
+    for sample, advantage in zip(samples, advantages):
         sample.advantage = advantage
-    clock.lap("reward")
 
     size = cfg.mini_batch * cfg.group_size
-    shares = [deal(samples[i:i + size], rank, world) for i in range(0, len(samples), size)]
-    entropies, sums = trainer.old_statistics([s for share in shares for s in share], progress)
+    shares = [deal(samples[i:i + size], rank, world) for i in range(0, cfg.batch * cfg.group_size, size)]
+    dealt = [sample for share in shares for sample in share]
+    entropies, sums = trainer.old_statistics(dealt, progress)
     dist.all_reduce(sums)
     *means, gap, tokens = sums.tolist()
-    check_gap(gap / tokens, trainer.dtype)
+    gap /= tokens or 1
+    check_gap(gap, trainer.dtype)
     tau = None
-    if cfg.tau_scope == "batch":  # of pi_old's entropies: pi_theta's exist for one micro-batch at a time
+    q, scope = (1 - cfg.forking_share, "batch") if cfg.method == "forking" else (cfg.q, cfg.tau_scope)
+    if scope == "batch":  # of pi_old's entropies: pi_theta's exist for one micro-batch at a time
         everyone = torch.cat(gather([entropies.cpu()])).to(trainer.device)
-        tau = entropy_threshold(everyone, torch.tensor([len(everyone)], device=trainer.device), cfg.q, "batch")[0]
+        tau = entropy_threshold(everyone, torch.tensor([len(everyone)], device=trainer.device), q, scope)[:1]
+    if cfg.method == "kl-cov" and samples:
+        choose_by_covariance(dealt, cfg.kl_cov_share)
     clock.lap("logprobs")
 
     log, norms = zip(*(trainer.update(share, tau, progress) for share in shares))
-    loss, gated, clipped, moved = torch.stack(log).sum(0).tolist()
+    loss, gated, clipped, moved, trained = torch.stack(log).sum(0).tolist()
     trainer.optimizer.zero_grad()  # the engine gets the gradients' memory
     clock.lap("update")
     engine.sync(trainer.named_weights())
     clock.lap("sync")
 
-    right, seconds, count = (rewards > 0).view(-1, cfg.group_size), clock.seconds, len(samples)
+    rewards, seconds = torch.tensor([s.reward for s in rolled]), clock.seconds
+    right, sampled = (rewards > 0).view(-1, cfg.group_size), sum(len(s.response_ids) for s in rolled)
     names = ["Lambda", *(f"Lambda_{k}" for k in range(1, cfg.K + 1)), "entropy"]  # Lambda and Lambda^(k) of Eq. 2
     return {
-        "step": step + 1, "reward": rewards.mean().item(), f"pass@{cfg.group_size}": right.any(1).float().mean().item(),
+        "step": step + 1, "method": cfg.method, "rollouts": attempt + 1, "groups": len(groups),
+        "reward": rewards.mean().item(), f"pass@{cfg.group_size}": right.any(1).float().mean().item(),
         "mixed_groups": (right.any(1) & ~right.all(1)).float().mean().item(),
-        **{name: total / count for name, total in zip(names, means)},
-        "gate_share": gated / tokens, "clip_share": clipped / tokens, "approx_kl": moved / tokens,
+        **{name: total / len(samples) if samples else math.nan for name, total in zip(names, means)},
+        **{name: total / (trained or 1)
+           for name, total in (("gate_share", gated), ("clip_share", clipped), ("approx_kl", moved))},
         "loss": loss / len(shares), "grad_norm": sum(norms) / len(norms), "lr": trainer.optimizer.param_groups[0]["lr"],
-        "response_tokens": tokens / count, "truncated": sum(s.truncated for s in samples) / count,
-        "logp_gap": gap / tokens,
+        "response_tokens": sampled / len(rolled), "truncated": sum(s.truncated for s in rolled) / len(rolled),
+        "logp_gap": gap,
         **{f"seconds_{name}": value for name, value in seconds.items()},
-        **{f"tokens_per_s_{name}": tokens / seconds[name] for name in ("rollout", "logprobs", "update")},
+        **{f"tokens_per_s_{name}": count / seconds[name]
+           for name, count in (("rollout", sampled), ("logprobs", tokens), ("update", trained))},
         "peak_memory_gib": clock.peak_memory()}
 
 
 class Clock:
-    """Seconds from lap to lap, the GPU's work included, and the largest memory so far."""
+    """Seconds in all laps of a name, the GPU's work included, and the largest memory so far."""
 
     def __init__(self, device):
         self.cuda, self.seconds, self.last = device.type == "cuda", {}, time.perf_counter()
@@ -737,7 +787,8 @@ class Clock:
     def lap(self, name):
         if self.cuda:
             torch.cuda.synchronize()
-        self.seconds[name], self.last = time.perf_counter() - self.last, time.perf_counter()
+        now = time.perf_counter()
+        self.seconds[name], self.last = self.seconds.get(name, 0) + now - self.last, now
 
     def peak_memory(self):
         """GiB: PyTorch's on the GPU, or the process's resident size where there is none."""
@@ -780,19 +831,6 @@ class Test(NamedTuple):
         return {"model": cfg.model, "seed": cfg.seed, "prompt_template": cfg.prompt_template, "written": written,
                 **{k: getattr(self, k) for k in ("set", "n", "temperature", "top_p", "max_tokens")},
                 "problems": hashlib.sha256(content.encode()).hexdigest()}
-
-
-def plan_tests(cfg, sets, room):
-    """The Tests of --eval-data: each set as the flags say or else the paper, in no more tokens than the model has room
-    for behind a prompt."""
-    tests = []
-    for source in cfg.eval_data:
-        temperature, top_p, tokens = PROTOCOL["logic" if source in GROUPS["logic"] else "math"]
-        name, temperatures = set_name(source), cfg.eval_temperature or [temperature]
-        n = cfg.eval_n or (DATASETS[source].n if source in DATASETS else 256)
-        tests += [Test(f"{name}@T{t:g}" if len(temperatures) > 1 else name, name, sets[source][0], n, t,
-                       cfg.eval_top_p or top_p, min(cfg.eval_max_tokens or tokens, room)) for t in temperatures]
-    return tests
 
 
 def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
@@ -841,22 +879,12 @@ def read_responses(path, settings, chunk, whole):
     """The responses an evaluation has already, cut to whole chunks; the file's first line is what it was run with."""
     rows = []
     if path.exists():
-        head, *lines = path.read_text(encoding="utf-8").split("\n")
-        check_head(path, head, settings)
+        lines = path.read_text(encoding="utf-8").split("\n")[1:]  # tools/checks.py has compared the first
         count = whole if len(lines) > whole else len(lines[:-1]) // chunk * chunk  # the last line may have been cut off
         rows = [json.loads(line) for line in lines[:count]]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(json.dumps(row) + "\n" for row in [settings, *rows]))
     return rows
-
-
-def check_head(path, head, settings):
-    """Refuses to go on with responses that were made otherwise."""
-    before = json.loads(head)
-    changed = [f"{name} was {before.get(name)}, is {value}" for name, value in settings.items()
-               if before.get(name) != value]
-    if changed:
-        fail(f"{path} was evaluated with other settings: {'; '.join(changed)}. Choose another --output, or delete it")
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -928,118 +956,6 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
 
 
 # ----------------------------------------------------------------------------------------------------------- main
-def parse_config(arguments):
-    """Command line -> (command, Config). What is impossible gets one line and exit status 2, before anything loads."""
-    from verify import TASKS
-    groups = {"train": (RunConfig, ObjectiveConfig, TrainConfig, EvalConfig), "eval": (RunConfig, EvalConfig)}
-    command = arguments[0] if arguments and arguments[0] in groups else None
-    parser = HfArgumentParser(groups.get(command, ()), prog="simko.py", usage="simko.py {train,eval} [--flag value]",
-                              allow_abbrev=False, description="Both commands have their own --help.")
-
-    def refuse(message):
-        print(f"simko.py: error: {message} (see: python simko.py {command or 'train'} --help)", file=sys.stderr)
-        raise SystemExit(2)
-
-    parser.error = refuse  # instead of a screen full of usage
-    *parts, unknown = parser.parse_args_into_dataclasses(arguments[bool(command):], return_remaining_strings=True,
-                                                         look_for_args_file=False)
-    if unknown or not command:
-        refuse(f"unknown flag or value {unknown[0]!r}" if command else "say what to do: train or eval")
-    cfg = Config(**{name: value for part in parts for name, value in vars(part).items()})
-    cfg.eval_data = [name for source in cfg.eval_data for name in GROUPS.get(source, [source])]
-    cfg.train_data = f"{cfg.train_data}-train" if f"{cfg.train_data}-train" in DATASETS else cfg.train_data
-    above_0 = ("K", "steps", "batch", "group_size", "mini_batch", "max_prompt_tokens", "max_response_tokens", "lr",
-               "temperature", "grad_clip", "micro_batch_tokens", "save_every",
-               "engine_memory")
-    not_below_0 = ("seed", "kl_beta", "clip_high", "lr_warmup", "weight_decay", "eval_every")
-    checks = [(f"--{name.replace('_', '-')} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
-        (f"--{name.replace('_', '-')} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
-        ("--alpha must lie in [0, 1]", 0 <= cfg.alpha <= 1), ("--q must lie in [0, 1]", 0 <= cfg.q <= 1),
-        ("--eval-n must be above 0", cfg.eval_n is None or cfg.eval_n > 0),
-        ("--eval-max-tokens must be above 0", cfg.eval_max_tokens is None or cfg.eval_max_tokens > 0),
-        ("--eval-temperature must be at least 0", all(t >= 0 for t in cfg.eval_temperature or ())),
-        ("--eval-temperature 0 makes all samples the same: --eval-n 1",
-         0 not in (cfg.eval_temperature or ()) or cfg.eval_n == 1),
-        ("--eval-temperature names one twice",
-         len(set(cfg.eval_temperature or ())) == len(cfg.eval_temperature or ())),
-        ("--lam must be at least 1", cfg.lam >= 1), ("--clip-low must lie in [0, 1)", 0 <= cfg.clip_low < 1),
-        ("--eval-top-p must lie in (0, 1]", cfg.eval_top_p is None or 0 < cfg.eval_top_p <= 1),
-        ("--group-size must be at least 2: one response alone has no baseline", cfg.group_size > 1),
-        (f"--mini-batch {cfg.mini_batch} does not divide --batch {cfg.batch}", cfg.batch % max(cfg.mini_batch, 1) == 0),
-        (f"--task {cfg.task} is none of {', '.join(TASKS)}", cfg.task in TASKS),
-        (f"--prompt-template {cfg.prompt_template} is none of chat, {', '.join(TEMPLATES)}",
-         cfg.prompt_template in ("chat", *TEMPLATES)),
-        ("two sets of --eval-data have the same name", len({set_name(s) for s in cfg.eval_data}) == len(cfg.eval_data)),
-        ("eval needs --eval-data", command == "train" or cfg.eval_data)]
-    for message, holds in checks:
-        if not holds:
-            refuse(message)
-    return command, cfg
-
-
-def set_name(source):
-    return Path(source.split(",")[0]).stem
-
-
-def load_tokenizer(command, cfg):
-    """(tokenizer, ids that end a response, tokens that the model's context leaves for one)."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(cfg.model), AutoTokenizer.from_pretrained(cfg.model)
-    except (OSError, ValueError) as error:
-        fail(f"--model {cfg.model}: {' '.join(str(error).split())[:300]}")
-    context = getattr(config, "max_position_embeddings", None) or math.inf
-    room = context - cfg.max_prompt_tokens
-    if room < (cfg.max_response_tokens if command == "train" else 1):
-        fail(f"the model's context of {context} tokens is too short for --max-prompt-tokens {cfg.max_prompt_tokens}"
-             + f" and --max-response-tokens {cfg.max_response_tokens}" * (command == "train"))
-    if cfg.K > config.vocab_size:
-        fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of the model's vocabulary")
-    if cfg.prompt_template == "chat" and not tokenizer.chat_template:
-        fail(f"{cfg.model} has no chat template: choose --prompt-template {', '.join(TEMPLATES)}")
-    stops = [tokenizer.eos_token_id]
-    if cfg.prompt_template in ("chat", "qwen-math"):  # Qwen's base models end a turn so, though not their text
-        stops.append(tokenizer.get_vocab().get("<|im_end|>"))
-    try:
-        ids = GenerationConfig.from_pretrained(cfg.model).eos_token_id
-        stops += ids if isinstance(ids, list) else [ids]
-    except OSError:
-        pass  # generation_config.json is optional
-    stops = sorted(set(stops) - {None}) or fail(f"{cfg.model} names no end-of-text token: nothing would end")
-    return tokenizer, stops, room
-
-
-def open_run(cfg):
-    """The run folder, refused if it holds another run; and the line that says what it will hold."""
-    folder, settings = Path(cfg.output), dataclasses.asdict(cfg)
-    if (folder / "config.json").exists():
-        if not cfg.resume:
-            fail(f"{folder} holds a run already: choose another --output, or leave out --no-resume to go on with it")
-        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        free = ("output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing",
-                "engine_memory")
-        changed = [f"--{name.replace('_', '-')} was {before.get(name)}, is {value}" for name, value in settings.items()
-                   if name not in free and not name.startswith("eval_") and before.get(name) != value]
-        if changed:
-            fail(f"{folder} holds a run with other settings: {'; '.join(changed)}. Choose another --output")
-    return folder, json.dumps(settings, indent=1)
-
-
-def prepare(arguments):
-    """Finds what can be wrong with the command line and the data it names, before processes start or files change."""
-    command, cfg = parse_config(arguments)
-    tokenizer, stop_ids, room = load_tokenizer(command, cfg)
-    sets = {source: encode_prompts(load_problems(source, cfg.data_dir), tokenizer, cfg)
-            for source in [cfg.train_data] * (command == "train") + cfg.eval_data}
-    tests = plan_tests(cfg, sets, room)
-    if command == "train":
-        open_run(cfg)
-    for test in tests:
-        for path in Path(cfg.output).glob("eval_*/" * (command == "train") + f"{test.label}.jsonl"):
-            check_head(path, path.read_text(encoding="utf-8").split("\n")[0], test.settings(cfg))
-    return command, cfg, tokenizer, stop_ids, sets, tests
-
-
 @contextmanager
 def process_group():
     """torch.distributed, under torchrun or for this process alone: gives the device, and ends it whatever happened."""
@@ -1079,7 +995,8 @@ class Log:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items() if self.board else ():
-            self.board.add_scalar(name, value, row["step"])
+            if name != "method":
+                self.board.add_scalar(name, value, row["step"])
         ranks = " ".join(f"{row[f'Lambda_{k}']:.2f}" for k in range(1, self.K + 1))
         seconds = sum(value for name, value in row.items() if name.startswith("seconds_"))
         tqdm.write(f"step {row['step']:>4}/{self.steps}  reward {row['reward']:.3f}  Lambda^(k) {ranks}  entropy "
@@ -1089,8 +1006,9 @@ class Log:
 
 
 def main(arguments):
-    command, cfg, tokenizer, stop_ids, sets, tests = prepare(arguments)
+    from tools.checks import open_run, prepare
     from verify import Verifier
+    command, cfg, tokenizer, stop_ids, sets, tests = prepare(arguments)
     with process_group() as device, Verifier() as verifier:
         rank, world = dist.get_rank(), dist.get_world_size()
         automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -1136,6 +1054,7 @@ def main(arguments):
 
 
 if __name__ == "__main__":
+    sys.modules["simko"] = sys.modules["__main__"]  # what tools/ import is this module, not another copy of it
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

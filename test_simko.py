@@ -35,6 +35,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import simko
 import verify
 from simko import Config, Sample
+from tools import checks
 
 HERE = Path(simko.__file__).resolve().parent
 ENVIRONMENT = dict(os.environ)  # as it was: process_group adds its address to this process's
@@ -779,7 +780,7 @@ def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_pa
             {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5}]
     text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (tmp_path / "data.jsonl").write_bytes(text.encode("utf-8-sig"))
-    assert [list(row.values()) for row in simko.load_problems(str(tmp_path / "data.jsonl"))] == [
+    assert [list(row.values()) for row in checks.load_problems(str(tmp_path / "data.jsonl"))] == [
         ["1", "a", "7"], ["x", "b", "8", "text"], ["5", "c\u2028d", "\\frac{1}{2}"]]
 
 
@@ -791,12 +792,13 @@ ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
     *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in (
         ROW, ROW[:9], "[1, 2]", '"text"', "7", '{"problem": "x"}', '{"answer": "1"}', '{"problem": "", "answer": "1"}',
         '{"problem": "x", "answer": " "}', '{"problem": "x", "answer": 7}', '{"problem": 7, "answer": "7"}',
-        '{"problem": "x", "answer": ["1"]}', '{"problem": "x", "answer": "1", "task": "sums"}', r'{"problem": "x", "answer": "\\boxed{}"}'))])
+        '{"problem": "x", "answer": ["1"]}', '{"problem": "x", "answer": "1", "task": "sums"}',
+        r'{"problem": "x", "answer": "\\boxed{}"}'))])
 def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
     with pytest.raises(SystemExit, match=f"^[^\n]*{path}{where}[^\n]*$"):
-        simko.load_problems(str(path))
+        checks.load_problems(str(path))
 
 
 def test_the_readmes_table_from_paper_to_code_names_what_exists():

@@ -93,7 +93,7 @@ export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, 
 
 # ---- train -----------------------------------------------------------------------------------------------------------
 train() { torchrun --standalone --nproc_per_node "$((gpus > 0 ? gpus : 1))" simko.py train "$@"; }
-check() { python -c "import sys, simko; simko.$1(sys.argv[1:])" train "${@:2}"; }  # one message, not one a process
+check() { python -c "import sys; from tools import checks; checks.$1(sys.argv[1:])" train "${@:2}"; }  # one message, not one a process
 
 if [[ $recipe != laptop ]]; then
   check prepare $(flags "$recipe") --output "runs/$recipe" "$@"

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simko import DATASETS, DataSet, fail, final_answer, write_whole  # noqa: E402
+from simko import DATASETS, DataSet, fail, write_whole  # noqa: E402
+from tools.checks import final_answer  # noqa: E402
 
 FALLBACKS = {"lukaemon/bbh": "SaylorTwift/bbh"}  # the first is a loading script, which newer `datasets` do not run
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko
 from simko import BOXED, DATASETS, GROUPS
-from tools import data
+from tools import checks, data
 from verify import Verifier
 
 GAME = {"question": "?", "answer": "A,C", "metadata": {}}
@@ -64,12 +64,13 @@ def hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda hub: list(HUB[hub]) if hub in HUB else ["x"])
     monkeypatch.setattr(simko, "DATASETS", {name: spec._replace(count=None) for name, spec in DATASETS.items()})
-    monkeypatch.setattr(data, "DATASETS", simko.DATASETS)
+    for module in (checks, data):
+        monkeypatch.setattr(module, "DATASETS", simko.DATASETS)
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_each_set_is_read_in_the_columns_of_the_hub(hub, name):
-    problems = simko.load_problems(name)
+    problems = checks.load_problems(name)
     assert [problem["answer"] for problem in problems] == ANSWERS[name]
     assert all(problem["problem"] for problem in problems)
     tasks = [problem.get("task", "math") for problem in problems]
@@ -89,12 +90,12 @@ def test_a_hub_that_changed_or_cannot_be_reached_is_an_error_of_one_line(hub, mo
     for source, message in (("no/such", "no/such cannot be read"), ("a/b,split", "key=value"),
                             ("a/b,column=c", "key=value")):
         with pytest.raises(SystemExit, match=message) as stop:
-            simko.load_problems(source)
+            checks.load_problems(source)
         assert "\n" not in str(stop.value)
 
 
 def test_any_hub_set_with_its_columns_named(hub):
-    assert simko.load_problems("openai/gsm8k,config=main,split=test,problem=question") == [
+    assert checks.load_problems("openai/gsm8k,config=main,split=test,problem=question") == [
         {"id": "0", "problem": "Pears?", "answer": "18"}]
 
 
@@ -111,7 +112,7 @@ def test_copies_become_a_folder_for_data_dir(tmp_path):
     command = [sys.executable, data.__file__, folder, "math-train", "gsm8k-math1-train", "gsm8k", "--copies", copies]
     subprocess.run(command, check=True, capture_output=True)
     for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
-        assert [problem["answer"] for problem in simko.load_problems(name, str(folder))] == ANSWERS[name]
+        assert [problem["answer"] for problem in checks.load_problems(name, str(folder))] == ANSWERS[name]
     failed = subprocess.run([*command[:3], "aime24", "--copies", copies], capture_output=True, text=True, check=False)
     assert failed.returncode == 1 and "neither aime24.jsonl nor aime24.jsonl.gz" in failed.stderr
 
@@ -119,7 +120,7 @@ def test_copies_become_a_folder_for_data_dir(tmp_path):
 def test_gold_answers_in_a_box_are_right(hub):
     with Verifier(workers=1) as verifier:
         for name in DATASETS:
-            problems = [p for p in simko.load_problems(name) if p.get("task") not in ("game24", "number_wall")]
+            problems = [p for p in checks.load_problems(name) if p.get("task") not in ("game24", "number_wall")]
             golds, tasks = [p["answer"] for p in problems], [p.get("task", "math") for p in problems]
             assert verifier.score([f"So \\boxed{{{gold}}}." for gold in golds], golds, tasks) == [1.0] * len(golds)
 
@@ -182,8 +183,8 @@ def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
 
 # -------------------------------------------------------------------------------------------------------- evaluation
 def plan(*flags, room=10**6):
-    cfg = simko.parse_config(["eval", "--eval-data", *flags])[1]
-    tests = simko.plan_tests(cfg, {source: ([], 0) for source in cfg.eval_data}, room)
+    cfg = checks.parse_config(["eval", "--eval-data", *flags])[1]
+    tests = checks.plan_tests(cfg, {source: ([], 0) for source in cfg.eval_data}, room)
     return [(t.label, t.n, t.temperature, t.top_p, t.max_tokens) for t in tests]
 
 
