@@ -333,7 +333,7 @@ def policy_statistics(model, packed, K, temperature):
 
 # ----------------------------------------------------------------------------------------------------------- data
 class DataSet(NamedTuple):
-    """A data set of the paper on the Hugging Face hub; tools/data.py fetches it."""
+    """A data set of the paper on the Hugging Face hub; tools/data.py fetches it, at a pinned revision."""
     hub: str            # id
     config: str | None  # "*": all of them
     split: str
@@ -356,7 +356,7 @@ DATASETS = {
     "olympiad": DataSet("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train", "question", "final_answer", 674),
     "gsm8k": DataSet("openai/gsm8k", "main", "test", "question", "answer", 1319),
     "synlogic": DataSet("MiniMaxAI/SynLogic", "easy", "validation", "prompt", "extra_info", None, 128),
-    "bbh": DataSet("lukaemon/bbh", "*", "test", "input", "target", 6511, 128),
+    "bbh": DataSet("SaylorTwift/bbh", "*", "test", "input", "target", 6511, 128),
 }
 GROUPS = {"math": ["math500", "aime24", "aime25", "amc23", "minerva", "olympiad"], "logic": ["synlogic", "bbh"]}
 PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}  # temperature, top-p, tokens (released recipes)

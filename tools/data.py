@@ -18,13 +18,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simko import DATASETS, DataSet, fail, write_whole  # noqa: E402
 from tools.checks import final_answer  # noqa: E402
 
-FALLBACKS = {"lukaemon/bbh": "SaylorTwift/bbh"}  # the first is a loading script, which newer `datasets` do not run
+REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's is missing: none was found
+    "EleutherAI/hendrycks_math": "21a5633873b6a120296cce3e2df9d5550074f4a3",
+    "openai/gsm8k": "cc7b047b6e5bb11b4f1af84efc572db110a51b3c",
+    "HuggingFaceH4/MATH-500": "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+    "math-ai/aime24": "83a7f387baaa524a8bda0022eac0541582297103",
+    "math-ai/aime25": "563bb8404243c5f09de6ec262f2db674fe5bce9b",
+    "math-ai/amc23": "80815d37005feb82cd7f8fbc6901d5d3eff43057",
+    "math-ai/minervamath": "ee46ddc498933b1977577953250ca5c66be64f96",
+    "Hothan/OlympiadBench": "91184b52131e7fc9455fef848035173aea8cc01a",
+    "SaylorTwift/bbh": "b5306be6f827cfafbb545ff5a51f96916029b0fd",
+}
 
 
 def fetch(source):
     """The rows of a name in DATASETS or of a hub data set hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN.
     Rows of DATASETS whose worked solution has an empty box are left out; a count other than the table's is an error."""
-    import datasets
     spec = DATASETS.get(source)
     if spec is None:
         hub, *pairs = source.split(",")
@@ -34,27 +43,30 @@ def fetch(source):
             if key not in fields or not equals:
                 fail(f"{source}: after the id come key=value pairs with the keys {', '.join(fields)}")
             fields[key] = value
-        spec = DataSet(hub, **fields, count=None)
-    for hub in filter(None, (spec.hub, FALLBACKS.get(spec.hub))):
-        try:
-            configs = datasets.get_dataset_config_names(hub) if spec.config == "*" else [spec.config]
-            rows = [({"config": config, **row}, f"{config}-{i}" if spec.config == "*" else str(i)) for config in configs
-                    for i, row in enumerate(datasets.load_dataset(hub, config, split=spec.split))]
-            break
-        except (OSError, ValueError, RuntimeError) as raised:  # so `datasets` says: no network, or no such set
-            error = " ".join(str(raised).split())[:300]
-    else:
-        fail(f"{source} cannot be read from the Hugging Face hub, and is no .jsonl file: {error}")
-    rows = [convert(source, spec, *row) for row in rows]
-    if source in DATASETS:
-        rows = [row for row in rows if row["answer"]]
+        return [convert(source, DataSet(hub, **fields, count=None), *row) for row in hub_rows(hub, *fields.values())]
+    rows = [convert(source, spec, *row) for row in hub_rows(spec.hub, spec.config, spec.split)]
+    rows = [row for row in rows if row["answer"]]
     if source == "gsm8k-math1-train":
         rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in rows] + level_1(fetch("math-train"))
-        drop_tests(rows, fetch("gsm8k") + math_tests(datasets))
+        math_tests = hub_rows(DATASETS["math-train"].hub, "*", "test")  # all: MATH-500 is a part of it
+        drop_tests(rows, fetch("gsm8k") + [row for row, _ in math_tests])
     if spec.count not in (None, len(rows)):
-        fail(f"{source} has {len(rows)} problems, not {spec.count}: {hub} has changed, and results on it are not "
+        fail(f"{source} has {len(rows)} problems, not {spec.count}: {spec.hub} has changed, and results on it are not "
              "comparable. To use it all the same: python tools/data.py FOLDER with an older copy, or load it by its id")
     return rows
+
+
+def hub_rows(hub, config, split, *_):
+    """[(row, id)] of a hub data set at its pinned revision; config "*": all of them, one after another."""
+    import datasets
+    revision = REVISIONS.get(hub)
+    try:
+        configs = datasets.get_dataset_config_names(hub, revision=revision) if config == "*" else [config]
+        return [(row, f"{name}-{i}" if config == "*" else str(i)) for name in configs
+                for i, row in enumerate(datasets.load_dataset(hub, name, split=split, revision=revision))]
+    except (OSError, ValueError, RuntimeError) as error:  # so `datasets` says: no network, or no such set
+        return fail(f"{hub} cannot be read from the Hugging Face hub, and is no .jsonl file: "
+                    + " ".join(str(error).split())[:300])
 
 
 def convert(source, spec, row, id):
@@ -85,18 +97,12 @@ def synlogic(row):
         return {"problem": prompt, "answer": f"{facts.get('result', 24)} = {numbers}", "task": "game24"}
     if kind.endswith("number_wall"):
         return {"problem": prompt, "answer": json.dumps(facts["grid"]), "task": "number_wall"}
-    return {"problem": prompt, "answer": str(game["answer"]), "task": "synlogic"}
+    answer = game["answer"] if isinstance(game["answer"], str) else json.dumps(game["answer"], ensure_ascii=False)
+    return {"problem": prompt, "answer": answer, "task": "synlogic"}
 
 
 def level_1(rows):
     return [{**row, "id": f"math-{row['id']}"} for row in rows if row.get("level") == "1"]
-
-
-def math_tests(datasets):
-    """MATH's whole test split: MATH-500 is a part of it, and no one should train on the rest either."""
-    hub = DATASETS["math-train"].hub
-    return [row for config in datasets.get_dataset_config_names(hub)
-            for row in datasets.load_dataset(hub, config, split="test")]
 
 
 def drop_tests(rows, tests):
