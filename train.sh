@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # bash train.sh [RECIPE] [any simko.py flag ...]    train, evaluate and show the result
+# bash train.sh laptop-study [any study.py flag]    all methods over seeds on the laptop's task: hours, tools/study.py
 # bash train.sh test [any pytest flag ...]          the tests
 # bash train.sh --list [RECIPE]                     the recipes, or the flags of one
 #
@@ -57,11 +58,11 @@ gpus=0
 if command -v nvidia-smi >/dev/null; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); fi
 case ${1-} in
   --list) if [[ $# -gt 1 ]]; then flags "$2" || stop "no recipe '$2': choose one of $recipes"; else list; fi; exit ;;
-  -h | --help) sed -n '2,6s/^# \{0,1\}//p' train.sh; exit ;;
+  -h | --help) sed -n '2,7s/^# \{0,1\}//p' train.sh; exit ;;
   '' | -*) recipe=laptop; [[ $gpus -eq 0 ]] || recipe=qwen2.5-math-7b ;;
   *) recipe=$1; shift ;;
 esac
-[[ $recipe == test ]] || flags "$recipe" >/dev/null || stop "no recipe '$recipe': choose one of $recipes, or test"
+[[ $recipe == test || $recipe == laptop-study ]] || flags "$recipe" >/dev/null || stop "no recipe '$recipe': choose one of $recipes, or test"
 
 # ---- set-up: once, and again when pyproject.toml changes -------------------------------------------------------------
 extra=cpu; [[ $gpus -eq 0 ]] || extra=gpu
@@ -88,6 +89,7 @@ if [[ ! -e .venv/installed || $(cat .venv/installed) != "$stamp" ]]; then
   echo "$stamp" >.venv/installed
 fi
 if [[ $recipe == test ]]; then exec python -m pytest "$@"; fi
+if [[ $recipe == laptop-study ]]; then exec python tools/study.py "$@"; fi
 
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, among themselves
 
