@@ -739,7 +739,9 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     shares = [deal(samples[i:i + size], rank, world) for i in range(0, cfg.batch * cfg.group_size, size)]
     dealt = [sample for share in shares for sample in share]
     entropies, sums = trainer.old_statistics(dealt, progress)
+    histogram = torch.bincount((entropies / 0.1).long().clamp(0, 40), minlength=41)  # by 0.1 nats; the last is open
     dist.all_reduce(sums)
+    dist.all_reduce(histogram)
     *means, gap, tokens = sums.tolist()
     gap /= tokens or 1
     check_gap(gap, trainer.dtype)
@@ -771,7 +773,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
            for name, total in (("gate_share", gated), ("clip_share", clipped), ("approx_kl", moved))},
         "loss": loss / len(shares), "grad_norm": sum(norms) / len(norms), "lr": trainer.optimizer.param_groups[0]["lr"],
         "response_tokens": sampled / len(rolled), "truncated": sum(s.truncated for s in rolled) / len(rolled),
-        "logp_gap": gap,
+        "logp_gap": gap, "entropy_histogram": histogram.tolist(),
         **{f"seconds_{name}": value for name, value in seconds.items()},
         **{f"tokens_per_s_{name}": count / seconds[name]
            for name, count in (("rollout", sampled), ("logprobs", tokens), ("update", trained))},
@@ -995,7 +997,7 @@ class Log:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items() if self.board else ():
-            if name != "method":
+            if isinstance(value, int | float):
                 self.board.add_scalar(name, value, row["step"])
         ranks = " ".join(f"{row[f'Lambda_{k}']:.2f}" for k in range(1, self.K + 1))
         seconds = sum(value for name, value in row.items() if name.startswith("seconds_"))
