@@ -416,6 +416,7 @@ class Sample:
     text: str = ""
     reward: float = 0.0
     advantage: float = 0.0
+    weight: float = 1.0       # in the log's means
     old_logp: torch.Tensor | None = None  # (L,) log pi_old by the trainer
     ref_logp: torch.Tensor | None = None  # (L,) log pi_ref, with --kl-beta
     chosen: torch.Tensor | None = None    # (L,) bool, with kl-cov: the tokens it penalises
@@ -521,8 +522,9 @@ def micro_batches(samples, tokens):
 
 
 def deal(samples, rank, world):
-    """This rank's share: longest first and to and fro over the ranks, so that each gets about as many tokens."""
-    order = sorted(samples, key=lambda s: -len(s.prompt_ids) - len(s.response_ids))
+    """This rank's share: longest first and to and fro over the ranks, so that each gets about as many tokens; first
+    those with a gradient, then those without."""
+    order = sorted(samples, key=lambda s: (s.advantage == 0, -len(s.prompt_ids) - len(s.response_ids)))
     return [s for i, s in enumerate(order) if (i % world if i // world % 2 == 0 else world - 1 - i % world) == rank]
 
 
@@ -550,6 +552,11 @@ METHODS = {
     "kl-cov": "no clip, + |log gamma| on the 0.002 of all tokens where A and log pi covary most (Cui et al., 2025)",
     "pass-at-k": "A of sets of k responses, right if one of them is (Chen et al., 2025a)",
 }
+
+
+def without_gradient(sample, cfg):
+    """Whether the response adds nothing to the gradient: A = 0, and the loss has no term without A."""
+    return sample.advantage == 0 and not cfg.kl_beta and cfg.method != "kl-cov"
 
 
 def response_advantage(rewards, cfg):
@@ -620,16 +627,18 @@ class Trainer:
 
     def passes(self, samples):
         """Micro-batches of this rank's samples, and empty ones up to the rank that has most: FSDP's gathers and
-        reductions wait for every rank."""
-        batches = micro_batches(samples, self.cfg.micro_batch_tokens)
+        reductions wait for every rank. At least one, so that a gradient of 0 is not a missing one."""
+        batches = micro_batches(samples, self.cfg.micro_batch_tokens) or [[]]
         count = torch.tensor(len(batches), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX)
         return batches + [[]] * (int(count) - len(batches))
 
     @torch.no_grad()
     def old_statistics(self, samples, progress):
-        """Fills in old_logp (and ref_logp). Returns (entropies (N,), sums for the log) of this rank's tokens."""
-        entropies, sums = [torch.zeros(0, device=self.device)], torch.zeros(self.cfg.K + 4, dtype=torch.float64)
+        """Fills in old_logp (and ref_logp). Returns (entropies (N,), sums for the log) of this rank's tokens. The sums:
+        Lambda, Lambda^(k) and entropy of responses, by `weight`; gap to the engine; tokens; and, by `weight`, tokens in
+        bins of entropy, 0.1 nats wide, the last one open."""
+        entropies, sums = [torch.zeros(0, device=self.device)], torch.zeros(self.cfg.K + 4 + 41, dtype=torch.float64)
         for batch in progress(self.passes(samples), desc="log-probs"):
             packed = pack(batch, self.device)
             logp, topk_logp, entropy, _ = self.policy.policy_statistics(packed, self.cfg.K, self.cfg.temperature)
@@ -643,9 +652,14 @@ class Trainer:
             entropies.append(entropy)
             if batch:
                 gap = (logp.cpu() - torch.from_numpy(np.concatenate([s.engine_logp for s in batch]))).abs()
-                weight = 1 / packed.lengths.repeat_interleave(packed.lengths)  # Eq. 2: mean over L, then over responses
-                rows = torch.stack([logp, *topk_logp.unbind(1), entropy])
-                sums += torch.cat([(rows * weight).sum(1).double().cpu(), torch.tensor([gap.sum(), len(gap)])])
+                weight = torch.tensor([s.weight for s in batch], device=self.device).repeat_interleave(packed.lengths)
+                length = packed.lengths.repeat_interleave(packed.lengths)
+                rows = torch.stack([logp, *topk_logp.unbind(1), entropy]) / length
+                bins = torch.bincount((entropy / 0.1).long().clamp(0, 40), weight, minlength=41)
+                sums += torch.cat([(rows * weight).sum(1).double().cpu(),  # Eq. 2: mean over L, then over responses
+                                   torch.tensor([gap.sum(), len(gap)]), bins.cpu()])
+        for model in filter(None, (self.policy, self.reference)):
+            model.reshard()  # the root's weights, which a forward pass without a backward leaves whole
         return torch.cat(entropies), sums
 
     def update(self, samples, tau, progress):
@@ -664,8 +678,9 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = cfg.lr * min(1, self.updates / (cfg.lr_warmup + 1))
         if not count[0]:
             return torch.zeros(5), 0.0  # AdamW's momentum and weight decay would move the weights without a gradient
+        samples = [s for s in samples if not without_gradient(s, cfg)]  # the others have been counted, and need no pass
         self.optimizer.zero_grad()
-        sums = torch.zeros(4, device=self.device)
+        sums = torch.zeros(5, device=self.device)
         for batch in progress(self.passes(samples), desc="update"):
             packed = pack(batch, self.device)
             stats = self.policy.policy_statistics(packed, cfg.K, cfg.temperature)
@@ -685,13 +700,14 @@ class Trainer:
             (loss * self.world).backward()
             # KL(pi_old || pi_theta) on pi_old's samples. This detach and the next leave no gradient: for the log only.
             moved = kl_penalty(old_logp, logp.detach())
-            sums += torch.stack([loss.detach(), gate.sum(), clipped.sum(), moved.sum()]).to(sums)
+            tokens = lengths.sum()
+            sums += torch.stack([loss.detach(), gate.sum(), clipped.sum(), moved.sum(), tokens]).to(sums)
         dist.all_reduce(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip).full_tensor()
         if not (torch.isfinite(norm) and torch.isfinite(sums[0])):
             fail(f"loss {sums[0].item()}, gradient norm {norm.item()}: not stepped; the last checkpoint is good")
         self.optimizer.step()
-        return torch.cat([sums, count[1:]]).cpu(), norm.item()
+        return sums.cpu(), norm.item()
 
 
 def score(samples, problems, tokenizer, verifier):
@@ -738,15 +754,17 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     size = cfg.mini_batch * cfg.group_size
     shares = [deal(samples[i:i + size], rank, world) for i in range(0, cfg.batch * cfg.group_size, size)]
     dealt = [sample for share in shares for sample in share]
-    entropies, sums = trainer.old_statistics(dealt, progress)
-    histogram = torch.bincount((entropies / 0.1).long().clamp(0, 40), minlength=41)  # by 0.1 nats; the last is open
+    q, scope = (1 - cfg.forking_share, "batch") if cfg.method == "forking" else (cfg.q, cfg.tau_scope)
+    if scope == "response":  # of the responses without a gradient every fourth is looked at, for the log
+        start = np.random.default_rng([cfg.seed, step, rank]).integers(4)
+        for i, sample in enumerate(sample for sample in dealt if without_gradient(sample, cfg)):
+            sample.weight = 4.0 * (i % 4 == start)
+    entropies, sums = trainer.old_statistics([sample for sample in dealt if sample.weight], progress)
     dist.all_reduce(sums)
-    dist.all_reduce(histogram)
-    *means, gap, tokens = sums.tolist()
+    *means, gap, tokens = sums[:-41].tolist()
     gap /= tokens or 1
     check_gap(gap, trainer.dtype)
     tau = None
-    q, scope = (1 - cfg.forking_share, "batch") if cfg.method == "forking" else (cfg.q, cfg.tau_scope)
     if scope == "batch":  # of pi_old's entropies: pi_theta's exist for one micro-batch at a time
         everyone = torch.cat(gather([entropies.cpu()])).to(trainer.device)
         tau = entropy_threshold(everyone, torch.tensor([len(everyone)], device=trainer.device), q, scope)[:1]
@@ -773,7 +791,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
            for name, total in (("gate_share", gated), ("clip_share", clipped), ("approx_kl", moved))},
         "loss": loss / len(shares), "grad_norm": sum(norms) / len(norms), "lr": trainer.optimizer.param_groups[0]["lr"],
         "response_tokens": sampled / len(rolled), "truncated": sum(s.truncated for s in rolled) / len(rolled),
-        "logp_gap": gap, "entropy_histogram": histogram.tolist(),
+        "logp_gap": gap, "entropy_histogram": sums[-41:].tolist(),
         **{f"seconds_{name}": value for name, value in seconds.items()},
         **{f"tokens_per_s_{name}": count / seconds[name]
            for name, count in (("rollout", sampled), ("logprobs", tokens), ("update", trained))},

@@ -411,7 +411,7 @@ def naive_gradient(folder, case):
             J = min(gamma * A, gamma.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * A)
             J = J - cfg.kl_beta * (rho - rho.log() - 1)
             losses.append(-J / (len(s.response_ids) * len(samples) if cfg.loss_norm == "response" else 1))
-            taken = gate and A > 0, gate and A < 0 and y == z[l].argmax(), gate
+            taken = gate and A > 0, gate and A < 0 and y == z[l].argmax(), gate and (A or cfg.kl_beta)
             clipped = A < 0 and gamma < 1 - cfg.clip_low, A > 0 and gamma > 1 + cfg.clip_high
             branches.update(name for name, yes in zip(["pos", "neg", "gate", "low", "high"], taken + clipped) if yes)
     (sum(losses) / (1 if cfg.loss_norm == "response" else len(losses))).backward()
@@ -447,6 +447,27 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(base,
     assert len(branches) == 5 and min(branches.values()) >= 3  # every part of the objective was at work
     near(norm, math.sqrt(sum(x.square().sum().item() for x in want.values())), 1e-6)
     assert sums[1:3].tolist() == [branches["gate"], branches["low"] + branches["high"]]
+
+
+@pytest.mark.parametrize("zeros", [5, 11])
+def test_responses_whose_advantage_is_0_count_but_need_no_pass(base, group, zeros):
+    """Nor old log-probs; where all are 0, AdamW's momentum and decay go on as if their gradient had been computed."""
+    updates = []
+    for spare in (True, False):
+        cfg, samples = config(base, lr=1e-3, weight_decay=0.1, loss_norm="token"), load_samples(base)
+        trainer = simko.Trainer(cfg, CPU, torch.float64)
+        trainer.old_statistics(samples, quiet)
+        trainer.update(samples, None, quiet)
+        for s in samples[:zeros]:
+            s.advantage, s.old_logp = 0.0, None if spare else s.old_logp
+        with (mock.patch.object(simko, "without_gradient", simko.without_gradient if spare else lambda *_: False),
+              mock.patch.object(simko, "pack", wraps=simko.pack) as pack):
+            sums, _ = trainer.update(samples, None, quiet)
+        passed = [s for call in pack.call_args_list for s in call.args[0]]
+        assert len(passed) == (11 - zeros - sum(not s.advantage for s in samples[zeros:]) if spare else 11)
+        assert sums[4] == sum(len(s.response_ids) for s in passed)
+        updates.append({name: p.detach().full_tensor().clone() for name, p in trainer.policy.named_parameters()})
+    assert distance(*updates) < 1e-12
 
 
 def test_simko_reduces_to_grpo_bit_for_bit_in_the_trainer(base, group):
@@ -693,6 +714,26 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
     with pytest.raises(SystemExit, match="other settings"):
         main([*arguments, "--eval-data", str(tmp_path / "other" / "test.jsonl")])
     assert responses.read_bytes() == whole
+
+
+def test_one_in_four_of_the_responses_without_a_gradient_stands_for_all_in_the_log(laptop, tmp_path):
+    """By its weight, so that the log's means are unbiased; with --tau-scope batch all are looked at."""
+    looked_at = []
+    method = simko.Trainer.old_statistics
+    with mock.patch.object(simko.Trainer, "old_statistics", autospec=True, side_effect=method) as old:
+        for scope in ("response", "batch"):
+            main(recipe(laptop, "train", tmp_path / scope, "--rollout", "hf", "--steps", 3, "--tau-scope", scope))
+            looked_at.append([s for call in old.call_args_list for s in call.args[1]])
+            old.reset_mock()
+    some, everyone = looked_at
+    idle = [s for s in some if s.advantage == 0]
+    count = sum(s.advantage == 0 for s in everyone)  # of the first step the same; all three are about as many
+    assert len(everyone) == 3 * 256 and {s.weight for s in everyone} == {s.weight for s in some if s.advantage} == {1.0}
+    assert {s.weight for s in idle} == {4.0} and abs(4 * len(idle) - count) < 60
+    first, same = (metrics(tmp_path / scope)[0] for scope in ("response", "batch"))
+    for name in ("Lambda", "Lambda_1", "Lambda_2", "Lambda_3", "entropy"):
+        assert abs(first[name] - same[name]) < 0.3 * abs(same[name])
+    assert sum(same["entropy_histogram"]) == pytest.approx(256 * same["response_tokens"])
 
 
 def test_a_broken_sync_stops_the_run_and_says_so(laptop, tmp_path):

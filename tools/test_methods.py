@@ -264,7 +264,9 @@ def test_an_update_to_which_nothing_is_left_leaves_weights_and_momentum_alone(ba
     assert not any(map(torch.equal, start, before[::2]))
     for s in samples:
         s.advantage = 0.0
+    trainer.old_statistics(samples, quiet)
     sums, norm = trainer.update(samples, None, quiet)
+    assert [name for name, _ in trainer.named_weights()]  # though no backward pass has sharded the weights again
     assert all(map(torch.equal, before, state())) and sums.tolist() == [0] * 5 and norm == 0
     assert trainer.updates == 2 and trainer.optimizer.param_groups[0]["lr"] == 5e-4  # counted: a resumed run counts so
 
