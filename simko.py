@@ -712,7 +712,7 @@ class Trainer:
 
 def score(samples, problems, tokenizer, verifier):
     """Fills in text and reward; `prompt` of each sample is its place in `problems`."""
-    texts = tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
+    texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True) for s in samples]
     own = [problems[s.prompt] for s in samples]
     rewards = verifier.score(texts, [problem["answer"] for problem in own], [problem["task"] for problem in own])
     for sample, text, reward in zip(samples, texts, rewards):
@@ -873,14 +873,14 @@ def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
             if rank == 0:
                 with path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in new)
-            rows += new
+            rows += [(row["id"], row["correct"], row["truncated"]) for row in new]
         correct = {problem["id"]: 0 for problem in problems}
-        for row in rows:
-            correct[row["id"]] += row["correct"]
+        for id, right, _ in rows:
+            correct[id] += right
         c = torch.tensor(list(correct.values()))
         report[test.label] = {
             **test.settings(cfg), "problems": len(problems), "correct": correct,
-            "truncated": sum(row["truncated"] for row in rows) / len(rows),
+            "truncated": sum(truncated for *_, truncated in rows) / len(rows),
             "pass": {2**i: pass_at_k(n, c, 2**i).mean().item() for i in range(n.bit_length())}}
     if rank == 0:
         settings = {name: getattr(cfg, name) for name in ("model", "seed", "prompt_template")}
@@ -896,15 +896,22 @@ def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
 
 
 def read_responses(path, settings, chunk, whole):
-    """The responses an evaluation has already, cut to whole chunks; the file's first line is what it was run with."""
+    """[(id, correct, truncated)] of the responses an evaluation has already, its file cut to whole chunks of them; the
+    file's first line is what it was run with."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(settings) + "\n")
     rows = []
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").split("\n")[1:]  # tools/checks.py has compared the first
-        count = whole if len(lines) > whole else len(lines[:-1]) // chunk * chunk  # the last line may have been cut off
-        rows = [json.loads(line) for line in lines[:count]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in [settings, *rows]))
-    return rows
+    with path.open("rb+") as file:
+        ends = [len(file.readline())]  # tools/checks.py has compared it
+        for line in file:
+            if line.endswith(b"\n"):  # the last may have been cut off
+                row = json.loads(line)
+                rows.append((row["id"], row["correct"], row["truncated"]))
+                ends.append(ends[-1] + len(line))
+        count = whole if len(rows) >= whole else len(rows) // chunk * chunk
+        file.truncate(ends[count])
+    return rows[:count]
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -1066,7 +1073,8 @@ def main(arguments):
                         log(row)
                     if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                         save_checkpoint(folder / "checkpoints", step + 1, trainer)
-                save_hf(folder / "hf", trainer, tokenizer, stop_ids)
+                if first < cfg.steps or not (folder / "hf").exists():
+                    save_hf(folder / "hf", trainer, tokenizer, stop_ids)
                 folder = folder / f"eval_{cfg.steps:06d}"
             if tests:
                 run_eval(folder, engine=engine)

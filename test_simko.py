@@ -766,10 +766,19 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2]
     for row in metrics(tmp_path):
         assert row["logp_gap"] < 1e-5 and 0.4 < row["gate_share"] < 0.6 and row["grad_norm"] > 0
+    (tmp_path / "65.jsonl").write_text("".join((laptop / "train.jsonl").read_text().splitlines(keepends=True)[:65]))
+    flags = "--rollout", "hf", "--eval-n", 2, "--eval-data", tmp_path / "65.jsonl"
+    start(*TWO_RANKS, HERE / "simko.py", *recipe(laptop, "eval", tmp_path / "eval", *flags))  # 64 + 1
+    assert len((tmp_path / "eval" / "65.jsonl").read_text().splitlines()) == 1 + 2 * 65
     with pytest.raises(SystemExit, match="--lam was 1.1, is 1.2"):  # another run may not go on here
         main(train(3, "--lam", 1.2))
     with pytest.raises(SystemExit, match="has come to step 2 already: --steps 1 is behind it"):
         main(train(1))
+    (tmp_path / "config.json").write_text('{"lam"')
+    with pytest.raises(SystemExit, match="config.json is damaged"):
+        main(train(3))
+    with pytest.raises(SystemExit, match="config.json/run is a file, or lies in one"):
+        main(recipe(laptop, "train", tmp_path / "config.json" / "run"))
 
 
 @pytest.mark.parametrize("feature", [{"sliding_window": 2}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}])
@@ -834,6 +843,8 @@ ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
         ROW, ROW[:9], "[1, 2]", '"text"', "7", '{"problem": "x"}', '{"answer": "1"}', '{"problem": "", "answer": "1"}',
         '{"problem": "x", "answer": " "}', '{"problem": "x", "answer": 7}', '{"problem": 7, "answer": "7"}',
         '{"problem": "x", "answer": ["1"]}', '{"problem": "x", "answer": "1", "task": "sums"}',
+        '{"problem": "x", "answer": "1", "task": []}', '{"problem": "x", "answer": "44", "task": "countdown"}',
+        '{"problem": "x", "answer": "3", "task": "number_wall"}', r'{"problem": "\ud800", "answer": "1"}',
         r'{"problem": "x", "answer": "\\boxed{}"}'))])
 def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
     path = tmp_path / "data.jsonl"

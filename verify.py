@@ -75,10 +75,14 @@ NAME = re.compile(r"(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|
 UNITS = {alias: names.split()[0] for names in (
     "cm centimeter", "mm millimeter", "km kilometer", "m meter", "inch in inche", "foot ft feet", "mile mi", "yard yd",
     "g gram", "kg kilogram", "pound lb", "liter litre", "second sec", "minute min", "hour hr", "day", "week", "month",
-    "year yr", "cent", "dollar usd", "percent", "degree deg", "unit", "square sq", "cubic", "per",
+    "year yr", "cent", "dollar usd", "percent", "degree deg", "hz hertz", "khz", "mhz", "newton", "joule", "kj", "ev",
+    "kev", "mev", "gev", "watt", "kw", "volt", "kelvin", "pascal", "mol mole", "nm", "erg", "unit",
+    "square sq", "cubic", "per",
 ) for alias in names.split()}
 SILENT = {"unit", "square", "cubic", "per", None}  # two units must share a word other than these
-HEDGE = re.compile(r"(?i)\b(?:or|and|not|is|isn't|if|than|more|less|at|except|plus|minus|times|over|wrong|incorrect)\b")
+HEDGE = re.compile(  # what makes another number, or none, of the value before it
+    r"(?i)\b(?:or|and|not?|but|is|isn't|if|than|more|less|at|to|except|plus|minus|times|over|mod|base|choose|remainder"
+    r"|negative|squared|cubed|factorial|hal(?:f|ves)|dozens?|hundreds?|thousands?|[mbtr]+illions?|wrong|incorrect)\b")
 
 
 def unwrap(match):
@@ -86,13 +90,15 @@ def unwrap(match):
     words, before = match[1].strip(" ,"), match.string[:match.start()].rstrip()
     if words in ("and", "or"):
         return ","
-    unit = re.match("[mgshLJNVWKCFT](?:$|[/^*])", words) and re.search("[0-9)}]$", before)
+    unit = re.match("[mgshLJNVWKCFT](?:$|[/^*])", words) and re.search("[0-9)}/*]$", before)
     return match[0] if unit or re.search("[A-Za-z]{2}", words) else match[1]
 
 
 SPELLINGS = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"(\\(?:sin|cos|tan|sec|csc|cot)\s*\(?)([0-9.]+)\s*\^?\s*\{?°\}?", r"\1{\2*π/180}"),
     (r"\\color\s*\{[a-z]+\}|\^\s*\{?°\}?|°", " "), (r"\\text\s*\{([^{}]*)\}", unwrap),
-    (r"(?<![A-Za-z{\\])(?:and|or)(?![A-Za-z}])", ","), (r",(?:\s*,)+", ","), (r"_\s*([0-9]+|[A-Za-z])", r"_{\1}"),
+    (r"(\\text\{[^{}]*\})|(?<![A-Za-z{\\])(?:and|or)(?![A-Za-z}])", lambda match: match[1] or ","),
+    (r",(?:\s*,)+", ","), (r"_\s*([0-9]+|[A-Za-z])", r"_{\1}"), (r"⦃\s*⦄", r"\\emptyset "),
     (r"(?<![\\A-Za-z])(sqrt|frac|sin|cos|tan|sec|csc|cot|arcsin|arccos|arctan|ln|log|exp)(?![A-Za-z])", r"\\\1"),
     (r"(?<![0-9.])([0-9]{1,9})\s+([0-9]{1,9})/([0-9]+)", r"\1\\frac{\2}{\3}"),  # 2 3/4
     (r"\\frac\s*([0-9])", r"\\frac{\1}"), (r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),  # \frac12
@@ -108,8 +114,8 @@ def clean(text):
         text = pattern.sub(replacement, text)
     for sign in "≈∈":  # "x ≈ 3.1" says 3.1 but "1/3 ≈ 0.33" says 1/3; "x ∈ (0,1)" says (0,1)
         head, _, tail = text.partition(sign)
-        text = (tail if NAME.fullmatch(head) else head if sign == "≈" else text) if tail else text
-    return text.strip().rstrip(".,;: ")
+        text = (tail if not head.strip() or NAME.fullmatch(head) else head if sign == "≈" else text) if tail else text
+    return text.strip(" =").rstrip(".,;: ")
 
 
 def flat(text):
@@ -128,7 +134,7 @@ def split_unit(text):
     head, mark, tail = text.partition("\\text{")
     if head.endswith("\\frac{"):
         head, mark = head[:-6], "\\frac{" + mark
-    written = r"(?:\\frac\{|\\text\{[^{}0-9]*(?:\^?[23])?\}|[\s/*^0-9{}-])+"
+    written = r"(?:\\frac\{|\\text\{[^{}0-9]*(?:\^?[23])?\}|\^\s*(?:-?[1-9]|\{-?[1-9]\})|[\s/*{}])+"
     if re.search(r"[\w)}⦄\]!]\s*$", head) and re.fullmatch(written, mark + tail) and not HEDGE.search(tail):
         return head.strip(), units(tail) - SILENT
     return text, set()
@@ -283,7 +289,7 @@ def exact(node, k):
 
 
 # ---- 4. math-verify, in a worker -----------------------------------------------------------------------------------
-HARMFUL = re.compile(r"[0-9]{41}|\^\s*\{?-?[0-9]{5}|[0-9]\^\s*\{?[0-9]+\^\s*\{?[0-9]|!\s*\)+\s*!|[0-9]{4}[\s)}]*!"
+HARMFUL = re.compile(r"'|[0-9]{41}|\^\s*\{?-?[0-9]{5}|[0-9]\^\s*\{?[0-9]+\^\s*\{?[0-9]|!\s*\)+\s*!|[0-9]{4}[\s)}]*!"
                      r"|\\(?:sum|prod|int|lim|binom).*(?:[0-9]{5}|10\^)|[^\x20-\x7e≤≥≠∪∈∞π⦃⦄¶]")
 
 
@@ -381,15 +387,17 @@ def formatted(response, phrase):
 
 def choice(response, answer, phrase):
     """answer "(C)"; right are C, (C), C. and (C) with some text."""
-    pred = re.sub(r"\\text\w*|[\s{}*$\\]", "", formatted(response, phrase))
+    found = formatted(response, phrase)
+    pred = re.sub(r"\\text\w*|[\s{}*$\\]", "", found)
     letter = re.match(r"\(?([A-Za-z])(?:[).:]|$)", pred)
-    return bool(letter) and letter[1].upper() == answer.strip("() .").upper()
+    named = set(re.findall(r"(?<![A-Za-z])\(?([A-Z])\)", found))  # "(C) or (D)" is no choice
+    return bool(letter) and len(named) < 2 and letter[1].upper() == answer.strip("() .").upper()
 
 
 def text(response, answer, phrase):
     """A word, number, list, sentence, grid or row of brackets: as text, without regard to markup, case and spacing."""
     def plain(text):
-        text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", text)
+        text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", re.sub("[，、]", ",", text))
         return re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split())).rstrip(".").casefold()
     pred, gold = plain(formatted(response, phrase)), plain(answer)
     if not re.search(r"\w", gold):  # a row of brackets, where the box's braces need not match
@@ -400,8 +408,10 @@ def text(response, answer, phrase):
 
 
 def synlogic(response, answer, phrase):
-    """SynLogic's tasks with a single right answer; some of its prompts ask for a last line "The answer is ..."."""
-    return text(response, answer, phrase=True)
+    """SynLogic's tasks with a single right answer, which some of its prompts want as a last line, bare or behind "The
+    answer is"."""
+    last = response.rstrip().rpartition("\n")[2]
+    return text(response if formatted(response, phrase=True) else f"<answer>{last}</answer>", answer, phrase=True)
 
 
 def game24(response, answer, phrase):
@@ -416,10 +426,11 @@ def game24(response, answer, phrase):
 
 def number_wall(response, answer, phrase):
     """answer: the grid as JSON, "X" where open. Walls are "A", no 2x2 of them; an island has one number, its size."""
+    def cells_of(text):
+        return {(y, x): str(cell) for y, row in enumerate(json.loads(text)) for x, cell in enumerate(row)}
+    clues = cells_of(answer)
     try:
-        given, grid = json.loads(answer), json.loads(formatted(response, phrase=True).replace("'", '"'))
-        clues, cells = ({(y, x): str(cell) for y, row in enumerate(rows) for x, cell in enumerate(row)}
-                        for rows in (given, grid))
+        cells = cells_of(formatted(response, phrase=True).replace("'", '"'))
     except (ValueError, TypeError, RecursionError):
         return False
     allowed = {at: ("X", "A") if clue == "X" else (clue,) for at, clue in clues.items()}
@@ -496,7 +507,10 @@ class Verifier:
 
     def ask(self, question):
         """Whether a worker says that they are equal; False if it is not heard from in time."""
-        worker = self.idle.pop() if self.idle else self.start()
+        try:
+            worker = self.idle.pop()
+        except IndexError:
+            worker = self.start()
         if worker.poll() is not None:  # it was killed meanwhile
             stop(worker)
             worker = self.start()
@@ -575,12 +589,18 @@ def main():
     parser.add_argument("file", help='one {"response": ..., "answer": ..., "task": "math"} a line; task is optional')
     parser.add_argument("--phrase", action="store_true", help='without a box, read "the answer is ..." (base models)')
     options, tasks = parser.parse_args(), {}
-    for line_number, line in enumerate(open(options.file, encoding="utf-8"), 1):
-        try:
-            row = json.loads(line)
-            tasks.setdefault(row.get("task", "math"), []).append((row["response"], row["answer"]))
-        except (ValueError, KeyError, AttributeError) as error:
-            sys.exit(f"{options.file}, line {line_number}: not a row with response and answer ({error!r})")
+    try:
+        for line_number, line in enumerate(open(options.file, encoding="utf-8"), 1):
+            if line.strip():
+                row = json.loads(line)
+                task, response, answer = row.get("task", "math"), row["response"], row["answer"]
+                if task not in TASKS or not (isinstance(response, str) and isinstance(answer, str) and answer.strip()):
+                    raise ValueError(f"texts are needed, and a task of {', '.join(TASKS)}")
+                tasks.setdefault(task, []).append((response, answer))
+    except OSError as error:
+        sys.exit(f"{options.file} cannot be read: {error.strerror}")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        sys.exit(f"{options.file}, line {line_number}: not a row with response and answer ({error!r})")
     print("| task | rows | correct | wrong | share correct |\n|---|---|---|---|---|")
     with Verifier() as verifier:
         for task, pairs in tasks.items():

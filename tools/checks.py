@@ -110,11 +110,12 @@ def final_answer(solution):
     return (extract_answer(solution) or "") if "\\boxed" in solution else solution.split("####")[-1].strip()
 
 
-def load_problems(source, data_dir=""):
+def load_problems(source, data_dir="", task="math"):
     """[{"id", "problem", "answer"}, some with a "task" of their own] of a .jsonl file with these fields (id and task
     optional), of a name in DATASETS or of a hub data set `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
 
-    data_dir: a folder of NAME.jsonl that stands in for the hub. An answer may be a worked solution."""
+    data_dir: a folder of NAME.jsonl that stands in for the hub; task: of rows that name none. An answer may be a worked
+    solution."""
     rows, where = [], str(Path(data_dir, f"{source}.jsonl") if data_dir and source in DATASETS else source)
     if where.endswith(".jsonl"):
         try:
@@ -130,18 +131,37 @@ def load_problems(source, data_dir=""):
     problems = {}
     for where, row in rows:
         problem, answer = row.get("problem"), row.get("answer")
-        if isinstance(answer, str) and row.get("task", "math") == "math":
+        if isinstance(answer, str) and row.get("task", task) == "math":
             answer = final_answer(answer)
         for name, text in (("problem", problem), ("answer", answer)):
             if not isinstance(text, str) or not text.strip():
                 fail(f"{where}: '{name}' must be a text and not empty, got {text!r}; the row has {list(row)}")
-        if row.get("task", "math") not in TASKS:
+        if row.get("task", "math") not in [*TASKS]:
             fail(f"{where}: the task {row['task']!r} is none of {', '.join(TASKS)}")
+        try:
+            TASKS[row.get("task", task)]("", answer, False)
+            f"{problem}{answer}".encode()
+        except (ValueError, TypeError) as error:
+            fail(f"{where}: {answer!r} is no answer of the task {row.get('task', task)}, or not a text: {error}")
         id = str(row["id"])
         if id in problems:
             fail(f"{where}: the id {id!r} stands in an earlier row already")
         problems[id] = {"id": id, "problem": problem, "answer": answer} | {k: row[k] for k in ("task",) if k in row}
     return list(problems.values()) or fail(f"{source} holds no problems")
+
+
+def without_tests(cfg, problems):
+    """The training problems that are in none of the sets to evaluate on, but for spacing and case."""
+    def plain(problem):
+        return " ".join(problem["problem"].casefold().split())
+    rows = problems[cfg.train_data]
+    for source in cfg.eval_data:
+        known = {plain(problem) for problem in problems[source]}
+        kept = [problem for problem in rows if plain(problem) not in known]
+        if len(kept) < len(rows):
+            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are in {source} too: not trained on", flush=True)
+        rows = kept
+    return rows or fail(f"all problems of --train-data {cfg.train_data} are in the sets of --eval-data")
 
 
 def plan_tests(cfg, sets, room):
@@ -152,7 +172,7 @@ def plan_tests(cfg, sets, room):
         temperature, top_p, tokens = PROTOCOL["logic" if source in GROUPS["logic"] else "math"]
         name, temperatures = set_name(source), cfg.eval_temperature or [temperature]
         n = cfg.eval_n or (DATASETS[source].n if source in DATASETS else 256)
-        tests += [Test(f"{name}@T{t:g}" if len(temperatures) > 1 else name, name, sets[source][0], n, t,
+        tests += [Test(f"{name}@T{t}" if len(temperatures) > 1 else name, name, sets[source][0], n, t,
                        cfg.eval_top_p or top_p, min(cfg.eval_max_tokens or tokens, room)) for t in temperatures]
     return tests
 
@@ -160,12 +180,14 @@ def plan_tests(cfg, sets, room):
 def open_run(cfg):
     """The run folder, refused if it holds another run; and the line that says what it will hold."""
     folder, settings = Path(cfg.output), dataclasses.asdict(cfg)
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        fail(f"--output {folder} is a file, or lies in one: name a folder")
     if (folder / "config.json").exists():
         if not cfg.resume:
             fail(f"{folder} holds a run already: choose another --output, or leave out --no-resume to go on with it")
-        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        before = read_json(folder / "config.json", (folder / "config.json").read_text(encoding="utf-8"))
         free = ("output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing",
-                "engine_memory")
+                "engine_memory", "data_dir")
         changed = [f"--{name.replace('_', '-')} was {before.get(name)}, is {value}" for name, value in settings.items()
                    if name not in free and not name.startswith("eval_") and before.get(name) != value]
         if changed:
@@ -173,9 +195,18 @@ def open_run(cfg):
     return folder, json.dumps(settings, indent=1)
 
 
+def read_json(path, text):
+    """The object in `text`, which stands in the file `path`."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        fail(f"{path} is damaged ({error}): move it away, or choose another --output")
+
+
 def check_head(path, settings):
     """Refuses to go on with responses that were made otherwise: a file's first line says how."""
-    before = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
+    with path.open(encoding="utf-8") as file:
+        before = read_json(path, file.readline())
     changed = [f"{name} was {before.get(name)}, is {value}" for name, value in settings.items()
                if before.get(name) != value]
     if changed:
@@ -186,8 +217,11 @@ def prepare(arguments):
     """Finds what can be wrong with the command line and the data it names, before processes start or files change."""
     command, cfg = parse_config(arguments)
     tokenizer, stop_ids, room = load_tokenizer(command, cfg)
-    sets = {source: encode_prompts(load_problems(source, cfg.data_dir), tokenizer, cfg)
-            for source in [cfg.train_data] * (command == "train") + cfg.eval_data}
+    problems = {source: load_problems(source, cfg.data_dir, cfg.task)
+                for source in [cfg.train_data] * (command == "train") + cfg.eval_data}
+    if command == "train":
+        problems[cfg.train_data] = without_tests(cfg, problems)
+    sets = {source: encode_prompts(rows, tokenizer, cfg) for source, rows in problems.items()}
     tests = plan_tests(cfg, sets, room)
     if command == "train":
         open_run(cfg)

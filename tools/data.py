@@ -1,9 +1,9 @@
 """The paper's data sets as JSONL files that simko.py reads with --data-dir, for machines without a network.
 
-    python tools/data.py FOLDER                           every set in simko.DATASETS, from the Hugging Face hub
-    python tools/data.py FOLDER math500 bbh               these
-    python tools/data.py FOLDER math500 --copies COPIES   from COPIES/math500.jsonl or .jsonl.gz, in the hub's columns
-
+    python tools/data.py FOLDER                                         every set in simko.DATASETS, from the hub
+    python tools/data.py FOLDER math500 logic                           these; math and logic are groups of them
+    python tools/data.py FOLDER minerva=copies/minerva_math.jsonl ...   from copies, .jsonl or .jsonl.gz, in the hub's
+                                                                        columns or ours
 A row is {"id", "problem", "answer"} and, where it is not math, {"task"}: a name in verify.TASKS. Without --data-dir,
 simko.py calls `fetch` itself.
 """
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simko import DATASETS, DataSet, fail, write_whole  # noqa: E402
+from simko import DATASETS, GROUPS, DataSet, fail, write_whole  # noqa: E402
 from tools.checks import final_answer  # noqa: E402
 
 REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's is missing: none was found
@@ -47,7 +47,7 @@ def fetch(source):
     rows = [convert(source, spec, *row) for row in hub_rows(spec.hub, spec.config, spec.split)]
     rows = [row for row in rows if row["answer"]]
     if source == "gsm8k-math1-train":
-        rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in rows] + level_1(fetch("math-train"))
+        rows = with_level_1(rows, fetch("math-train"))
         math_tests = hub_rows(DATASETS["math-train"].hub, "*", "test")  # all: MATH-500 is a part of it
         drop_tests(rows, fetch("gsm8k") + [row for row, _ in math_tests])
     if spec.count not in (None, len(rows)):
@@ -101,47 +101,58 @@ def synlogic(row):
     return {"problem": prompt, "answer": answer, "task": "synlogic"}
 
 
-def level_1(rows):
-    return [{**row, "id": f"math-{row['id']}"} for row in rows if row.get("level") == "1"]
+def with_level_1(gsm8k, math):
+    """GSM8K's problems and those of MATH that have level 1."""
+    return [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k] + [
+        {**row, "id": f"math-{row['id']}"} for row in math if row.get("level") == "1"]
 
 
 def drop_tests(rows, tests):
     """Takes out of the training rows, in place, what is a problem of a test set too, and says how many."""
     def plain(row):
-        return re.sub(r"\W+", " ", row["problem"]).casefold().strip()
+        return " ".join(row.get("problem", row.get("question", "")).casefold().split())
     known, before = {plain(row) for row in tests}, len(rows)
     rows[:] = [row for row in rows if plain(row) not in known]
     print(f"{before - len(rows)} of {before} training problems are test problems too: left out", file=sys.stderr)
 
 
-def read_copy(folder, source):
-    """The rows of FOLDER/NAME.jsonl or NAME.jsonl.gz, in the hub's columns or ours."""
-    for path, opened in ((folder / f"{source}.jsonl", open), (folder / f"{source}.jsonl.gz", gzip.open)):
-        if path.exists():
-            with opened(path, "rt", encoding="utf-8") as lines:
-                rows = [convert(source, DATASETS[source], json.loads(line), str(i)) for i, line in enumerate(lines)]
-            return [row for row in rows if row["answer"]]
-    return fail(f"there is neither {source}.jsonl nor {source}.jsonl.gz in {folder}")
+def read_copy(path, source):
+    """The rows of a .jsonl or .jsonl.gz file, in the hub's columns or ours."""
+    rows, number = [], 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                rows.append(convert(source, DATASETS[source], json.loads(line), str(number)))
+    except (OSError, EOFError) as error:
+        fail(f"{path} cannot be read: {error}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        fail(f"{path}, line {number}: not a row of {source} ({error!r})")
+    return [row for row in rows if row["answer"]] or fail(f"{path} has no row with an answer")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(DATASETS)}")
-    parser.add_argument("--copies", type=Path, help="folder to read instead of the hub")
+    parser.add_argument("names", nargs="*", metavar="NAME[=FILE]", help=f"of {', '.join(DATASETS)}")
     options = parser.parse_args()
-    if unknown := set(options.names) - set(DATASETS):
-        fail(f"{', '.join(unknown)}: not one of {', '.join(DATASETS)}")
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.names or DATASETS:
-        if options.copies and name == "gsm8k-math1-train":
-            rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in read_copy(options.copies, "gsm8k-train")]
-            rows += level_1(read_copy(options.copies, "math-train"))
-            drop_tests(rows, read_copy(options.copies, "gsm8k") + read_copy(options.copies, "math500"))
-        else:
-            rows = read_copy(options.copies, name) if options.copies else fetch(name)
-        write_whole(options.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        print(f"{options.folder / name}.jsonl: {len(rows)} problems")
+    names = [name for word in options.names for name in GROUPS.get(word, [word])] or list(DATASETS)
+    copies = {name: Path(file) for name, equals, file in (word.partition("=") for word in names) if equals}
+    names = [word.partition("=")[0] for word in names]
+    if unknown := [name for name in names if name not in DATASETS]:
+        fail(f"{', '.join(unknown)}: none of {', '.join(DATASETS)}")
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if name == "gsm8k-math1-train" and {"gsm8k-train", "math-train"} <= copies.keys() and name not in copies:
+                rows = with_level_1(*(read_copy(copies[part], part) for part in ("gsm8k-train", "math-train")))
+                drop_tests(rows, [row for part in ("gsm8k", "math500") if part in copies
+                                  for row in read_copy(copies[part], part)])
+            else:
+                rows = read_copy(copies[name], name) if name in copies else fetch(name)
+            write_whole(options.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            print(f"{options.folder / name}.jsonl: {len(rows)} problems")
+    except OSError as error:
+        fail(f"{options.folder} cannot be written: {error}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ HUB = {  # id: {config: {split: rows}}, in the columns that these sets have on t
                     "test": [{"problem": "Test of level 1", "level": "Level 1", "solution": r"\boxed{5}"}]},
         "geometry": {"train": [{"problem": "Area?", "level": "Level 3", "type": "Geometry",
                                 "solution": r"$\boxed{\frac{1}{2}}$"},
-                               {"problem": "test  of LEVEL 1.", "level": "Level 1", "solution": r"$\boxed{5}$"}],
+                               {"problem": "test  of LEVEL 1", "level": "Level 1", "solution": r"$\boxed{5}$"}],
                      "test": []}},
     "openai/gsm8k": {"main": {"train": [{"question": "Apples?", "answer": "3+4=<<3+4=7>>7\n#### 1,007"}],
                               "test": [{"question": "Pears?", "answer": "so\n#### 18"}]}},
@@ -110,12 +110,27 @@ def test_copies_become_a_folder_for_data_dir(tmp_path):
     for name, rows in {"gsm8k-train": gsm8k["train"], "gsm8k": gsm8k["test"],
                        "math500": [{"id": "a", "problem": "Test of level 1", "answer": "5"}]}.items():
         (copies / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, data.__file__, folder, "math-train", "gsm8k-math1-train", "gsm8k", "--copies", copies]
-    subprocess.run(command, check=True, capture_output=True)
+    files = {"math-train": "math-train.jsonl.gz", "gsm8k-train": "gsm8k-train.jsonl", "gsm8k": "gsm8k.jsonl",
+             "math500": "math500.jsonl"}
+    command = [sys.executable, data.__file__, folder, *(f"{name}={copies / file}" for name, file in files.items())]
+    subprocess.run([*command, "gsm8k-math1-train"], check=True, capture_output=True)
     for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
         assert [problem["answer"] for problem in checks.load_problems(name, str(folder))] == ANSWERS[name]
-    failed = subprocess.run([*command[:3], "aime24", "--copies", copies], capture_output=True, text=True, check=False)
-    assert failed.returncode == 1 and "neither aime24.jsonl nor aime24.jsonl.gz" in failed.stderr
+    (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
+    for word, message in ((f"aime24={copies}/none.jsonl", "none.jsonl cannot be read"), ("aime23", "aime23: none of"),
+                          (f"aime24={copies}/bad.jsonl", "bad.jsonl, line 2")):
+        failed = subprocess.run([*command[:3], word], capture_output=True, text=True, check=False)
+        assert failed.returncode == 1 and message in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys):
+    texts = {"train": ["What is  1 + 1?", "$z^4 - z$"], "test": ["what is 1 + 1?"], "other": ["$z^4 + z$"]}
+    problems = {name: [{"problem": text} for text in column] for name, column in texts.items()}
+    cfg = SimpleNamespace(train_data="train", eval_data=["test", "other"])
+    assert checks.without_tests(cfg, problems) == problems["train"][1:]
+    assert capsys.readouterr().out == "train: 1 problems are in test too: not trained on\n"
+    with pytest.raises(SystemExit, match="all problems of --train-data train"):
+        checks.without_tests(cfg, {**problems, "other": problems["train"]})
 
 
 def test_gold_answers_in_a_box_are_right(hub):
@@ -197,4 +212,4 @@ def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwis
     assert plan("aime24", "--eval-n", "8", "--eval-top-p", "1", "--eval-max-tokens", "99") == [
         ("aime24", 8, 0.6, 1, 99)]
     assert plan("amc23", "--eval-temperature", "0.2", "1.0", "--eval-n", "4") == [
-        ("amc23@T0.2", 4, 0.2, 0.95, 4096), ("amc23@T1", 4, 1.0, 0.95, 4096)]
+        ("amc23@T0.2", 4, 0.2, 0.95, 4096), ("amc23@T1.0", 4, 1.0, 0.95, 4096)]

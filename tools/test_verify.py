@@ -87,6 +87,12 @@ x > 3 ¦ 3 < x ¦ (3, \\infty) ¦ x \\in (3, \\infty)
 12:00 ¦ 12:00
 7 \\text{ hours} ¦ 7 ¦ 7 \\text{ hr} ¦ 7\\text{ hours}.
 101,111 ¦ 111, 101 ¦ 101111 ¦ 101, 111
+1.2 ¦ \\approx 1.2 ¦ \\approx 1.2\\text{ cm} ¦ =1.2
+7e37 ¦ 7 \\times 10^{37}\\,\\mathrm{erg}/\\mathrm{s} ¦ 7 \\times 10^{37} \\text{ erg}
+3e8 ¦ 3 \\times 10^8 \\, \\mathrm{m}/\\mathrm{s}
+6 ¦ 6\\text{ in} ¦ 6 \\text{ in}^2 ¦ 6\\text{ ways}
+\\frac12 ¦ \\sin 30^\\circ ¦ \\cos(60^{\\circ})
+\\emptyset ¦ \\{\\} ¦ \\varnothing
 """
 WRONG = """
 45 ¦ 4500 ¦ 0.45 ¦ 46 ¦ -45 ¦ 45.0001 ¦ 450 ¦ 45x ¦ 45\\pi ¦ 45 + 10^{-30} ¦ 45, 46 ¦ 45 \\text{ or } 46
@@ -131,6 +137,15 @@ k = 3 ¦ n = 3 ¦ k = 4
 \\text{Friday} ¦ Fri ¦ \\text{Thursday} ¦ 5
 \\text{(C)} ¦ D ¦ (D) ¦ c^2
 \\infty ¦ 99999999999999999999 ¦ -\\infty
+5 ¦ 5\\text{ ft }6\\text{ in} ¦ 5\\text{ C }2 ¦ 5\\text{ choose }2 ¦ 5\\text{ to the power }3
+5 ¦ 5\\text{ or six} ¦ 5\\text{ million}
+5 ¦ 5\\text{ hmm, no, } 6 ¦ 5\\text{ halves} ¦ 5\\text{ squared} ¦ 5\\text{ dozen} ¦ 5\\text{ but }6
+2\\text{ hours }15\\text{ minutes} ¦ 2\\text{ hours }45\\text{ minutes} ¦ 2
+3 ¦ 3\\text{ in }5 ¦ 3\\text{ remainder }2 ¦ 3\\text{ to }5
+8 ¦ 8\\text{ apples}-3\\text{ apples} ¦ 8\\text{ m}/2\\text{ s} ¦ 8\\text{ m}*3\\text{ m} ¦ 8\\text{ cm}^{345}
+\\sin 1 ¦ \\sin 1^\\circ
+x ¦ x'
+2 \\text{ Hz} ¦ 2\\text{ kHz}
 17 ¦ nan ¦ inf ¦ True ¦ 1\u200b7 ¦ ²17 ¦ 17^{17^{17^{17}}} ¦ 1e999999999 ¦ 17 - 1e-99
 5 ¦ \\text{the correct answer} ¦ \\text{gold} ¦ answer ¦ x \\text{ where } x \\text{ is correct} ¦ 1,2,3,4,5,6,7,8,9
 """
@@ -172,6 +187,7 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("choice", box("(C)"), "(C)", True), ("choice", box("C"), "(C)", True), ("choice", box(r"\text{(C)}"), "(C)", True),
     ("choice", box("(C) 12/25/1937"), "(C)", True), ("choice", box("c"), "(C)", True), ("choice", box("(B)"),
     "(C)", False),
+    ("choice", box("(C) or (D)"), "(C)", False), ("choice", box("A) x or B) y"), "(A)", False),
     ("choice", box("A cat"), "(A)", False), ("choice", box("ABC"), "(A)", False), ("choice", "(C)", "(C)", False),
     ("choice", "<answer>(C)</answer>", "(C)", True), ("choice", "So the answer is (C).", "(C)", False),
     ("text", box("True"), "True", True), ("text", box(r"\text{yes}"), "Yes", True), ("text", box("False"),
@@ -187,6 +203,8 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("synlogic", "答案是 **是,否,是**。", "是, 否, 是", True),
     ("synlogic", "答案是 **否,是,是**。", "是, 否, 是", False),
     ("synlogic", "The answer is 9484 - 6622 = 2862.", "9484 - 6622 = 2862", True),
+    ("synlogic", "答案是 **是，否、是**。", "是, 否, 是", True),
+    ("synlogic", "So it is:\n[35, 1]", "[35, 1]", True), ("synlogic", "[35, 1]\nor so", "[35, 1]", False),
     ("synlogic", "[35, 2]", "[35, 1]", False),
     ("game24", "```python\n(7 - 3) * 8 - 8\n```", "24 = 3 7 8 8", True),
     ("game24", "```\n8/(3-8/3)\n```", "24 = 3 3 8 8", True),
