@@ -20,18 +20,19 @@ import shutil
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
 SIMKO = {"alpha": 0.05, "lam": 1.5, "q": 0.5}
-# GRPO and SimKO get six settings each, the others their authors' at two learning rates.
+# GRPO and SimKO get seven settings each, the others their authors' at two learning rates.
 GRID = {
-    "grpo": [{"lr": lr} for lr in (1e-4, 2e-4, 4e-4, 8e-4)] + [{"lr": lr, "clip_high": 0.28} for lr in (2e-4, 4e-4)],
-    "simko": [{**SIMKO, "lr": lr} for lr in (2e-4, 4e-4, 8e-4)] + [
-        {**SIMKO, "lr": 4e-4, **change} for change in ({"alpha": 0.1}, {"lam": 1.1}, {"q": 0.2})],
-    **{method: [{"lr": lr} for lr in (2e-4, 4e-4)]
+    "grpo": [{"lr": lr} for lr in (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)] + [
+        {"lr": lr, "clip_high": 0.28} for lr in (2e-4, 4e-4)],
+    "simko": [{**SIMKO, "lr": lr} for lr in (5e-5, 1e-4, 2e-4, 4e-4)] + [
+        {**SIMKO, "lr": 1e-4, **change} for change in ({"alpha": 0.1}, {"lam": 1.1}, {"q": 0.2})],
+    **{method: [{"lr": lr} for lr in (1e-4, 2e-4)]
        for method in ("psr", "nsr", "w-reinforce", "forking", "entropy-adv", "kl-cov", "pass-at-k")},
 }
 STEPS = 500
@@ -94,7 +95,7 @@ STAGES = {"tune": tune, "main": main_stage, "ablation": ablation}
 def curve(folder, width=25):
     """Means of the log's rows over `width` steps each."""
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = [name for name in log[0] if name.startswith(("Lambda", "reward", "entropy", "gate_share"))]
+    names = [name for name in log[0] if name.startswith("Lambda") or name in ("reward", "entropy", "gate_share")]
     return {"steps": [log[min(i + width, len(log)) - 1]["step"] for i in range(0, len(log), width)],
             **{name: [sum(row[name] for row in log[i:i + width]) / len(log[i:i + width])
                       for i in range(0, len(log), width)] for name in names}}
@@ -126,6 +127,7 @@ def run(stage, work, flags, lock):
             with (RESULTS / f"{name}.jsonl").open("a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in found)
     shutil.rmtree(folder / "checkpoints")
+    return folder.name
 
 
 def main():
@@ -146,9 +148,12 @@ def main():
         print(f"{stage}: {len(there)} runs are there, {len(todo)} to do", flush=True)
         with ThreadPoolExecutor(options.jobs) as pool:
             futures = [pool.submit(run, stage, work, flags, lock) for work in todo]
-            for work, future in zip(todo, futures):
-                future.result()
-                print(f"{stage}: {work['run']} seed {work['seed']} done", flush=True)
+            try:
+                for future in as_completed(futures):
+                    print(f"{stage}: {future.result()}", flush=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # the runs that are on their way end, no other begins
+                raise
 
 
 if __name__ == "__main__":
