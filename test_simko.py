@@ -716,6 +716,18 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
     assert responses.read_bytes() == whole
 
 
+def test_all_nine_methods_train_three_steps_on_the_laptop_recipe(laptop, tmp_path):
+    runs = {}
+    for method in simko.METHODS:
+        main(recipe(laptop, "train", tmp_path / method, "--rollout", "hf", "--method", method, "--steps", 3))
+        runs[method] = metrics(tmp_path / method)
+        assert [row["method"] for row in runs[method]] == [method] * 3
+        assert runs[method][0]["grad_norm"] > 0 and all(row["logp_gap"] < 1e-5 for row in runs[method])
+        assert (tmp_path / method / "eval_000003" / "eval.json").exists() and (tmp_path / method / "hf").exists()
+    assert len(runs) == 9 and len({rows[0]["reward"] for rows in runs.values()}) == 1  # the same first rollout
+    assert len({rows[2]["Lambda_2"] for rows in runs.values()}) == 9  # and then each goes its way
+
+
 def test_one_in_four_of_the_responses_without_a_gradient_stands_for_all_in_the_log(laptop, tmp_path):
     """By its weight, so that the log's means are unbiased; with --tau-scope batch all are looked at."""
     looked_at = []

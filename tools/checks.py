@@ -5,6 +5,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,9 @@ from transformers.hf_argparser import HfArgumentParser
 from simko import (DATASETS, GROUPS, METHODS, PROTOCOL, TEMPLATES, Config, EvalConfig, ObjectiveConfig, RunConfig, Test,
                    TrainConfig, encode_prompts, fail)
 from verify import TASKS, extract_answer
+
+
+NUMBERS = re.compile(r"[0-9.]+(,[0-9.]+)+")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -34,6 +38,9 @@ def parse_config(arguments):
         raise SystemExit(2)
 
     parser.error = refuse  # instead of a screen full of usage
+    if command == "eval":  # which has but one temperature: --temperature 0.2,0.4 is --eval-temperature 0.2 0.4
+        arguments = ["--eval-temperature" if word == "--temperature" else word for word in arguments]
+        arguments = [part for word in arguments for part in (word.split(",") if NUMBERS.fullmatch(word) else [word])]
     *parts, unknown = parser.parse_args_into_dataclasses(arguments[bool(command):], return_remaining_strings=True,
                                                          look_for_args_file=False)
     if unknown or not command:

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simko import DATASETS, GROUPS, DataSet, fail, write_whole  # noqa: E402
 from tools.checks import final_answer  # noqa: E402
+from verify import Verifier  # noqa: E402
 
 REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's is missing: none was found
     "EleutherAI/hendrycks_math": "21a5633873b6a120296cce3e2df9d5550074f4a3",
@@ -150,7 +151,13 @@ def main():
             else:
                 rows = read_copy(copies[name], name) if name in copies else fetch(name)
             write_whole(options.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            print(f"{options.folder / name}.jsonl: {len(rows)} problems")
+            golds = [row for row in rows if row.get("task") not in ("game24", "number_wall")]  # those have rules
+            boxed = [f"\\boxed{{{row['answer']}}}" for row in golds]
+            with Verifier() as verifier:
+                right = sum(verifier.score(boxed, [row["answer"] for row in golds],
+                                           [row.get("task", "math") for row in golds]))
+            print(f"{options.folder / name}.jsonl: {len(rows)} problems; in a box, {right:.0f} of {len(golds)} golds "
+                  "pass the verifier", flush=True)
     except OSError as error:
         fail(f"{options.folder} cannot be written: {error}")
 

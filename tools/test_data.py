@@ -113,7 +113,8 @@ def test_copies_become_a_folder_for_data_dir(tmp_path):
     files = {"math-train": "math-train.jsonl.gz", "gsm8k-train": "gsm8k-train.jsonl", "gsm8k": "gsm8k.jsonl",
              "math500": "math500.jsonl"}
     command = [sys.executable, data.__file__, folder, *(f"{name}={copies / file}" for name, file in files.items())]
-    subprocess.run([*command, "gsm8k-math1-train"], check=True, capture_output=True)
+    printed = subprocess.check_output([*command, "gsm8k-math1-train"], text=True)
+    assert "math-train.jsonl: 3 problems; in a box, 3 of 3 golds pass the verifier\n" in printed
     for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
         assert [problem["answer"] for problem in checks.load_problems(name, str(folder))] == ANSWERS[name]
     (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
@@ -211,5 +212,6 @@ def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwis
         ("synlogic", 128, 0.7, 0.95, 5000), ("bbh", 128, 0.7, 0.95, 5000), ("mine", 256, 0.6, 0.95, 4096)]
     assert plan("aime24", "--eval-n", "8", "--eval-top-p", "1", "--eval-max-tokens", "99") == [
         ("aime24", 8, 0.6, 1, 99)]
-    assert plan("amc23", "--eval-temperature", "0.2", "1.0", "--eval-n", "4") == [
-        ("amc23@T0.2", 4, 0.2, 0.95, 4096), ("amc23@T1.0", 4, 1.0, 0.95, 4096)]
+    for flags in (("--eval-temperature", "0.2", "1.0"), ("--temperature", "0.2,1.0")):
+        assert plan("amc23", *flags, "--eval-n", "4") == [
+            ("amc23@T0.2", 4, 0.2, 0.95, 4096), ("amc23@T1.0", 4, 1.0, 0.95, 4096)]
