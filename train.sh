@@ -131,3 +131,4 @@ runs=
 for folder in runs/laptop/*/hf; do runs+=" $(basename "$(dirname "$folder")")=$(dirname "$folder")"; done
 python tools/tables.py $runs
 python tools/plots.py $runs -o runs/laptop/figures
+if [[ $runs == base=* ]]; then python tools/plots.py $runs --path 0 -o runs/laptop/figures; fi

@@ -1,4 +1,4 @@
-"""Tests of tables.py and plots.py on evaluations written here, and of the paper's numbers against each other."""
+"""Tests of tables.py on evaluations written here, and of the paper's numbers against each other."""
 import json
 import math
 import random
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools import plots, tables
+from tools import tables
 
 SIX = ["aime24", "aime25", "amc23", "math500", "minerva", "olympiad"]
 
@@ -242,31 +242,3 @@ def test_the_papers_tables_agree_but_for_four_of_their_averages():
     math_rows, at = printed["4"]["rows"]["qwen2.5-math-7b"], printed["5"]["rows"]["qwen2.5-math-7b"]
     same = [method for method in ("Base Model", "GRPO", "SimKO") if at[f"{method}@T0.6"] == math_rows[method]]
     assert same == ["Base Model"]  # Table 5's GRPO and SimKO at 0.6 are other evaluations or runs than Table 4's
-
-
-def test_figures_are_drawn(tmp_path, monkeypatch, capsys):
-    rows = [{"step": step, "reward": 0.5, "Lambda": -1.0, "Lambda_1": -0.1, "Lambda_2": -3.0} for step in range(1, 5)]
-    write(tmp_path / "run" / "eval_000004", entry("a", [1, 2], 4), entry("b", [3], 300))
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write(tmp_path / "sweep", **{f"a@T{t}": entry("a", [1, 2], 4, temperature=t) for t in (0.2, 1.0)})
-    panels, draw = [], plots.plt.Figure.savefig
-
-    def savefig(figure, path, **keywords):
-        panels.append({axis.get_title(): len(axis.lines) for axis in figure.axes if axis.axison})
-        draw(figure, path, **keywords)
-
-    def call(*folders):
-        monkeypatch.setattr(sys, "argv", ["plots.py", *map(str, folders), "-o", str(tmp_path / "figures")])
-        plots.main()
-        return [Path(name) for name in capsys.readouterr().out.removeprefix("figures: ").strip().split(", ")]
-
-    monkeypatch.setattr(plots.plt.Figure, "savefig", savefig)
-    paths = call(f"run={tmp_path / 'run'}", tmp_path / "run" / "eval_000004")
-    assert [path.name for path in paths] == ["pass_at_k.png", "dynamics.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-    assert panels == [{"a": 2, "b": 2}, {"reward": 1, "Λ, sampled tokens": 1, "Λ^(1)": 1, "Λ^(2)": 1}]
-    paths = call(f"eval={tmp_path / 'run' / 'eval_000004'}", tmp_path / "sweep")
-    assert [path.name for path in paths] == ["pass_at_k.png"]
-    assert list(panels[2].items()) == [("a, T = 0.2", 1), ("a, T = 0.6", 1), ("b, T = 0.6", 1), ("a, T = 1.0", 1)]
-    with pytest.raises(SystemExit, match="9 folders: no more than 8"):
-        call(*(f"{i}={tmp_path / 'run'}" for i in range(9)))
