@@ -45,12 +45,13 @@ def fetch(source):
                 fail(f"{source}: after the id come key=value pairs with the keys {', '.join(fields)}")
             fields[key] = value
         return [convert(source, DataSet(hub, **fields, count=None), *row) for row in hub_rows(hub, *fields.values())]
-    rows = [convert(source, spec, *row) for row in hub_rows(spec.hub, spec.config, spec.split)]
-    rows = [row for row in rows if row["answer"]]
     if source == "gsm8k-math1-train":
-        rows = with_level_1(rows, fetch("math-train"))
+        rows = with_level_1(fetch("gsm8k-train"), fetch("math-train"))
         math_tests = hub_rows(DATASETS["math-train"].hub, "*", "test")  # all: MATH-500 is a part of it
         drop_tests(rows, fetch("gsm8k") + [row for row, _ in math_tests])
+        return rows
+    rows = [convert(source, spec, *row) for row in hub_rows(spec.hub, spec.config, spec.split)]
+    rows = [row for row in rows if row["answer"]]
     if spec.count not in (None, len(rows)):
         fail(f"{source} has {len(rows)} problems, not {spec.count}: {spec.hub} has changed, and results on it are not "
              "comparable. To use it all the same: python tools/data.py FOLDER with an older copy, or load it by its id")
