@@ -8,7 +8,7 @@ training process, a rule-based reward (verify.py), FSDP2 updates on packed token
 
     bash train.sh                                       # picks a recipe by the hardware, makes its own environment
     torchrun --nproc_per_node 8 simko.py train --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math
-    python simko.py eval --model runs/simko/hf --eval-data math500 --eval-n 256
+    python simko.py eval --model runs/simko/hf --prompt-template qwen-math --eval-data math500 --output runs/math500
     python simko.py train --help                        # every setting, where its default comes from
 
 Left out on purpose: value networks, reward models, multi-turn and tools, LoRA, tensor-parallel training, asynchronous
@@ -411,7 +411,7 @@ class Sample:
     prompt: int               # index of its prompt in the batch
     prompt_ids: np.ndarray    # (P,) int64
     response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
-    engine_logp: np.ndarray   # (L,) float32: what the engine sampled with; empty in evaluation
+    engine_logp: np.ndarray   # (L,) float32: what the engine sampled with; no use in evaluation
     truncated: bool           # met the length limit before EOS
     text: str = ""
     reward: float = 0.0
@@ -540,7 +540,8 @@ def choose_by_covariance(samples, share):
 
 
 # What the paper compares with (Sec. 5.1), as changes of grpo; the numbers are their authors', and settings. Dispatched
-# in the two functions below and, where psr and nsr leave responses out, in `Trainer.update`.
+# in the functions below; where psr and nsr leave responses out in `Trainer.update`; and in `train_step`, which finds the
+# batch's tokens for forking and kl-cov.
 METHODS = {
     "simko": "Eq. 3: --alpha, --K, --lam, --q, --tau-scope",
     "grpo": "the same loop without Eq. 3",
@@ -687,7 +688,7 @@ class Trainer:
             logp, entropy, lengths = stats[0], stats[2], packed.lengths
             old_logp = torch.cat([logp.new_zeros(0), *(s.old_logp for s in batch)])
             advantage = torch.tensor([s.advantage for s in batch], device=self.device).repeat_interleave(lengths)
-            gate = entropy > (tau if tau is not None else entropy_threshold(entropy, lengths, cfg.q, "response"))
+            gate = entropy_gate(entropy, lengths, cfg.q) if tau is None else entropy > tau
             if cfg.method == "kl-cov":
                 gate = torch.cat([gate[:0], *(s.chosen for s in batch)])
             loss, clipped = token_losses(stats, old_logp, advantage, gate, cfg)
@@ -819,7 +820,7 @@ class Clock:
 
 def check_gap(gap, dtype):
     """Stops a run whose engine does not sample from the trained policy: pi_old is then a fiction."""
-    limit = 0.2 if dtype == torch.bfloat16 else 0.01  # rounding alone: about 0.04 and 1e-6
+    limit = 0.2 if dtype == torch.bfloat16 else 0.01  # rounding alone: about 0.04 and 1e-6 to 1e-5
     if not gap < limit:
         fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above {limit}: the engine does not sample from the "
              "trained policy. Likely: weights the engine knows by other names, an attention or output head with "
@@ -889,7 +890,8 @@ def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
         average = {k: sum(row["pass"][k] for row in report.values()) / len(report) for k in common}
         print(f"{folder}: pass@K in %\n{'set':16}{'n':>5}{'T':>5}{'top-p':>7}{'tokens':>8}{'K =':>5}"
               + "".join(f"{k:>7}" for k in max((row["pass"] for row in report.values()), key=len)))
-        for label, row in [*report.items(), *[("average", {"pass": average})] * (len(report) > 1)]:
+        one_each = 1 < len(report) == len({test.set for test in tests})  # not one set at several temperatures
+        for label, row in [*report.items(), *[("average", {"pass": average})] * one_each]:
             how = [row.get(k, "") for k in ("n", "temperature", "top_p", "max_tokens")]
             print("{:16}{:>5}{:>5}{:>7}{:>8}     ".format(label[:16], *how)
                   + "".join(f"{100 * value:7.1f}" for value in row["pass"].values()), flush=True)
@@ -1064,6 +1066,8 @@ def main(arguments):
                 if first > cfg.steps:
                     fail(f"{folder} has come to step {first} already: --steps {cfg.steps} is behind it")
                 log = Log(folder, first, cfg) if rank == 0 else None
+                if rank == 0 and first < cfg.steps:
+                    shutil.rmtree(folder / "hf", ignore_errors=True)  # of fewer steps
                 engine.sync(trainer.named_weights())
                 for step in range(first, cfg.steps):
                     if tests and cfg.eval_every and step % cfg.eval_every == 0:

@@ -786,6 +786,8 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
         main(train(3, "--lam", 1.2))
     with pytest.raises(SystemExit, match="has come to step 2 already: --steps 1 is behind it"):
         main(train(1))
+    with pytest.raises(SystemExit, match="is the folder of a training run"):
+        main(recipe(laptop, "eval", tmp_path))
     (tmp_path / "config.json").write_text('{"lam"')
     with pytest.raises(SystemExit, match="config.json is damaged"):
         main(train(3))

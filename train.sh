@@ -62,7 +62,7 @@ case ${1-} in
   '' | -*) recipe=laptop; [[ $gpus -eq 0 ]] || recipe=qwen2.5-math-7b ;;
   *) recipe=$1; shift ;;
 esac
-[[ $recipe == test || $recipe == laptop-study ]] || flags "$recipe" >/dev/null || stop "no recipe '$recipe': choose one of $recipes, or test"
+[[ $recipe == test || $recipe == laptop-study ]] || flags "$recipe" >/dev/null || stop "no recipe '$recipe': choose one of $recipes, laptop-study or test"
 
 # ---- set-up: once, and again when pyproject.toml changes -------------------------------------------------------------
 extra=cpu; [[ $gpus -eq 0 ]] || extra=gpu
@@ -93,6 +93,8 @@ if [[ $recipe == laptop-study ]]; then exec python tools/study.py "$@"; fi
 
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, among themselves
 
+for word; do case $word in -h | --help) exec python simko.py train --help ;; esac; done
+
 # ---- train -----------------------------------------------------------------------------------------------------------
 train() { torchrun --standalone --nproc_per_node "$((gpus > 0 ? gpus : 1))" simko.py train "$@"; }
 check() { python -c "import sys; from tools import checks; checks.$1(sys.argv[1:])" train "${@:2}"; }  # one message, not one a process
@@ -110,18 +112,27 @@ for ((i = 1; i <= $#; i++)); do
     --method) next=$((i + 1)); method=${!next-} ;;
   esac
 done
+if [[ $gpus -gt 0 ]]; then  # the model is too small for a GPU, and two runs would share it
+  export CUDA_VISIBLE_DEVICES=
+  gpus=0
+  set -- --rollout hf "$@"
+fi
 check parse_config $(flags laptop) $laptop_simko "$@"
 python tools/laptop.py runs/laptop/data
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
 named() { while IFS= read -r line; do echo "$1 $line"; done; }
 run() {
-  local own=; [[ $1 != simko ]] || own=$laptop_simko
+  local own=
+  case $1 in
+    simko) own=$laptop_simko ;;
+    grpo) own="--eval-every 500" ;;  # so that the base model is evaluated, too
+  esac
   train $(flags laptop) --output "runs/laptop/$1" --method "$1" $own "${@:2}" 2>&1 | named "$1 |"
 }
 if [[ $method ]]; then
   run "$method" "$@"
 else
-  run grpo --eval-every 500 "$@" &
+  run grpo "$@" &
   grpo=$!
   run simko "$@" &
   wait $grpo && wait $! || stop "a run failed, see above; the same command goes on from its last checkpoint"
@@ -130,5 +141,5 @@ runs=
 [[ ! -e runs/laptop/grpo/eval_000000/eval.json ]] || runs="base=runs/laptop/grpo/eval_000000"
 for folder in runs/laptop/*/hf; do runs+=" $(basename "$(dirname "$folder")")=$(dirname "$folder")"; done
 python tools/tables.py $runs
-python tools/plots.py $runs -o runs/laptop/figures
-if [[ $runs == base=* ]]; then python tools/plots.py $runs --path 0 -o runs/laptop/figures; fi
+if [[ $runs == base=* ]]; then set -- --path 0; else set --; fi
+python tools/plots.py $runs "$@" -o runs/laptop/figures

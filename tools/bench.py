@@ -1,4 +1,4 @@
-"""Measurements, one sub-command each, printed as a markdown table row.
+"""Measurements, printed as a markdown table row.
 
     python tools/bench.py verifier --rows 2048 --workers 2
 """

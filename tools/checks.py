@@ -196,7 +196,8 @@ def open_run(cfg):
         free = ("output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing",
                 "engine_memory", "data_dir")
         changed = [f"--{name.replace('_', '-')} was {before.get(name)}, is {value}" for name, value in settings.items()
-                   if name not in free and not name.startswith("eval_") and before.get(name) != value]
+                   if name not in free and (not name.startswith("eval_") or name == "eval_data")
+                   and before.get(name) != value]
         if changed:
             fail(f"{folder} holds a run with other settings: {'; '.join(changed)}. Choose another --output")
     return folder, json.dumps(settings, indent=1)
@@ -232,6 +233,8 @@ def prepare(arguments):
     tests = plan_tests(cfg, sets, room)
     if command == "train":
         open_run(cfg)
+    elif Path(cfg.output, "config.json").exists():
+        fail(f"--output {cfg.output} is the folder of a training run: name another for this evaluation")
     for test in tests:
         for path in Path(cfg.output).glob("eval_*/" * (command == "train") + f"{test.label}.jsonl"):
             check_head(path, test.settings(cfg))

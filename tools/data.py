@@ -34,7 +34,7 @@ REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's 
 
 def fetch(source):
     """The rows of a name in DATASETS or of a hub data set hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN.
-    Rows of DATASETS whose worked solution has an empty box are left out; a count other than the table's is an error."""
+    Rows of DATASETS without an answer (an empty box) are left out; a count other than the table's is an error."""
     spec = DATASETS.get(source)
     if spec is None:
         hub, *pairs = source.split(",")
@@ -81,6 +81,7 @@ def convert(source, spec, row, id):
         made |= {"answer": answer, "task": "choice" if re.fullmatch(r"\([A-Z]\)", answer) else "text"}
     else:
         text = ", ".join(answer) if isinstance(answer, list) else answer  # Olympiad's: a list, of one string
+        text = str(text) if isinstance(text, int) else text
         made["answer"] = final_answer(text) if isinstance(text, str) else text
     if "level" in row:
         made["level"] = str(row["level"]).removeprefix("Level ")
@@ -112,7 +113,7 @@ def with_level_1(gsm8k, math):
 def drop_tests(rows, tests):
     """Takes out of the training rows, in place, what is a problem of a test set too, and says how many."""
     def plain(row):
-        return " ".join(row.get("problem", row.get("question", "")).casefold().split())
+        return " ".join(row["problem"].casefold().split())
     known, before = {plain(row) for row in tests}, len(rows)
     rows[:] = [row for row in rows if plain(row) not in known]
     print(f"{before - len(rows)} of {before} training problems are test problems too: left out", file=sys.stderr)
@@ -142,9 +143,13 @@ def main():
     names = [word.partition("=")[0] for word in names]
     if unknown := [name for name in names if name not in DATASETS]:
         fail(f"{', '.join(unknown)}: none of {', '.join(DATASETS)}")
+    failed = []
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
+    except OSError as error:
+        fail(f"{options.folder} cannot be written: {error}")
+    for name in names:
+        try:
             if name == "gsm8k-math1-train" and {"gsm8k-train", "math-train"} <= copies.keys() and name not in copies:
                 rows = with_level_1(*(read_copy(copies[part], part) for part in ("gsm8k-train", "math-train")))
                 drop_tests(rows, [row for part in ("gsm8k", "math500") if part in copies
@@ -159,8 +164,10 @@ def main():
                                            [row.get("task", "math") for row in golds]))
             print(f"{options.folder / name}.jsonl: {len(rows)} problems; in a box, {right:.0f} of {len(golds)} golds "
                   "pass the verifier", flush=True)
-    except OSError as error:
-        fail(f"{options.folder} cannot be written: {error}")
+        except SystemExit as stop:  # one set that cannot be had does not keep back the others
+            failed.append(str(stop))
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

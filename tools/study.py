@@ -102,7 +102,7 @@ def curve(folder, width=25):
 
 
 def run(stage, work, flags, lock):
-    """One run, its rows, and its folder removed but for the last evaluation and the exported model."""
+    """One run and its rows; its checkpoints are removed."""
     data = RUNS / f"data_{work['seed']}"
     folder = RUNS / f"{stage} {work['run']} seed={work['seed']}".replace(" ", "_")
     own = {**work["settings"], "method": work["method"], "seed": work["seed"], "steps": work["steps"],

@@ -62,7 +62,7 @@ def load(arguments):
         if any(row.label == label for row in rows):
             sys.exit(f"two folders have the label {label}: give each its own, as LABEL=FOLDER")
         steps = sorted((p for p in folder.glob("eval_*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
-        last = folder if not steps or (folder / "eval.json").is_file() else steps[-1]
+        last = steps[-1] if steps else folder
         groups = {}
         for key, entry in read(last / "eval.json").items():
             groups.setdefault(None if key == entry["set"] else entry["temperature"], {})[entry["set"]] = entry
