@@ -540,8 +540,8 @@ def choose_by_covariance(samples, share):
 
 
 # What the paper compares with (Sec. 5.1), as changes of grpo; the numbers are their authors', and settings. Dispatched
-# in the functions below; where psr and nsr leave responses out in `Trainer.update`; and in `train_step`, which finds the
-# batch's tokens for forking and kl-cov.
+# in the functions below; in `Trainer.update`, where psr and nsr leave responses out; in `train_step`, which finds the
+# tokens of the batch for forking and kl-cov.
 METHODS = {
     "simko": "Eq. 3: --alpha, --K, --lam, --q, --tau-scope",
     "grpo": "the same loop without Eq. 3",
