@@ -591,6 +591,9 @@ def token_losses(stats, old_logp, advantage, gate, cfg):
     return loss, clipped
 
 
+ENTROPY_BINS = 41  # of the log's histogram: 0.1 nats wide, the last one open
+
+
 class Trainer:
     """The policy under FSDP2 with its optimizer: old log-probs, updates, weights for the engine."""
 
@@ -638,8 +641,9 @@ class Trainer:
     def old_statistics(self, samples, progress):
         """Fills in old_logp (and ref_logp). Returns (entropies (N,), sums for the log) of this rank's tokens. The sums:
         Lambda, Lambda^(k) and entropy of responses, by `weight`; gap to the engine; tokens; and, by `weight`, tokens in
-        bins of entropy, 0.1 nats wide, the last one open."""
-        entropies, sums = [torch.zeros(0, device=self.device)], torch.zeros(self.cfg.K + 4 + 41, dtype=torch.float64)
+        ENTROPY_BINS."""
+        entropies = [torch.zeros(0, device=self.device)]
+        sums = torch.zeros(self.cfg.K + 4 + ENTROPY_BINS, dtype=torch.float64)
         for batch in progress(self.passes(samples), desc="log-probs"):
             packed = pack(batch, self.device)
             logp, topk_logp, entropy, _ = self.policy.policy_statistics(packed, self.cfg.K, self.cfg.temperature)
@@ -656,7 +660,8 @@ class Trainer:
                 weight = torch.tensor([s.weight for s in batch], device=self.device).repeat_interleave(packed.lengths)
                 length = packed.lengths.repeat_interleave(packed.lengths)
                 rows = torch.stack([logp, *topk_logp.unbind(1), entropy]) / length
-                bins = torch.bincount((entropy / 0.1).long().clamp(0, 40), weight, minlength=41)
+                bins = (entropy / 0.1).long().clamp(0, ENTROPY_BINS - 1)
+                bins = torch.bincount(bins, weight, minlength=ENTROPY_BINS)
                 sums += torch.cat([(rows * weight).sum(1).double().cpu(),  # Eq. 2: mean over L, then over responses
                                    torch.tensor([gap.sum(), len(gap)]), bins.cpu()])
         for model in filter(None, (self.policy, self.reference)):
@@ -762,7 +767,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
             sample.weight = 4.0 * (i % 4 == start)
     entropies, sums = trainer.old_statistics([sample for sample in dealt if sample.weight], progress)
     dist.all_reduce(sums)
-    *means, gap, tokens = sums[:-41].tolist()
+    *means, gap, tokens = sums[:-ENTROPY_BINS].tolist()
     gap /= tokens or 1
     check_gap(gap, trainer.dtype)
     tau = None
@@ -792,7 +797,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
            for name, total in (("gate_share", gated), ("clip_share", clipped), ("approx_kl", moved))},
         "loss": loss / len(shares), "grad_norm": sum(norms) / len(norms), "lr": trainer.optimizer.param_groups[0]["lr"],
         "response_tokens": sampled / len(rolled), "truncated": sum(s.truncated for s in rolled) / len(rolled),
-        "logp_gap": gap, "entropy_histogram": sums[-41:].tolist(),
+        "logp_gap": gap, "entropy_histogram": sums[-ENTROPY_BINS:].tolist(),
         **{f"seconds_{name}": value for name, value in seconds.items()},
         **{f"tokens_per_s_{name}": count / seconds[name]
            for name, count in (("rollout", sampled), ("logprobs", tokens), ("update", trained))},
@@ -861,8 +866,8 @@ def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
     last whole chunk and comes to the same samples: they depend on (seed, chunk, rank) alone."""
     rank, world, chunk, report = dist.get_rank(), dist.get_world_size(), 64, {}  # chunk: problems
     for test in tests:
-        path, n, problems = folder / f"{test.label}.jsonl", test.n, test.problems
-        rows = gather(read_responses(path, test.settings(cfg), n * chunk, n * len(problems)) if rank == 0 else [])
+        path, n, problems, settings = folder / f"{test.label}.jsonl", test.n, test.problems, test.settings(cfg)
+        rows = gather(read_responses(path, settings, n * chunk, n * len(problems)) if rank == 0 else [])
         for start in progress(range(len(rows) // n, len(problems), chunk), desc=test.label):
             own = problems[start:start + chunk][rank::world]
             seed_everything(cfg.seed, start, rank, 1)
@@ -880,7 +885,7 @@ def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
             correct[id] += right
         c = torch.tensor(list(correct.values()))
         report[test.label] = {
-            **test.settings(cfg), "problems": len(problems), "correct": correct,
+            **settings, "problems": len(problems), "correct": correct,
             "truncated": sum(truncated for *_, truncated in rows) / len(rows),
             "pass": {2**i: pass_at_k(n, c, 2**i).mean().item() for i in range(n.bit_length())}}
     if rank == 0:

@@ -153,18 +153,26 @@ def load_problems(source, data_dir="", task="math"):
         id = str(row["id"])
         if id in problems:
             fail(f"{where}: the id {id!r} stands in an earlier row already")
-        problems[id] = {"id": id, "problem": problem, "answer": answer} | {k: row[k] for k in ("task",) if k in row}
+        problems[id] = {"id": id, "problem": problem, "answer": answer}
+        if "task" in row:
+            problems[id]["task"] = row["task"]
     return list(problems.values()) or fail(f"{source} holds no problems")
 
 
+def outside(rows, tests):
+    """The rows whose problem is none of the tests', but for case, spacing, dollars and punctuation."""
+    def plain(row):
+        text = re.sub(r"[\s$]", "", row["problem"].casefold())
+        return re.sub(r"[;:!?]|[.,](?!\d)|(?<!\d)[.,]", "", text)
+    known = {plain(row) for row in tests}
+    return [row for row in rows if plain(row) not in known]
+
+
 def without_tests(cfg, problems):
-    """The training problems that are in none of the sets to evaluate on, but for spacing and case."""
-    def plain(problem):
-        return " ".join(problem["problem"].casefold().split())
+    """The training problems that are in none of the sets to evaluate on."""
     rows = problems[cfg.train_data]
     for source in cfg.eval_data:
-        known = {plain(problem) for problem in problems[source]}
-        kept = [problem for problem in rows if plain(problem) not in known]
+        kept = outside(rows, problems[source])
         if len(kept) < len(rows):
             print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are in {source} too: not trained on", flush=True)
         rows = kept
@@ -192,33 +200,34 @@ def open_run(cfg):
     if (folder / "config.json").exists():
         if not cfg.resume:
             fail(f"{folder} holds a run already: choose another --output, or leave out --no-resume to go on with it")
-        before = read_json(folder / "config.json", (folder / "config.json").read_text(encoding="utf-8"))
         free = ("output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing",
-                "engine_memory", "data_dir")
-        changed = [f"--{name.replace('_', '-')} was {before.get(name)}, is {value}" for name, value in settings.items()
-                   if name not in free and (not name.startswith("eval_") or name == "eval_data")
-                   and before.get(name) != value]
+                "engine_memory", "data_dir",
+                "eval_every", "eval_n", "eval_temperature", "eval_top_p", "eval_max_tokens")
+        changed = differences(folder / "config.json", (folder / "config.json").read_text(encoding="utf-8"),
+                              {name: value for name, value in settings.items() if name not in free})
         if changed:
+            changed = [f"--{name.replace('_', '-')} {change}" for name, change in changed.items()]
             fail(f"{folder} holds a run with other settings: {'; '.join(changed)}. Choose another --output")
     return folder, json.dumps(settings, indent=1)
 
 
-def read_json(path, text):
-    """The object in `text`, which stands in the file `path`."""
+def differences(path, text, settings):
+    """{name: "was this, is that"} of the settings that the object in `text`, of the file `path`, has otherwise."""
     try:
-        return dict(json.loads(text))
+        before = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         fail(f"{path} is damaged ({error}): move it away, or choose another --output")
+    return {name: f"was {before.get(name)}, is {value}" for name, value in settings.items()
+            if before.get(name) != value}
 
 
 def check_head(path, settings):
     """Refuses to go on with responses that were made otherwise: a file's first line says how."""
     with path.open(encoding="utf-8") as file:
-        before = read_json(path, file.readline())
-    changed = [f"{name} was {before.get(name)}, is {value}" for name, value in settings.items()
-               if before.get(name) != value]
+        changed = differences(path, file.readline(), settings)
     if changed:
-        fail(f"{path} was evaluated with other settings: {'; '.join(changed)}. Choose another --output, or delete it")
+        changed = "; ".join(f"{name} {change}" for name, change in changed.items())
+        fail(f"{path} was evaluated with other settings: {changed}. Choose another --output, or delete it")
 
 
 def prepare(arguments):

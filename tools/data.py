@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simko import DATASETS, GROUPS, DataSet, fail, write_whole  # noqa: E402
-from tools.checks import final_answer  # noqa: E402
+from tools.checks import final_answer, outside  # noqa: E402
 from verify import Verifier  # noqa: E402
 
 REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's is missing: none was found
@@ -35,30 +35,32 @@ REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's 
 def fetch(source):
     """The rows of a name in DATASETS or of a hub data set hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN.
     Rows of DATASETS without an answer (an empty box) are left out; a count other than the table's is an error."""
-    spec = DATASETS.get(source)
-    if spec is None:
-        hub, *pairs = source.split(",")
-        fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
-        for pair in pairs:
-            key, equals, value = pair.partition("=")
-            if key not in fields or not equals:
-                fail(f"{source}: after the id come key=value pairs with the keys {', '.join(fields)}")
-            fields[key] = value
-        return [convert(source, DataSet(hub, **fields, count=None), *row) for row in hub_rows(hub, *fields.values())]
     if source == "gsm8k-math1-train":
-        rows = with_level_1(fetch("gsm8k-train"), fetch("math-train"))
         math_tests = hub_rows(DATASETS["math-train"].hub, "*", "test")  # all: MATH-500 is a part of it
-        drop_tests(rows, fetch("gsm8k") + [row for row, _ in math_tests])
-        return rows
+        return gsm8k_math1(fetch("gsm8k-train"), fetch("math-train"), fetch("gsm8k") + [row for row, _ in math_tests])
+    spec = DATASETS.get(source) or parse_source(source)
     rows = [convert(source, spec, *row) for row in hub_rows(spec.hub, spec.config, spec.split)]
-    rows = [row for row in rows if row["answer"]]
+    if source in DATASETS:
+        rows = [row for row in rows if row["answer"]]
     if spec.count not in (None, len(rows)):
         fail(f"{source} has {len(rows)} problems, not {spec.count}: {spec.hub} has changed, and results on it are not "
              "comparable. To use it all the same: python tools/data.py FOLDER with an older copy, or load it by its id")
     return rows
 
 
-def hub_rows(hub, config, split, *_):
+def parse_source(source):
+    """hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN as a DataSet."""
+    hub, *pairs = source.split(",")
+    fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if key not in fields or not equals:
+            fail(f"{source}: after the id come key=value pairs with the keys {', '.join(fields)}")
+        fields[key] = value
+    return DataSet(hub, **fields, count=None)
+
+
+def hub_rows(hub, config, split):
     """[(row, id)] of a hub data set at its pinned revision; config "*": all of them, one after another."""
     import datasets
     revision = REVISIONS.get(hub)
@@ -104,19 +106,13 @@ def synlogic(row):
     return {"problem": prompt, "answer": answer, "task": "synlogic"}
 
 
-def with_level_1(gsm8k, math):
-    """GSM8K's problems and those of MATH that have level 1."""
-    return [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k] + [
+def gsm8k_math1(gsm8k, math, tests):
+    """GSM8K's problems and those of MATH that have level 1, without those that are a problem of the tests too."""
+    rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k] + [
         {**row, "id": f"math-{row['id']}"} for row in math if row.get("level") == "1"]
-
-
-def drop_tests(rows, tests):
-    """Takes out of the training rows, in place, what is a problem of a test set too, and says how many."""
-    def plain(row):
-        return " ".join(row["problem"].casefold().split())
-    known, before = {plain(row) for row in tests}, len(rows)
-    rows[:] = [row for row in rows if plain(row) not in known]
-    print(f"{before - len(rows)} of {before} training problems are test problems too: left out", file=sys.stderr)
+    kept = outside(rows, tests)
+    print(f"{len(rows) - len(kept)} of {len(rows)} training problems are test problems too: left out", file=sys.stderr)
+    return kept
 
 
 def read_copy(path, source):
@@ -131,6 +127,25 @@ def read_copy(path, source):
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         fail(f"{path}, line {number}: not a row of {source} ({error!r})")
     return [row for row in rows if row["answer"]] or fail(f"{path} has no row with an answer")
+
+
+def read(name, copies):
+    """The rows of a name in DATASETS from its file in `copies`, else from the hub."""
+    if name in copies:
+        return read_copy(copies[name], name)
+    if name == "gsm8k-math1-train" and {"gsm8k-train", "math-train"} <= copies.keys():
+        gsm8k, math, *tests = (read_copy(copies[part], part) if part in copies else []
+                               for part in ("gsm8k-train", "math-train", "gsm8k", "math500"))
+        return gsm8k_math1(gsm8k, math, sum(tests, []))
+    return fetch(name)
+
+
+def check_golds(rows, verifier):
+    """How many gold answers are right when a response puts them in a box; where a rule decides, there is none."""
+    golds = [row for row in rows if row.get("task") not in ("game24", "number_wall")]
+    answers, tasks = [row["answer"] for row in golds], [row.get("task", "math") for row in golds]
+    right = sum(verifier.score([f"\\boxed{{{answer}}}" for answer in answers], answers, tasks))
+    return f"in a box, {right:.0f} of {len(golds)} golds pass the verifier"
 
 
 def main():
@@ -148,24 +163,15 @@ def main():
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"{options.folder} cannot be written: {error}")
-    for name in names:
-        try:
-            if name == "gsm8k-math1-train" and {"gsm8k-train", "math-train"} <= copies.keys() and name not in copies:
-                rows = with_level_1(*(read_copy(copies[part], part) for part in ("gsm8k-train", "math-train")))
-                drop_tests(rows, [row for part in ("gsm8k", "math500") if part in copies
-                                  for row in read_copy(copies[part], part)])
-            else:
-                rows = read_copy(copies[name], name) if name in copies else fetch(name)
+    with Verifier() as verifier:
+        for name in names:
+            try:
+                rows = read(name, copies)
+            except SystemExit as stop:  # one set that cannot be had does not keep back the others
+                failed.append(str(stop))
+                continue
             write_whole(options.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            golds = [row for row in rows if row.get("task") not in ("game24", "number_wall")]  # those have rules
-            boxed = [f"\\boxed{{{row['answer']}}}" for row in golds]
-            with Verifier() as verifier:
-                right = sum(verifier.score(boxed, [row["answer"] for row in golds],
-                                           [row.get("task", "math") for row in golds]))
-            print(f"{options.folder / name}.jsonl: {len(rows)} problems; in a box, {right:.0f} of {len(golds)} golds "
-                  "pass the verifier", flush=True)
-        except SystemExit as stop:  # one set that cannot be had does not keep back the others
-            failed.append(str(stop))
+            print(f"{options.folder / name}.jsonl: {len(rows)} problems; {check_golds(rows, verifier)}", flush=True)
     if failed:
         sys.exit("\n".join(failed))
 

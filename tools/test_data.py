@@ -125,7 +125,8 @@ def test_copies_become_a_folder_for_data_dir(tmp_path):
 
 
 def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys):
-    texts = {"train": ["What is  1 + 1?", "$z^4 - z$"], "test": ["what is 1 + 1?"], "other": ["$z^4 + z$"]}
+    texts = {"train": ["What is  1 + 1, then?", "Find $z^4 - 1.5$."], "test": ["what is $1+1$ then"],
+             "other": ["Find $z^4 + 1.5$.", "Find $z^4 - 15$."]}
     problems = {name: [{"problem": text} for text in column] for name, column in texts.items()}
     cfg = SimpleNamespace(train_data="train", eval_data=["test", "other"])
     assert checks.without_tests(cfg, problems) == problems["train"][1:]
