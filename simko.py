@@ -411,7 +411,7 @@ class Sample:
     prompt: int               # index of its prompt in the batch
     prompt_ids: np.ndarray    # (P,) int64
     response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
-    engine_logp: np.ndarray   # (L,) float32: what the engine sampled with; no use in evaluation
+    engine_logp: np.ndarray   # (L,) float32: what the engine sampled with; (0,) in evaluation
     truncated: bool           # met the length limit before EOS
     text: str = ""
     reward: float = 0.0
@@ -451,15 +451,17 @@ class VLLMEngine:
                        seed=cfg.seed, **memory)
         self.stop_ids = stop_ids
 
-    def generate(self, prompts, n, temperature, top_p, max_tokens, progress):
+    def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
         """n Samples for each of the prompts (int arrays), one prompt after another."""
         from vllm import SamplingParams
         params = SamplingParams(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, detokenize=False,
-                                stop_token_ids=self.stop_ids, logprobs=0, flat_logprobs=True)  # 0: the sampled token's
+                                stop_token_ids=self.stop_ids, flat_logprobs=True,
+                                logprobs=0 if logprobs else None)  # 0: the sampled token's alone
         outputs = self.llm.generate([{"prompt_token_ids": p.tolist()} for p in prompts], params,
                                     use_tqdm=False if progress.keywords["disable"] else progress)
-        return [Sample(i, prompts[i], np.array(o.token_ids, np.int64), np.array(o.logprobs.logprobs, np.float32),
-                       o.finish_reason == "length") for i, output in enumerate(outputs) for o in output.outputs]
+        return [Sample(i, prompts[i], np.array(o.token_ids, np.int64),
+                       np.array(o.logprobs.logprobs if logprobs else [], np.float32), o.finish_reason == "length")
+                for i, output in enumerate(outputs) for o in output.outputs]
 
     def sleep(self):
         if self.cuda:
@@ -872,7 +874,7 @@ def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
             own = problems[start:start + chunk][rank::world]
             seed_everything(cfg.seed, start, rank, 1)
             samples = engine.generate([problem["prompt_ids"] for problem in own], n, test.temperature, test.top_p,
-                                      test.max_tokens, progress)
+                                      test.max_tokens, progress, logprobs=False)
             score(samples, own, tokenizer, verifier)
             new = gather([{"id": own[s.prompt]["id"], "correct": int(s.reward > 0), "tokens": len(s.response_ids),
                            "truncated": bool(s.truncated), "response": s.text} for s in samples])

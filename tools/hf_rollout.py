@@ -16,7 +16,7 @@ class HFEngine:
         self.stop_ids, self.device = stop_ids, device
 
     @torch.no_grad()
-    def generate(self, prompts, n, temperature, top_p, max_tokens, progress):
+    def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
         """n Samples for each of the prompts (int arrays), one prompt after another. Greedy at temperature 0."""
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         settings = GenerationConfig(max_new_tokens=max_tokens, eos_token_id=self.stop_ids,
@@ -36,7 +36,7 @@ class HFEngine:
             for i, response, stops in zip(rows, out, torch.isin(out, torch.tensor(self.stop_ids))):
                 length = int(stops.int().argmax()) + 1 if stops.any() else len(response)
                 batch.append(Sample(i, prompts[i], response[:length].numpy(), np.zeros(0, np.float32), not stops.any()))
-            if temperature:
+            if logprobs:
                 self.model.set_attn_implementation("packed")
                 logp = policy_statistics(self.model, pack(batch, self.device), 1, temperature)[0].float().cpu()
                 for sample, part in zip(batch, logp.split([len(s.response_ids) for s in batch])):

@@ -10,7 +10,8 @@ run that is there is not run again. Seed s means base model s, its problems, and
 
 tune       the validation problems of seed 0. A method gets the settings and the number of steps with the highest pass@K
            averaged over K = 1, 2, 4, ..., 64: docs/laptop/chosen.json. The test problems play no part.
-main       the chosen settings on the test problems of seeds 0 to 4, n = 256; GRPO and SimKO along training, too
+main       the chosen settings on the test problems of seeds 0 to 4, n = 256; GRPO and SimKO every 50 steps, at the
+           chosen step at T = 0.6 too; and both at one learning rate, the recipe's
 ablation   SimKO's settings one at a time, seeds 0 to 2
 """
 import argparse
@@ -21,14 +22,15 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
 SIMKO = {"alpha": 0.05, "lam": 1.5, "q": 0.5}
-# GRPO and SimKO get seven settings each, the others their authors' at two learning rates.
+# GRPO gets eight settings and SimKO seven, the others their authors' at two learning rates.
 GRID = {
-    "grpo": [{"lr": lr} for lr in (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)] + [
+    "grpo": [{"lr": lr} for lr in (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)] + [
         {"lr": lr, "clip_high": 0.28} for lr in (2e-4, 4e-4)],
     "simko": [{**SIMKO, "lr": lr} for lr in (5e-5, 1e-4, 2e-4, 4e-4)] + [
         {**SIMKO, "lr": 1e-4, **change} for change in ({"alpha": 0.1}, {"lam": 1.1}, {"q": 0.2})],
@@ -74,9 +76,15 @@ def main_stage():
     if chosen.keys() != GRID.keys():
         sys.exit("tools/study.py: error: main needs the settings that tune finds: python tools/study.py tune main")
     (RESULTS / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
-    return [job(method, settings, seed, set="test", eval_n=256, steps=STEPS if method in ("grpo", "simko") else steps,
-                eval_every=50 if method in ("grpo", "simko") else STEPS)
-            for seed in range(5) for method, (settings, steps) in chosen.items()]
+    test, often = {"set": "test", "eval_n": 256}, {"eval_every": 50, "steps": STEPS}
+    jobs = []
+    for seed in range(5):
+        for method, (settings, steps) in chosen.items():
+            along = {**often, "cool": steps} if method in ("grpo", "simko") else {"eval_every": STEPS, "steps": steps}
+            jobs.append(job(method, settings, seed, **test, **along))
+        jobs += [job(method, {**settings, "lr": 4e-4}, seed, **test, **often)
+                 for method, settings in (("grpo", {}), ("simko", SIMKO))]
+    return jobs
 
 
 def ablation():
@@ -101,31 +109,63 @@ def curve(folder, width=25):
                       for i in range(0, len(log), width)] for name in names}}
 
 
+def simko(command, log, flags, **own):
+    """simko.py COMMAND with the recipe's `flags` and then one's own; what it says goes to the file `log`."""
+    own = [part for name, value in own.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    with log.open("a") as file:
+        done = subprocess.run([sys.executable, ROOT / "simko.py", command, *flags, *own], stdout=file, stderr=file,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    if done.returncode:
+        sys.exit(f"tools/study.py: error: a run failed: see {log}")
+
+
+def evaluations(folder, about):
+    """A row for each test of the folder's eval.json."""
+    return [{**about, **{name: entry[name] for name in ("set", "n", "temperature", "pass")},
+             "correct": list(entry["correct"].values())}
+            for entry in json.loads((folder / "eval.json").read_text())["sets"].values()]
+
+
+def make_base(flags, seed, tests):
+    """A base model, its problems, and its evaluations (set, n, T): they serve all runs from it."""
+    data = RUNS / f"data_{seed}"
+    subprocess.run([sys.executable, ROOT / "tools" / "laptop.py", data, "--seed", str(seed)], check=True)
+    for name, n, temperature in tests:
+        folder = base_folder(seed, name, n, temperature)
+        if not (folder / "eval.json").exists():
+            simko("eval", folder.with_name(folder.name + ".log"), flags["eval"], model=data / "base", seed=seed,
+                  output=folder, rollout="hf", eval_data=data / f"{name}.jsonl", eval_n=n, eval_temperature=temperature)
+
+
+def base_folder(seed, name, n, temperature):
+    return RUNS / f"base_{seed}_{name}_{n}_T{temperature}"
+
+
 def run(stage, work, flags, lock):
     """One run and its rows; its checkpoints are removed."""
-    data = RUNS / f"data_{work['seed']}"
-    folder = RUNS / f"{stage} {work['run']} seed={work['seed']}".replace(" ", "_")
-    own = {**work["settings"], "method": work["method"], "seed": work["seed"], "steps": work["steps"],
-           "eval_every": work["eval_every"], "eval_n": work["eval_n"], "rollout": "hf", "output": folder,
-           "model": data / "base", "train_data": data / "train.jsonl", "eval_data": data / f"{work['set']}.jsonl"}
-    command = [sys.executable, ROOT / "simko.py", "train", *flags,
-               *(part for name, value in own.items() for part in (f"--{name.replace('_', '-')}", str(value)))]
-    RUNS.mkdir(parents=True, exist_ok=True)
-    with (folder.with_name(folder.name + ".log")).open("a") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    if done.returncode:
-        sys.exit(f"tools/study.py: error: a run failed: see {log.name}")
-    about = {name: work[name] for name in ("run", "method", "settings", "seed")}
-    lines = []
-    for path in sorted(folder.glob("eval_*/eval.json")):
-        (entry,) = json.loads(path.read_text())["sets"].values()
-        lines.append({**about, "step": int(path.parent.name[5:]), "set": entry["set"], "n": entry["n"],
-                      "temperature": entry["temperature"], "pass": entry["pass"],
-                      "correct": list(entry["correct"].values())})
+    seed, method = work["seed"], work["method"]
+    data, folder = RUNS / f"data_{seed}", RUNS / f"{stage} {work['run']} seed={seed}".replace(" ", "_")
+    log, about = folder.with_name(folder.name + ".log"), {k: work[k] for k in ("run", "method", "settings", "seed")}
+    own = {"seed": seed, "rollout": "hf", "eval_data": data / f"{work['set']}.jsonl", "eval_n": work["eval_n"]}
+    train = partial(simko, "train", log, flags["train"], **own, **work["settings"], method=method, output=folder,
+                    model=data / "base", train_data=data / "train.jsonl", eval_every=work["eval_every"])
+    found = {stage: [], "cool": []}
+    base = partial(base_folder, seed, work["set"], work["eval_n"])
+    shutil.copytree(base(1.0), folder / "eval_000000", dirs_exist_ok=True)
+    if "cool" in work:
+        cool = folder / "cool"
+        if not (cool / "eval.json").exists():
+            train(steps=work["cool"])
+            simko("eval", log, flags["eval"], **own, eval_temperature=0.6, model=folder / "hf", output=cool)
+        found["cool"] = evaluations(base(0.6), {**about, "step": 0}) + evaluations(cool, {**about, "step": work["cool"]})
+    train(steps=work["steps"])
+    for path in sorted(folder.glob("eval_*")):
+        found[stage] += evaluations(path, {**about, "step": int(path.name[5:])})
+    found["curves"] = [{"stage": stage, **about, **curve(folder)}]
     with lock:
-        for name, found in ((stage, lines), ("curves", [{"stage": stage, **about, **curve(folder)}])):
+        for name, lines in found.items():
             with (RESULTS / f"{name}.jsonl").open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in found)
+                file.writelines(json.dumps(line) + "\n" for line in lines)
     shutil.rmtree(folder / "checkpoints")
     return folder.name
 
@@ -135,18 +175,22 @@ def main():
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     options = parser.parse_args()
-    flags = subprocess.check_output(["bash", "train.sh", "--list", "laptop"], cwd=ROOT, text=True).split()
+    recipe = subprocess.check_output(["bash", "train.sh", "--list", "laptop"], cwd=ROOT, text=True).split()
+    shared = ("--task", "--prompt-template", "--max-prompt-tokens", "--eval-top-p", "--eval-max-tokens")
+    flags = {"train": recipe, "eval": [part for name in shared for part in (name, recipe[recipe.index(name) + 1])]}
     RESULTS.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
     for stage in options.stages or STAGES:
         todo = STAGES[stage]()
         there = {(row["run"], row["seed"]) for row in rows("curves") if row["stage"] == stage}
         todo = [work for work in todo if (work["run"], work["seed"]) not in there]
-        for seed in sorted({work["seed"] for work in todo}):
-            make = ROOT / "tools" / "laptop.py", RUNS / f"data_{seed}", "--seed", str(seed)
-            subprocess.run([sys.executable, *make], check=True)
         print(f"{stage}: {len(there)} runs are there, {len(todo)} to do", flush=True)
+        tests = {}
+        for work in todo:
+            tests.setdefault(work["seed"], set()).update(
+                (work["set"], work["eval_n"], temperature) for temperature in (1.0, 0.6)[:1 + ("cool" in work)])
         with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(partial(make_base, flags), tests, tests.values()))
             futures = [pool.submit(run, stage, work, flags, lock) for work in todo]
             try:
                 for future in as_completed(futures):
