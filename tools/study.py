@@ -157,7 +157,8 @@ def run(stage, work, flags, lock):
         if not (cool / "eval.json").exists():
             train(steps=work["cool"])
             simko("eval", log, flags["eval"], **own, eval_temperature=0.6, model=folder / "hf", output=cool)
-        found["cool"] = evaluations(base(0.6), {**about, "step": 0}) + evaluations(cool, {**about, "step": work["cool"]})
+        for step, path in ((0, base(0.6)), (work["cool"], cool)):
+            found["cool"] += evaluations(path, {**about, "step": step})
     train(steps=work["steps"])
     for path in sorted(folder.glob("eval_*")):
         found[stage] += evaluations(path, {**about, "step": int(path.name[5:])})
