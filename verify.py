@@ -358,9 +358,10 @@ def math_answer(response, answer, phrase):
 
 
 def countdown(response, answer, phrase):
-    """answer "44 = 3 7 12" is the target and the numbers; "3 * 12 = 36 36 + ..." uses each number and result once."""
+    """answer "44 = 3 7 12" is the target and the numbers; "3 * 12 = 36 36 + ..." uses each number and result once.
+    Between the equations may stand words."""
     target, numbers = answer.split("=")
-    pool, words = numbers.split(), response.split()
+    pool, words = numbers.split(), [word for word in response.split() if not (word.isalpha() or word in ".,:")]
     steps = list(zip(*[iter(words)] * 5))
     if len(words) != 5 * (len(pool) - 1):
         return False

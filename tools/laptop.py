@@ -1,6 +1,6 @@
 """Make the laptop experiment from a seed: a tiny base model and its problems.
 
-    python tools/laptop.py DIR [--seed 0] [--steps 2500]
+    python tools/laptop.py DIR [--seed 0] [--steps 2500] [--wordy]
     bash train.sh laptop                                      # makes it, then trains GRPO and SimKO from it
 
 DIR/base is an ordinary Hugging Face checkpoint (Llama, 172 224 parameters, fp32) with its tokenizer, one token a word.
@@ -16,6 +16,9 @@ had before. With 20 % instead of 30, pass@1 was 19.6 against 23.4 % on another s
 20 % and targets drawn evenly instead of as ends of random chains, 12.8: the model is too small to search well.
 The test and valid problems are in neither the warm-up nor train.jsonl, in any order of their numbers; those two share
 theirs. Same seed, same bytes, on one machine. It takes 132 s of one core.
+
+--wordy makes the same problems with responses in which few tokens are decisions, as in text: a token a digit, and
+phrases that never change: "first we take two of them : 7 * 4 = 28 . then we take what is left : 28 + 20 = 48 ."
 """
 
 import argparse
@@ -33,8 +36,24 @@ RECIPE = {
     "hidden": 64, "layers": 3, "heads": 2, "feed_forward": 192, "context": 32,
     "batch": 128, "lr": 4e-3, "warmup": 100, "solving": 0.3,
 }
+PHRASES = "first we take two of them :", ". then we take what is left :", "."
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-ID = {token: i for i, token in enumerate([PAD, BOS, EOS, *">:=+-*/", *map(str, range(RECIPE["largest_value"] + 1))])}
+
+
+def vocabulary(wordy=False):
+    """{token: id}; in wordy responses a digit that continues a number begins with ##, as in WordPiece."""
+    words = [PAD, BOS, EOS, *">:=+-*/"]
+    if wordy:
+        words += [*"0123456789", *(f"##{digit}" for digit in "0123456789"), *" ".join(PHRASES).split()]
+    else:
+        words += map(str, range(RECIPE["largest_value"] + 1))
+    return {token: i for i, token in enumerate(dict.fromkeys(words))}
+
+
+def response(chain, wordy):
+    """The text of a chain of two steps, without its last value."""
+    first, second = " ".join(chain[:5]), " ".join(chain[5:])
+    return " ".join([PHRASES[0], first, PHRASES[1], second, PHRASES[2]] if wordy else [first, second])
 
 
 def chains(numbers):
@@ -82,33 +101,42 @@ def prompt(numbers, target):
     return f"{' '.join(map(str, numbers))} > {target} :"
 
 
-def demonstrations(rng, legal, held_out):
-    """A batch (B, 18) of token ids: a share `solving` of the responses reach the target, the others are any legal chain
-    of the numbers. All have one length: nothing is padded, and no mask is needed."""
+def demonstrations(rng, legal, held_out, tokenizer, wordy):
+    """A batch of token ids (B, L), of labels (B, L), -100 where nothing is to be learnt, and the shortest prompt's
+    length. A share `solving` of the responses reach the target, the others are any legal chain of the numbers."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    batch = []
+    prompts, responses, ids, labels = [], [], [], []
     for _ in range(RECIPE["batch"]):
         numbers, target, chain = draw(rng, legal, held_out)
         if rng.random() >= RECIPE["solving"]:
             *chain, _ = rng.choice(legal[tuple(sorted(numbers))])
-        batch.append([ID[token] for token in (BOS, *prompt(numbers, target).split(), *chain, EOS)])
-    return torch.tensor(batch)
+        prompts.append(prompt(numbers, target))
+        responses.append(f"{response(chain, wordy)} {EOS}")
+    for given, answer in zip(tokenizer(prompts).input_ids, tokenizer(responses, add_special_tokens=False).input_ids):
+        ids.append(torch.tensor(given + answer))
+        labels.append(torch.tensor([-100] * len(given) + answer))
+    shortest = min((row == -100).sum().item() for row in labels)
+    return pad_sequence(ids, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=-100), shortest
 
 
-def make_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+def make_tokenizer(wordy=False):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel(ID))
+    ids = vocabulary(wordy)
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=PAD) if wordy else models.WordLevel(ids))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, ID[BOS])])
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])])
+    if wordy:
+        tokenizer.decoder = decoders.WordPiece(cleanup=False)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, padding_side="left",
-        clean_up_tokenization_spaces=False, model_max_length=RECIPE["context"])
+        clean_up_tokenization_spaces=False, model_max_length=RECIPE["context"] * (1 + wordy))
 
 
-def train_base(rng, legal, held_out, steps, seed):
+def train_base(rng, legal, held_out, steps, seed, wordy):
     """A LlamaForCausalLM trained on `steps` batches of demonstrations; the loss is on the response tokens alone."""
     import torch
     import torch.nn.functional as F
@@ -116,19 +144,19 @@ def train_base(rng, legal, held_out, steps, seed):
     from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
     torch.manual_seed(seed)
+    vocab, tokenizer = vocabulary(wordy), make_tokenizer(wordy)
     model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(ID), hidden_size=RECIPE["hidden"], intermediate_size=RECIPE["feed_forward"],
+        vocab_size=len(vocab), hidden_size=RECIPE["hidden"], intermediate_size=RECIPE["feed_forward"],
         num_hidden_layers=RECIPE["layers"], num_attention_heads=RECIPE["heads"],
-        max_position_embeddings=RECIPE["context"], tie_word_embeddings=False,
-        pad_token_id=ID[PAD], bos_token_id=ID[BOS], eos_token_id=ID[EOS]))
+        max_position_embeddings=RECIPE["context"] * (1 + wordy), tie_word_embeddings=False,
+        pad_token_id=vocab[PAD], bos_token_id=vocab[BOS], eos_token_id=vocab[EOS]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["lr"])
     scheduler = get_cosine_schedule_with_warmup(optimizer, RECIPE["warmup"], steps)
-    prompt_length = RECIPE["numbers"] + 4  # <bos>, the numbers, >, the target, :
     progress = trange(steps, desc="base model", unit="step", mininterval=1)
     for _ in progress:
-        ids = demonstrations(rng, legal, held_out)
-        logits = model(ids[:, :-1], use_cache=False).logits[:, prompt_length - 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, prompt_length:].flatten())
+        ids, labels, shortest = demonstrations(rng, legal, held_out, tokenizer, wordy)
+        logits = model(ids[:, :-1], use_cache=False).logits[:, shortest - 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, shortest:].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -137,7 +165,7 @@ def train_base(rng, legal, held_out, steps, seed):
     return model
 
 
-def build(out, seed, steps):
+def build(out, seed, steps, wordy):
     import torch
 
     torch.set_num_threads(1)  # the sums, and so the weights, depend on the number of threads
@@ -156,8 +184,8 @@ def build(out, seed, steps):
                 row = {"id": f"{name}-{i}", "problem": prompt(numbers, target),
                        "answer": f"{target} = {' '.join(map(str, numbers))}"}
                 file.write(json.dumps(row) + "\n")
-    train_base(rng, legal, held_out, steps, seed).save_pretrained(out / "base")
-    make_tokenizer().save_pretrained(out / "base")
+    train_base(rng, legal, held_out, steps, seed, wordy).save_pretrained(out / "base")
+    make_tokenizer(wordy).save_pretrained(out / "base")
 
 
 def main():
@@ -165,10 +193,11 @@ def main():
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of the problems, demonstrations and weights (default 0)")
     parser.add_argument("--steps", type=int, default=2500, help="of training the base model (default 2500)")
+    parser.add_argument("--wordy", action="store_true", help="responses in which few tokens are decisions")
     args = parser.parse_args()
     if args.seed < 0 or args.steps < 1:
         parser.error("--seed must be at least 0 and --steps at least 1")
-    settings = {"seed": args.seed, "steps": args.steps, **RECIPE}
+    settings = {"seed": args.seed, "steps": args.steps, "wordy": args.wordy, **RECIPE}
     made = args.dir / "laptop.json"
     if made.is_file():
         old = json.loads(made.read_text())
@@ -184,7 +213,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix=f"{args.dir.name}.tmp", dir=args.dir.parent) as scratch:
         out = Path(scratch, "out")
         out.mkdir()
-        build(out, args.seed, args.steps)
+        build(out, args.seed, args.steps, args.wordy)
         (out / made.name).write_text(json.dumps(settings, indent=2) + "\n")
         os.replace(out, args.dir)  # the rename commits: a DIR that exists is complete
     print(f"made {args.dir}: base/, train.jsonl, valid.jsonl, test.jsonl")

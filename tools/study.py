@@ -1,7 +1,7 @@
 """The laptop study: nine methods from the same tiny base models, over seeds, settings chosen on validation problems.
 
     bash train.sh laptop-study                all of it; stopped and started again, it goes on
-    python tools/study.py tune main           these stages: tune, main, ablation
+    python tools/study.py tune main           these stages: tune, main, wordy, ablation
     python tools/study.py --jobs 1 main       one run at a time; by default one a core
 
 Each run is `simko.py train` with the laptop recipe's flags and the run's own. What its evaluations found goes to
@@ -12,6 +12,8 @@ tune       the validation problems of seed 0. A method gets the settings and the
            averaged over K = 1, 2, 4, ..., 64: docs/laptop/chosen.json. The test problems play no part.
 main       the chosen settings on the test problems of seeds 0 to 4, n = 256; GRPO and SimKO every 50 steps, at the
            chosen step at T = 0.6 too; and both at one learning rate, the recipe's
+wordy      responses in which about a fifth of the tokens are decisions (tools/laptop.py --wordy): GRPO, SimKO with the
+           paper's settings and with the laptop's, seeds 0 to 2
 ablation   SimKO's settings one at a time, seeds 0 to 2
 """
 import argparse
@@ -27,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
-SIMKO = {"alpha": 0.05, "lam": 1.5, "q": 0.5}
+SIMKO, PAPER = {"alpha": 0.05, "lam": 1.5, "q": 0.5}, {"alpha": 0.01, "lam": 1.1, "q": 0.8}
 # GRPO gets eight settings and SimKO seven, the others their authors' at two learning rates.
 GRID = {
     "grpo": [{"lr": lr} for lr in (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)] + [
@@ -51,9 +53,10 @@ def describe(method, settings):
                                for name, value in sorted(settings.items()))])
 
 
-def job(method, settings, seed, **extra):
+def job(method, settings, seed, wordy=False, **extra):
     """A run: its name, its flags, what its rows say of it."""
-    return {"run": describe(method, settings), "method": method, "settings": settings, "seed": seed, **extra}
+    return {"run": describe(method, settings), "method": method, "settings": settings, "seed": seed,
+            "data": RUNS / f"{'wordy' if wordy else 'data'}_{seed}", **extra}
 
 
 def tune():
@@ -87,17 +90,23 @@ def main_stage():
     return jobs
 
 
+def wordy():
+    variants = [("grpo", {}), ("simko", PAPER), ("simko", {**SIMKO, "q": 0.8}), ("simko", SIMKO)]
+    return [job(method, {**settings, "lr": lr}, seed, wordy=True, set="test", eval_n=256, steps=300, eval_every=100)
+            for seed in range(3) for lr in (1e-4, 4e-4) for method, settings in variants]
+
+
 def ablation():
     settings, steps = choose()["simko"]
     changes = [{name: value} for name, values in (("alpha", (0.0, 0.01, 0.02, 0.1, 0.2)), ("lam", (1.0, 1.1, 2.0)),
                                                   ("K", (1, 2, 5))) for value in values]
     changes += [{"q": q, "tau_scope": scope} for q in (0.0, 0.2, 0.5, 0.8) for scope in ("response", "batch")]
-    changes += [{"alpha": 0.01, "lam": 1.1, "q": 0.8}]  # the paper's
+    changes += [PAPER]
     return [job("simko", {**settings, **change}, seed, set="test", eval_n=256, steps=steps, eval_every=STEPS)
             for seed in range(3) for change in changes]
 
 
-STAGES = {"tune": tune, "main": main_stage, "ablation": ablation}
+STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "ablation": ablation}
 
 
 def curve(folder, width=25):
@@ -109,9 +118,16 @@ def curve(folder, width=25):
                       for i in range(0, len(log), width)] for name in names}}
 
 
-def simko(command, log, flags, **own):
-    """simko.py COMMAND with the recipe's `flags` and then one's own; what it says goes to the file `log`."""
+def simko(command, log, data, **own):
+    """simko.py COMMAND with the laptop recipe's flags and then one's own; what it says goes to the file `log`."""
+    flags = subprocess.check_output(["bash", "train.sh", "--list", "laptop"], cwd=ROOT, text=True).split()
     own = [part for name, value in own.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    limits = {"train": ("--max-response-tokens", "--eval-max-tokens"), "eval": ("--eval-max-tokens",)}[command]
+    if command == "eval":
+        known = ("--task", "--prompt-template", "--max-prompt-tokens", "--eval-top-p", *limits)
+        flags = [part for name in known for part in (name, flags[flags.index(name) + 1])]
+    if data.name.startswith("wordy"):
+        own += [part for name in limits for part in (name, "34")]  # the longest demonstration has 33 tokens
     with log.open("a") as file:
         done = subprocess.run([sys.executable, ROOT / "simko.py", command, *flags, *own], stdout=file, stderr=file,
                               env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
@@ -126,37 +142,38 @@ def evaluations(folder, about):
             for entry in json.loads((folder / "eval.json").read_text())["sets"].values()]
 
 
-def make_base(flags, seed, tests):
+def make_base(data, tests):
     """A base model, its problems, and its evaluations (set, n, T): they serve all runs from it."""
-    data = RUNS / f"data_{seed}"
-    subprocess.run([sys.executable, ROOT / "tools" / "laptop.py", data, "--seed", str(seed)], check=True)
+    kind, seed = data.name.split("_")
+    subprocess.run([sys.executable, ROOT / "tools" / "laptop.py", data, "--seed", seed, *["--wordy"] * (kind == "wordy")],
+                   check=True)
     for name, n, temperature in tests:
-        folder = base_folder(seed, name, n, temperature)
+        folder = base_folder(data, name, n, temperature)
         if not (folder / "eval.json").exists():
-            simko("eval", folder.with_name(folder.name + ".log"), flags["eval"], model=data / "base", seed=seed,
-                  output=folder, rollout="hf", eval_data=data / f"{name}.jsonl", eval_n=n, eval_temperature=temperature)
+            simko("eval", folder.with_name(folder.name + ".log"), data, model=data / "base", seed=seed, output=folder,
+                  rollout="hf", eval_data=data / f"{name}.jsonl", eval_n=n, eval_temperature=temperature)
 
 
-def base_folder(seed, name, n, temperature):
-    return RUNS / f"base_{seed}_{name}_{n}_T{temperature}"
+def base_folder(data, name, n, temperature):
+    return RUNS / f"base_{data.name}_{name}_{n}_T{temperature}"
 
 
-def run(stage, work, flags, lock):
+def run(stage, work, lock):
     """One run and its rows; its checkpoints are removed."""
     seed, method = work["seed"], work["method"]
-    data, folder = RUNS / f"data_{seed}", RUNS / f"{stage} {work['run']} seed={seed}".replace(" ", "_")
+    data, folder = work["data"], RUNS / f"{stage} {work['run']} seed={seed}".replace(" ", "_")
     log, about = folder.with_name(folder.name + ".log"), {k: work[k] for k in ("run", "method", "settings", "seed")}
     own = {"seed": seed, "rollout": "hf", "eval_data": data / f"{work['set']}.jsonl", "eval_n": work["eval_n"]}
-    train = partial(simko, "train", log, flags["train"], **own, **work["settings"], method=method, output=folder,
+    train = partial(simko, "train", log, data, **own, **work["settings"], method=method, output=folder,
                     model=data / "base", train_data=data / "train.jsonl", eval_every=work["eval_every"])
     found = {stage: [], "cool": []}
-    base = partial(base_folder, seed, work["set"], work["eval_n"])
+    base = partial(base_folder, data, work["set"], work["eval_n"])
     shutil.copytree(base(1.0), folder / "eval_000000", dirs_exist_ok=True)
     if "cool" in work:
         cool = folder / "cool"
         if not (cool / "eval.json").exists():
             train(steps=work["cool"])
-            simko("eval", log, flags["eval"], **own, eval_temperature=0.6, model=folder / "hf", output=cool)
+            simko("eval", log, data, **own, eval_temperature=0.6, model=folder / "hf", output=cool)
         for step, path in ((0, base(0.6)), (work["cool"], cool)):
             found["cool"] += evaluations(path, {**about, "step": step})
     train(steps=work["steps"])
@@ -176,9 +193,6 @@ def main():
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     options = parser.parse_args()
-    recipe = subprocess.check_output(["bash", "train.sh", "--list", "laptop"], cwd=ROOT, text=True).split()
-    shared = ("--task", "--prompt-template", "--max-prompt-tokens", "--eval-top-p", "--eval-max-tokens")
-    flags = {"train": recipe, "eval": [part for name in shared for part in (name, recipe[recipe.index(name) + 1])]}
     RESULTS.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
     for stage in options.stages or STAGES:
@@ -188,11 +202,11 @@ def main():
         print(f"{stage}: {len(there)} runs are there, {len(todo)} to do", flush=True)
         tests = {}
         for work in todo:
-            tests.setdefault(work["seed"], set()).update(
+            tests.setdefault(work["data"], set()).update(
                 (work["set"], work["eval_n"], temperature) for temperature in (1.0, 0.6)[:1 + ("cool" in work)])
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(partial(make_base, flags), tests, tests.values()))
-            futures = [pool.submit(run, stage, work, flags, lock) for work in todo]
+            list(pool.map(make_base, tests, tests.values()))
+            futures = [pool.submit(run, stage, work, lock) for work in todo]
             try:
                 for future in as_completed(futures):
                     print(f"{stage}: {future.result()}", flush=True)

@@ -1,6 +1,7 @@
 """Tests of the data sets as the hub has them, of local copies, prompts and what is evaluated how."""
 import gzip
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko
 from simko import BOXED, DATASETS, GROUPS
-from tools import checks, data
-from verify import Verifier
+from tools import checks, data, laptop
+from verify import Verifier, is_correct
 
 GAME = {"question": "?", "answer": "A,C", "metadata": {}}
 HUB = {  # id: {config: {split: rows}}, in the columns that these sets have on the hub
@@ -216,3 +217,27 @@ def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwis
     for flags in (("--eval-temperature", "0.2", "1.0"), ("--temperature", "0.2,1.0")):
         assert plan("amc23", *flags, "--eval-n", "4") == [
             ("amc23@T0.2", 4, 0.2, 0.95, 4096), ("amc23@T1.0", 4, 1.0, 0.95, 4096)]
+
+
+@pytest.mark.parametrize("wordy", [False, True])
+def test_the_laptops_demonstrations_are_what_its_verifier_reads(wordy):
+    tokenizer, legal = laptop.make_tokenizer(wordy), {(4, 7, 20): sorted(laptop.chains((4, 7, 20)))}
+    for *chain, target in legal[4, 7, 20]:
+        text = laptop.response(chain, wordy)
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert 0 not in ids and tokenizer.decode(ids) == text  # 0: what the tokenizer does not know
+        assert is_correct(text, f"{target} = 4 7 20", "countdown")
+        assert not is_correct(text, f"{target} = 4 7 7", "countdown")
+    with pytest.MonkeyPatch.context() as patch:  # numbers of one and of two digits: prompts of unequal length
+        patch.setattr(laptop, "draw", lambda rng, legal, held_out: ([4, 7, 20], 48, "7 * 4 = 28 28 + 20 = 48".split())
+                      if rng.random() < 0.5 else ([4, 7, 2], 30, "7 * 4 = 28 28 + 2 = 30".split()))
+        patch.setitem(laptop.RECIPE, "solving", 1.0)
+        ids, labels, shortest = laptop.demonstrations(random.Random(0), legal, (), tokenizer, wordy)
+    assert ids.shape == labels.shape == (128, ids.shape[1])
+    for row, learnt in zip(ids, labels):
+        start = int((learnt != -100).nonzero()[0])
+        assert tokenizer.decode(row[:start]) in ("<bos> 4 7 20 > 48 :", "<bos> 4 7 2 > 30 :") and start >= shortest
+        kept = learnt[learnt != -100]
+        assert tokenizer.decode(kept).endswith("<eos>") and (row[start:start + len(kept)] == kept).all()
+        assert not row[start + len(kept):].any()  # padding, and no label on it
+    assert (labels[:, shortest] != -100).any()

@@ -30,6 +30,8 @@ from test_simko import distance, load_samples, main, metrics, move, near, plain_
 from tools import checks, laptop
 from tools.hf_rollout import HFEngine
 
+VOCABULARY = laptop.vocabulary()
+
 base, group = test_simko.base, test_simko.group  # its fixtures
 one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
 seeds = st.integers(0, 2**32 - 1)
@@ -293,10 +295,10 @@ def runs(tmp_path_factory):
     for name, rows in (("all", problems), ("hopeless", hopeless)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(laptop.ID), hidden_size=64, intermediate_size=96,
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=96,
                                          num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
                                          bos_token_id=1, eos_token_id=2, pad_token_id=0))
-    ids = torch.tensor([[laptop.ID[token] for token in row] for row in taught])
+    ids = torch.tensor([[VOCABULARY[token] for token in row] for row in taught])
     labels, optimizer = ids.clone(), torch.optim.AdamW(model.parameters(), 4e-3)
     labels[:, :7] = -100
     for _ in range(100):

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import laptop, plots
 from tools.tables import load
 
+VOCABULARY = laptop.vocabulary()
 SIMKO = {"lr": 1e-3, "alpha": 0.05, "lam": 1.5, "q": 0.5}
 CHOSEN = {"grpo": [{"lr": 2e-3}, 400], "simko": [SIMKO, 200], "psr": [{"lr": 1e-3}, 300]}
 
@@ -264,8 +265,8 @@ def runs(tmp_path):
     for number, folder in enumerate(("base", "GRPO/hf", "SimKO/hf")):
         torch.manual_seed(number)
         LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(laptop.ID), hidden_size=16, intermediate_size=16, num_hidden_layers=1, initializer_range=0.6,
-            num_attention_heads=2, max_position_embeddings=32)).save_pretrained(tmp_path / folder)
+            vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            initializer_range=0.6, num_attention_heads=2, max_position_embeddings=32)).save_pretrained(tmp_path / folder)
         laptop.make_tokenizer().save_pretrained(tmp_path / folder)
     folders = {label: tmp_path / label for label in ("GRPO", "SimKO")}
     settings = {"model": str(tmp_path / "base"), "eval_data": [str(problems)], "data_dir": "", "task": "countdown",
@@ -281,7 +282,7 @@ def runs(tmp_path):
 
 def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
     title, response, found, word = plots.read_path(runs, 1)
-    prompt = [laptop.ID[token] for token in "<bos> 1 2 3 > 9 :".split()]
+    prompt = [VOCABULARY[token] for token in "<bos> 1 2 3 > 9 :".split()]
     assert [word(id) for id in response] == "2 + 3 = 5".split() and "test, problem 1" in title
     figure = plots.path_figure(title, response, found, word)
     assert [axis.get_ylabel() for axis in figure.axes] == ["base", "GRPO", "SimKO"]
