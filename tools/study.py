@@ -30,11 +30,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
 SIMKO, PAPER = {"alpha": 0.05, "lam": 1.5, "q": 0.5}, {"alpha": 0.01, "lam": 1.1, "q": 0.8}
-# GRPO gets eight settings and SimKO seven, the others their authors' at two learning rates.
+# GRPO and SimKO get nine settings each, the others their authors' at two learning rates.
 GRID = {
-    "grpo": [{"lr": lr} for lr in (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)] + [
+    "grpo": [{"lr": lr} for lr in (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)] + [
         {"lr": lr, "clip_high": 0.28} for lr in (2e-4, 4e-4)],
-    "simko": [{**SIMKO, "lr": lr} for lr in (5e-5, 1e-4, 2e-4, 4e-4)] + [
+    "simko": [{**SIMKO, "lr": lr} for lr in (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)] + [
         {**SIMKO, "lr": 1e-4, **change} for change in ({"alpha": 0.1}, {"lam": 1.1}, {"q": 0.2})],
     **{method: [{"lr": lr} for lr in (1e-4, 2e-4)]
        for method in ("psr", "nsr", "w-reinforce", "forking", "entropy-adv", "kl-cov", "pass-at-k")},
@@ -145,8 +145,8 @@ def evaluations(folder, about):
 def make_base(data, tests):
     """A base model, its problems, and its evaluations (set, n, T): they serve all runs from it."""
     kind, seed = data.name.split("_")
-    subprocess.run([sys.executable, ROOT / "tools" / "laptop.py", data, "--seed", seed, *["--wordy"] * (kind == "wordy")],
-                   check=True)
+    make = ROOT / "tools" / "laptop.py", data, "--seed", seed
+    subprocess.run([sys.executable, *make, *["--wordy"] * (kind == "wordy")], check=True)
     for name, n, temperature in tests:
         folder = base_folder(data, name, n, temperature)
         if not (folder / "eval.json").exists():

@@ -264,9 +264,9 @@ def runs(tmp_path):
                                                for i in range(3)])
     for number, folder in enumerate(("base", "GRPO/hf", "SimKO/hf")):
         torch.manual_seed(number)
-        LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            initializer_range=0.6, num_attention_heads=2, max_position_embeddings=32)).save_pretrained(tmp_path / folder)
+        config = LlamaConfig(vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                             num_attention_heads=2, initializer_range=0.6, max_position_embeddings=32)
+        LlamaForCausalLM(config).save_pretrained(tmp_path / folder)
         laptop.make_tokenizer().save_pretrained(tmp_path / folder)
     folders = {label: tmp_path / label for label in ("GRPO", "SimKO")}
     settings = {"model": str(tmp_path / "base"), "eval_data": [str(problems)], "data_dir": "", "task": "countdown",

@@ -1,0 +1,193 @@
+"""Tables of the laptop study, from the rows that tools/study.py writes.
+
+    python tools/results.py docs/laptop                  prints what docs/results.md shows
+
+± is the standard error over seeds. A difference is paired: the same base model, problems and seed; its interval is
+Student's, 95 %, and "4 of 5" says in how many seeds it was above zero.
+"""
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's quantile by degrees of freedom
+NAMES = {"base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR", "nsr": "NSR", "w-reinforce": "W-REINFORCE",
+         "forking": "forking tokens", "entropy-adv": "entropy advantage", "kl-cov": "KL-Cov", "pass-at-k": "pass@k"}
+RECIPE_LR = 4e-4
+
+
+def read(folder, name):
+    """The rows of a file, pass@K in % by int(K); none if there is no such file."""
+    path = folder / f"{name}.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for row in found:
+        row["pass"] = {int(k): 100 * value for k, value in row.get("pass", {}).items()}
+    return found
+
+
+def curves(found, **wanted):
+    """{seed: {step: {K: %}}} of the rows whose columns are as wanted."""
+    seeds = {}
+    for row in found:
+        if all(row[name] == value for name, value in wanted.items()):
+            seeds.setdefault(row["seed"], {})[row["step"]] = row["pass"]
+    return seeds
+
+
+def with_error(values, digits=1):
+    """"mean ± standard error" of one value a seed."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{error}"
+
+
+def difference(values, digits=1):
+    """"mean [95 % interval] positive of all" of one difference a seed."""
+    if len(values) < 2:
+        return f"{mean(values):+.{digits}f}"
+    half = T975[len(values) - 1] * stdev(values) / len(values) ** 0.5
+    above = sum(value > 0 for value in values)
+    return f"{mean(values):+.{digits}f} [{mean(values) - half:+.{digits}f}, {mean(values) + half:+.{digits}f}] " \
+           f"{above} of {len(values)}"
+
+
+def table(title, head, lines):
+    """A markdown table; no lines, no table."""
+    if lines:
+        print(f"\n**{title}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+        print("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+
+
+def at_equal_pass1(path, target, k):
+    """pass@k where a run, from checkpoint to checkpoint in a straight line, first reaches pass@1 = target, or None."""
+    points = [(path[step][1], path[step][k]) for step in sorted(path)]
+    for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        if x0 <= target <= x1:
+            return y0 + (y1 - y0) * (target - x0) / ((x1 - x0) or 1)
+    return None
+
+
+def describe(settings):
+    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in settings.items())
+
+
+def tuning(folder, chosen):
+    lines = []
+    for method, (settings, step) in chosen.items():
+        rows = [row for row in read(folder, "tune") if row["method"] == method]
+        (best,) = [row["pass"] for row in rows if row["settings"] == settings and row["step"] == step]
+        tried = len({row["run"] for row in rows})
+        lines.append([NAMES[method], tried, describe(settings), step, f"{mean(best.values()):.1f}",
+                      *(f"{best[k]:.1f}" for k in (1, 16, 64))])
+    table("Settings chosen on validation problems (seed 0, n = 64): highest mean over K = 1, 2, 4, ..., 64",
+          ["method", "settings tried", "chosen", "step", "mean", "pass@1", "@16", "@64"], lines)
+
+
+def methods(title, points, ks):
+    """points: {name: {seed: {K: %}}}."""
+    table(title, ["", *(f"pass@{k}" for k in ks)],
+          [[name, *(with_error([percent[k] for percent in seeds.values()]) for k in ks)]
+           for name, seeds in points.items() if seeds])
+
+
+def paired(points, ours, theirs, ks):
+    """A cell a K: differences over the seeds that both have."""
+    ours, theirs = points[ours], points[theirs]
+    seeds = sorted(ours.keys() & theirs.keys())
+    return [difference([ours[seed][k] - theirs[seed][k] for seed in seeds]) for k in ks] if seeds else []
+
+
+def end(found, step, **wanted):
+    return {seed: path[step] for seed, path in curves(found, **wanted).items() if step in path}
+
+
+def main_tables(folder, chosen):
+    main, cool, ks = read(folder, "main"), read(folder, "cool"), (1, 4, 16, 64, 256)
+    (grpo, grpo_step), (simko, simko_step) = chosen["grpo"], chosen["simko"]
+    points = {"base": end(main, 0, method="grpo", settings=grpo)}
+    points |= {NAMES[method]: end(main, step, method=method, settings=settings)
+               for method, (settings, step) in chosen.items()}
+    methods("Test problems, T = 1.0, n = 256, settings as chosen (%)", points, ks)
+    shared = {"GRPO": end(main, 500, method="grpo", settings={"lr": RECIPE_LR}),
+              "SimKO": end(main, 500, method="simko", settings={**simko, "lr": RECIPE_LR})}
+    methods(f"One learning rate for both, {RECIPE_LR:g}, step 500, T = 1.0 (%)", {"base": points["base"], **shared}, ks)
+    cooler = {"base": end(cool, 0, method="grpo"), "GRPO": end(cool, grpo_step, method="grpo"),
+              "SimKO": end(cool, simko_step, method="simko")}
+    methods("Settings as chosen, T = 0.6 (%)", cooler, ks)
+    lines = [[name, *paired(where, "SimKO", "GRPO", ks)] for name, where in (
+        ("settings as chosen", points), ("as chosen, T = 0.6", cooler), (f"both at {RECIPE_LR:g}, step 500", shared))]
+    for name, settings, step in (("as chosen", (grpo, simko), simko_step),
+                                 (f"both at {RECIPE_LR:g}", ({"lr": RECIPE_LR}, {**simko, "lr": RECIPE_LR}), 500)):
+        theirs, ours = (curves(main, method=method, settings=own)
+                        for method, own in zip(("grpo", "simko"), settings))
+        seeds = sorted(seed for seed in theirs.keys() & ours.keys() if step in ours[seed])
+        found = [[(ours[seed][step][k], at_equal_pass1(theirs[seed], ours[seed][step][1], k)) for seed in seeds]
+                 for k in ks[1:]]
+        cells = [difference([x - y for x, y in pairs if y is not None]) if any(y is not None for _, y in pairs) else "-"
+                 for pairs in found]
+        if seeds:
+            lines.append([f"{name}, GRPO at SimKO's pass@1 on its way", "0 by construction", *cells])
+    table("SimKO - GRPO, percentage points: mean [95 % interval], seeds above 0", ["", *(f"pass@{k}" for k in ks)],
+          [line for line in lines if len(line) > 1])
+
+
+def dynamics(folder, chosen):
+    """Lambda at the start and at the chosen step: means of 25 training steps."""
+    rows = [row for row in read(folder, "curves") if row["stage"] == "main"]
+    names = "Lambda_1", "Lambda_2", "Lambda_3", "entropy"
+    runs = [(NAMES[method], method, *own) for method, own in chosen.items()] + [
+        (f"{NAMES[method]}, {RECIPE_LR:g}", method, {**settings, "lr": RECIPE_LR}, 500)
+        for method, settings in (("grpo", {}), ("simko", chosen["simko"][0]))]
+    found, lines = {}, []
+    for label, method, settings, step in runs:
+        found[label] = {row["seed"]: {name: row[name][row["steps"].index(step)] for name in names}
+                        for row in rows if (row["method"], row["settings"]) == (method, settings)}
+        first = [row for row in rows if (row["method"], row["settings"]) == (method, settings)]
+        if label == "GRPO" and first:
+            lines.append(["steps 1-25, GRPO", *(with_error([row[name][0] for row in first], 2) for name in names)])
+        if found[label]:
+            lines.append([f"{label}, step {step}", *(with_error([row[name] for row in found[label].values()], 2)
+                                                     for name in names)])
+    for ours, theirs in (("SimKO", "GRPO"), (f"SimKO, {RECIPE_LR:g}", f"GRPO, {RECIPE_LR:g}")):
+        seeds = sorted(found[ours].keys() & found[theirs].keys())
+        if seeds:
+            lines.append([f"{ours} - {theirs}", *(difference([found[ours][seed][name] - found[theirs][seed][name]
+                                                              for seed in seeds], 2) for name in names)])
+    table("Mean log-probability of the rank-k candidate and entropy in training, all tokens of rollouts at T = 1",
+          ["", "Lambda^(1)", "Lambda^(2)", "Lambda^(3)", "entropy"], lines)
+
+
+def variants(folder, stage, title, reference, step, ks=(1, 16, 256)):
+    """A line for each setting of a stage, with its difference to the reference's: {seed: {K: %}}."""
+    found, lines = read(folder, stage), []
+    for run in dict.fromkeys(row["run"] for row in found):
+        points = {"own": end(found, step, run=run), "reference": reference(run)}
+        lines.append([run, *(with_error([percent[k] for percent in points["own"].values()]) for k in ks),
+                      *(paired(points, "own", "reference", ks) or ["-"] * len(ks))])
+    table(title, ["", *(f"pass@{k}" for k in ks), *(f"difference @{k}" for k in ks)], lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    if not (folder / "chosen.json").exists():
+        sys.exit(f"{folder} has no chosen.json: python tools/study.py tune main writes it")
+    chosen = json.loads((folder / "chosen.json").read_text())
+    tuning(folder, chosen)
+    main_tables(folder, chosen)
+    dynamics(folder, chosen)
+    rows = read(folder, "wordy")
+    base = end(rows, 0)
+    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": base}, (1, 16, 256))
+    variants(folder, "wordy", "Wordy responses, step 300, T = 1.0; differences to GRPO with the same learning rate",
+             lambda run: end(rows, 300, run="grpo " + re.search(r"lr=\S+", run)[0]), 300)
+    main_rows, (settings, step) = read(folder, "main"), chosen["simko"]
+    variants(folder, "ablation", f"SimKO as chosen ({describe(settings)}, step {step}) with one setting changed; "
+             "differences to it", lambda run: end(main_rows, step, method="simko", settings=settings), step)
+
+
+if __name__ == "__main__":
+    main()
