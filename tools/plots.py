@@ -34,14 +34,13 @@ import matplotlib.pyplot as plt  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simko import Config, encode_prompts  # noqa: E402
 from tools.checks import load_problems, set_name  # noqa: E402
+from tools.study import NAMES, RECIPE_LR  # noqa: E402
 from tools.tables import load, pass_rates  # noqa: E402
 
 # Distinct in colour and, for grey prints, by line and marker; the first three also by lightness.
 STYLES = [("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), ("#009e73", "-.", "^"),
           ("#cc79a7", "--", "v"), ("#56b4e9", ":", "P"), ("#d55e00", "-", "X"), ("#000000", "-.", "*"),
           ("#7f6000", "--", "<"), ("#5e3c99", ":", ">")]
-NAMES = {"base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR", "nsr": "NSR", "w-reinforce": "W-Reinforce",
-         "forking": "forking tokens", "entropy-adv": "Entropy-Adv", "kl-cov": "KL-Cov", "pass-at-k": "pass@k training"}
 METHODS = dict(zip(NAMES, STYLES))
 PARAMETERS = {"alpha": "α", "q": "q of τ(q)", "lam": "λ", "K": "K"}
 LAST = 25  # steps that make the end of training
@@ -201,10 +200,12 @@ def load_study(folder):
     except (OSError, ValueError) as error:
         sys.exit(f"{folder / 'chosen.json'} cannot be read ({error}): python tools/study.py tune main writes it")
     chosen = {method: chosen[method] for method in NAMES if method in chosen}
+    shared, rate = {}, {"grpo": {"lr": RECIPE_LR}, "simko": {**chosen.get("simko", [{}])[0], "lr": RECIPE_LR}}
     for row, percent in main:
-        if row["settings"] == chosen.get(row["method"], [None])[0]:
-            for method in [row["method"], *["base"] * (row["step"] == 0)]:
-                points.setdefault((method, row["step"]), {})[row["seed"]] = percent
+        for found, settings in ((points, chosen.get(row["method"], [None])[0]), (shared, rate.get(row["method"]))):
+            if row["settings"] == settings:
+                for method in [row["method"], *["base"] * (row["step"] == 0)]:
+                    found.setdefault((method, row["step"]), {})[row["seed"]] = percent
     ends = {"base": 0, **{method: step for method, (_, step) in chosen.items()}}
     ends = {method: step for method, step in ends.items() if (method, step) in points}
     points = same_seeds({key: points[key] for key in points if key[0] in ends})
@@ -223,8 +224,11 @@ def load_study(folder):
     ablation = [(row["settings"], row["seed"], percent) for row, percent in optional("ablation", "step", "pass")
                 if row["step"]]
     largest = max(set.intersection(*(set(percent) for seeds in points.values() for percent in seeds.values())))
-    return SimpleNamespace(ends=ends, points=points, simko=chosen.get("simko", [{}])[0], ablation=ablation,
-                           curves=curves, curves_title=describe(next(iter(logs.values()), {})),
+    shared = same_seeds(shared)
+    last = {method: max(step for name, step in shared if name == method)
+            for method in NAMES if (method, 0) in shared}
+    return SimpleNamespace(ends=ends, points=points, shared=(last, shared), simko=chosen.get("simko", [{}])[0],
+                           ablation=ablation, curves=curves, curves_title=describe(next(iter(logs.values()), {})),
                            ks=sorted({1, min(16, largest), largest}), title=describe(points["base", 0]))
 
 
@@ -234,26 +238,36 @@ def at(values, k):
 
 
 def frontier_figure(study):
-    """pass@1 against pass@K along training; a method that was evaluated at its end alone is a point."""
-    figure, axes = grid(1, len(study.ks) - 1, 4.8, 4.2)
-    for axis, k in zip(axes[0], study.ks[1:]):
-        for method, end in study.ends.items():
-            colour, line, marker = METHODS[method]
-            steps = sorted(step for name, step in study.points if name == method)
-            if len(steps) < 4:  # not its way but its end: a line from base to there would pass for it
-                steps, line = [end], ""
-            (x, dx), (y, dy) = (np.array([at(study.points[method, step], i) for step in steps]).T for i in (1, k))
-            axis.errorbar(x, y, dy, dx, color=colour, linestyle=line, marker=marker, label=NAMES[method],
-                          elinewidth=0.7, markersize=9 if method == "base" else 5, zorder=4 if method == "base" else 3)
-            for i in range(len(steps) - 1):
-                axis.annotate("", ((x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2), (x[i], y[i]), arrowprops={
-                    "arrowstyle": "-|>", "color": colour, "linewidth": 0, "mutation_scale": 13})
-            if len(steps) > 1 or method == "base":
-                place, text = steps.index(end), NAMES[method] + f", step {end}" * (method != "base")
-                axis.annotate(text, (x[place], y[place]), (7, 5), textcoords="offset points", fontsize=8)
-        axis.set(xlabel="pass@1, %", ylabel=f"pass@{k}, %", title=study.title)
-        axis.margins(0.1)
+    """pass@1 against pass@K along training, with the settings as chosen and, below, with one learning rate for both; a
+    method that was evaluated at its end alone is a point."""
+    ends, points = study.shared
+    rows = [(study.ends, study.points, "settings as chosen")]
+    if len(ends) > 1:
+        rows.append((ends, points, f"both at learning rate {RECIPE_LR:g}"))
+    figure, axes = grid(len(rows), len(study.ks) - 1, 4.8, 4.2)
+    for line, (ends, points, how) in zip(axes, rows):
+        for axis, k in zip(line, study.ks[1:]):
+            frontier(axis, ends, points, k)
+            axis.set(xlabel="pass@1, %", ylabel=f"pass@{k}, %", title=f"{how}; {describe(points['base', 0])}")
+            axis.margins(0.1)
     return legend(figure)
+
+
+def frontier(axis, ends, points, k):
+    for method, end in ends.items():
+        colour, line, marker = METHODS[method]
+        steps = sorted(step for name, step in points if name == method)
+        if len(steps) < 4:  # not its way but its end: a line from base to there would pass for it
+            steps, line = [end], ""
+        (x, dx), (y, dy) = (np.array([at(points[method, step], i) for step in steps]).T for i in (1, k))
+        axis.errorbar(x, y, dy, dx, color=colour, linestyle=line, marker=marker, label=NAMES[method],
+                      elinewidth=0.7, markersize=9 if method == "base" else 5, zorder=4 if method == "base" else 3)
+        for i in range(len(steps) - 1):
+            axis.annotate("", ((x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2), (x[i], y[i]), arrowprops={
+                "arrowstyle": "-|>", "color": colour, "linewidth": 0, "mutation_scale": 13})
+        if len(steps) > 1 or method == "base":
+            place, text = steps.index(end), NAMES[method] + f", step {end}" * (method != "base")
+            axis.annotate(text, (x[place], y[place]), (7, 5), textcoords="offset points", fontsize=8)
 
 
 def methods_figure(study):

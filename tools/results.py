@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools.study import NAMES, RECIPE_LR  # noqa: E402
+
 T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's quantile by degrees of freedom
-NAMES = {"base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR", "nsr": "NSR", "w-reinforce": "W-REINFORCE",
-         "forking": "forking tokens", "entropy-adv": "entropy advantage", "kl-cov": "KL-Cov", "pass-at-k": "pass@k"}
-RECIPE_LR = 4e-4
 
 
 def read(folder, name):

@@ -29,6 +29,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
+NAMES = {"base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR", "nsr": "NSR", "w-reinforce": "W-Reinforce",
+         "forking": "forking tokens", "entropy-adv": "Entropy-Adv", "kl-cov": "KL-Cov", "pass-at-k": "pass@k training"}
 SIMKO, PAPER = {"alpha": 0.05, "lam": 1.5, "q": 0.5}, {"alpha": 0.01, "lam": 1.1, "q": 0.8}
 # GRPO and SimKO get nine settings each, the others their authors' at two learning rates.
 GRID = {
@@ -39,7 +41,7 @@ GRID = {
     **{method: [{"lr": lr} for lr in (1e-4, 2e-4)]
        for method in ("psr", "nsr", "w-reinforce", "forking", "entropy-adv", "kl-cov", "pass-at-k")},
 }
-STEPS = 500
+STEPS, RECIPE_LR = 500, 4e-4  # RECIPE_LR: the laptop recipe's
 
 
 def rows(name):
@@ -85,7 +87,7 @@ def main_stage():
         for method, (settings, steps) in chosen.items():
             along = {**often, "cool": steps} if method in ("grpo", "simko") else {"eval_every": STEPS, "steps": steps}
             jobs.append(job(method, settings, seed, **test, **along))
-        jobs += [job(method, {**settings, "lr": 4e-4}, seed, **test, **often)
+        jobs += [job(method, {**settings, "lr": RECIPE_LR}, seed, **test, **often)
                  for method, settings in (("grpo", {}), ("simko", SIMKO))]
     return jobs
 

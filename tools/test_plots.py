@@ -165,6 +165,9 @@ def study(tmp_path):
             main += [{**about, "step": s, "pass": rates(seed, s and method, s)} for s in steps]
             curves.append({"stage": "main", **about, "steps": [25, 50], "reward": [seed, seed ** 2],
                            "Lambda_1": [-seed, -2 * seed], "gate_share": [0, 0]})
+    for method, settings in (("grpo", {}), ("simko", SIMKO)):  # both at the recipe's learning rate
+        main += [{"method": method, "settings": {**settings, "lr": 4e-4}, "seed": seed, "step": s,
+                  "pass": rates(seed, s and f"{method} shared", s)} for seed in range(2) for s in range(0, 250, 50)]
     main.append({**main[-1], "settings": {"lr": 9}, "pass": {"1": 0, "256": 0}})  # not the chosen settings
     curves.append({**curves[0], "stage": "tune", "reward": [99, 99]})
     changes = [{"alpha": 0.0}, {"alpha": 0.2}, {"q": 0.2, "tau_scope": "response"}, {"q": 0.5, "tau_scope": "response"},
@@ -186,10 +189,17 @@ def expected(method, step, k, seeds=range(3)):
 
 def test_frontier_shows_means_over_the_seeds_that_all_have(study):
     figure = plots.frontier_figure(plots.load_study(study))
-    assert [axis.get_ylabel() for axis in figure.axes] == ["pass@16, %", "pass@256, %"]
-    for axis, k in zip(figure.axes, (16, 256)):
+    assert [axis.get_ylabel() for axis in figure.axes] == ["pass@16, %", "pass@256, %"] * 2
+    for axis, k in zip(figure.axes[2:], (16, 256)):
         found = points(axis)
-        assert axis.get_title() == "mean ± s.e. over 3 seeds" and list(found) == ["base", "GRPO", "SimKO", "PSR"]
+        assert axis.get_title() == "both at learning rate 0.0004; mean ± s.e. over 2 seeds"
+        assert list(found) == ["base", "GRPO", "SimKO"]
+        assert list(zip(*found["SimKO"][1:2], found["SimKO"][2][1])) == [
+            pytest.approx(expected(step and "simko shared", step, k, range(2))) for step in range(0, 250, 50)]
+    for axis, k in zip(figure.axes[:2], (16, 256)):
+        found = points(axis)
+        assert axis.get_title() == "settings as chosen; mean ± s.e. over 3 seeds"
+        assert list(found) == ["base", "GRPO", "SimKO", "PSR"]
         for name, method, steps in (("base", "", [0]), ("GRPO", "grpo", range(0, 500, 100)), ("PSR", "psr", [300]),
                                     ("SimKO", "simko", range(0, 500, 100))):
             x, y, (dx, dy) = found[name]
