@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simko import Config, encode_prompts  # noqa: E402
 from tools.checks import load_problems, set_name  # noqa: E402
-from tools.study import NAMES, RECIPE_LR  # noqa: E402
+from tools.study import ABLATION_STEPS, NAMES, SHARED  # noqa: E402
 from tools.tables import load, pass_rates  # noqa: E402
 
 # Distinct in colour and, for grey prints, by line and marker; the first three also by lightness.
@@ -185,8 +185,8 @@ def describe(seeds):
 
 
 def load_study(folder):
-    """Of a study as far as it is: ends {method: step}, points {(method, step): {seed: {K: %}}}, settings of the chosen
-    SimKO, ablation [(settings, seed, {K: %})], curves as dynamics_figure takes them."""
+    """Of a study as far as it is: ends {method: step} and points {(method, step): {seed: {K: %}}} with the settings as
+    chosen, both also with those that methods share, ablation [(settings, seed, {K: %})], curves as dynamics_figure takes them."""
     def rows(name, *keys):
         remedy = "python tools/study.py writes it, and writes what is missing again"
         found = read_rows(folder / f"{name}.jsonl", ("method", "settings", "seed", *keys), remedy)
@@ -200,9 +200,9 @@ def load_study(folder):
     except (OSError, ValueError) as error:
         sys.exit(f"{folder / 'chosen.json'} cannot be read ({error}): python tools/study.py tune main writes it")
     chosen = {method: chosen[method] for method in NAMES if method in chosen}
-    shared, rate = {}, {"grpo": {"lr": RECIPE_LR}, "simko": {**chosen.get("simko", [{}])[0], "lr": RECIPE_LR}}
+    shared = {}
     for row, percent in main:
-        for found, settings in ((points, chosen.get(row["method"], [None])[0]), (shared, rate.get(row["method"]))):
+        for found, settings in ((points, chosen.get(row["method"], [None])[0]), (shared, SHARED.get(row["method"]))):
             if row["settings"] == settings:
                 for method in [row["method"], *["base"] * (row["step"] == 0)]:
                     found.setdefault((method, row["step"]), {})[row["seed"]] = percent
@@ -227,8 +227,7 @@ def load_study(folder):
     shared = same_seeds(shared)
     last = {method: max(step for name, step in shared if name == method)
             for method in NAMES if (method, 0) in shared}
-    return SimpleNamespace(ends=ends, points=points, shared=(last, shared), simko=chosen.get("simko", [{}])[0],
-                           ablation=ablation, curves=curves, curves_title=describe(next(iter(logs.values()), {})),
+    return SimpleNamespace(ends=ends, points=points, shared=(last, shared), ablation=ablation, curves=curves, curves_title=describe(next(iter(logs.values()), {})),
                            ks=sorted({1, min(16, largest), largest}), title=describe(points["base", 0]))
 
 
@@ -243,7 +242,7 @@ def frontier_figure(study):
     ends, points = study.shared
     rows = [(study.ends, study.points, "settings as chosen")]
     if len(ends) > 1:
-        rows.append((ends, points, f"both at learning rate {RECIPE_LR:g}"))
+        rows.append((ends, points, f"both at learning rate {SHARED['grpo']['lr']:g}"))
     figure, axes = grid(len(rows), len(study.ks) - 1, 4.8, 4.2)
     for line, (ends, points, how) in zip(axes, rows):
         for axis, k in zip(line, study.ks[1:]):
@@ -287,18 +286,19 @@ def methods_figure(study):
 
 
 def ablation_figure(study):
-    """pass@1 and pass@K against one setting of SimKO at a time, the others as chosen (tau's scope goes with q), beside
-    GRPO and the chosen SimKO; None if there is nothing to compare."""
+    """pass@1 and pass@K against one setting of SimKO at a time, the others the laptop recipe's (tau's scope goes with
+    q), beside GRPO and that SimKO; None if there is nothing to compare."""
+    _, shared = study.shared
+    ends = {method: shared[method, ABLATION_STEPS] for method in SHARED if (method, ABLATION_STEPS) in shared}
     usual = {"tau_scope": Config.tau_scope, "K": Config.K}
-    chosen, found = usual | study.simko, {}
-    ends = {method: study.points[method, study.ends[method]] for method in ("grpo", "simko") if method in study.ends}
-    mine = [(study.simko, seed, percent) for seed, percent in ends.get("simko", {}).items()]
+    unchanged, found = usual | SHARED["simko"], {}
+    mine = [(SHARED["simko"], seed, percent) for seed, percent in ends.get("simko", {}).items()]
     for settings, seed, percent in study.ablation + mine:
         own = usual | settings
         for name in PARAMETERS:
             scope = own["tau_scope"] if name == "q" else ""
             if {**own, name: 0, "tau_scope": scope or own["tau_scope"]} == {
-                    **chosen, name: 0, "tau_scope": scope or chosen["tau_scope"]}:
+                    **unchanged, name: 0, "tau_scope": scope or unchanged["tau_scope"]}:
                 found.setdefault((name, scope, own.get(name)), {})[seed] = percent
     shown = [name for name in PARAMETERS if len({key[2] for key in found if key[0] == name}) > 1]
     found = same_seeds(ends | {key: values for key, values in found.items() if key[0] in shown})
@@ -310,7 +310,7 @@ def ablation_figure(study):
             for method in ends:
                 mean, error = at(found[method], k)
                 band(axis, [-0.3, 5.3], [mean] * 2, error, METHODS[method], marker="",
-                     label=NAMES[method] + " as chosen" * (method == "simko"))
+                     label=NAMES[method] + ", nothing changed" * (method == "simko"))
             keys = [key for key in found if key[0] == name]
             values = sorted({value for _, _, value in keys})
             for scope, style, marker in (("", "-", "o"), ("response", "-", "D"), ("batch", "--", "s")):

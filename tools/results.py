@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools.study import NAMES, RECIPE_LR  # noqa: E402
+from tools.study import ABLATION_STEPS, NAMES, SHARED, STEPS  # noqa: E402
 
 T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's quantile by degrees of freedom
 
@@ -110,16 +110,16 @@ def main_tables(folder, chosen):
     points |= {NAMES[method]: end(main, step, method=method, settings=settings)
                for method, (settings, step) in chosen.items()}
     methods("Test problems, T = 1.0, n = 256, settings as chosen (%)", points, ks)
-    shared = {"GRPO": end(main, 500, method="grpo", settings={"lr": RECIPE_LR}),
-              "SimKO": end(main, 500, method="simko", settings={**simko, "lr": RECIPE_LR})}
-    methods(f"One learning rate for both, {RECIPE_LR:g}, step 500, T = 1.0 (%)", {"base": points["base"], **shared}, ks)
+    shared = {NAMES[method]: end(main, STEPS, method=method, settings=settings) for method, settings in SHARED.items()}
+    rate = f"both at learning rate {SHARED['grpo']['lr']:g}"
+    methods(f"GRPO and SimKO, {rate}, step {STEPS}, T = 1.0 (%)", {"base": points["base"], **shared}, ks)
     cooler = {"base": end(cool, 0, method="grpo"), "GRPO": end(cool, grpo_step, method="grpo"),
               "SimKO": end(cool, simko_step, method="simko")}
     methods("Settings as chosen, T = 0.6 (%)", cooler, ks)
     lines = [[name, *paired(where, "SimKO", "GRPO", ks)] for name, where in (
-        ("settings as chosen", points), ("as chosen, T = 0.6", cooler), (f"both at {RECIPE_LR:g}, step 500", shared))]
+        ("settings as chosen", points), ("as chosen, T = 0.6", cooler), (f"{rate}, step {STEPS}", shared))]
     for name, settings, step in (("as chosen", (grpo, simko), simko_step),
-                                 (f"both at {RECIPE_LR:g}", ({"lr": RECIPE_LR}, {**simko, "lr": RECIPE_LR}), 500)):
+                                 (rate, SHARED.values(), STEPS)):
         theirs, ours = (curves(main, method=method, settings=own)
                         for method, own in zip(("grpo", "simko"), settings))
         seeds = sorted(seed for seed in theirs.keys() & ours.keys() if step in ours[seed])
@@ -138,8 +138,7 @@ def dynamics(folder, chosen):
     rows = [row for row in read(folder, "curves") if row["stage"] == "main"]
     names = "Lambda_1", "Lambda_2", "Lambda_3", "entropy"
     runs = [(NAMES[method], method, *own) for method, own in chosen.items()] + [
-        (f"{NAMES[method]}, {RECIPE_LR:g}", method, {**settings, "lr": RECIPE_LR}, 500)
-        for method, settings in (("grpo", {}), ("simko", chosen["simko"][0]))]
+        (f"{NAMES[method]}, {settings['lr']:g}", method, settings, STEPS) for method, settings in SHARED.items()]
     found, lines = {}, []
     for label, method, settings, step in runs:
         found[label] = {row["seed"]: {name: row[name][row["steps"].index(step)] for name in names}
@@ -150,7 +149,7 @@ def dynamics(folder, chosen):
         if found[label]:
             lines.append([f"{label}, step {step}", *(with_error([row[name] for row in found[label].values()], 2)
                                                      for name in names)])
-    for ours, theirs in (("SimKO", "GRPO"), (f"SimKO, {RECIPE_LR:g}", f"GRPO, {RECIPE_LR:g}")):
+    for theirs, ours in (("GRPO", "SimKO"), [label for label, *_ in runs[-2:]]):
         seeds = sorted(found[ours].keys() & found[theirs].keys())
         if seeds:
             lines.append([f"{ours} - {theirs}", *(difference([found[ours][seed][name] - found[theirs][seed][name]
@@ -184,9 +183,10 @@ def main():
     methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": base}, (1, 16, 256))
     variants(folder, "wordy", "Wordy responses, step 300, T = 1.0; differences to GRPO with the same learning rate",
              lambda run: end(rows, 300, run="grpo " + re.search(r"lr=\S+", run)[0]), 300)
-    main_rows, (settings, step) = read(folder, "main"), chosen["simko"]
-    variants(folder, "ablation", f"SimKO as chosen ({describe(settings)}, step {step}) with one setting changed; "
-             "differences to it", lambda run: end(main_rows, step, method="simko", settings=settings), step)
+    main_rows, settings = read(folder, "main"), SHARED["simko"]
+    variants(folder, "ablation", f"SimKO ({describe(settings)}), step {ABLATION_STEPS}, with one setting changed; "
+             "differences to it", lambda run: end(main_rows, ABLATION_STEPS, method="simko", settings=settings),
+             ABLATION_STEPS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ main       the chosen settings on the test problems of seeds 0 to 4, n = 256; GR
            chosen step at T = 0.6 too; and both at one learning rate, the recipe's
 wordy      responses in which about a fifth of the tokens are decisions (tools/laptop.py --wordy): GRPO, SimKO with the
            paper's settings and with the laptop's, seeds 0 to 2
-ablation   SimKO's settings one at a time, seeds 0 to 2
+ablation   SimKO's settings one at a time at the recipe's learning rate, 200 steps, seeds 0 to 2
 """
 import argparse
 import json
@@ -41,7 +41,8 @@ GRID = {
     **{method: [{"lr": lr} for lr in (1e-4, 2e-4)]
        for method in ("psr", "nsr", "w-reinforce", "forking", "entropy-adv", "kl-cov", "pass-at-k")},
 }
-STEPS, RECIPE_LR = 500, 4e-4  # RECIPE_LR: the laptop recipe's
+STEPS, ABLATION_STEPS = 500, 200
+SHARED = {"grpo": {"lr": 4e-4}, "simko": {**SIMKO, "lr": 4e-4}}  # the laptop recipe's learning rate for both
 
 
 def rows(name):
@@ -87,8 +88,7 @@ def main_stage():
         for method, (settings, steps) in chosen.items():
             along = {**often, "cool": steps} if method in ("grpo", "simko") else {"eval_every": STEPS, "steps": steps}
             jobs.append(job(method, settings, seed, **test, **along))
-        jobs += [job(method, {**settings, "lr": RECIPE_LR}, seed, **test, **often)
-                 for method, settings in (("grpo", {}), ("simko", SIMKO))]
+        jobs += [job(method, settings, seed, **test, **often) for method, settings in SHARED.items()]
     return jobs
 
 
@@ -99,13 +99,12 @@ def wordy():
 
 
 def ablation():
-    settings, steps = choose()["simko"]
     changes = [{name: value} for name, values in (("alpha", (0.0, 0.01, 0.02, 0.1, 0.2)), ("lam", (1.0, 1.1, 2.0)),
                                                   ("K", (1, 2, 5))) for value in values]
     changes += [{"q": q, "tau_scope": scope} for q in (0.0, 0.2, 0.5, 0.8) for scope in ("response", "batch")]
     changes += [PAPER]
-    return [job("simko", {**settings, **change}, seed, set="test", eval_n=256, steps=steps, eval_every=STEPS)
-            for seed in range(3) for change in changes]
+    return [job("simko", {**SHARED["simko"], **change}, seed, set="test", eval_n=256, steps=ABLATION_STEPS,
+                eval_every=STEPS) for seed in range(3) for change in changes]
 
 
 STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "ablation": ablation}

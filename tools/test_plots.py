@@ -165,15 +165,15 @@ def study(tmp_path):
             main += [{**about, "step": s, "pass": rates(seed, s and method, s)} for s in steps]
             curves.append({"stage": "main", **about, "steps": [25, 50], "reward": [seed, seed ** 2],
                            "Lambda_1": [-seed, -2 * seed], "gate_share": [0, 0]})
-    for method, settings in (("grpo", {}), ("simko", SIMKO)):  # both at the recipe's learning rate
-        main += [{"method": method, "settings": {**settings, "lr": 4e-4}, "seed": seed, "step": s,
+    for method, settings in plots.SHARED.items():
+        main += [{"method": method, "settings": settings, "seed": seed, "step": s,
                   "pass": rates(seed, s and f"{method} shared", s)} for seed in range(2) for s in range(0, 250, 50)]
     main.append({**main[-1], "settings": {"lr": 9}, "pass": {"1": 0, "256": 0}})  # not the chosen settings
     curves.append({**curves[0], "stage": "tune", "reward": [99, 99]})
     changes = [{"alpha": 0.0}, {"alpha": 0.2}, {"q": 0.2, "tau_scope": "response"}, {"q": 0.5, "tau_scope": "response"},
                {"q": 0.2, "tau_scope": "batch"}, {"alpha": 0.01, "lam": 1.1, "q": 0.8}]
     for change in changes:
-        settings = {**SIMKO, **change}
+        settings = {**plots.SHARED["simko"], **change}
         ablation += [{"run": "", "method": "simko", "settings": settings, "seed": seed, "step": step,
                       "pass": rates(seed, step, change)} for seed in range(2) for step in (0, 200)]
     folder = tmp_path / "laptop"
@@ -230,7 +230,7 @@ def test_ablation_changes_one_setting_at_a_time(study):
     assert [axis.get_xlabel() for axis in figure.axes[2:]] == ["α", "q of τ(q)"]
     for i, k in enumerate((1, 256)):
         alpha, q = (points(axis) for axis in figure.axes[2 * i:2 * i + 2])
-        mine = expected("simko", 200, k, range(2))
+        mine = expected("simko shared", 200, k, range(2))
 
         def changed(**change):
             return naive([100 * rates(seed, 200, change)[str(k)] for seed in range(2)])
@@ -240,8 +240,8 @@ def test_ablation_changes_one_setting_at_a_time(study):
             assert found[0] == list(range(len(values)))
             assert list(zip(found[1], found[2][0])) == [pytest.approx(value) for value in values]
         references = lines(figure.axes[2 * i])
-        assert references["GRPO"][1] == pytest.approx([expected("grpo", 400, k, range(2))[0]] * 2)
-        assert references["SimKO as chosen"][1] == pytest.approx([mine[0]] * 2)
+        assert references["GRPO"][1] == pytest.approx([expected("grpo shared", 200, k, range(2))[0]] * 2)
+        assert references["SimKO, nothing changed"][1] == pytest.approx([mine[0]] * 2)
     assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == ["0", "0.05", "0.2"]
     (study / "ablation.jsonl").unlink()
     assert plots.ablation_figure(plots.load_study(study)) is None
