@@ -186,7 +186,7 @@ def describe(seeds):
 
 def load_study(folder):
     """Of a study as far as it is: ends {method: step} and points {(method, step): {seed: {K: %}}} with the settings as
-    chosen, both also with those that methods share, ablation [(settings, seed, {K: %})], curves as dynamics_figure takes them."""
+    chosen, both also with SHARED's, ablation [(settings, seed, {K: %})], curves as dynamics_figure takes them."""
     def rows(name, *keys):
         remedy = "python tools/study.py writes it, and writes what is missing again"
         found = read_rows(folder / f"{name}.jsonl", ("method", "settings", "seed", *keys), remedy)
@@ -227,7 +227,8 @@ def load_study(folder):
     shared = same_seeds(shared)
     last = {method: max(step for name, step in shared if name == method)
             for method in NAMES if (method, 0) in shared}
-    return SimpleNamespace(ends=ends, points=points, shared=(last, shared), ablation=ablation, curves=curves, curves_title=describe(next(iter(logs.values()), {})),
+    return SimpleNamespace(ends=ends, points=points, shared=(last, shared), ablation=ablation, curves=curves,
+                           curves_title=describe(next(iter(logs.values()), {})),
                            ks=sorted({1, min(16, largest), largest}), title=describe(points["base", 0]))
 
 
