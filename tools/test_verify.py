@@ -66,6 +66,8 @@ RIGHT = """
 2\\sqrt{3} ¦ \\sqrt{12} ¦ 2 \\sqrt 3 ¦ \\frac{6}{\\sqrt{3}} ¦ 2 \\cdot 3^{1/2} ¦ \\sqrt{3} + \\sqrt{3}
 2\\sqrt{3} ¦ 2\\sqrt3 \\text{ m}
 (x+1)^2 ¦ x^2 + 2x + 1 ¦ (1+x)(x+1) ¦ x(x+2)+1
+4nm + 2 ¦ 2 + 4mn
+5 \\text{ cm}, 6 \\text{ cm} ¦ 6 cm, 5 cm ¦ 5, 6
 ab^2 ¦ b^2 a ¦ a \\cdot b \\cdot b
 2 - 3i ¦ -3i + 2 ¦ 2 + 3i^3
 e^{2x} ¦ (e^x)^2 ¦ \\exp(2x)
@@ -93,6 +95,14 @@ x > 3 ¦ 3 < x ¦ (3, \\infty) ¦ x \\in (3, \\infty)
 6 ¦ 6\\text{ in} ¦ 6 \\text{ in}^2 ¦ 6\\text{ ways}
 \\frac12 ¦ \\sin 30^\\circ ¦ \\cos(60^{\\circ})
 \\emptyset ¦ \\{\\} ¦ \\varnothing
+5 ¦ 5\\,\\mathrm{m\\,s^{-1}} ¦ 5 \\text{ m/s}^{2} ¦ 5\\,\\mathrm{kg}\\cdot\\mathrm{m}
+5 ¦ 5\\,\\frac{\\mathrm{m}}{\\mathrm{s}}
+\\frac{1}{3} ¦ 0.\\overline{3} ¦ .\\overline{33} ¦ 0.3\\overline{3}
+-\\frac{7}{6} ¦ -1.1\\overline{6}
+1,234 ¦ 1234 ¦ 1{,}234 ¦ 1,234.0
+221, 8 ¦ 8,221 ¦ 8, 221 ¦ \\{8, 221\\}
+\\pm 3 ¦ (\\pm 3) ¦ 3, -3 ¦ \\{\\pm 3\\}
+(\\pm 5, 0) ¦ (5, 0), (-5, 0) ¦ (-5, 0), (5, 0)
 """
 WRONG = """
 45 ¦ 4500 ¦ 0.45 ¦ 46 ¦ -45 ¦ 45.0001 ¦ 450 ¦ 45x ¦ 45\\pi ¦ 45 + 10^{-30} ¦ 45, 46 ¦ 45 \\text{ or } 46
@@ -133,6 +143,11 @@ y = 2x + 3 ¦ y = 3x + 2 ¦ x = 2y + 3 ¦ 2x - 3
 k = 3 ¦ n = 3 ¦ k = 4
 1 \\frac{1}{2} ¦ \\frac{11}{2} ¦ \\frac12
 1, 234 ¦ 1{,}234
+1,234 ¦ 234,1 ¦ 1,235 ¦ 1,2340 ¦ 1 ¦ 234
+\\frac{1}{3} ¦ 0.3 ¦ 0.\\overline{4} ¦ 0.0\\overline{3} ¦ 3.\\overline{3}
+5 ¦ 5\\,\\mathrm{m}\\cdot x ¦ 5\\text{ apples}, \\text{ six pears} ¦ 5\\text{ cm}+x
+\\text{Friday} ¦ \\text{Friday}\\text{ cm}
+x = 45 ¦ x = 46 = 45
 12:00 ¦ 1:00 ¦ 12:30 ¦ 24:00
 \\text{Friday} ¦ Fri ¦ \\text{Thursday} ¦ 5
 \\text{(C)} ¦ D ¦ (D) ¦ c^2
@@ -168,8 +183,16 @@ def test_tables(verifier, cases, expected):
     ("3 - 3 = 0 7 + 0 = 7", "7 = 3 3 7", True), ("7 * 1 = 7", "7 = 7 1", True), ("3 + 7 = 10", "10 = 3 7", True),
     ("3 * 12 = 36 36 + 7 = 43", "44 = 3 7 12", False), ("3 * 12 = 37 37 + 7 = 44", "44 = 3 7 12", False),
     ("3 * 12 = 36", "36 = 3 7 12", False), ("3 * 3 = 9 9 + 7 = 16", "16 = 3 7 12", False),
-    ("3 * 12 = 36 36 + 7 = 43 43 + 0 = 43", "43 = 3 7 12", False), ("3 * 12 = 36 36 + 7 = 43 x", "43 = 3 7 12", False),
-    ("3 * 12 = 36 7 + 36 = 43 .", "43 = 3 7 12", False), ("7 / 3 = 2 2 + 12 = 14", "14 = 3 7 12", False),
+    ("3 * 12 = 36 36 + 7 = 43 43 + 0 = 43", "43 = 3 7 12", False),
+    ("3 * 12 = 36 36 + 7 = 43 1", "43 = 3 7 12", False),
+    ("3 * 12 = 36 7 + 36 = 43 .", "43 = 3 7 12", True), ("3 * 12 = 36 7 + 36 = 43 x", "43 = 3 7 12", True),
+    ("first 7 * 4 = 28 , then 28 + 20 = 48 .", "48 = 4 7 20", True), ("So: 3 + 7 = 10. ", "10 = 3 7", False),
+    ("first 7 * 4 = 28 , then 28 + 20 = 49 .", "48 = 4 7 20", False), ("So: 3 + 7 = 10", "10 = 3 7", True),
+    ("3 plus + 7 = 10", "10 = 3 7", True), ("3 + 7 = 10 !", "10 = 3 7", False), ("x2 3 + 7 = 10", "10 = 3 7", False),
+    ("try 3 * 7 = 21 , no 3 + 7 = 10", "10 = 3 7", False), ("3 +- 7 = -4", "-4 = 3 7", False),
+    ("3 + + 7 = 10", "10 = 3 7", False), ("= 3 + 7 = 10", "10 = 3 7", False), ("é 3 + 7 = 10", "10 = 3 7", False),
+    ("3 +\n7 = 10", "10 = 3 7", True), ("the numbers are . : ,", "10 = 3 7", False),
+    ("7 / 3 = 2 2 + 12 = 14", "14 = 3 7 12", False),
     ("7 / 0 = 0 3 + 0 = 3", "3 = 7 0 3", False), ("0 / 7 = 0 3 + 0 = 3", "3 = 7 0 3", True), ("", "3 = 1 2", False),
     ("3 ** 12 = 36 36 + 7 = 43", "43 = 3 7 12", False), ("3 *12 = 36 36 + 7 = 43", "43 = 3 7 12", False),
     ("3 * 12 = 36 36 + 7 = 4٣", "43 = 3 7 12", False), ("12 + 12 = 24 24 + 7 = 31", "31 = 7 12 12", True),
@@ -257,6 +280,7 @@ HOSTILE = {
 def test_hostile(gold, tmp_path, monkeypatch):
     """None is right, raises, or takes 4 s; the caller does not grow by 200 MB; nothing is run."""
     monkeypatch.chdir(tmp_path)
+    assert is_correct(box(r"\sqrt{8}"), r"2\sqrt{2}")  # a worker has started
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, response in HOSTILE.items():
         for task in ("math", "text", "synlogic", "choice"):
