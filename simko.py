@@ -315,7 +315,14 @@ def load_model(path, dtype):
     """A causal language model with `packed_attention`; only safetensors, and no code from the checkpoint."""
     from transformers import AttentionInterface, AutoModelForCausalLM
     AttentionInterface.register("packed", packed_attention)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="packed", use_safetensors=True)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation="packed", use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        fail(f"--model {path}: {' '.join(str(error).split())[:300]}")
+    if found["missing_keys"]:  # which transformers would draw at random
+        fail(f"--model {path} lacks weights: {', '.join(sorted(found['missing_keys'])[:3])} ...")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # pi_old and pi_theta must be functions of their input
@@ -370,9 +377,14 @@ TEMPLATES = {  # "chat" is the model's own chat template around "{problem}\n{ask
 }
 
 
+def printable(text):
+    """The text with escapes for what is not one: a response or file must not command the terminal that shows it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def fail(message):
     """Stop with one line for the user."""
-    raise SystemExit(f"simko.py: error: {message}")
+    raise SystemExit(f"simko.py: error: {printable(message)}")
 
 
 def encode_prompts(problems, tokenizer, cfg):
@@ -904,6 +916,17 @@ def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
                   + "".join(f"{100 * value:7.1f}" for value in row["pass"].values()), flush=True)
 
 
+def read_response(path, number, line):
+    """(id, correct, truncated) of a response file's line; None of a last line that was cut off."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+        return row["id"], int(row["correct"]), bool(row["truncated"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return fail(f"{path}, line {number}, is damaged ({error!r}): remove it and all behind it, they are made again")
+
+
 def read_responses(path, settings, chunk, whole):
     """[(id, correct, truncated)] of the responses an evaluation has already, its file cut to whole chunks of them; the
     file's first line is what it was run with."""
@@ -913,10 +936,9 @@ def read_responses(path, settings, chunk, whole):
     rows = []
     with path.open("rb+") as file:
         ends = [len(file.readline())]  # tools/checks.py has compared it
-        for line in file:
-            if line.endswith(b"\n"):  # the last may have been cut off
-                row = json.loads(line)
-                rows.append((row["id"], row["correct"], row["truncated"]))
+        for number, line in enumerate(file, 2):
+            if row := read_response(path, number, line):
+                rows.append(row)
                 ends.append(ends[-1] + len(line))
         count = whole if len(rows) >= whole else len(rows) // chunk * chunk
         file.truncate(ends[count])
@@ -963,6 +985,7 @@ def load_checkpoint(folder, trainer):
     if not found:
         return 0
     state = checkpoint_state(trainer)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # the default planner's torch.load would run a checkpoint's code
     dcp.load(state, checkpoint_id=found[-1])
     set_state_dict(trainer.policy, trainer.optimizer, model_state_dict=state["model"],
                    optim_state_dict=state["optimizer"])
@@ -1019,8 +1042,8 @@ class Log:
 
     def __init__(self, folder, first, cfg):
         self.path, self.steps, self.K, self.board = folder / "metrics.jsonl", cfg.steps, cfg.K, None
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        write_whole(self.path, "".join(line + "\n" for line in lines[:first]))  # a line a step; later ones come again
+        lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []  # the last may have been cut off
+        write_whole(self.path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= first))
         try:
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)

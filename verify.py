@@ -504,9 +504,11 @@ def is_correct(response, answer, task="math", phrase=False):
     return bool(answer.strip()) and SHARED.score([response], [answer], task, phrase=phrase) == [1.0]
 
 
-def main(path):
+def main():
     """Scores a file and prints a table of verdicts."""
-    rows, number = [], 0
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    path, rows, number = sys.argv[1], [], 0
     try:
         for number, line in enumerate(open(path, "rb"), 1):
             if line.strip():
@@ -531,4 +533,4 @@ def main(path):
 if IN_WORKER:
     work(float(sys.argv[2]), int(sys.argv[3]))
 elif __name__ == "__main__":
-    sys.exit(__doc__) if len(sys.argv) != 2 else main(sys.argv[1])
+    main()

@@ -3,49 +3,79 @@ what cannot work with one line that names the flag, file or row.
 """
 import argparse
 import dataclasses
+import glob
+import io
 import json
 import math
+import os
+import pickle
 import re
 import sys
+import tempfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
 from transformers.hf_argparser import HfArgumentParser
 
 from simko import (DATASETS, GROUPS, METHODS, PROTOCOL, TEMPLATES, Config, EvalConfig, ObjectiveConfig, RunConfig, Test,
-                   TrainConfig, encode_prompts, fail)
-from verify import TASKS, extract_answer
+                   TrainConfig, encode_prompts, fail, printable, read_response)
+from verify import MAX_ANSWER, TASKS, extract_answer
 
 
 NUMBERS = re.compile(r"[0-9.]+(,[0-9.]+)+")
+OWN = {"alpha": "simko", "lam": "simko", "q": "simko", "tau_scope": "simko", "positive_weight": "w-reinforce",
+       "forking_share": "forking", "entropy_weight": "entropy-adv", "kl_cov_share": "kl-cov", "kl_cov_weight": "kl-cov",
+       "pass_k": "pass-at-k"}  # settings of one method alone; the others log with some, but do not learn by them
+PICKLED = {"torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath", "pathlib._local.PosixPath"} | {
+    f"torch.distributed.checkpoint.{name}" for name in (
+        "filesystem._StorageInfo", "metadata.Metadata", "metadata.MetadataIndex", "metadata.StorageMeta",
+        "metadata.TensorStorageMetadata", "metadata.BytesStorageMetadata", "metadata.ChunkStorageMetadata",
+        "metadata.TensorProperties", "metadata._MEM_FORMAT_ENCODING")}  # with dtypes, all that a .metadata names
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and the epilog's lines as they are."""
 
 
+class Parser(HfArgumentParser):
+    """Knows each flag with - and with _, and shows the first alone; complains in one line."""
+    command = None
+
+    def format_help(self):
+        return re.sub(r"--[a-z]+_\w*(?: [^-\s]\S*(?: \[.*\])?)?, (?=--)", "", super().format_help())
+
+    def error(self, message):
+        print(f"simko.py: error: {printable(message)} (see: python simko.py {self.command or 'train'} --help)",
+              file=sys.stderr)
+        raise SystemExit(2)
+
+
 def parse_config(arguments):
     """Command line -> (command, Config). What is impossible gets one line and exit status 2, before anything loads."""
     groups = {"train": (RunConfig, ObjectiveConfig, TrainConfig, EvalConfig), "eval": (RunConfig, EvalConfig)}
     command = arguments[0] if arguments and arguments[0] in groups else None
-    parser = HfArgumentParser(
+    parser = Parser(
         groups.get(command, ()), prog="simko.py", usage="simko.py {train,eval} [--flag value]", allow_abbrev=False,
         description="Both commands have their own --help.", formatter_class=partial(Help, width=120),
         epilog="methods:\n" + "".join(f"  {name:14}{what}\n" for name, what in METHODS.items()))
-
-    def refuse(message):
-        print(f"simko.py: error: {message} (see: python simko.py {command or 'train'} --help)", file=sys.stderr)
-        raise SystemExit(2)
-
-    parser.error = refuse  # instead of a screen full of usage
+    parser.command = command
     if command == "eval":  # which has but one temperature: --temperature 0.2,0.4 is --eval-temperature 0.2 0.4
         arguments = ["--eval-temperature" if word == "--temperature" else word for word in arguments]
         arguments = [part for word in arguments for part in (word.split(",") if NUMBERS.fullmatch(word) else [word])]
     *parts, unknown = parser.parse_args_into_dataclasses(arguments[bool(command):], return_remaining_strings=True,
                                                          look_for_args_file=False)
     if unknown or not command:
-        refuse(f"unknown flag or value {unknown[0]!r}" if command else "say what to do: train or eval")
+        parser.error(f"unknown flag or value {unknown[0]!r}" if command else "say what to do: train or eval")
     cfg = Config(**{name: value for part in parts for name, value in vars(part).items()})
+    for name, value in vars(cfg).items():
+        for value in value if isinstance(value, list) else [value]:
+            if isinstance(value, str) and not (value.isprintable() and (value.strip() or name == "data_dir")):
+                parser.error(f"{flag(name)} {value!r} is empty, or has characters that cannot be printed")
+            if isinstance(value, int | float) and not abs(value) < 2**31:
+                parser.error(f"{flag(name)} {value} is no number below 2^31")
     cfg.eval_data = [name for source in cfg.eval_data for name in GROUPS.get(source, [source])]
     cfg.train_data = f"{cfg.train_data}-train" if f"{cfg.train_data}-train" in DATASETS else cfg.train_data
     above_0 = ("K", "steps", "batch", "group_size", "mini_batch", "max_prompt_tokens", "max_response_tokens", "lr",
@@ -54,9 +84,9 @@ def parse_config(arguments):
                    "dynamic_sampling", "positive_weight", "entropy_weight", "kl_cov_weight")
     shares = ("alpha", "q", "forking_share", "kl_cov_share")
     temperatures = cfg.eval_temperature or []
-    checks = [(f"--{name.replace('_', '-')} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
-        (f"--{name.replace('_', '-')} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
-        (f"--{name.replace('_', '-')} must lie in [0, 1]", 0 <= getattr(cfg, name) <= 1) for name in shares] + [
+    checks = [(f"{flag(name)} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
+        (f"{flag(name)} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
+        (f"{flag(name)} must lie in [0, 1]", 0 <= getattr(cfg, name) <= 1) for name in shares] + [
         (f"--pass-k {cfg.pass_k} is more than --group-size {cfg.group_size}",
          cfg.pass_k <= cfg.group_size or cfg.method != "pass-at-k"),
         ("--eval-n must be above 0", cfg.eval_n is None or cfg.eval_n > 0),
@@ -75,21 +105,71 @@ def parse_config(arguments):
         ("eval needs --eval-data", command == "train" or cfg.eval_data)]
     for message, holds in checks:
         if not holds:
-            refuse(message)
+            parser.error(message)
     return command, cfg
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def idle_flags(cfg):
+    """The flags given, with another value than their default, that cfg.method does not learn by."""
+    return [flag(name) for name, method in OWN.items()
+            if cfg.method != method and getattr(cfg, name) != getattr(Config, name)]
 
 
 def set_name(source):
     return Path(source.split(",")[0]).stem
 
 
-def load_tokenizer(command, cfg):
-    """(tokenizer, ids that end a response, tokens that the model's context leaves for one)."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+@contextmanager
+def reading(what):
+    """Of a damaged file, the library that reads it raises what it likes: here, one line with `what` in front."""
     try:
-        config, tokenizer = AutoConfig.from_pretrained(cfg.model), AutoTokenizer.from_pretrained(cfg.model)
-    except (OSError, ValueError) as error:
-        fail(f"--model {cfg.model}: {' '.join(str(error).split())[:300]}")
+        yield
+    except Exception as error:  # noqa: BLE001
+        fail(f"{what}: {' '.join(str(error).split())[:300] or repr(error)}")
+
+
+def check_weights(folder):
+    """Refuses a model's folder without weights in safetensors, or with damaged ones. Other formats can hold code."""
+    index = folder / "model.safetensors.index.json"
+    files = {*folder.glob("*.safetensors")}
+    if index.exists():
+        with reading(index):
+            files = {folder / file for file in json.loads(index.read_bytes())["weight_map"].values()}
+    if not files:
+        fail(f"--model {folder} has no weights in .safetensors, and others are not read, since they can hold code: "
+             "save the model with save_pretrained")
+    for file in files:
+        with reading(f"{file} is damaged, or not there: fetch it again"), safe_open(file, "pt"):
+            pass  # the header is read, and the file has the size that it says
+
+
+def load_tokenizer(command, cfg):
+    """(tokenizer, ids that end a response, tokens that the model's context leaves for one, the vocabulary's size)."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    own = "its config.json is missing, damaged or asks for code of its own (auto_map), which is never run"
+    no_code = {"trust_remote_code": False}  # None, the default: transformers asks at a terminal whether to run it
+    with reading(f"--model {cfg.model}: {own}"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(cfg.model, **no_code)
+        body = AutoModelForCausalLM.from_config(config, **no_code).base_model
+        config = config.get_text_config()
+    if command == "train" and not hasattr(body, "layers"):
+        fail(f"--model {cfg.model}: no training of a {type(body).__name__} is built; one that has .layers is needed")
+    with reading(f"--model {cfg.model}: {own.replace('config.json', 'tokenizer')}"):
+        tokenizer = AutoTokenizer.from_pretrained(cfg.model, **no_code)
+        tokenizer.decode([config.vocab_size - 1])  # padded beyond the tokenizer's tokens, it may be sampled
+    with reading(f"--model {cfg.model}"):
+        try:
+            ends = GenerationConfig.from_pretrained(cfg.model).eos_token_id
+        except OSError:  # the file is optional
+            if Path(cfg.model, "generation_config.json").exists():
+                raise
+            ends = None
+    if Path(cfg.model).is_dir():
+        check_weights(Path(cfg.model))
     context = getattr(config, "max_position_embeddings", None) or math.inf
     room = context - cfg.max_prompt_tokens
     if room < (cfg.max_response_tokens if command == "train" else 1):
@@ -99,16 +179,30 @@ def load_tokenizer(command, cfg):
         fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of the model's vocabulary")
     if cfg.prompt_template == "chat" and not tokenizer.chat_template:
         fail(f"{cfg.model} has no chat template: choose --prompt-template {', '.join(TEMPLATES)}")
-    stops = [tokenizer.eos_token_id]
+    stops = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
     if cfg.prompt_template in ("chat", "qwen-math"):  # Qwen's base models end a turn so, though not their text
         stops.append(tokenizer.get_vocab().get("<|im_end|>"))
-    try:
-        ids = GenerationConfig.from_pretrained(cfg.model).eos_token_id
-        stops += ids if isinstance(ids, list) else [ids]
-    except OSError:
-        pass  # generation_config.json is optional
-    stops = sorted(set(stops) - {None}) or fail(f"{cfg.model} names no end-of-text token: nothing would end")
-    return tokenizer, stops, room
+    stops = [stop for stop in stops if stop is not None]
+    if bad := [stop for stop in stops if not isinstance(stop, int) or not 0 <= stop < config.vocab_size]:
+        fail(f"{cfg.model}: the end-of-text token {bad[0]!r} is none of the {config.vocab_size} of the model's "
+             "vocabulary: model and tokenizer, or generation_config.json, do not belong together")
+    if not stops:
+        fail(f"{cfg.model} names no end-of-text token, so nothing would end: give its tokenizer an eos_token")
+    return tokenizer, sorted(set(stops)), room, config.vocab_size
+
+
+def encode(source, rows, tokenizer, vocabulary, cfg):
+    """encode_prompts, whose prompts the model can read."""
+    with reading(f"{cfg.model}: its chat template or tokenizer cannot make a prompt of {source}; another "
+                 "--prompt-template may do"):
+        problems, dropped = encode_prompts(rows, tokenizer, cfg)
+    for problem in problems:
+        ids = problem["prompt_ids"]
+        if not len(ids) or ids.max() >= vocabulary:
+            what = f"has a token of id {ids.max()}, beyond the model's {vocabulary}" if len(ids) else "has no tokens"
+            fail(f"{source}: the prompt of {problem['id']!r:.80} {what}: is {cfg.model}'s tokenizer its own, and does "
+                 f"--prompt-template {cfg.prompt_template} hold the problem?")
+    return problems, dropped
 
 
 def final_answer(solution):
@@ -130,7 +224,7 @@ def load_problems(source, data_dir="", task="math"):
                 where = f"{path}, line {number}"
                 if line.strip():
                     rows.append((where, {"id": number, **json.loads(line)}))
-        except (OSError, ValueError, TypeError) as error:  # ValueError: of JSON and UTF-8 alike
+        except (OSError, ValueError, TypeError, RecursionError) as error:  # ValueError: of JSON and UTF-8 alike
             fail(f"{where} cannot be read: {' '.join(str(error).split())[:300]}")
     else:
         from tools.data import fetch
@@ -142,17 +236,21 @@ def load_problems(source, data_dir="", task="math"):
             answer = final_answer(answer)
         for name, text in (("problem", problem), ("answer", answer)):
             if not isinstance(text, str) or not text.strip():
-                fail(f"{where}: '{name}' must be a text and not empty, got {text!r}; the row has {list(row)}")
+                fail(f"{where}: '{name}' must be a text and not empty, got {text!r:.80}; the row has "
+                     f"{list(row)!r:.200}")
+        if len(answer) > MAX_ANSWER:
+            fail(f"{where}: the answer has {len(answer)} characters, and no response with more than {MAX_ANSWER} is "
+                 "right: shorten it, or remove the row")
         if row.get("task", "math") not in [*TASKS]:
-            fail(f"{where}: the task {row['task']!r} is none of {', '.join(TASKS)}")
+            fail(f"{where}: the task {row['task']!r:.80} is none of {', '.join(TASKS)}")
         try:
             TASKS[row.get("task", task)]("", answer, False)
             f"{problem}{answer}".encode()
-        except (ValueError, TypeError) as error:
-            fail(f"{where}: {answer!r} is no answer of the task {row.get('task', task)}, or not a text: {error}")
+        except (ValueError, TypeError, RecursionError) as error:
+            fail(f"{where}: {answer!r:.80} is no answer of the task {row.get('task', task)}, or not a text: {error}")
         id = str(row["id"])
         if id in problems:
-            fail(f"{where}: the id {id!r} stands in an earlier row already")
+            fail(f"{where}: the id {id!r:.80} stands in an earlier row already")
         problems[id] = {"id": id, "problem": problem, "answer": answer}
         if "task" in row:
             problems[id]["task"] = row["task"]
@@ -195,56 +293,98 @@ def plan_tests(cfg, sets, room):
 def open_run(cfg):
     """The run folder, refused if it holds another run; and the line that says what it will hold."""
     folder, settings = Path(cfg.output), dataclasses.asdict(cfg)
-    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
-        fail(f"--output {folder} is a file, or lies in one: name a folder")
+    check_checkpoints(folder)
+    if (folder / "metrics.jsonl").exists():
+        check_log(folder / "metrics.jsonl")
     if (folder / "config.json").exists():
         if not cfg.resume:
             fail(f"{folder} holds a run already: choose another --output, or leave out --no-resume to go on with it")
         free = ("output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing",
                 "engine_memory", "data_dir",
                 "eval_every", "eval_n", "eval_temperature", "eval_top_p", "eval_max_tokens")
-        changed = differences(folder / "config.json", (folder / "config.json").read_text(encoding="utf-8"),
+        changed = differences(folder / "config.json", (folder / "config.json").read_bytes(),
                               {name: value for name, value in settings.items() if name not in free})
         if changed:
-            changed = [f"--{name.replace('_', '-')} {change}" for name, change in changed.items()]
+            changed = [f"{flag(name)} {change}" for name, change in changed.items()]
             fail(f"{folder} holds a run with other settings: {'; '.join(changed)}. Choose another --output")
     return folder, json.dumps(settings, indent=1)
+
+
+def check_writable(folder):
+    """Refuses an --output that is no folder, and raises OSError where nothing can be written; leaves nothing there."""
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        fail(f"--output {folder} is a file, or lies in one: name a folder")
+    with tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.parents) if path.exists())):
+        pass
+
+
+def check_checkpoints(folder):
+    """Refuses checkpoints that would run code when they are loaded: .metadata, which torch.distributed.checkpoint reads
+    without a question, is a pickle. A damaged one holds as little of it, and is the loader's to name."""
+    class Names(pickle.Unpickler):
+        def find_class(self, module, name):
+            if f"{module}.{name}" in PICKLED or module == "torch" and isinstance(getattr(torch, name, 0), torch.dtype):
+                return super().find_class(module, name)
+            return fail(f"{path} calls {module}.{name}, as no checkpoint of this program does: delete its folder, or "
+                        "choose another --output")
+
+    for path in folder.glob("checkpoints/step_??????/.metadata"):
+        try:
+            Names(io.BytesIO(path.read_bytes())).load()
+        except Exception:  # noqa: BLE001, S110
+            pass
+
+
+def check_log(path):
+    """Refuses a metrics.jsonl with a damaged line; the last may have been cut off."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            fail(f"{path}, line {number}, is damaged ({error!r}): remove it")
 
 
 def differences(path, text, settings):
     """{name: "was this, is that"} of the settings that the object in `text`, of the file `path`, has otherwise."""
     try:
         before = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         fail(f"{path} is damaged ({error}): move it away, or choose another --output")
     return {name: f"was {before.get(name)}, is {value}" for name, value in settings.items()
             if before.get(name) != value}
 
 
-def check_head(path, settings):
-    """Refuses to go on with responses that were made otherwise: a file's first line says how."""
-    with path.open(encoding="utf-8") as file:
+def check_responses(path, settings):
+    """Refuses to go on with responses that were made otherwise, as a file's first line says, or that are damaged."""
+    with path.open("rb") as file:
         changed = differences(path, file.readline(), settings)
-    if changed:
-        changed = "; ".join(f"{name} {change}" for name, change in changed.items())
-        fail(f"{path} was evaluated with other settings: {changed}. Choose another --output, or delete it")
+        if changed:
+            changed = "; ".join(f"{name} {change}" for name, change in changed.items())
+            fail(f"{path} was evaluated with other settings: {changed}. Choose another --output, or delete it")
+        if not (path.parent / "eval.json").exists():  # else it is complete
+            for number, line in enumerate(file, 2):
+                read_response(path, number, line)
 
 
 def prepare(arguments):
     """Finds what can be wrong with the command line and the data it names, before processes start or files change."""
     command, cfg = parse_config(arguments)
-    tokenizer, stop_ids, room = load_tokenizer(command, cfg)
+    tokenizer, stop_ids, room, vocabulary = load_tokenizer(command, cfg)
     problems = {source: load_problems(source, cfg.data_dir, cfg.task)
                 for source in [cfg.train_data] * (command == "train") + cfg.eval_data}
     if command == "train":
         problems[cfg.train_data] = without_tests(cfg, problems)
-    sets = {source: encode_prompts(rows, tokenizer, cfg) for source, rows in problems.items()}
+    sets = {source: encode(source, rows, tokenizer, vocabulary, cfg) for source, rows in problems.items()}
     tests = plan_tests(cfg, sets, room)
-    if command == "train":
-        open_run(cfg)
-    elif Path(cfg.output, "config.json").exists():
-        fail(f"--output {cfg.output} is the folder of a training run: name another for this evaluation")
-    for test in tests:
-        for path in Path(cfg.output).glob("eval_*/" * (command == "train") + f"{test.label}.jsonl"):
-            check_head(path, test.settings(cfg))
+    with reading(f"--output {cfg.output} cannot be used"):
+        if command == "train":
+            open_run(cfg)
+        elif Path(cfg.output, "config.json").exists():
+            fail(f"--output {cfg.output} is the folder of a training run: name another for this evaluation")
+        check_writable(Path(cfg.output))
+        for test in tests:
+            for path in Path(cfg.output).glob("eval_*/" * (command == "train") + f"{glob.escape(test.label)}.jsonl"):
+                check_responses(path, test.settings(cfg))
+    if (idle := idle_flags(cfg)) and command == "train" and os.environ.get("RANK", "0") == "0":
+        print(f"note: --method {cfg.method} does not learn by {', '.join(idle)}", flush=True)
     return command, cfg, tokenizer, stop_ids, sets, tests

@@ -12,6 +12,7 @@ import gzip
 import json
 import re
 import sys
+import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,7 +40,12 @@ def fetch(source):
         math_tests = hub_rows(DATASETS["math-train"].hub, "*", "test")  # all: MATH-500 is a part of it
         return gsm8k_math1(fetch("gsm8k-train"), fetch("math-train"), fetch("gsm8k") + [row for row, _ in math_tests])
     spec = DATASETS.get(source) or parse_source(source)
-    rows = [convert(source, spec, *row) for row in hub_rows(spec.hub, spec.config, spec.split)]
+    rows = []
+    for row, id in hub_rows(spec.hub, spec.config, spec.split):
+        try:
+            rows.append(convert(source, spec, row, id))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            fail(f"{source}, row {id}: its columns are not the expected ones ({error!r})")
     if source in DATASETS:
         rows = [row for row in rows if row["answer"]]
     if spec.count not in (None, len(rows)):
@@ -68,7 +74,7 @@ def hub_rows(hub, config, split):
         configs = datasets.get_dataset_config_names(hub, revision=revision) if config == "*" else [config]
         return [(row, f"{name}-{i}" if config == "*" else str(i)) for name in configs
                 for i, row in enumerate(datasets.load_dataset(hub, name, split=split, revision=revision))]
-    except (OSError, ValueError, RuntimeError) as error:  # so `datasets` says: no network, or no such set
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # no network, no such set
         return fail(f"{hub} cannot be read from the Hugging Face hub, and is no .jsonl file: "
                     + " ".join(str(error).split())[:300])
 
@@ -119,12 +125,12 @@ def read_copy(path, source):
     """The rows of a .jsonl or .jsonl.gz file, in the hub's columns or ours."""
     rows, number = [], 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 rows.append(convert(source, DATASETS[source], json.loads(line), str(number)))
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         fail(f"{path} cannot be read: {error}")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         fail(f"{path}, line {number}: not a row of {source} ({error!r})")
     return [row for row in rows if row["answer"]] or fail(f"{path} has no row with an answer")
 
@@ -170,7 +176,10 @@ def main():
             except SystemExit as stop:  # one set that cannot be had does not keep back the others
                 failed.append(str(stop))
                 continue
-            write_whole(options.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            try:
+                write_whole(options.folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            except OSError as error:
+                fail(f"{options.folder} cannot be written: {error}")
             print(f"{options.folder / name}.jsonl: {len(rows)} problems; {check_golds(rows, verifier)}", flush=True)
     if failed:
         sys.exit("\n".join(failed))

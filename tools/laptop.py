@@ -200,8 +200,11 @@ def main():
     settings = {"seed": args.seed, "steps": args.steps, "wordy": args.wordy, **RECIPE}
     made = args.dir / "laptop.json"
     if made.is_file():
-        old = json.loads(made.read_text())
-        differences = [f"{name} is {old.get(name)} there and {settings.get(name)} here"
+        try:
+            old = dict(json.loads(made.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            sys.exit(f"{made} is damaged ({error}): name another DIR or remove this one")
+        differences = [f"{name!r} is {old.get(name)!r} there and {settings.get(name)} here"
                        for name in {**settings, **old} if old.get(name) != settings.get(name)]
         if differences:
             sys.exit(f"{args.dir} has other settings ({', '.join(differences)}): name another DIR or remove this one")
@@ -209,8 +212,12 @@ def main():
         return
     if args.dir.exists() and not (args.dir.is_dir() and not any(args.dir.iterdir())):
         sys.exit(f"{args.dir} exists and was not made by this script: name another DIR or remove this one")
-    args.dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{args.dir.name}.tmp", dir=args.dir.parent) as scratch:
+    try:
+        args.dir.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f"{args.dir.name}.tmp", dir=args.dir.parent)
+    except OSError as error:
+        sys.exit(f"{args.dir} cannot be made ({error.strerror}): name another DIR")
+    with scratch as scratch:
         out = Path(scratch, "out")
         out.mkdir()
         build(out, args.seed, args.steps, args.wordy)

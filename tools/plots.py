@@ -16,6 +16,7 @@ fig6_entropy     entropies of the tokens at the end of training
 --follow RUN     a chart in the terminal while RUN trains
 """
 import argparse
+import dataclasses
 import json
 import math
 import shutil
@@ -32,10 +33,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simko import Config, encode_prompts  # noqa: E402
+from simko import Config, encode_prompts, printable  # noqa: E402
 from tools.checks import load_problems, set_name  # noqa: E402
 from tools.study import ABLATION_STEPS, NAMES, SHARED  # noqa: E402
-from tools.tables import load, pass_rates  # noqa: E402
+from tools.tables import load, one_line, pass_rates  # noqa: E402
 
 # Distinct in colour and, for grey prints, by line and marker; the first three also by lightness.
 STYLES = [("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), ("#009e73", "-.", "^"),
@@ -50,13 +51,13 @@ def read_rows(path, keys, remedy):
     """The rows of a .jsonl file, each with `keys`; what is behind the last newline is being written still."""
     rows = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
-            rows.append(json.loads(line))
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+            rows.append({**json.loads(line)})
             if missing := [key for key in keys if key not in rows[-1]]:
                 raise ValueError(f"no {missing[0]!r}")
     except OSError:
         sys.exit(f"{path} is not there or cannot be read: {remedy}")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         sys.exit(f"{path}, line {number}, is damaged or of another version ({error}): {remedy}")
     return rows
 
@@ -337,11 +338,20 @@ def candidates(folder, prompt, response, K, temperature):
     """(probabilities (L, K), ids (L, K)) of the top K at each token of `response` behind `prompt`, entropies (L,)."""
     from transformers import AutoModelForCausalLM
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True,
+                                                 trust_remote_code=False).to(device).eval()
     ids = torch.tensor([[*prompt, *response]], device=device)
     logp = (model(ids).logits[0, len(prompt) - 1:-1].float() / temperature).log_softmax(-1)
     top = logp.topk(K)
     return top.values.exp().cpu().numpy(), top.indices.cpu().numpy(), -(logp.exp() * logp).sum(-1).cpu().numpy()
+
+
+def run_settings(folder, remedy):
+    """The settings of a run, from its config.json."""
+    try:
+        return dataclasses.asdict(Config()) | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return sys.exit(f"{folder / 'config.json'} cannot be read ({error!r}): {remedy}")
 
 
 def first_correct(folders, name, id):
@@ -360,7 +370,7 @@ def read_path(folders, index):
     from transformers import AutoTokenizer, logging
     logging.disable_progress_bar()
     runs = {label: folder for label, folder in folders.items() if (folder / "config.json").is_file()}
-    settings = {label: json.loads((folder / "config.json").read_text()) for label, folder in runs.items()}
+    settings = {label: run_settings(folder, "start the run again") for label, folder in runs.items()}
     own = SimpleNamespace(**next(iter(settings.values()), {"eval_data": []}))
     if not own.eval_data:
         sys.exit("--path needs a run that has --eval-data: name its folder, as LABEL=RUN")
@@ -374,7 +384,7 @@ def read_path(folders, index):
     if not 0 <= index < len(problems):
         sys.exit(f"--path {index}: {own.eval_data[0]} has the problems 0 to {len(problems) - 1}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(own.model)
+        tokenizer = AutoTokenizer.from_pretrained(own.model, trust_remote_code=False)
         ((problem,), _) = encode_prompts([problems[index]], tokenizer, own)
         response = tokenizer.encode(first_correct(runs.values(), name, problem["id"]), add_special_tokens=False)
         found = {label: candidates(model, problem["prompt_ids"], response, own.K, own.temperature)
@@ -384,9 +394,10 @@ def read_path(folders, index):
                  "relative paths hold in the folder where the runs were started")
 
     def word(id):
-        text = tokenizer.decode([id]).replace("\n", "↵").strip() or "␣"
+        text = printable(tokenizer.decode([id]).replace("\n", "↵").strip()) or "␣"
         return text if len(text) < 10 else text[:8] + "…"
-    title = f"{name}, problem {index}: probabilities of the top {own.K} at each token (framed) of one response"
+    title = f"problem {index}: probabilities of the top {own.K} at each token (framed) of one response"
+    title = f"{printable(name)}, {title}"
     return title, response, found, word
 
 
@@ -437,10 +448,7 @@ def chart(rows, steps, width, height=3):
 
 def follow(folder, seconds=3):
     """Prints the chart of a run; in a terminal again and again, until its last step is there."""
-    try:
-        steps = json.loads((folder / "config.json").read_text(encoding="utf-8"))["steps"]
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"{folder / 'config.json'} cannot be read ({error!r}): --follow takes the folder of a run")
+    steps = run_settings(folder, "--follow takes the folder of a run")["steps"]
     path, up = folder / "metrics.jsonl", ""
     while True:
         rows = read_rows(path, ("step", "reward"), "start the run again") if path.exists() else []
@@ -452,6 +460,7 @@ def follow(folder, seconds=3):
         time.sleep(seconds)
 
 
+@one_line()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")
@@ -486,7 +495,10 @@ def main():
         figures |= {"frontier": frontier_figure(study), "fig3d_methods": methods_figure(study),
                     "fig7_ablation": ablation_figure(study),
                     "fig3_5_study": dynamics_figure(study.curves, study.curves_title) if study.curves else None}
-    options.output.mkdir(parents=True, exist_ok=True)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"-o {options.output} cannot be made ({error.strerror}): name another folder")
     paths = {options.output / f"{name}.png": figure for name, figure in figures.items() if figure}
     for path, figure in paths.items():
         figure.savefig(path, dpi=150, facecolor="white", edgecolor=figure.get_edgecolor())

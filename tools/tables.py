@@ -8,6 +8,7 @@ Each [LABEL=]FOLDER is an evaluation's, or a run's (its last evaluation). A mean
 import argparse
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from simko import pass_at_k  # noqa: E402
+from simko import pass_at_k, printable  # noqa: E402
 
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
 SETTINGS = {"n": "n", "temperature": "T", "top_p": "top-p", "max_tokens": "max tokens", "problems": "problems",
@@ -34,13 +35,26 @@ class Row(NamedTuple):
         return self.label if self.temperature is None else f"{self.label}, T = {self.temperature}"
 
 
+def printable_texts(fields):
+    return {printable(key): printable(value) if isinstance(value, str) else value for key, value in fields.items()}
+
+
+@contextmanager
+def one_line():
+    """What stops a program is said in a line, with nothing in it that a terminal would obey."""
+    try:
+        yield
+    except SystemExit as stop:
+        sys.exit(printable(stop.code) if isinstance(stop.code, str) else stop.code)
+
+
 def read(path):
     """The sets of an eval.json, each with its prompt template; exits with one line if they cannot be relied on."""
     if not path.is_file():
         sys.exit(f"{path} is not there: the evaluation is unfinished (the command that began it goes on with it; an "
                  "earlier eval_STEP can be named instead), or the folder is not that of an evaluation or run")
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_bytes(), object_hook=printable_texts)
         for label, entry in report["sets"].items():
             entry["prompt_template"] = report["settings"]["prompt_template"]
             right, numbers = list(entry["correct"].values()), {*SETTINGS, "truncated"} - {"prompt_template"}
@@ -49,7 +63,7 @@ def read(path):
                     and all(isinstance(c, int) and c in range(entry["n"] + 1) for c in right)):
                 raise ValueError(f"{label}: its settings, problems and counts of right answers do not fit together")
         return report["sets"] or sys.exit(f"{path} has no sets: name some with --eval-data and evaluate again")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         sys.exit(f"{path} is damaged or of another version of simko.py ({error!r}): run the evaluation again")
 
 
@@ -58,7 +72,7 @@ def load(arguments):
     rows = []
     for argument in arguments:
         label, _, folder = ("", "", argument) if Path(argument).is_dir() else argument.rpartition("=")
-        folder, label = Path(folder), label or str(Path(folder))
+        folder, label = Path(folder), printable(label or str(Path(folder)))
         if any(row.label == label for row in rows):
             sys.exit(f"two folders have the label {label}: give each its own, as LABEL=FOLDER")
         steps = sorted((p for p in folder.glob("eval_*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
@@ -159,6 +173,7 @@ def show(title, table, text):
     print(f"\n{title}\n", *("  ".join(line) if text else f"| {' | '.join(line)} |" for line in lines), sep="\n")
 
 
+@one_line()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
