@@ -89,7 +89,7 @@ def main_stage():
             along = {**often, "cool": steps} if method in ("grpo", "simko") else {"eval_every": STEPS, "steps": steps}
             jobs.append(job(method, settings, seed, **test, **along))
         jobs += [job(method, settings, seed, **test, **often) for method, settings in SHARED.items()]
-    return jobs
+    return sorted(jobs, key=lambda work: work["method"] not in SHARED)  # GRPO and SimKO first
 
 
 def wordy():
