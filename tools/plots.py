@@ -249,7 +249,7 @@ def frontier_figure(study):
     for line, (ends, points, how) in zip(axes, rows):
         for axis, k in zip(line, study.ks[1:]):
             frontier(axis, ends, points, k)
-            axis.set(xlabel="pass@1, %", ylabel=f"pass@{k}, %", title=f"{how}; {describe(points['base', 0])}")
+            axis.set(xlabel="pass@1, %", ylabel=f"pass@{k}, %", title=f"{how}\n{describe(points['base', 0])}")
             axis.margins(0.1)
     return legend(figure)
 
@@ -268,7 +268,8 @@ def frontier(axis, ends, points, k):
                 "arrowstyle": "-|>", "color": colour, "linewidth": 0, "mutation_scale": 13})
         if len(steps) > 1 or method == "base":
             place, text = steps.index(end), NAMES[method] + f", step {end}" * (method != "base")
-            axis.annotate(text, (x[place], y[place]), (7, 5), textcoords="offset points", fontsize=8)
+            axis.annotate(text, (x[place], y[place]), (7, -13 if method == "grpo" else 5), textcoords="offset points",
+                          fontsize=8)
 
 
 def methods_figure(study):

@@ -192,13 +192,13 @@ def test_frontier_shows_means_over_the_seeds_that_all_have(study):
     assert [axis.get_ylabel() for axis in figure.axes] == ["pass@16, %", "pass@256, %"] * 2
     for axis, k in zip(figure.axes[2:], (16, 256)):
         found = points(axis)
-        assert axis.get_title() == "both at learning rate 0.0004; mean ± s.e. over 2 seeds"
+        assert axis.get_title() == "both at learning rate 0.0004\nmean ± s.e. over 2 seeds"
         assert list(found) == ["base", "GRPO", "SimKO"]
         assert list(zip(*found["SimKO"][1:2], found["SimKO"][2][1])) == [
             pytest.approx(expected(step and "simko shared", step, k, range(2))) for step in range(0, 250, 50)]
     for axis, k in zip(figure.axes[:2], (16, 256)):
         found = points(axis)
-        assert axis.get_title() == "settings as chosen; mean ± s.e. over 3 seeds"
+        assert axis.get_title() == "settings as chosen\nmean ± s.e. over 3 seeds"
         assert list(found) == ["base", "GRPO", "SimKO", "PSR"]
         for name, method, steps in (("base", "", [0]), ("GRPO", "grpo", range(0, 500, 100)), ("PSR", "psr", [300]),
                                     ("SimKO", "simko", range(0, 500, 100))):
