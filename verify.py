@@ -326,10 +326,12 @@ def countdown(response, answer, phrase):
     target, numbers = answer.split("=")
     pool, number = Counter(numbers.split()), "-?[0-9]{1,15}"
     words = [word for word in response.split() if not re.fullmatch("[A-Za-z,.:]+", word)]
-    steps = re.findall(rf"(?<!\S)(({number}) [-+*/] ({number})) = ({number})(?!\S)", " ".join(words))
-    for expression, a, b, result in steps:
+    steps = re.findall(rf"(?<!\S)({number}) ([-+*/]) ({number}) = ({number})(?!\S)", " ".join(words))
+    for a, sign, b, result in steps:
+        x, y, z = int(a), int(b), int(result)
+        right = {"+": x + y == z, "-": x - y == z, "*": x * y == z, "/": y != 0 and x == y * z}
         pool.subtract([a, b])
-        if min(pool.values()) < 0 or value(expression) != value(result):
+        if min(pool.values()) < 0 or not right[sign]:
             return False
         pool[result] += 1
     return 5 * len(steps) == len(words) and +pool == Counter([target.strip()])
