@@ -425,6 +425,7 @@ class Sample:
     response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
     engine_logp: np.ndarray   # (L,) float32: what the engine sampled with; (0,) in evaluation
     truncated: bool           # met the length limit before EOS
+    id: str = ""              # of its problem
     text: str = ""
     reward: float = 0.0
     advantage: float = 0.0
@@ -451,7 +452,8 @@ class VLLMEngine:
         os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0",  # the engine in this process: its weights can be reached
                           VLLM_CPU_OMP_THREADS_BIND="nobind",  # else it pins the whole process to one core
                           VLLM_NO_USAGE_STATS="1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from tools.faults import keep_log
+        keep_log()  # errors on screen, and the last lines where it fails
         from vllm import LLM
         self.cuda = device.type == "cuda"
         memory = ({"gpu_memory_utilization": cfg.engine_memory, "enable_sleep_mode": True} if self.cuda
@@ -617,7 +619,7 @@ class Trainer:
         self.policy = self.build()
         self.reference = self.build().requires_grad_(False) if cfg.kl_beta else None
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-        self.updates = 0
+        self.updates = self.refused = 0  # refused: in a row, as not finite
 
     def build(self):
         """The checkpoint in float32 (bfloat16 would round an update of 1e-6 away), sharded, computing in self.dtype."""
@@ -685,7 +687,7 @@ class Trainer:
     def update(self, samples, tau, progress):
         """One optimizer step on this rank's share of a mini-batch. tau: the batch's threshold, or None for each
         response's own. Returns the log's sums over ranks and the gradient norm before clipping. PSR and NSR remove
-        responses; where none is left on any rank, nothing is stepped.
+        responses; where none is left on any rank, nothing is stepped, nor where loss or gradient are not finite.
 
         The loss is a sum over tokens, divided once by a count over all ranks: how samples are split into micro-batches
         and over ranks changes nothing. FSDP averages gradients over ranks, hence the factor `world`."""
@@ -700,7 +702,7 @@ class Trainer:
             return torch.zeros(5), 0.0  # AdamW's momentum and weight decay would move the weights without a gradient
         samples = [s for s in samples if not without_gradient(s, cfg)]  # the others have been counted, and need no pass
         self.optimizer.zero_grad()
-        sums = torch.zeros(5, device=self.device)
+        sums, finite = torch.zeros(5, device=self.device), []
         for batch in progress(self.passes(samples), desc="update"):
             packed = pack(batch, self.device)
             stats = self.policy.policy_statistics(packed, cfg.K, cfg.temperature)
@@ -716,27 +718,31 @@ class Trainer:
                 loss = loss + cfg.kl_beta * kl_penalty(logp, ref_logp)
             if cfg.loss_norm == "response":
                 loss = loss / lengths.repeat_interleave(lengths)
-            loss = loss.sum() / denominator
-            (loss * self.world).backward()
             # KL(pi_old || pi_theta) on pi_old's samples. This detach and the next leave no gradient: for the log only.
             moved = kl_penalty(old_logp, logp.detach())
+            finite.append((batch, (loss + moved).isfinite()))
+            loss = loss.sum() / denominator
+            (loss * self.world).backward()
             tokens = lengths.sum()
             sums += torch.stack([loss.detach(), gate.sum(), clipped.sum(), moved.sum(), tokens]).to(sums)
         dist.all_reduce(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip).full_tensor()
-        if not (torch.isfinite(norm) and torch.isfinite(sums[0])):
-            fail(f"loss {sums[0].item()}, gradient norm {norm.item()}: not stepped; the last checkpoint is good")
+        if not (torch.isfinite(norm) and torch.isfinite(sums[0])):  # both over all ranks: they agree
+            from tools.faults import refuse_update
+            refuse_update(self, finite, sums[0].item(), norm.item())
+            return torch.zeros(5), math.nan
+        self.refused = 0
         self.optimizer.step()
         return sums.cpu(), norm.item()
 
 
 def score(samples, problems, tokenizer, verifier):
-    """Fills in text and reward; `prompt` of each sample is its place in `problems`."""
+    """Fills in id, text and reward; `prompt` of each sample is its place in `problems`."""
     texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True) for s in samples]
     own = [problems[s.prompt] for s in samples]
     rewards = verifier.score(texts, [problem["answer"] for problem in own], [problem["task"] for problem in own])
-    for sample, text, reward in zip(samples, texts, rewards):
-        sample.text, sample.reward = text, reward
+    for sample, problem, text, reward in zip(samples, own, texts, rewards):
+        sample.id, sample.text, sample.reward = problem["id"], text, reward
 
 
 def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress):
@@ -843,7 +849,7 @@ def check_gap(gap, dtype):
     if not gap < limit:
         fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above {limit}: the engine does not sample from the "
              "trained policy. Likely: weights the engine knows by other names, an attention or output head with "
-             "soft-capping or a bias, a quantised checkpoint.")
+             "soft-capping or a bias, a quantised checkpoint; where it is nan, numbers too large for --dtype.")
 
 
 def gather(items):
@@ -959,8 +965,11 @@ def checkpoint_state(trainer):
 
 
 def save_checkpoint(folder, step, trainer):
-    """Model and optimizer, each rank its shards; the rename is what makes it a checkpoint. Keeps the last two."""
+    """Model and optimizer, each rank its shards; the rename is what makes it a checkpoint. Keeps the last two.
+    After a refused update it saves nothing: what comes next may show that the weights are to blame."""
     import torch.distributed.checkpoint as dcp
+    if trainer.refused:
+        return
     temporary = folder / f"step_{step:06d}.tmp"
     if trainer.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -978,20 +987,26 @@ def save_checkpoint(folder, step, trainer):
 
 
 def load_checkpoint(folder, trainer):
-    """Loads the last checkpoint and returns its step, or 0. It may have been saved by another number of ranks."""
+    """Loads the last checkpoint that can be read and returns its step; 0 if there is none at all. It may have been
+    saved by another number of ranks."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import set_state_dict
-    found = sorted(folder.glob("step_??????"))
-    if not found:
-        return 0
-    state = checkpoint_state(trainer)
+    from tools.faults import skip_checkpoint
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # the default planner's torch.load would run a checkpoint's code
-    dcp.load(state, checkpoint_id=found[-1])
-    set_state_dict(trainer.policy, trainer.optimizer, model_state_dict=state["model"],
-                   optim_state_dict=state["optimizer"])
-    step = int(found[-1].name.removeprefix("step_"))
-    trainer.updates = step * (trainer.cfg.batch // trainer.cfg.mini_batch)
-    return step
+    found = gather(sorted(folder.glob("step_" + 6 * "[0-9]"), reverse=True) if trainer.rank == 0 else [])
+    for path in found:
+        state = checkpoint_state(trainer)
+        try:
+            dcp.load(state, checkpoint_id=path)
+        except dcp.CheckpointException as error:  # of any rank, on every rank
+            skip_checkpoint(path, error, last=path == found[-1])
+            continue
+        set_state_dict(trainer.policy, trainer.optimizer, model_state_dict=state["model"],
+                       optim_state_dict=state["optimizer"])
+        step = int(path.name.removeprefix("step_"))
+        trainer.updates = step * (trainer.cfg.batch // trainer.cfg.mini_batch)
+        return step
+    return 0
 
 
 def save_hf(folder, trainer, tokenizer, stop_ids):
@@ -1065,10 +1080,12 @@ class Log:
 
 
 def main(arguments):
+    from tools import faults
     from tools.checks import open_run, prepare
     from verify import Verifier
+    faults.check_restart()
     command, cfg, tokenizer, stop_ids, sets, tests = prepare(arguments)
-    with process_group() as device, Verifier() as verifier:
+    with process_group() as device, Verifier() as verifier, faults.explained(cfg):
         rank, world = dist.get_rank(), dist.get_world_size()
         automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
         dtype = automatic if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
@@ -1085,28 +1102,37 @@ def main(arguments):
         weights, limits = "auto", [test.max_tokens for test in tests]
         if command == "train":
             weights, limits = "dummy", limits + [cfg.max_response_tokens]
-        with closing(make_engine(cfg, stop_ids, device, dtype, weights, max(limits))) as engine:
+        start = partial(make_engine, cfg, stop_ids, device, dtype, weights, max(limits))
+        with closing(faults.GuardedEngine(start)) as engine:  # its rollouts can be stopped by a signal
             if command == "train":
                 engine.sleep()  # on a GPU the engine starts first, takes what memory it may have, and steps aside
                 trainer = Trainer(cfg, device, dtype)
                 if rank == 0:
                     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                     write_whole(folder / "config.json", settings)
+                faults.check_shared(folder)
                 first = load_checkpoint(folder / "checkpoints", trainer)
                 if first > cfg.steps:
                     fail(f"{folder} has come to step {first} already: --steps {cfg.steps} is behind it")
                 log = Log(folder, first, cfg) if rank == 0 else None
-                if rank == 0 and first < cfg.steps:
-                    shutil.rmtree(folder / "hf", ignore_errors=True)  # of fewer steps
+                if rank == 0:
+                    faults.rewind(folder, first, cfg.steps)
                 engine.sync(trainer.named_weights())
-                for step in range(first, cfg.steps):
-                    if tests and cfg.eval_every and step % cfg.eval_every == 0:
-                        run_eval(folder / f"eval_{step:06d}", engine=engine)
-                    row = train_step(step, cfg, sets[cfg.train_data][0], tokenizer, engine, trainer, verifier, progress)
-                    if rank == 0:
-                        log(row)
-                    if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                        save_checkpoint(folder / "checkpoints", step + 1, trainer)
+                try:
+                    for step in range(first, cfg.steps):
+                        if tests and cfg.eval_every and step % cfg.eval_every == 0:
+                            run_eval(folder / f"eval_{step:06d}", engine=engine)
+                        row = train_step(step, cfg, sets[cfg.train_data][0], tokenizer, engine, trainer, verifier,
+                                         progress)
+                        if rank == 0:
+                            log(row)
+                            faults.check_rewards(log.path)
+                        if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+                            save_checkpoint(folder / "checkpoints", step + 1, trainer)
+                except faults.Stopped:  # in a rollout, on every rank: the weights are those after `step` steps
+                    if step > first and step % cfg.save_every:
+                        save_checkpoint(folder / "checkpoints", step, trainer)
+                    raise
                 if first < cfg.steps or not (folder / "hf").exists():
                     save_hf(folder / "hf", trainer, tokenizer, stop_ids)
                 folder = folder / f"eval_{cfg.steps:06d}"
@@ -1117,7 +1143,8 @@ def main(arguments):
 
 if __name__ == "__main__":
     sys.modules["simko"] = sys.modules["__main__"]  # what tools/ import is this module, not another copy of it
+    from torch.distributed.elastic.multiprocessing.errors import record
     try:
-        main(sys.argv[1:])
+        record(main)(sys.argv[1:])  # torchrun shows the error of the rank that failed first
     except KeyboardInterrupt:
         sys.exit("simko.py: stopped; the same command goes on from the last checkpoint")

@@ -1,0 +1,634 @@
+"""Tests of what goes wrong while a run runs: kills, signals, disks, damaged checkpoints, numbers that are not finite,
+memory, engines that hang, ranks that die, two nodes. docs/reliability.md lists them.
+
+    python -m pytest tools/test_faults.py
+
+Where a process has to die it is a fork of one that has imported everything, or torchrun's; both enter this file at its
+end."""
+import contextlib
+import json
+import logging
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.elastic.multiprocessing.errors import record
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import simko
+import test_methods
+import test_simko
+from test_simko import CPU, ENVIRONMENT, HERE, config, load_samples, main, metrics, quiet
+from tools import faults, laptop
+from tools.hf_rollout import HFEngine
+
+base, group, runs = test_simko.base, test_simko.group, test_methods.runs  # their fixtures
+one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
+
+
+# ----------------------------------------------------------------------------------------------- runs and comparisons
+@pytest.fixture(scope="session")
+def data(runs):
+    """`runs` with test.jsonl, 70 problems: an evaluation has chunks of 64 and 6. Training has no target below 40."""
+    rng, rows = random.Random(1), []
+    for target in (*range(20, 34),) * 5:
+        numbers = rng.choices(range(2, 21), k=3)
+        rows.append({"problem": laptop.prompt(numbers, target), "answer": f"{target} = {' '.join(map(str, numbers))}"})
+    (runs / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return runs
+
+
+def flags(data, output, *more):
+    """Arguments of a run of 6 steps of 2 updates, an evaluation every 3 and a checkpoint every 2 steps."""
+    line = (f"train --model {data}/base --train-data {data}/all.jsonl --task countdown --prompt-template raw --q 0.5 "
+            f"--rollout hf --output {output} --batch 8 --mini-batch 4 --max-prompt-tokens 16 --max-response-tokens 12 "
+            "--lr 1e-3 --loss-norm token --no-gradient-checkpointing --steps 6 --save-every 2 --eval-every 3 "
+            f"--eval-data {data}/test.jsonl --eval-n 4 --eval-max-tokens 12")
+    return [*line.split(), *map(str, more)]
+
+
+def checkpoints(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def same(run, other):
+    """Fails unless two runs have computed the same bits: log, weights, optimizer, export, evaluations."""
+    assert metrics(run) == metrics(other) and [row["step"] for row in metrics(run)] == list(range(1, 7))
+    paths = ["hf/model.safetensors", "hf/config.json", "checkpoints/step_000006/__0_0.distcp"]
+    paths += [f"eval_{step:06d}/{name}" for step in (0, 3, 6) for name in ("test.jsonl", "eval.json")]
+    assert [path for path in paths if (run / path).read_bytes() != (other / path).read_bytes()] == []
+
+
+def at_call(owner, name, count, action, after=False, when=lambda *_: True):
+    """Patches a function: at its call number `count`, of those that `when` holds for, `action` comes first or last."""
+    function, calls = getattr(owner, name), []
+
+    def call(*arguments, **options):
+        calls.extend([1] * when(*arguments))
+        now = len(calls) == count and when(*arguments)
+        if now and not after:
+            action()
+        value = function(*arguments, **options)
+        if now and after:
+            action()
+        return value
+    return mock.patch.object(owner, name, call)
+
+
+def rollout(engine, prompts, *_):
+    return len(prompts) in (8, 4, 2)  # on one, two or four ranks
+
+
+def evaluation(*arguments):
+    return not rollout(*arguments)
+
+
+def raised(error):
+    def action():
+        raise error
+    return action
+
+
+# ------------------------------------------------------------------------------------------------------ killed, stopped
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def named(pattern):
+    return lambda path, *_: Path(path).match(pattern)
+
+
+def places():
+    """Where a run is killed: each in the start that follows the kill before it."""
+    return {
+        "first evaluation, between chunks": at_call(simko, "score", 2, kill),
+        "rollout": at_call(HFEngine, "generate", 2, kill, after=True, when=rollout),
+        "update": at_call(simko.Trainer, "update", 3, kill),
+        "save, its parts written": at_call(FileSystemWriter, "finish", 1, kill),
+        "save, before its rename": at_call(Path, "rename", 1, kill, when=named("step_000002.tmp")),
+        "save, after its rename": at_call(Path, "rename", 1, kill, after=True, when=named("step_000002.tmp")),
+        "before a save": at_call(simko, "save_checkpoint", 1, kill),
+        "evaluation of step 3": at_call(HFEngine, "generate", 1, kill, after=True, when=evaluation),
+        "export, before its rename": at_call(Path, "rename", 1, kill, when=named("hf.tmp")),
+        "last evaluation's report": at_call(Path, "replace", 1, kill, when=named("eval_000006/eval.tmp")),
+    }
+
+
+def fork(log, function, *patches):
+    """Calls function() in a fork of this process, which writes to the file `log`; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        with log.open("a") as file, contextlib.ExitStack() as stack:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            for patch in patches:
+                stack.enter_context(patch)
+            function()
+        code = 0
+    except SystemExit as stop:
+        print(stop.code, file=sys.stderr)
+        code = stop.code if isinstance(stop.code, int) else 1
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ends(pid):
+    """How a process ended: its exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def see_folder(folder, rank, port):
+    """check_shared on this rank of two, each the only one of its node."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
+    with simko.process_group():
+        faults.check_shared(folder)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def forks_worker(folder):
+    """Runs that are killed, in forks of this process; what happened goes to report.json."""
+    import torch.utils.tensorboard  # noqa: F401  the forks need not import it
+    data, log, report = Path((folder / "data").read_text()), folder / "log", {}
+    run = lambda name, *patches: fork(log, partial(simko.main, flags(data, folder / name)), *patches)
+    _, status, used = os.wait4(run("clean"), 0)
+    report["clean"], seconds = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+    report["places"] = {name: ends(run("places", patch)) for name, patch in places().items()}
+    report["places"]["nowhere"] = ends(run("places"))
+
+    rng, report["moments"], number = random.Random(0), [], 0
+    while len(report["moments"]) < 10:  # after so many seconds of its own CPU time: others may be using the machine
+        moment = rng.uniform(0.1, 0.9) * seconds
+        alarm = mock.patch.object(faults, "check_restart", partial(signal.setitimer, signal.ITIMER_PROF, moment))
+        code = ends(run(f"random_{number}", alarm))  # the signal has no handler: as sudden as SIGKILL
+        number += code == 0
+        if code:
+            report["moments"].append([number, round(moment, 2), code])
+    report["random"] = [ends(run(f"random_{i}")) for i in range(number + 1)]
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    report["twice"] = ends(run("twice", at_call(simko.Trainer, "update", 1, twice)))
+    report["twice_left"] = checkpoints(folder / "twice")
+
+    hang = at_call(HFEngine, "__init__", 1, partial(time.sleep, 10**6))
+    report["hang"] = ends(run("hang", hang, mock.patch.object(faults, "START_LIMIT", 1),
+                              mock.patch.object(faults.engine_log, "lines", ["INFO waiting for the moon\n"])))
+    report["hang_log"] = log.read_text().partition("the engine did not start")[2]
+
+    for name, folders in (("shared", ["a", "a"]), ("apart", ["a", "b"])):
+        port = free_port()
+        for part in folders:
+            (folder / part).mkdir(exist_ok=True)
+        report[name] = [ends(pid) for pid in [fork(folder / f"{name}_log", partial(see_folder, folder / part, i, port))
+                                              for i, part in enumerate(folders)]]
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+@pytest.fixture(scope="session")
+def forks(data, tmp_path_factory):
+    """(folder, report) of `forks_worker`."""
+    folder = tmp_path_factory.mktemp("forks")
+    (folder / "data").write_text(str(data))
+    done = subprocess.run([sys.executable, HERE / "tools/test_faults.py", "forks_worker", folder], cwd=HERE,
+                          env=ENVIRONMENT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def clean(forks):
+    """The folder of a run that nothing disturbed."""
+    assert forks[1]["clean"] == 0
+    rows = metrics(forks[0] / "clean")
+    assert all(row["grad_norm"] > 0 for row in rows) and rows[0]["reward"] != rows[-1]["reward"]
+    assert checkpoints(forks[0] / "clean") == ["step_000004", "step_000006"]
+    return forks[0] / "clean"
+
+
+def test_killed_at_each_place_in_turn_a_run_comes_to_the_same_bits(forks, clean):
+    codes = forks[1]["places"]
+    assert codes == {**dict.fromkeys(places(), -signal.SIGKILL), "nowhere": 0}
+    same(forks[0] / "places", clean)
+    assert checkpoints(forks[0] / "places") == checkpoints(clean)
+    assert "step_000002.tmp: a save that was cut off, removed" in (forks[0] / "log").read_text()
+
+
+def test_killed_at_ten_random_moments_a_run_comes_to_the_same_bits(forks, clean):
+    moments = forks[1]["moments"]
+    print("run, seconds after its start, exit:", moments)
+    assert len(moments) == 10 and {code for *_, code in moments} == {-signal.SIGPROF}
+    assert set(forks[1]["random"]) == {0}
+    for number in range(len(forks[1]["random"])):
+        same(forks[0] / f"random_{number}", clean)
+
+
+def ask(number=signal.SIGTERM):
+    return partial(os.kill, os.getpid(), number)
+
+
+def sleep_and_ask():
+    threading.Timer(0.3, ask()).start()
+    time.sleep(10**6)
+
+
+def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp_path, capfd):
+    """Wherever they come; the same command goes on each time, and in the end to the same bits."""
+    stops = [  # where, and what is there then; nothing of step 0
+        (at_call(HFEngine, "generate", 1, ask(), when=evaluation), []),
+        (at_call(HFEngine, "generate", 1, ask(signal.SIGINT), when=rollout), []),
+        (at_call(HFEngine, "generate", 2, sleep_and_ask, when=rollout), [1]),
+        (at_call(simko.Trainer, "update", 2, ask()), [1, 2]),
+        (at_call(dcp, "save", 1, ask(signal.SIGINT)), [2, 4]),
+        (at_call(simko.Trainer, "old_statistics", 1, ask()), [4, 5]),
+        (at_call(HFEngine, "generate", 2, ask(), when=evaluation), [5, 6]),
+    ]
+    for i, (patch, there) in enumerate(stops):
+        with patch, pytest.raises(SystemExit) as stop:
+            main(flags(data, tmp_path))
+        assert stop.value.code == 0
+        out, err = capfd.readouterr()
+        name = "SIGINT" if i in (1, 4) else "SIGTERM"
+        assert f"stopped by {name}: the same command goes on" in out and f"rank 0: {name}: stopping" in err
+        assert checkpoints(tmp_path) == [f"step_{step:06d}" for step in there], i
+    main(flags(data, tmp_path))
+    same(tmp_path, clean)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
+
+
+def test_a_second_ctrl_c_exits_at_once(forks):
+    assert forks[1]["twice"] == 128 + signal.SIGINT and forks[1]["twice_left"] == []
+
+
+def test_an_evaluation_stops_at_sigterm_and_goes_on(data, tmp_path):
+    line = (f"eval --model {data}/base --eval-data {data}/test.jsonl --task countdown --prompt-template raw "
+            "--rollout hf --max-prompt-tokens 16 --eval-max-tokens 12 --eval-n 4 --output").split()
+    with at_call(HFEngine, "generate", 2, ask()), pytest.raises(SystemExit) as stop:
+        main([*line, str(tmp_path / "stopped")])
+    assert stop.value.code == 0 and len((tmp_path / "stopped/test.jsonl").read_text().splitlines()) == 1 + 4 * 64
+    for name in ("stopped", "straight"):
+        main([*line, str(tmp_path / name)])
+    for name in ("test.jsonl", "eval.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------- disk and checkpoints
+def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean, tmp_path, capfd):
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fill = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # bytes a file: less than a checkpoint's
+    try:
+        with at_call(simko, "save_checkpoint", 2, fill), pytest.raises(SystemExit, match="a checkpoint could not be "
+                                                                                         "written.*GiB are free.*make"):
+            main(flags(data, tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert checkpoints(tmp_path) == ["step_000002"]
+    main(flags(data, tmp_path))
+    same(tmp_path, clean)
+
+
+def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
+    full = OSError(28, "No space left on device", "metrics.jsonl")
+    with (at_call(simko.Log, "__call__", 2, raised(full)),
+          pytest.raises(SystemExit, match="No space left on device: 'metrics.jsonl'.*GiB are free")):
+        main(flags(data, tmp_path))
+
+
+def save_elsewhere(path, state):
+    with mock.patch.dict(os.environ), simko.process_group():
+        dcp.save(state, checkpoint_id=path)
+
+
+def cut(path):
+    (part,) = path.glob("*.distcp")
+    part.write_bytes(part.read_bytes()[:2000])
+
+
+DAMAGES = {
+    "incomplete": lambda path: (path / ".metadata").unlink(),
+    "cut off": cut,
+    "empty": lambda path: (shutil.rmtree(path), path.mkdir()),
+    "of other shapes": lambda path: (shutil.rmtree(path), save_elsewhere(path, {"model": {
+        "model.embed_tokens.weight": torch.zeros(3, 2)}})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_it_used(data, clean, tmp_path, damage, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(clean, run)
+    DAMAGES[damage](run / "checkpoints/step_000006")
+    (run / "checkpoints/step_000005.tmp").mkdir()
+    main(flags(data, run))
+    same(run, clean)
+    out = capfd.readouterr().out
+    assert "step_000006 cannot be read, skipped and renamed" in out and "step_000005.tmp: a save that was cut" in out
+    assert checkpoints(run) == ["step_000004", "step_000006", "step_000006.unreadable1"]
+    assert sum(line.startswith("step ") for line in out.splitlines()) == 2
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_begun_again(data, clean, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(clean, run)
+    for path in (run / "checkpoints").iterdir():
+        (path / ".metadata").unlink()
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="step_000004 cannot be read, nor a later one.*move it away"):
+            main(flags(data, run))
+        assert metrics(run) == metrics(clean) and (run / "hf").exists()
+
+
+def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
+    for name in ("eval_000000", "eval_000040", "eval_000041", "hf", "checkpoints/step_000050.tmp", "evaluations"):
+        (tmp_path / name).mkdir(parents=True)
+    faults.rewind(tmp_path, 40, 40)
+    assert {path.name for path in tmp_path.iterdir()} == {"eval_000000", "eval_000040", "hf", "checkpoints",
+                                                          "evaluations"}
+    faults.rewind(tmp_path, 40, 41)
+    assert not (tmp_path / "hf").exists() and not list((tmp_path / "checkpoints").iterdir())
+
+
+# --------------------------------------------------------------------------------------------------- not finite numbers
+@one_base
+@pytest.mark.parametrize("poisoned", [2, 4, None], ids=["right", "wrong", "gradient alone"])
+def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, capsys, poisoned):
+    """A log-ratio above 88 overflows: the loss of a wrong response, the gradient of a right one: 0 times infinity."""
+    trainer = simko.Trainer(config(base, lr=1e-3, batch=8, mini_batch=4, loss_norm="token"), CPU, torch.float32)
+
+    def update(*bad):
+        samples = load_samples(base)
+        trainer.old_statistics(samples, quiet)
+        for i, sample in enumerate(samples):
+            sample.id, sample.text = f"problem-{i}", f"\x1b[31m text {i}"
+        for i in bad:
+            samples[i].old_logp[1] = -200
+        return trainer.update(samples, None, quiet)
+
+    def state():
+        moments = [x for part in trainer.optimizer.state.values() for x in part.values()]
+        return [x.full_tensor().clone() if hasattr(x, "full_tensor") else x.clone()
+                for x in [*trainer.policy.parameters(), *moments]]
+
+    update()
+    before, broken = state(), contextlib.nullcontext()
+    if poisoned is None:
+        infinite = mock.Mock(full_tensor=lambda: torch.tensor(math.inf))
+        broken = mock.patch.object(torch.nn.utils, "clip_grad_norm_", lambda *_: infinite)
+    with broken:
+        sums, norm = update(*[poisoned] * (poisoned is not None))
+        error = capsys.readouterr().err
+        assert all(map(torch.equal, before, state())) and not sums.any() and math.isnan(norm)
+        assert "step 1, update 2" in error and "not finite, not stepped" in error and trainer.refused == 1
+        if poisoned is None:
+            assert all(f"problem-{i}" in error for i in (1, 2, 4))
+        else:
+            assert f"rank 0, problem problem-{poisoned}: '\\x1b[31m text {poisoned}'" in error
+            assert error.count("problem-") == 1
+    update()
+    assert trainer.refused == 0 and not all(map(torch.equal, before, state()))  # it goes on
+    update(2), update(4)
+    with pytest.raises(SystemExit, match="three updates in a row were not finite.*88"):
+        update(2)
+
+
+def broken_losses(*calls):
+    """Losses are nan in these calls of token_losses, from the last one on in all."""
+    function, count = simko.token_losses, []
+
+    def losses(*arguments):
+        count.append(1)
+        loss, clipped = function(*arguments)
+        return (loss * math.nan if len(count) in calls or len(count) > calls[-1] else loss), clipped
+    return mock.patch.object(simko, "token_losses", losses)
+
+
+def test_after_three_refused_updates_the_run_stops_and_the_last_checkpoint_is_of_before(data, clean, tmp_path, capfd):
+    with broken_losses(3, 8), pytest.raises(SystemExit, match="three updates in a row"):
+        main(flags(data, tmp_path))  # 2 updates a step: one of step 2, all from the second of step 4 on
+    rows, error = metrics(tmp_path), capfd.readouterr().err
+    assert [math.isnan(row["grad_norm"]) for row in rows] == [False, True, False, True]
+    for step, update in ((2, 1), (4, 2), (5, 1), (5, 2)):
+        assert f"step {step}, update {update}: loss nan" in error
+    assert checkpoints(tmp_path) == ["step_000002"]  # its last update was good; step 4's was not
+    with broken_losses(1000):
+        main(flags(data, tmp_path))
+    assert checkpoints(tmp_path) == ["step_000004", "step_000006"]
+
+
+def test_log_probs_that_are_not_numbers_stop_the_run(data, tmp_path):
+    generate = HFEngine.generate
+
+    def infinite(*arguments, **options):
+        samples = generate(*arguments, **options)
+        samples[0].engine_logp = samples[0].engine_logp * np.nan
+        return samples
+    with (mock.patch.object(HFEngine, "generate", infinite),
+          pytest.raises(SystemExit, match="is nan.*numbers too large for --dtype")):
+        main(flags(data, tmp_path, "--eval-every", 0))
+
+
+def test_equal_rewards_get_one_warning(tmp_path, capsys):
+    rewards = [0.5, *[0.0] * 12, 0.1, *[1.0] * 9, 0.9, *[1.0] * 11]
+    warned, path = [], tmp_path / "metrics.jsonl"
+    for step in range(1, len(rewards) + 1):
+        path.write_text("".join(json.dumps({"step": i, "reward": reward}) + "\n"
+                                for i, reward in enumerate(rewards[:step], 1)))
+        faults.check_rewards(path)
+        error = capsys.readouterr().err
+        if error:
+            warned.append(step)
+            assert all(word in error for word in ("--task", "--prompt-template", "--max-response-tokens", "format"))
+    assert warned == [11, 34]
+    path.write_text('{"reward": 0.0}\n' * 10)
+    faults.check_rewards(path)
+    assert "all rewards of 10 steps were 0" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------- memory and engines
+OOM = {  # where memory ends: what the message says
+    "engine": (HFEngine, "__init__", "the start of the engine.*--engine-memory 0.6"),
+    "policy": (simko, "load_model", "loading the policy.*more GPUs"),
+    "rollout": (HFEngine, "generate", "a rollout.*--engine-memory 0.6"),
+    "log-probs": (simko, "pack", "log-probs.*--micro-batch-tokens 999"),
+    "update": (simko, "token_losses", "an update.*--micro-batch-tokens 999, --gradient-checkpointing .now False"),
+    "sync": (HFEngine, "sync", "the engine.s wake-up and sync.*--engine-memory 0.6"),
+}
+
+
+@pytest.mark.parametrize("where", OOM)
+def test_out_of_memory_says_in_which_phase_and_which_flag_helps(data, tmp_path, where):
+    owner, name, message = OOM[where]
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 MiB free")
+    with at_call(owner, name, 1, raised(error)), pytest.raises(SystemExit, match=f"rank 0, in {message}.*2.00 GiB"):
+        main(flags(data, tmp_path, "--eval-every", 0, "--micro-batch-tokens", 999))
+
+
+@pytest.mark.parametrize("name", ["__init__", "generate"])
+def test_an_engine_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, name):
+    with (at_call(HFEngine, name, 1, raised(ValueError("engine core died"))), mock.patch.object(
+            faults.engine_log, "lines", ["INFO loading\n"]), pytest.raises(ValueError, match="core died") as crash):
+        main(flags(data, tmp_path))
+    (note,) = crash.value.__notes__
+    assert "The last lines of its log:\nINFO loading" in note and "--engine-memory 0.6" in note
+
+
+def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_where_it_stands(forks):
+    report = forks[1]
+    assert report["hang"] == 1 and "INFO waiting for the moon" in report["hang_log"]
+    assert "test_faults.py" in report["hang_log"].partition("Where it stands")[2]  # the line that sleeps
+
+
+def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
+    logger, shown = logging.getLogger("vllm"), faults.Tail()
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
+    monkeypatch.setitem(sys.modules, "vllm.logger", mock.Mock())
+    monkeypatch.setattr(faults, "engine_log", faults.Tail())
+    monkeypatch.setattr(logger, "handlers", [shown])
+    monkeypatch.setattr(logger, "level", logging.ERROR)
+    faults.keep_log()
+    for i in range(40):
+        logging.getLogger("vllm.engine").info("line %d", i)
+    logger.error("broken")
+    assert list(faults.engine_log.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
+    assert list(shown.lines) == ["broken\n"] and "line 39\nbroken" in faults.log_lines()
+
+
+# ------------------------------------------------------------------------------------------------------ ranks and nodes
+def torchrun(*options):
+    return [sys.executable, "-m", "torch.distributed.run", *map(str, options), str(HERE / "tools/test_faults.py"),
+            "rank_worker"]
+
+
+def launch(folder, *commands):
+    """Runs commands together; [(exit code, output)]. Fails where they hang."""
+    logs = [(folder / f"log_{i}").open("w+") for i in range(len(commands))]
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    running = [subprocess.Popen([*command, str(folder)], cwd=HERE, env=environment, stdout=log,
+                                stderr=subprocess.STDOUT) for command, log in zip(commands, logs)]
+    try:
+        codes = [process.wait(timeout=600) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    results = []
+    for code, log in zip(codes, logs):
+        log.seek(0)
+        results.append((code, log.read()))
+        log.close()
+    return results
+
+
+def rank_worker(folder):
+    """`simko.py train` on this rank, as plan.json says; its faults are rank 1's, one for each of torchrun's starts."""
+    plan = json.loads((folder / "plan.json").read_text())
+    fault = plan["faults"].get(os.environ["TORCHELASTIC_RESTART_COUNT"]) if os.environ["RANK"] == "1" else None
+    patch = {
+        None: contextlib.nullcontext(),
+        "killed": at_call(HFEngine, "generate", 2, kill, when=rollout),
+        "raises": at_call(simko.Trainer, "update", 3, raised(ZeroDivisionError("a fault of rank 1"))),
+        "asked": at_call(HFEngine, "generate", 1, ask(), when=rollout),
+        "nan": broken_losses(2, 10**6),
+    }[fault]
+    with patch:
+        record(simko.main)(plan["arguments"])
+
+
+def run_ranks(data, folder, faults, *commands, output="run"):
+    (folder / "plan.json").write_text(json.dumps({"faults": faults, "arguments": flags(
+        data, folder / output, "--steps", 5, "--save-every", 1, "--eval-every", 0, "--eval-n", 1)}))
+    return launch(folder, *commands)
+
+
+def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpoint(data, tmp_path):
+    """Of two: rank 1 is killed; then it raises and torchrun restarts both; then it alone is sent SIGTERM. Each time the
+    run goes on, and in the end to what two ranks come to undisturbed."""
+    two = partial(torchrun, "--standalone", "--nproc_per_node", 2)
+    ((code, log),) = run_ranks(data, tmp_path, {"0": "killed"}, two())
+    assert code == 1, log
+    assert "Signal 9 (SIGKILL)" in log and "rank      : 1" in log, log
+    assert "the connection to another rank is lost; that rank's own error says why" in log, log
+    ((code, log),) = run_ranks(data, tmp_path, {"0": "raises", "1": "asked"}, two("--max-restarts", 1))
+    assert code == 0 and "ZeroDivisionError: a fault of rank 1" in log, log
+    assert "rank 1: SIGTERM: stopping" in log and "stopped by SIGTERM: the same command goes on" in log, log
+    steps = [int(line.split()[1].split("/")[0]) for line in log.splitlines() if line.startswith("step ")]
+    done = checkpoints(tmp_path / "run")[-1]
+    assert steps == [2] and done == "step_000002", log  # step 3 failed; the restart was asked to stop in its rollout
+    ((code, log),) = run_ranks(data, tmp_path, {}, two())
+    assert code == 0 and [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5], log
+    ((code, log),) = run_ranks(data, tmp_path, {}, two(), output="straight")
+    assert code == 0 and metrics(tmp_path / "run") == metrics(tmp_path / "straight"), log
+    for path in ("hf/model.safetensors", "eval_000005/test.jsonl"):
+        assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
+
+
+def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
+    """Two agents of two ranks on the loopback: HSDP, 2 replicas of 2 shards; one agent of four: 4 shards. And one
+    process goes on from the two nodes' checkpoint."""
+    node = torchrun("--nnodes", 2, "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_id", "nodes",
+                    "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1")
+    for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output="two"):
+        assert code == 0, log
+    logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))
+    assert logs.count("not finite, not stepped") == 1 and "  rank 1, problem " in logs, logs  # all refused it together
+    four = torchrun("--standalone", "--nproc_per_node", 4)
+    ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output="one")
+    assert code == 0, log
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(one) == len(two) == 5 and math.isnan(one[0]["grad_norm"]) and one[1]["grad_norm"] > 0
+    for row, other in zip(one, two):
+        assert row.keys() == other.keys() and other["logp_gap"] < 1e-5  # the engines have the replicas' weights
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-6, rel=0)
+        for name in row.keys() - {"method"}:
+            assert row[name] == pytest.approx(other[name], abs=1e-6, rel=1e-5, nan_ok=True), (row["step"], name)
+    print("largest difference of losses:", max(abs(row["loss"] - other["loss"]) for row, other in zip(one, two)))
+    main(flags(data, tmp_path / "two", "--steps", 6, "--save-every", 1, "--eval-every", 0, "--eval-n", 1))
+    *before, last = metrics(tmp_path / "two")
+    assert json.dumps(before) == json.dumps(two) and last["step"] == 6 and last["logp_gap"] < 1e-5
+
+
+def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    faults.check_restart()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(SystemExit, match="needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        faults.check_restart()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    faults.check_restart()
+
+
+def test_a_run_folder_that_the_nodes_do_not_share_is_refused(forks):
+    folder, report = forks
+    assert report["shared"] == [0, 0] and report["apart"] == [1, 1]
+    assert "ranks [1] do not see what rank 0 writes to" in (folder / "apart_log").read_text()
+    assert not list((folder / "a").iterdir())
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](Path(sys.argv[2]))
