@@ -1073,8 +1073,8 @@ class Log:
                 self.board.add_scalar(name, value, row["step"])
         ranks = " ".join(f"{row[f'Lambda_{k}']:.2f}" for k in range(1, self.K + 1))
         seconds = sum(value for name, value in row.items() if name.startswith("seconds_"))
-        tqdm.write(f"step {row['step']:>4}/{self.steps}  reward = pass@1 {row['reward']:.3f}  Lambda^(k) {ranks}  entropy "
-                   f"{row['entropy']:.3f}  tokens {row['response_tokens']:.0f}  grad {row['grad_norm']:.2f}  "
+        tqdm.write(f"step {row['step']:>4}/{self.steps}  reward = pass@1 {row['reward']:.3f}  Lambda^(k) {ranks}  "
+                   f"entropy {row['entropy']:.3f}  tokens {row['response_tokens']:.0f}  grad {row['grad_norm']:.2f}  "
                    f"gap {row['logp_gap']:.0e}  {seconds:.1f} s", file=sys.stdout)
         sys.stdout.flush()
 

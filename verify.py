@@ -460,7 +460,7 @@ class Verifier:
         worker, reply = self.idle.pop(), b""
         if worker.poll() is not None:  # it was killed meanwhile
             worker = self.start()
-        if worker.stdout.read(1) != b"+":
+        if not wait([worker.stdout], 60) or worker.stdout.read(1) != b"+":
             raise RuntimeError(f"a worker of the verifier did not start; this says why: {' '.join(worker.args)}")
         with contextlib.suppress(BrokenPipeError):
             worker.stdin.write(json.dumps(pair).encode() + b"\n")

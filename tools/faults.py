@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 from tqdm import tqdm
 
-from simko import fail, gather
+from simko import fail, gather, printable
 
 START_LIMIT = 3600  # seconds for an engine to start: it may have to download its model
 PHASES = {  # function: what the run was doing, and what to change if memory does not suffice
@@ -77,7 +77,8 @@ class GuardedEngine:
     and only there: what follows it changes them. A second signal ends the process at once."""
 
     def __init__(self, start):
-        self.signal, self.abandonable, self.rank = None, False, dist.get_rank()
+        self.asked = self.abandonable = self.stopped = False  # asked: this rank itself
+        self.signal, self.rank = None, dist.get_rank()
         timer = threading.Timer(START_LIMIT, self.hangs)
         timer.daemon = True
         timer.start()
@@ -97,9 +98,9 @@ class GuardedEngine:
         os._exit(1)
 
     def ask(self, number, frame):
-        if self.signal:
+        if self.asked:
             os._exit(128 + number)
-        self.signal = number
+        self.asked, self.signal = True, number
         name = signal.Signals(number).name
         os.write(2, f"rank {self.rank}: {name}: stopping after the last whole step; once more: at once\n".encode())
         if self.abandonable:
@@ -117,7 +118,7 @@ class GuardedEngine:
         asked = torch.tensor(self.signal or 0)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         if asked:
-            self.signal = int(asked)
+            self.signal, self.stopped = int(asked), True
             raise Stopped(0)
         return samples
 
@@ -127,13 +128,13 @@ class GuardedEngine:
     def close(self):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.signal and self.rank == 0:
+        if self.stopped and self.rank == 0:
             print(f"stopped by {signal.Signals(self.signal).name}: the same command goes on", flush=True)
         self.engine.close()
 
 
 def log_lines():
-    lines = "".join(engine_log.lines)
+    lines = "".join(f"{printable(line.rstrip())}\n" for line in engine_log.lines)
     return f"\nThe last lines of its log:\n{lines}" if lines else " It wrote no log."
 
 
@@ -169,7 +170,7 @@ def phase(trace):
 
 
 def one_line(error):
-    return " ".join(str(error).split())[:300]
+    return printable(" ".join(str(error).split())[:300])
 
 
 def reason(error):
@@ -193,6 +194,10 @@ def drop_unfinished(folder):
 def skip_checkpoint(path, error, last):
     """Names a checkpoint that cannot be read and puts it aside, where no save meets it. Not the last there is: to begin
     again is the user's decision."""
+    causes = [cause for cause, _ in error.failures.values()]
+    if any(isinstance(cause, torch.OutOfMemoryError | OSError) and not isinstance(cause, FileNotFoundError)
+           for cause in causes):
+        fail(f"{path} could not be read this time ({reason(error)}): nothing is changed; give the command again")
     if last:
         fail(f"{path} cannot be read, nor a later one ({reason(error)}). Put it right; or move it away: the run then "
              "begins again")
@@ -243,13 +248,13 @@ def refuse_update(trainer, finite, loss, norm):
         samples, tokens.split([len(s.response_ids) for s in samples])) if not part.all()]
     rows = gather([f"rank {trainer.rank}, problem {s.id}: {ascii(s.text[:60])}" for s in found])
     if not rows:  # the gradient alone: each of these may be the one
-        ids = sorted({s.id for s in gather([s for samples, _ in finite for s in samples])})
+        ids = sorted({*gather([s.id for samples, _ in finite for s in samples])})
         rows = [f"no response's loss is; the mini-batch's problems: {', '.join(ids[:50])}"]
     if trainer.rank == 0:
         step, update = divmod(trainer.updates - 1, trainer.cfg.batch // trainer.cfg.mini_batch)
         rows = rows[:8] + [f"and {len(rows) - 8} more"] * (len(rows) > 8)
         tqdm.write(f"step {step + 1}, update {update + 1}: loss {loss}, gradient norm {norm}: not finite, not stepped:"
-                   + "".join(f"\n  {row}" for row in rows), file=sys.stderr)
+                   + "".join(f"\n  {printable(row)}" for row in rows), file=sys.stderr)
     if trainer.refused == 3:
         fail("three updates in a row were not finite: see above. The last checkpoint was saved before them. Likely: a "
              "log-ratio above 88 (a lower --lr, fewer updates a rollout), numbers too large for --dtype, a broken GPU")

@@ -87,8 +87,8 @@ def tuning(folder, chosen):
 
 def methods(title, points, ks):
     """points: {name: {seed: {K: %}}}."""
-    table(title, ["", *(f"pass@{k}" for k in ks)],
-          [[name, *(with_error([percent[k] for percent in seeds.values()]) for k in ks)]
+    table(title, ["", "seeds", *(f"pass@{k}" for k in ks)],
+          [[name, len(seeds), *(with_error([percent[k] for percent in seeds.values()]) for k in ks)]
            for name, seeds in points.items() if seeds])
 
 
@@ -113,8 +113,8 @@ def main_tables(folder, chosen):
     shared = {NAMES[method]: end(main, STEPS, method=method, settings=settings) for method, settings in SHARED.items()}
     rate = f"both at learning rate {SHARED['grpo']['lr']:g}"
     methods(f"GRPO and SimKO, {rate}, step {STEPS}, T = 1.0 (%)", {"base": points["base"], **shared}, ks)
-    cooler = {"base": end(cool, 0, method="grpo"), "GRPO": end(cool, grpo_step, method="grpo"),
-              "SimKO": end(cool, simko_step, method="simko")}
+    cooler = {"base": end(cool, 0, method="grpo"), "GRPO": end(cool, grpo_step, method="grpo", settings=grpo),
+              "SimKO": end(cool, simko_step, method="simko", settings=simko)}
     methods("Settings as chosen, T = 0.6 (%)", cooler, ks)
     lines = [[name, *paired(where, "SimKO", "GRPO", ks)] for name, where in (
         ("settings as chosen", points), ("as chosen, T = 0.6", cooler), (f"{rate}, step {STEPS}", shared))]
@@ -125,10 +125,11 @@ def main_tables(folder, chosen):
         seeds = sorted(seed for seed in theirs.keys() & ours.keys() if step in ours[seed])
         found = [[(ours[seed][step][k], at_equal_pass1(theirs[seed], ours[seed][step][1], k)) for seed in seeds]
                  for k in ks[1:]]
-        cells = [difference([x - y for x, y in pairs if y is not None]) if any(y is not None for _, y in pairs) else "-"
-                 for pairs in found]
+        met = sum(y is not None for _, y in found[0])
+        cells = [difference([x - y for x, y in pairs if y is not None]) if met else "-" for pairs in found]
         if seeds:
-            lines.append([f"{name}, GRPO at SimKO's pass@1 on its way", "0 by construction", *cells])
+            how = f"GRPO where it first had SimKO's pass@1 ({met} of {len(seeds)} seeds came that high)"
+            lines.append([f"{name}, {how}", "0 by construction", *cells])
     table("SimKO - GRPO, percentage points: mean [95 % interval], seeds above 0", ["", *(f"pass@{k}" for k in ks)],
           [line for line in lines if len(line) > 1])
 
@@ -164,7 +165,8 @@ def variants(folder, stage, title, reference, step, ks=(1, 16, 256)):
     for run in dict.fromkeys(row["run"] for row in found):
         points = {"own": end(found, step, run=run), "reference": reference(run)}
         lines.append([run, *(with_error([percent[k] for percent in points["own"].values()]) for k in ks),
-                      *(paired(points, "own", "reference", ks) or ["-"] * len(ks))])
+                      *(points["own"] != points["reference"] and paired(points, "own", "reference", ks) or
+                        ["-"] * len(ks))])
     table(title, ["", *(f"pass@{k}" for k in ks), *(f"difference @{k}" for k in ks)], lines)
 
 

@@ -79,7 +79,7 @@ def choose():
 
 def main_stage():
     chosen = choose()
-    if chosen.keys() != GRID.keys():
+    if {row["run"] for row in rows("tune")} < {work["run"] for work in tune()}:
         sys.exit("tools/study.py: error: main needs the settings that tune finds: python tools/study.py tune main")
     (RESULTS / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
     test, often = {"set": "test", "eval_n": 256}, {"eval_every": 50, "steps": STEPS}
@@ -101,7 +101,8 @@ def wordy():
 def ablation():
     changes = [{name: value} for name, values in (("alpha", (0.0, 0.01, 0.02, 0.1, 0.2)), ("lam", (1.0, 1.1, 2.0)),
                                                   ("K", (1, 2, 5))) for value in values]
-    changes += [{"q": q, "tau_scope": scope} for q in (0.0, 0.2, 0.5, 0.8) for scope in ("response", "batch")]
+    changes += [{"q": q, "tau_scope": scope} for q in (0.0, 0.2, 0.5, 0.8) for scope in ("response", "batch")
+                if (q, scope) != (SIMKO["q"], "response")]
     changes += [PAPER]
     return [job("simko", {**SHARED["simko"], **change}, seed, set="test", eval_n=256, steps=ABLATION_STEPS,
                 eval_every=STEPS) for seed in range(3) for change in changes]
@@ -119,8 +120,9 @@ def curve(folder, width=25):
                       for i in range(0, len(log), width)] for name in names}}
 
 
-def simko(command, log, data, **own):
-    """simko.py COMMAND with the laptop recipe's flags and then one's own; what it says goes to the file `log`."""
+def simko(command, log, data, evaluation, **own):
+    """simko.py COMMAND with the laptop recipe's flags and then one's own; what it says goes to the file `log`. Without
+    eval.json in the folder `evaluation` it has not come to its end: a run that is asked to stop exits with 0."""
     flags = subprocess.check_output(["bash", "train.sh", "--list", "laptop"], cwd=ROOT, text=True).split()
     own = [part for name, value in own.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     limits = {"train": ("--max-response-tokens", "--eval-max-tokens"), "eval": ("--eval-max-tokens",)}[command]
@@ -132,8 +134,8 @@ def simko(command, log, data, **own):
     with log.open("a") as file:
         done = subprocess.run([sys.executable, ROOT / "simko.py", command, *flags, *own], stdout=file, stderr=file,
                               env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    if done.returncode:
-        sys.exit(f"tools/study.py: error: a run failed: see {log}")
+    if done.returncode or not (evaluation / "eval.json").exists():
+        sys.exit(f"tools/study.py: error: a run failed or was stopped: see {log}")
 
 
 def evaluations(folder, about):
@@ -151,8 +153,8 @@ def make_base(data, tests):
     for name, n, temperature in tests:
         folder = base_folder(data, name, n, temperature)
         if not (folder / "eval.json").exists():
-            simko("eval", folder.with_name(folder.name + ".log"), data, model=data / "base", seed=seed, output=folder,
-                  rollout="hf", eval_data=data / f"{name}.jsonl", eval_n=n, eval_temperature=temperature)
+            simko("eval", folder.with_name(folder.name + ".log"), data, folder, model=data / "base", seed=seed,
+                  output=folder, rollout="hf", eval_data=data / f"{name}.jsonl", eval_n=n, eval_temperature=temperature)
 
 
 def base_folder(data, name, n, temperature):
@@ -165,19 +167,21 @@ def run(stage, work, lock):
     data, folder = work["data"], RUNS / f"{stage} {work['run']} seed={seed}".replace(" ", "_")
     log, about = folder.with_name(folder.name + ".log"), {k: work[k] for k in ("run", "method", "settings", "seed")}
     own = {"seed": seed, "rollout": "hf", "eval_data": data / f"{work['set']}.jsonl", "eval_n": work["eval_n"]}
-    train = partial(simko, "train", log, data, **own, **work["settings"], method=method, output=folder,
-                    model=data / "base", train_data=data / "train.jsonl", eval_every=work["eval_every"])
+
+    def train(steps):
+        simko("train", log, data, folder / f"eval_{steps:06d}", **own, **work["settings"], method=method, steps=steps,
+              output=folder, model=data / "base", train_data=data / "train.jsonl", eval_every=work["eval_every"])
     found = {stage: [], "cool": []}
     base = partial(base_folder, data, work["set"], work["eval_n"])
     shutil.copytree(base(1.0), folder / "eval_000000", dirs_exist_ok=True)
     if "cool" in work:
         cool = folder / "cool"
         if not (cool / "eval.json").exists():
-            train(steps=work["cool"])
-            simko("eval", log, data, **own, eval_temperature=0.6, model=folder / "hf", output=cool)
+            train(work["cool"])
+            simko("eval", log, data, cool, **own, eval_temperature=0.6, model=folder / "hf", output=cool)
         for step, path in ((0, base(0.6)), (work["cool"], cool)):
             found["cool"] += evaluations(path, {**about, "step": step})
-    train(steps=work["steps"])
+    train(work["steps"])
     for path in sorted(folder.glob("eval_*")):
         found[stage] += evaluations(path, {**about, "step": int(path.name[5:])})
     found["curves"] = [{"stage": stage, **about, **curve(folder)}]
@@ -198,8 +202,8 @@ def main():
     lock = threading.Lock()
     for stage in options.stages or STAGES:
         todo = STAGES[stage]()
-        there = {(row["run"], row["seed"]) for row in rows("curves") if row["stage"] == stage}
-        todo = [work for work in todo if (work["run"], work["seed"]) not in there]
+        there = {(row["run"], row["seed"], row["steps"][-1]) for row in rows("curves") if row["stage"] == stage}
+        todo = [work for work in todo if (work["run"], work["seed"], work["steps"]) not in there]
         print(f"{stage}: {len(there)} runs are there, {len(todo)} to do", flush=True)
         tests = {}
         for work in todo:
