@@ -76,7 +76,7 @@ def legend(figure):
     """One legend under all panels, each label once."""
     found = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(found.values(), found, loc="outside lower center", frameon=False,
-                  ncols=max(2, int(figure.get_figwidth() / 1.5)))
+                  ncols=max(2, int(figure.get_figwidth() / 2)))
     return figure
 
 
@@ -209,7 +209,8 @@ def load_study(folder):
                     found.setdefault((method, row["step"]), {})[row["seed"]] = percent
     ends = {"base": 0, **{method: step for method, (_, step) in chosen.items()}}
     ends = {method: step for method, step in ends.items() if (method, step) in points}
-    points = same_seeds({key: points[key] for key in points if key[0] in ends})
+    pair = same_seeds({key: points[key] for key in points if key[0] in ("base", *SHARED)})
+    points = pair | {key: points[key] for key in points if key[0] in ends and key not in pair}  # these may have fewer
     if len(ends) < 2 or not points:
         sys.exit(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python tools/study.py main")
     logs, curves = {}, {}
@@ -238,6 +239,12 @@ def at(values, k):
     return over_seeds(percent[k] for percent in values.values())
 
 
+def label(points, method, end):
+    """The method's name, with the number of seeds where it has fewer than the base models."""
+    seeds = len(points[method, end])
+    return NAMES[method] + f" ({seeds} seeds)" * (seeds < len(points["base", 0]))
+
+
 def frontier_figure(study):
     """pass@1 against pass@K along training, with the settings as chosen and, below, with one learning rate for both; a
     method that was evaluated at its end alone is a point."""
@@ -261,7 +268,7 @@ def frontier(axis, ends, points, k):
         if len(steps) < 4:  # not its way but its end: a line from base to there would pass for it
             steps, line = [end], ""
         (x, dx), (y, dy) = (np.array([at(points[method, step], i) for step in steps]).T for i in (1, k))
-        axis.errorbar(x, y, dy, dx, color=colour, linestyle=line, marker=marker, label=NAMES[method],
+        axis.errorbar(x, y, dy, dx, color=colour, linestyle=line, marker=marker, label=label(points, method, end),
                       elinewidth=0.7, markersize=9 if method == "base" else 5, zorder=4 if method == "base" else 3)
         for i in range(len(steps) - 1):
             axis.annotate("", ((x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2), (x[i], y[i]), arrowprops={
@@ -281,7 +288,8 @@ def methods_figure(study):
             colour, _, marker = METHODS[method]
             axis.errorbar(mean, line, xerr=error, color=colour, marker=marker, capsize=3)
             axis.annotate(f"{mean:.1f}", (mean, line), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-        axis.set(xlabel=f"pass@{k}, %", yticks=range(len(study.ends)), yticklabels=map(NAMES.get, study.ends),
+        axis.set(xlabel=f"pass@{k}, %", yticks=range(len(study.ends)),
+                 yticklabels=[label(study.points, *item) for item in study.ends.items()],
                  ylim=(len(study.ends) - 0.5, -0.8))
         axis.margins(x=0.12)
     figure.suptitle(study.title, fontsize=10)
