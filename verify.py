@@ -387,8 +387,9 @@ def number_wall(response, answer, phrase):
     """answer: the grid as JSON, "X" where open. Walls are "A", no 2x2 of them; an island has one number, its size."""
     def cells_of(text):
         return {(y, x): str(cell) for y, row in enumerate(json.loads(text)) for x, cell in enumerate(row)}
+    clues = cells_of(answer)
     try:
-        clues, cells = cells_of(answer), cells_of(formatted(response, phrase=True).replace("'", '"'))
+        cells = cells_of(formatted(response, phrase=True).replace("'", '"'))
     except (ValueError, TypeError, RecursionError):
         return False
     if cells.keys() != clues.keys() or any(cells[at] != clue for at, clue in clues.items() if clue != "X"):
