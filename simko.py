@@ -12,17 +12,16 @@ training process, a rule-based reward (verify.py), FSDP2 updates on packed token
     python simko.py train --help                        # every setting, where its default comes from
 
 Left out on purpose: value networks, reward models, multi-turn and tools, LoRA, tensor-parallel training, asynchronous
-rollouts, models with logit soft-capping or an output bias. Read on: settings, objective, token statistics, rollout,
-update, evaluation, checkpoints, main.
+rollouts, models with logit soft-capping or an output bias. Read on: settings, objective, token statistics, prompts,
+rollout, update, main. What a first reading can do without is in tools/: data.py (data sets), checks.py (before a run),
+evaluation.py, checkpoints.py, faults.py (when something goes wrong).
 """
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import random
 import resource
-import shutil
 import socket
 import sys
 import time
@@ -106,7 +105,7 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     _argument_group_name = "evaluation"
-    eval_data: list[str] = HfArg(default_factory=list, help="names in DATASETS, the groups math and logic, JSONL files")
+    eval_data: list[str] = HfArg(default_factory=list, help="names or groups in tools/data.py, JSONL files")
     eval_n: int | None = HfArg(default=None, help="samples a problem; default: the set's (Sec. 5.1), else 256")
     eval_temperature: list[float] | None = HfArg(default=None, help="one or several (Table 5); math 0.6, logic 0.7")
     eval_top_p: float | None = HfArg(default=None, help="0.95 (released recipes)")
@@ -320,7 +319,7 @@ def load_model(path, dtype):
             path, dtype=dtype, attn_implementation="packed", use_safetensors=True, trust_remote_code=False,
             output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        fail(f"--model {path}: {' '.join(str(error).split())[:300]}")
+        fail(f"--model {path}: {one_line(error)}")
     if found["missing_keys"]:  # which transformers would draw at random
         fail(f"--model {path} lacks weights: {', '.join(sorted(found['missing_keys'])[:3])} ...")
     for module in model.modules():
@@ -338,35 +337,7 @@ def policy_statistics(model, packed, K, temperature):
     return token_statistics(hidden, model.get_output_embeddings().weight, packed.targets, K, temperature)
 
 
-# ----------------------------------------------------------------------------------------------------------- data
-class DataSet(NamedTuple):
-    """A data set of the paper on the Hugging Face hub; tools/data.py fetches it, at a pinned revision."""
-    hub: str            # id
-    config: str | None  # "*": all of them
-    split: str
-    problem: str        # column
-    answer: str         # column; of a worked solution, what counts is behind "####" or in the last box
-    count: int | None   # problems, checked when it is fetched: what is on the hub can change
-    n: int = 256        # samples a problem when it is evaluated (Sec. 5.1)
-
-
-DATASETS = {
-    "math-train": DataSet("EleutherAI/hendrycks_math", "*", "train", "problem", "solution", 7498),
-    "gsm8k-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", 7473),
-    "gsm8k-math1-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", None),  # and level 1 of MATH
-    "synlogic-train": DataSet("MiniMaxAI/SynLogic", "easy", "train", "prompt", "extra_info", None),
-    "math500": DataSet("HuggingFaceH4/MATH-500", None, "test", "problem", "answer", 500),
-    "aime24": DataSet("math-ai/aime24", None, "test", "problem", "solution", 30, 300),
-    "aime25": DataSet("math-ai/aime25", None, "test", "problem", "answer", 30, 300),
-    "amc23": DataSet("math-ai/amc23", None, "test", "question", "answer", 40, 300),
-    "minerva": DataSet("math-ai/minervamath", None, "test", "question", "answer", 272),
-    "olympiad": DataSet("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train", "question", "final_answer", 674),
-    "gsm8k": DataSet("openai/gsm8k", "main", "test", "question", "answer", 1319),
-    "synlogic": DataSet("MiniMaxAI/SynLogic", "easy", "validation", "prompt", "extra_info", None, 128),
-    "bbh": DataSet("SaylorTwift/bbh", "*", "test", "input", "target", 6511, 128),
-}
-GROUPS = {"math": ["math500", "aime24", "aime25", "amc23", "minerva", "olympiad"], "logic": ["synlogic", "bbh"]}
-PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}  # temperature, top-p, tokens (released recipes)
+# -------------------------------------------------------------------------------------------------------- prompts
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 ASK = dict.fromkeys(("math", "choice", "text"), BOXED)  # the problems of other tasks say it themselves
 TEMPLATES = {  # "chat" is the model's own chat template around "{problem}\n{ask}"
@@ -382,9 +353,20 @@ def printable(text):
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def one_line(error):
+    return printable(" ".join(str(error).split())[:300])
+
+
 def fail(message):
     """Stop with one line for the user."""
     raise SystemExit(f"simko.py: error: {printable(message)}")
+
+
+def write_whole(path, text):
+    """The whole text or, if anything goes wrong, the file as it was."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def encode_prompts(problems, tokenizer, cfg):
@@ -859,176 +841,6 @@ def gather(items):
     return [item for part in parts for item in part]
 
 
-# ----------------------------------------------------------------------------------------------------- evaluation
-class Test(NamedTuple):
-    """A set to evaluate on, at one temperature."""
-    label: str       # the set's name, with @T and the temperature where there are several
-    set: str
-    problems: list
-    n: int           # samples a problem
-    temperature: float
-    top_p: float
-    max_tokens: int  # of a response
-
-    def settings(self, cfg):
-        """What the responses are a function of: the first line of their file."""
-        content = json.dumps([[problem[k] for k in ("id", "problem", "answer", "task")] for problem in self.problems])
-        written = max((file.stat().st_mtime for file in Path(cfg.model).glob("*.safetensors")), default=None)
-        return {"model": cfg.model, "seed": cfg.seed, "prompt_template": cfg.prompt_template, "written": written,
-                **{k: getattr(self, k) for k in ("set", "n", "temperature", "top_p", "max_tokens")},
-                "problems": hashlib.sha256(content.encode()).hexdigest()}
-
-
-def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
-    """n samples for each problem of each test; pass@K on screen and in folder/eval.json.
-
-    Every response goes to folder/LABEL.jsonl with its verdict, chunk by chunk. A stopped evaluation goes on after the
-    last whole chunk and comes to the same samples: they depend on (seed, chunk, rank) alone."""
-    rank, world, chunk, report = dist.get_rank(), dist.get_world_size(), 64, {}  # chunk: problems
-    for test in tests:
-        path, n, problems, settings = folder / f"{test.label}.jsonl", test.n, test.problems, test.settings(cfg)
-        rows = gather(read_responses(path, settings, n * chunk, n * len(problems)) if rank == 0 else [])
-        for start in progress(range(len(rows) // n, len(problems), chunk), desc=test.label):
-            own = problems[start:start + chunk][rank::world]
-            seed_everything(cfg.seed, start, rank, 1)
-            samples = engine.generate([problem["prompt_ids"] for problem in own], n, test.temperature, test.top_p,
-                                      test.max_tokens, progress, logprobs=False)
-            score(samples, own, tokenizer, verifier)
-            new = gather([{"id": own[s.prompt]["id"], "correct": int(s.reward > 0), "tokens": len(s.response_ids),
-                           "truncated": bool(s.truncated), "response": s.text} for s in samples])
-            if rank == 0:
-                with path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in new)
-            rows += [(row["id"], row["correct"], row["truncated"]) for row in new]
-        correct = {problem["id"]: 0 for problem in problems}
-        for id, right, _ in rows:
-            correct[id] += right
-        c = torch.tensor(list(correct.values()))
-        report[test.label] = {
-            **settings, "problems": len(problems), "correct": correct,
-            "truncated": sum(truncated for *_, truncated in rows) / len(rows),
-            "pass": {2**i: pass_at_k(n, c, 2**i).mean().item() for i in range(n.bit_length())}}
-    if rank == 0:
-        settings = {name: getattr(cfg, name) for name in ("model", "seed", "prompt_template")}
-        write_whole(folder / "eval.json", json.dumps({"settings": settings, "sets": report}))
-        common = min((row["pass"] for row in report.values()), key=len)
-        average = {k: sum(row["pass"][k] for row in report.values()) / len(report) for k in common}
-        print(f"{folder}: pass@K in %\n{'set':16}{'n':>5}{'T':>5}{'top-p':>7}{'tokens':>8}{'K =':>5}"
-              + "".join(f"{k:>7}" for k in max((row["pass"] for row in report.values()), key=len)))
-        one_each = 1 < len(report) == len({test.set for test in tests})  # not one set at several temperatures
-        for label, row in [*report.items(), *[("average", {"pass": average})] * one_each]:
-            how = [row.get(k, "") for k in ("n", "temperature", "top_p", "max_tokens")]
-            print("{:16}{:>5}{:>5}{:>7}{:>8}     ".format(label[:16], *how)
-                  + "".join(f"{100 * value:7.1f}" for value in row["pass"].values()), flush=True)
-
-
-def read_response(path, number, line):
-    """(id, correct, truncated) of a response file's line; None of a last line that was cut off."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-        return row["id"], int(row["correct"]), bool(row["truncated"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return fail(f"{path}, line {number}, is damaged ({error!r}): remove it and all behind it, they are made again")
-
-
-def read_responses(path, settings, chunk, whole):
-    """[(id, correct, truncated)] of the responses an evaluation has already, its file cut to whole chunks of them; the
-    file's first line is what it was run with."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(settings) + "\n")
-    rows = []
-    with path.open("rb+") as file:
-        ends = [len(file.readline())]  # tools/checks.py has compared it
-        for number, line in enumerate(file, 2):
-            if row := read_response(path, number, line):
-                rows.append(row)
-                ends.append(ends[-1] + len(line))
-        count = whole if len(rows) >= whole else len(rows) // chunk * chunk
-        file.truncate(ends[count])
-    return rows[:count]
-
-
-# ---------------------------------------------------------------------------------------------------- checkpoints
-def write_whole(path, text):
-    """The whole text or, if anything goes wrong, the file as it was."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def checkpoint_state(trainer):
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-    return dict(zip(("model", "optimizer"), get_state_dict(trainer.policy, trainer.optimizer)))
-
-
-def save_checkpoint(folder, step, trainer):
-    """Model and optimizer, each rank its shards; the rename is what makes it a checkpoint. Keeps the last two.
-    After a refused update it saves nothing: what comes next may show that the weights are to blame."""
-    import torch.distributed.checkpoint as dcp
-    if trainer.refused:
-        return
-    temporary = folder / f"step_{step:06d}.tmp"
-    if trainer.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-    dist.barrier()
-    dcp.save(checkpoint_state(trainer), checkpoint_id=temporary)  # comes back when every rank has written
-    if trainer.rank == 0:
-        for path in [*temporary.iterdir(), temporary]:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        temporary.rename(folder / f"step_{step:06d}")
-        for old in sorted(folder.glob("step_??????"))[:-2]:
-            shutil.rmtree(old)
-    dist.barrier()
-
-
-def load_checkpoint(folder, trainer):
-    """Loads the last checkpoint that can be read and returns its step; 0 if there is none at all. It may have been
-    saved by another number of ranks."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import set_state_dict
-    from tools.faults import skip_checkpoint
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # the default planner's torch.load would run a checkpoint's code
-    found = gather(sorted(folder.glob("step_" + 6 * "[0-9]"), reverse=True) if trainer.rank == 0 else [])
-    for path in found:
-        state = checkpoint_state(trainer)
-        try:
-            dcp.load(state, checkpoint_id=path)
-        except dcp.CheckpointException as error:  # of any rank, on every rank
-            skip_checkpoint(path, error, last=path == found[-1])
-            continue
-        set_state_dict(trainer.policy, trainer.optimizer, model_state_dict=state["model"],
-                       optim_state_dict=state["optimizer"])
-        step = int(path.name.removeprefix("step_"))
-        trainer.updates = step * (trainer.cfg.batch // trainer.cfg.mini_batch)
-        return step
-    return 0
-
-
-def save_hf(folder, trainer, tokenizer, stop_ids):
-    """An ordinary Hugging Face folder, in the dtype the run computed with; its responses end where the run's did."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-    state = get_model_state_dict(trainer.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if trainer.rank == 0:
-        with torch.device("meta"):  # a plain model to hang the weights on: fully_shard made the policy's class another
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(trainer.cfg.model), dtype=trainer.dtype)
-        before = trainer.policy.generation_config
-        model.generation_config = GenerationConfig(eos_token_id=stop_ids, bos_token_id=before.bos_token_id,
-                                                   pad_token_id=before.pad_token_id)
-        temporary = folder.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary, state_dict={name: weight.to(trainer.dtype) for name, weight in state.items()})
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    dist.barrier()
-
-
 # ----------------------------------------------------------------------------------------------------------- main
 @contextmanager
 def process_group():
@@ -1081,7 +893,9 @@ class Log:
 
 def main(arguments):
     from tools import faults
-    from tools.checks import open_run, prepare
+    from tools.checkpoints import load_checkpoint, save_checkpoint, save_hf
+    from tools.checks import prepare
+    from tools.evaluation import evaluate
     from verify import Verifier
     faults.check_restart()
     command, cfg, tokenizer, stop_ids, sets, tests = prepare(arguments)
@@ -1092,7 +906,7 @@ def main(arguments):
         progress = partial(tqdm, leave=False, dynamic_ncols=True, disable=rank > 0 or not sys.stderr.isatty())
         if progress.keywords["disable"]:
             transformers_logging.disable_progress_bar()
-        folder, settings = open_run(cfg) if command == "train" else (Path(cfg.output), None)
+        folder = Path(cfg.output)
         if rank == 0:
             for source, (problems, dropped) in sets.items():
                 print(f"{source}: {len(problems)} problems; {dropped} over {cfg.max_prompt_tokens} tokens dropped")
@@ -1109,7 +923,7 @@ def main(arguments):
                 trainer = Trainer(cfg, device, dtype)
                 if rank == 0:
                     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                    write_whole(folder / "config.json", settings)
+                    write_whole(folder / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1))
                 faults.check_shared(folder)
                 first = load_checkpoint(folder / "checkpoints", trainer)
                 if first > cfg.steps:

@@ -20,9 +20,11 @@ import torch
 from safetensors import safe_open
 from transformers.hf_argparser import HfArgumentParser
 
-from simko import (DATASETS, GROUPS, METHODS, PROTOCOL, TEMPLATES, Config, EvalConfig, ObjectiveConfig, RunConfig, Test,
-                   TrainConfig, encode_prompts, fail, printable, read_response)
-from verify import MAX_ANSWER, TASKS, extract_answer
+from simko import (METHODS, TEMPLATES, Config, EvalConfig, ObjectiveConfig, RunConfig, TrainConfig, encode_prompts,
+                   fail, one_line, printable)
+from tools.data import DATASETS, GROUPS, PROTOCOL, load_problems, without_tests
+from tools.evaluation import Test, read_response
+from verify import TASKS
 
 
 NUMBERS = re.compile(r"[0-9.]+(,[0-9.]+)+")
@@ -129,7 +131,7 @@ def reading(what):
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        fail(f"{what}: {' '.join(str(error).split())[:300] or repr(error)}")
+        fail(f"{what}: {one_line(error) or repr(error)}")
 
 
 def check_weights(folder):
@@ -205,78 +207,6 @@ def encode(source, rows, tokenizer, vocabulary, cfg):
     return problems, dropped
 
 
-def final_answer(solution):
-    """What counts of a worked solution: what is behind "####" (GSM8K), else in the last box (MATH), else all of it; ""
-    for an empty box."""
-    return (extract_answer(solution) or "") if "\\boxed" in solution else solution.split("####")[-1].strip()
-
-
-def load_problems(source, data_dir="", task="math"):
-    """[{"id", "problem", "answer"}, some with a "task" of their own] of a .jsonl file with these fields (id and task
-    optional), of a name in DATASETS or of a hub data set `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
-
-    data_dir: a folder of NAME.jsonl that stands in for the hub; task: of rows that name none. An answer may be a worked
-    solution."""
-    rows, where = [], str(Path(data_dir, f"{source}.jsonl") if data_dir and source in DATASETS else source)
-    if where.endswith(".jsonl"):
-        try:
-            for number, line in enumerate(Path(path := where).read_text(encoding="utf-8-sig").split("\n"), 1):
-                where = f"{path}, line {number}"
-                if line.strip():
-                    rows.append((where, {"id": number, **json.loads(line)}))
-        except (OSError, ValueError, TypeError, RecursionError) as error:  # ValueError: of JSON and UTF-8 alike
-            fail(f"{where} cannot be read: {' '.join(str(error).split())[:300]}")
-    else:
-        from tools.data import fetch
-        rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
-    problems = {}
-    for where, row in rows:
-        problem, answer = row.get("problem"), row.get("answer")
-        if isinstance(answer, str) and row.get("task", task) == "math":
-            answer = final_answer(answer)
-        for name, text in (("problem", problem), ("answer", answer)):
-            if not isinstance(text, str) or not text.strip():
-                fail(f"{where}: '{name}' must be a text and not empty, got {text!r:.80}; the row has "
-                     f"{list(row)!r:.200}")
-        if len(answer) > MAX_ANSWER:
-            fail(f"{where}: the answer has {len(answer)} characters, and no response with more than {MAX_ANSWER} is "
-                 "right: shorten it, or remove the row")
-        if row.get("task", "math") not in [*TASKS]:
-            fail(f"{where}: the task {row['task']!r:.80} is none of {', '.join(TASKS)}")
-        try:
-            TASKS[row.get("task", task)]("", answer, False)
-            f"{problem}{answer}".encode()
-        except (ValueError, TypeError, RecursionError) as error:
-            fail(f"{where}: {answer!r:.80} is no answer of the task {row.get('task', task)}, or not a text: {error}")
-        id = str(row["id"])
-        if id in problems:
-            fail(f"{where}: the id {id!r:.80} stands in an earlier row already")
-        problems[id] = {"id": id, "problem": problem, "answer": answer}
-        if "task" in row:
-            problems[id]["task"] = row["task"]
-    return list(problems.values()) or fail(f"{source} holds no problems")
-
-
-def outside(rows, tests):
-    """The rows whose problem is none of the tests', but for case, spacing, dollars and punctuation."""
-    def plain(row):
-        text = re.sub(r"[\s$]", "", row["problem"].casefold())
-        return re.sub(r"[;:!?]|[.,](?!\d)|(?<!\d)[.,]", "", text)
-    known = {plain(row) for row in tests}
-    return [row for row in rows if plain(row) not in known]
-
-
-def without_tests(cfg, problems):
-    """The training problems that are in none of the sets to evaluate on."""
-    rows = problems[cfg.train_data]
-    for source in cfg.eval_data:
-        kept = outside(rows, problems[source])
-        if len(kept) < len(rows):
-            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are in {source} too: not trained on", flush=True)
-        rows = kept
-    return rows or fail(f"all problems of --train-data {cfg.train_data} are in the sets of --eval-data")
-
-
 def plan_tests(cfg, sets, room):
     """The Tests of --eval-data: each set as the flags say or else the paper, in no more tokens than the model has room
     for behind a prompt."""
@@ -290,9 +220,9 @@ def plan_tests(cfg, sets, room):
     return tests
 
 
-def open_run(cfg):
-    """The run folder, refused if it holds another run; and the line that says what it will hold."""
-    folder, settings = Path(cfg.output), dataclasses.asdict(cfg)
+def check_run(cfg):
+    """Refuses a run folder that holds another run, or damage."""
+    folder = Path(cfg.output)
     check_checkpoints(folder)
     if (folder / "metrics.jsonl").exists():
         check_log(folder / "metrics.jsonl")
@@ -303,11 +233,10 @@ def open_run(cfg):
                 "engine_memory", "data_dir",
                 "eval_every", "eval_n", "eval_temperature", "eval_top_p", "eval_max_tokens")
         changed = differences(folder / "config.json", (folder / "config.json").read_bytes(),
-                              {name: value for name, value in settings.items() if name not in free})
+                              {name: value for name, value in dataclasses.asdict(cfg).items() if name not in free})
         if changed:
             changed = [f"{flag(name)} {change}" for name, change in changed.items()]
             fail(f"{folder} holds a run with other settings: {'; '.join(changed)}. Choose another --output")
-    return folder, json.dumps(settings, indent=1)
 
 
 def check_writable(folder):
@@ -378,7 +307,7 @@ def prepare(arguments):
     tests = plan_tests(cfg, sets, room)
     with reading(f"--output {cfg.output} cannot be used"):
         if command == "train":
-            open_run(cfg)
+            check_run(cfg)
         elif Path(cfg.output, "config.json").exists():
             fail(f"--output {cfg.output} is the folder of a training run: name another for this evaluation")
         check_writable(Path(cfg.output))

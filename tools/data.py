@@ -1,6 +1,6 @@
 """The paper's data sets as JSONL files that simko.py reads with --data-dir, for machines without a network.
 
-    python tools/data.py FOLDER                                         every set in simko.DATASETS, from the hub
+    python tools/data.py FOLDER                                         every set in DATASETS, from the hub
     python tools/data.py FOLDER math500 logic                           these; math and logic are groups of them
     python tools/data.py FOLDER minerva=copies/minerva_math.jsonl ...   from copies, .jsonl or .jsonl.gz, in the hub's
                                                                         columns or ours
@@ -14,12 +14,41 @@ import re
 import sys
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simko import DATASETS, GROUPS, DataSet, fail, write_whole  # noqa: E402
-from tools.checks import final_answer, outside  # noqa: E402
-from verify import Verifier  # noqa: E402
+from simko import fail, one_line, write_whole  # noqa: E402
+from verify import MAX_ANSWER, TASKS, Verifier, extract_answer  # noqa: E402
 
+
+class DataSet(NamedTuple):
+    """A data set of the paper on the Hugging Face hub; `fetch` fetches it, at a pinned revision."""
+    hub: str            # id
+    config: str | None  # "*": all of them
+    split: str
+    problem: str        # column
+    answer: str         # column; of a worked solution, what counts is behind "####" or in the last box
+    count: int | None   # problems, checked when it is fetched: what is on the hub can change
+    n: int = 256        # samples a problem when it is evaluated (Sec. 5.1)
+
+
+DATASETS = {
+    "math-train": DataSet("EleutherAI/hendrycks_math", "*", "train", "problem", "solution", 7498),
+    "gsm8k-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", 7473),
+    "gsm8k-math1-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", None),  # and level 1 of MATH
+    "synlogic-train": DataSet("MiniMaxAI/SynLogic", "easy", "train", "prompt", "extra_info", None),
+    "math500": DataSet("HuggingFaceH4/MATH-500", None, "test", "problem", "answer", 500),
+    "aime24": DataSet("math-ai/aime24", None, "test", "problem", "solution", 30, 300),
+    "aime25": DataSet("math-ai/aime25", None, "test", "problem", "answer", 30, 300),
+    "amc23": DataSet("math-ai/amc23", None, "test", "question", "answer", 40, 300),
+    "minerva": DataSet("math-ai/minervamath", None, "test", "question", "answer", 272),
+    "olympiad": DataSet("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train", "question", "final_answer", 674),
+    "gsm8k": DataSet("openai/gsm8k", "main", "test", "question", "answer", 1319),
+    "synlogic": DataSet("MiniMaxAI/SynLogic", "easy", "validation", "prompt", "extra_info", None, 128),
+    "bbh": DataSet("SaylorTwift/bbh", "*", "test", "input", "target", 6511, 128),
+}
+GROUPS = {"math": ["math500", "aime24", "aime25", "amc23", "minerva", "olympiad"], "logic": ["synlogic", "bbh"]}
+PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}  # temperature, top-p, tokens (released recipes)
 REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's is missing: none was found
     "EleutherAI/hendrycks_math": "21a5633873b6a120296cce3e2df9d5550074f4a3",
     "openai/gsm8k": "cc7b047b6e5bb11b4f1af84efc572db110a51b3c",
@@ -152,6 +181,77 @@ def check_golds(rows, verifier):
     answers, tasks = [row["answer"] for row in golds], [row.get("task", "math") for row in golds]
     right = sum(verifier.score([f"\\boxed{{{answer}}}" for answer in answers], answers, tasks))
     return f"in a box, {right:.0f} of {len(golds)} golds pass the verifier"
+
+
+def final_answer(solution):
+    """What counts of a worked solution: what is behind "####" (GSM8K), else in the last box (MATH), else all of it; ""
+    for an empty box."""
+    return (extract_answer(solution) or "") if "\\boxed" in solution else solution.split("####")[-1].strip()
+
+
+def load_problems(source, data_dir="", task="math"):
+    """[{"id", "problem", "answer"}, some with a "task" of their own] of a .jsonl file with these fields (id and task
+    optional), of a name in DATASETS or of a hub data set `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
+
+    data_dir: a folder of NAME.jsonl that stands in for the hub; task: of rows that name none. An answer may be a worked
+    solution."""
+    rows, where = [], str(Path(data_dir, f"{source}.jsonl") if data_dir and source in DATASETS else source)
+    if where.endswith(".jsonl"):
+        try:
+            for number, line in enumerate(Path(path := where).read_text(encoding="utf-8-sig").split("\n"), 1):
+                where = f"{path}, line {number}"
+                if line.strip():
+                    rows.append((where, {"id": number, **json.loads(line)}))
+        except (OSError, ValueError, TypeError, RecursionError) as error:  # ValueError: of JSON and UTF-8 alike
+            fail(f"{where} cannot be read: {one_line(error)}")
+    else:
+        rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
+    problems = {}
+    for where, row in rows:
+        problem, answer = row.get("problem"), row.get("answer")
+        if isinstance(answer, str) and row.get("task", task) == "math":
+            answer = final_answer(answer)
+        for name, text in (("problem", problem), ("answer", answer)):
+            if not isinstance(text, str) or not text.strip():
+                fail(f"{where}: '{name}' must be a text and not empty, got {text!r:.80}; the row has "
+                     f"{list(row)!r:.200}")
+        if len(answer) > MAX_ANSWER:
+            fail(f"{where}: the answer has {len(answer)} characters, and no response with more than {MAX_ANSWER} is "
+                 "right: shorten it, or remove the row")
+        if row.get("task", "math") not in [*TASKS]:
+            fail(f"{where}: the task {row['task']!r:.80} is none of {', '.join(TASKS)}")
+        try:
+            TASKS[row.get("task", task)]("", answer, False)
+            f"{problem}{answer}".encode()
+        except (ValueError, TypeError, RecursionError) as error:
+            fail(f"{where}: {answer!r:.80} is no answer of the task {row.get('task', task)}, or not a text: {error}")
+        id = str(row["id"])
+        if id in problems:
+            fail(f"{where}: the id {id!r:.80} stands in an earlier row already")
+        problems[id] = {"id": id, "problem": problem, "answer": answer}
+        if "task" in row:
+            problems[id]["task"] = row["task"]
+    return list(problems.values()) or fail(f"{source} holds no problems")
+
+
+def outside(rows, tests):
+    """The rows whose problem is none of the tests', but for case, spacing, dollars and punctuation."""
+    def plain(row):
+        text = re.sub(r"[\s$]", "", row["problem"].casefold())
+        return re.sub(r"[;:!?]|[.,](?!\d)|(?<!\d)[.,]", "", text)
+    known = {plain(row) for row in tests}
+    return [row for row in rows if plain(row) not in known]
+
+
+def without_tests(cfg, problems):
+    """The training problems that are in none of the sets to evaluate on."""
+    rows = problems[cfg.train_data]
+    for source in cfg.eval_data:
+        kept = outside(rows, problems[source])
+        if len(kept) < len(rows):
+            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are in {source} too: not trained on", flush=True)
+        rows = kept
+    return rows or fail(f"all problems of --train-data {cfg.train_data} are in the sets of --eval-data")
 
 
 def main():

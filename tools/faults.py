@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 from tqdm import tqdm
 
-from simko import fail, gather, printable
+from simko import fail, gather, one_line, printable
 
 START_LIMIT = 3600  # seconds for an engine to start: it may have to download its model
 PHASES = {  # function: what the run was doing, and what to change if memory does not suffice
@@ -167,10 +167,6 @@ def phase(trace):
     names = [frame.f_code.co_qualname for frame, _ in traceback.walk_tb(trace)]
     return next((PHASES[name] for name in reversed(names) if name in PHASES),
                 ("what is between the phases", "lower --engine-memory {engine_memory}"))
-
-
-def one_line(error):
-    return printable(" ".join(str(error).split())[:300])
 
 
 def reason(error):

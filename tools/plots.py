@@ -34,9 +34,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from simko import Config, encode_prompts, printable  # noqa: E402
-from tools.checks import load_problems, set_name  # noqa: E402
+from tools.checks import set_name  # noqa: E402
+from tools.data import load_problems  # noqa: E402
 from tools.study import ABLATION_STEPS, NAMES, SHARED  # noqa: E402
-from tools.tables import load, one_line, pass_rates  # noqa: E402
+from tools.tables import load, pass_rates, printable_exit  # noqa: E402
 
 # Distinct in colour and, for grey prints, by line and marker; the first three also by lightness.
 STYLES = [("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), ("#009e73", "-.", "^"),
@@ -469,7 +470,7 @@ def follow(folder, seconds=3):
         time.sleep(seconds)
 
 
-@one_line()
+@printable_exit()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")

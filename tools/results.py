@@ -13,15 +13,14 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools.study import ABLATION_STEPS, NAMES, SHARED, STEPS  # noqa: E402
+from tools.study import ABLATION_STEPS, NAMES, SHARED, STEPS, describe, rows  # noqa: E402
 
 T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's quantile by degrees of freedom
 
 
 def read(folder, name):
-    """The rows of a file, pass@K in % by int(K); none if there is no such file."""
-    path = folder / f"{name}.jsonl"
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a stage, pass@K in % by int(K)."""
+    found = rows(name, folder)
     for row in found:
         row["pass"] = {int(k): 100 * value for k, value in row.get("pass", {}).items()}
     return found
@@ -68,18 +67,13 @@ def at_equal_pass1(path, target, k):
     return None
 
 
-def describe(settings):
-    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                     for name, value in settings.items())
-
-
 def tuning(folder, chosen):
     lines = []
     for method, (settings, step) in chosen.items():
-        rows = [row for row in read(folder, "tune") if row["method"] == method]
-        (best,) = [row["pass"] for row in rows if row["settings"] == settings and row["step"] == step]
-        tried = len({row["run"] for row in rows})
-        lines.append([NAMES[method], tried, describe(settings), step, f"{mean(best.values()):.1f}",
+        own = [row for row in read(folder, "tune") if row["method"] == method]
+        (best,) = [row["pass"] for row in own if row["settings"] == settings and row["step"] == step]
+        tried = len({row["run"] for row in own})
+        lines.append([NAMES[method], tried, " ".join(describe(settings)), step, f"{mean(best.values()):.1f}",
                       *(f"{best[k]:.1f}" for k in (1, 16, 64))])
     table("Settings chosen on validation problems (seed 0, n = 64): highest mean over K = 1, 2, 4, ..., 64",
           ["method", "settings tried", "chosen", "step", "mean", "pass@1", "@16", "@64"], lines)
@@ -136,17 +130,16 @@ def main_tables(folder, chosen):
 
 def dynamics(folder, chosen):
     """Lambda at the start and at the chosen step: means of 25 training steps."""
-    rows = [row for row in read(folder, "curves") if row["stage"] == "main"]
+    logs = [row for row in read(folder, "curves") if row["stage"] == "main"]
     names = "Lambda_1", "Lambda_2", "Lambda_3", "entropy"
     runs = [(NAMES[method], method, *own) for method, own in chosen.items()] + [
         (f"{NAMES[method]}, {settings['lr']:g}", method, settings, STEPS) for method, settings in SHARED.items()]
     found, lines = {}, []
     for label, method, settings, step in runs:
-        found[label] = {row["seed"]: {name: row[name][row["steps"].index(step)] for name in names}
-                        for row in rows if (row["method"], row["settings"]) == (method, settings)}
-        first = [row for row in rows if (row["method"], row["settings"]) == (method, settings)]
-        if label == "GRPO" and first:
-            lines.append(["steps 1-25, GRPO", *(with_error([row[name][0] for row in first], 2) for name in names)])
+        own = [row for row in logs if (row["method"], row["settings"]) == (method, settings)]
+        found[label] = {row["seed"]: {name: row[name][row["steps"].index(step)] for name in names} for row in own}
+        if label == "GRPO" and own:
+            lines.append(["steps 1-25, GRPO", *(with_error([row[name][0] for row in own], 2) for name in names)])
         if found[label]:
             lines.append([f"{label}, step {step}", *(with_error([row[name] for row in found[label].values()], 2)
                                                      for name in names)])
@@ -180,15 +173,14 @@ def main():
     tuning(folder, chosen)
     main_tables(folder, chosen)
     dynamics(folder, chosen)
-    rows = read(folder, "wordy")
-    base = end(rows, 0)
-    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": base}, (1, 16, 256))
+    wordy = read(folder, "wordy")
+    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": end(wordy, 0)}, (1, 16, 256))
     variants(folder, "wordy", "Wordy responses, step 300, T = 1.0; differences to GRPO with the same learning rate",
-             lambda run: end(rows, 300, run="grpo " + re.search(r"lr=\S+", run)[0]), 300)
-    main_rows, settings = read(folder, "main"), SHARED["simko"]
-    variants(folder, "ablation", f"SimKO ({describe(settings)}), step {ABLATION_STEPS}, with one setting changed; "
-             "differences to it", lambda run: end(main_rows, ABLATION_STEPS, method="simko", settings=settings),
-             ABLATION_STEPS)
+             lambda run: end(wordy, 300, run="grpo " + re.search(r"lr=\S+", run)[0]), 300)
+    unchanged = end(read(folder, "main"), ABLATION_STEPS, method="simko", settings=SHARED["simko"])
+    unchanged_settings = " ".join(describe(SHARED["simko"]))
+    variants(folder, "ablation", f"SimKO ({unchanged_settings}), step {ABLATION_STEPS}, with one setting changed; "
+             "differences to it", lambda run: unchanged, ABLATION_STEPS)
 
 
 if __name__ == "__main__":

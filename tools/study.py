@@ -45,20 +45,21 @@ STEPS, ABLATION_STEPS = 500, 200
 SHARED = {"grpo": {"lr": 4e-4}, "simko": {**SIMKO, "lr": 4e-4}}  # the laptop recipe's learning rate for both
 
 
-def rows(name):
-    """The rows of docs/laptop/NAME.jsonl."""
-    path = RESULTS / f"{name}.jsonl"
+def rows(name, folder=RESULTS):
+    """The rows of docs/laptop/NAME.jsonl; none if there is no such file."""
+    path = folder / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def describe(method, settings):
-    return " ".join([method, *(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                               for name, value in sorted(settings.items()))])
+def describe(settings):
+    """["alpha=0.05", "lr=0.0004", ...]"""
+    return [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in sorted(settings.items())]
 
 
 def job(method, settings, seed, wordy=False, **extra):
     """A run: its name, its flags, what its rows say of it."""
-    return {"run": describe(method, settings), "method": method, "settings": settings, "seed": seed,
+    return {"run": " ".join([method, *describe(settings)]), "method": method, "settings": settings, "seed": seed,
             "data": RUNS / f"{'wordy' if wordy else 'data'}_{seed}", **extra}
 
 
@@ -86,7 +87,7 @@ def main_stage():
     jobs = []
     for seed in range(5):
         for method, (settings, steps) in chosen.items():
-            along = {**often, "cool": steps} if method in ("grpo", "simko") else {"eval_every": STEPS, "steps": steps}
+            along = {**often, "cool": steps} if method in SHARED else {"eval_every": STEPS, "steps": steps}
             jobs.append(job(method, settings, seed, **test, **along))
         jobs += [job(method, settings, seed, **test, **often) for method, settings in SHARED.items()]
     return sorted(jobs, key=lambda work: work["method"] not in SHARED)  # GRPO and SimKO first

@@ -40,7 +40,7 @@ def printable_texts(fields):
 
 
 @contextmanager
-def one_line():
+def printable_exit():
     """What stops a program is said in a line, with nothing in it that a terminal would obey."""
     try:
         yield
@@ -173,7 +173,7 @@ def show(title, table, text):
     print(f"\n{title}\n", *("  ".join(line) if text else f"| {' | '.join(line)} |" for line in lines), sep="\n")
 
 
-@one_line()
+@printable_exit()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko
-from simko import BOXED, DATASETS, GROUPS
+from simko import BOXED
 from tools import checks, data, laptop
+from tools.data import DATASETS, GROUPS
 from verify import Verifier, is_correct
 
 GAME = {"question": "?", "answer": "A,C", "metadata": {}}
@@ -65,9 +66,9 @@ def hub(monkeypatch):
         return HUB[hub][config][split]
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda hub, revision: list(HUB[hub]))
-    monkeypatch.setattr(simko, "DATASETS", {name: spec._replace(count=None) for name, spec in DATASETS.items()})
+    uncounted = {name: spec._replace(count=None) for name, spec in DATASETS.items()}
     for module in (checks, data):
-        monkeypatch.setattr(module, "DATASETS", simko.DATASETS)
+        monkeypatch.setattr(module, "DATASETS", uncounted)
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -35,6 +35,8 @@ import simko
 import test_methods
 import test_simko
 from test_simko import CPU, ENVIRONMENT, HERE, config, load_samples, main, metrics, quiet
+from tools import checkpoints as saving
+from tools import evaluation as evaluating
 from tools import faults, laptop
 from tools.hf_rollout import HFEngine
 
@@ -117,13 +119,13 @@ def named(pattern):
 def places():
     """Where a run is killed: each in the start that follows the kill before it."""
     return {
-        "first evaluation, between chunks": at_call(simko, "score", 2, kill),
+        "first evaluation, between chunks": at_call(evaluating, "score", 2, kill),
         "rollout": at_call(HFEngine, "generate", 2, kill, after=True, when=rollout),
         "update": at_call(simko.Trainer, "update", 3, kill),
         "save, its parts written": at_call(FileSystemWriter, "finish", 1, kill),
         "save, before its rename": at_call(Path, "rename", 1, kill, when=named("step_000002.tmp")),
         "save, after its rename": at_call(Path, "rename", 1, kill, after=True, when=named("step_000002.tmp")),
-        "before a save": at_call(simko, "save_checkpoint", 1, kill),
+        "before a save": at_call(saving, "save_checkpoint", 1, kill),
         "evaluation of step 3": at_call(HFEngine, "generate", 1, kill, after=True, when=evaluation),
         "export, before its rename": at_call(Path, "rename", 1, kill, when=named("hf.tmp")),
         "last evaluation's report": at_call(Path, "replace", 1, kill, when=named("eval_000006/eval.tmp")),
@@ -303,7 +305,8 @@ def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean,
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     fill = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # bytes a file: less than a checkpoint's
     try:
-        with at_call(simko, "save_checkpoint", 2, fill), pytest.raises(SystemExit, match="a checkpoint could not be "
+        with at_call(saving, "save_checkpoint", 2, fill), pytest.raises(
+                SystemExit, match="a checkpoint could not be "
                                                                                          "written.*GiB are free.*make"):
             main(flags(data, tmp_path))
     finally:
