@@ -39,6 +39,7 @@ PHASES = {  # function: what the run was doing, and what to change if memory doe
     "save_hf": ("the export", "more GPUs; the last checkpoint is whole"),
 }
 LOST = "Connection (closed|reset|refused)|[Bb]roken pipe|remote process (has )?exited"
+SILENT = "[Tt]imed out|[Tt]imeout"
 
 
 class Stopped(SystemExit):
@@ -152,6 +153,9 @@ def explained(cfg):
             fail(f"{what}: {one_line(error)}. {room(cfg.output)}")
         if isinstance(error, RuntimeError) and re.search(LOST, str(error)):
             fail(f"{what}: the connection to another rank is lost; that rank's own error says why. ({one_line(error)})")
+        if isinstance(error, RuntimeError) and re.search(SILENT, str(error)):
+            fail(f"{what}: another rank gave no answer in the time it has (process_group in simko.py): it hangs. "
+                 f"`py-spy dump --pid` shows where; the same command goes on. ({one_line(error)})")
         if doing in (PHASES["make_engine"][0], PHASES["GuardedEngine.generate"][0]):
             error.add_note(f"simko.py: the engine failed in {doing}.{log_lines()}\nIf it is for want of memory: "
                            f"{help.format(**vars(cfg))}; if its cache is too small, raise --engine-memory.")

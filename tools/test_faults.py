@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -558,8 +559,10 @@ def rank_worker(folder):
         "raises": at_call(simko.Trainer, "update", 3, raised(ZeroDivisionError("a fault of rank 1"))),
         "asked": at_call(HFEngine, "generate", 1, ask(), when=rollout),
         "nan": broken_losses(2, 10**6),
+        "hangs": at_call(simko.Trainer, "update", 3, threading.Event().wait),
     }[fault]
-    with patch:
+    limit = {"seconds": 20} if "hangs" in plan["faults"].values() else {"hours": 2}
+    with patch, mock.patch.object(simko, "timedelta", lambda **_: timedelta(**limit)):
         record(simko.main)(plan["arguments"])
 
 
@@ -589,6 +592,13 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     assert code == 0 and metrics(tmp_path / "run") == metrics(tmp_path / "straight"), log
     for path in ("hf/model.safetensors", "eval_000005/test.jsonl"):
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
+
+
+def test_a_rank_that_hangs_ends_the_run(data, tmp_path):
+    ((code, log),) = run_ranks(data, tmp_path, {"0": "hangs"}, torchrun("--standalone", "--nproc_per_node", 2))
+    assert code == 1, log
+    assert "rank 0, in an update: another rank gave no answer" in log and "it hangs" in log, log
+    assert checkpoints(tmp_path / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 
 def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
