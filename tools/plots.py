@@ -276,8 +276,10 @@ def frontier(axis, ends, points, k):
                 "arrowstyle": "-|>", "color": colour, "linewidth": 0, "mutation_scale": 13})
         if len(steps) > 1 or method == "base":
             place, text = steps.index(end), NAMES[method] + f", step {end}" * (method != "base")
-            axis.annotate(text, (x[place], y[place]), (7, -13 if method == "grpo" else 5), textcoords="offset points",
-                          fontsize=8)
+            beside = place in (0, len(steps) - 1)  # else the way goes on there; down left there are no points
+            offset = (7, -13 if method == "grpo" else 5) if beside else (-35, -60 if method == "grpo" else -35)
+            axis.annotate(text, (x[place], y[place]), offset, textcoords="offset points", fontsize=8, zorder=5, ha=(
+                "left" if beside else "right"), arrowprops=None if beside else {"arrowstyle": "-", "linewidth": 0.5})
 
 
 def methods_figure(study):

@@ -95,7 +95,7 @@ def main_stage():
 
 def wordy():
     variants = [("grpo", {}), ("simko", PAPER), ("simko", {**SIMKO, "q": 0.8}), ("simko", SIMKO)]
-    return [job(method, {**settings, "lr": lr}, seed, wordy=True, set="test", eval_n=256, steps=300, eval_every=150)
+    return [job(method, {**settings, "lr": lr}, seed, wordy=True, set="test", eval_n=256, steps=300, eval_every=300)
             for seed in range(3) for lr in (1e-4, 4e-4) for method, settings in variants]
 
 
