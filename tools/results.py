@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools.study import ABLATION_STEPS, NAMES, SHARED, STEPS, describe, rows  # noqa: E402
+from tools.study import ABLATION_STEPS, NAMES, SHARED, STAGES, STEPS, describe, rows  # noqa: E402
 
 T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's quantile by degrees of freedom
 
@@ -155,7 +155,8 @@ def dynamics(folder, chosen):
 def variants(folder, stage, title, reference, step, ks=(1, 16, 256)):
     """A line for each setting of a stage, with its difference to the reference's: {seed: {K: %}}."""
     found, lines = read(folder, stage), []
-    for run in dict.fromkeys(row["run"] for row in found):
+    ran = {row["run"] for row in found}
+    for run in dict.fromkeys(work["run"] for work in STAGES[stage]() if work["run"] in ran):
         points = {"own": end(found, step, run=run), "reference": reference(run)}
         lines.append([run, *(with_error([percent[k] for percent in points["own"].values()]) for k in ks),
                       *(points["own"] != points["reference"] and paired(points, "own", "reference", ks) or
