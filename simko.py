@@ -245,13 +245,13 @@ class TokenStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_logp, grad_topk, *_):
         hidden, weight, lse, index = ctx.saved_tensors
-        grads = torch.cat([grad_logp[:, None], grad_topk], 1)  # of log pi at the sampled token and the K candidates
+        grads = torch.cat([grad_logp[:, None], grad_topk], 1) / ctx.temperature  # at the token and its K candidates
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             z = TokenStatistics.logits(hidden[rows], weight, ctx.temperature)
             grad_z = z.sub_(lse[rows]).exp_().mul_(-grads[rows].sum(1, keepdim=True))
-            grad_z = grad_z.scatter_add_(1, index[rows], grads[rows]).div_(ctx.temperature).to(weight.dtype)
+            grad_z = grad_z.scatter_add_(1, index[rows], grads[rows]).to(weight.dtype)
             torch.mm(grad_z, weight, out=grad_hidden[rows])
             grad_weight.addmm_(grad_z.T, hidden[rows])
         return grad_hidden, grad_weight, None, None, None, None
@@ -261,8 +261,8 @@ def token_statistics(hidden, weight, token, K, temperature=1.0, chunk=None):
     """hidden: (T, D) states that predict `token` (T,); weight: (V, D) of the output head; K candidates of V.
 
     Returns logp (T,) and topk_logp (T, K), descending, both with gradient; entropy (T,) in nats and is_top1 (T,) bool,
-    without. All at `temperature`. chunk: tokens at a time, by default about 1 GiB of float32 logits on a GPU."""
-    chunk = chunk or max(1, (2**28 if hidden.is_cuda else 2**24) // len(weight))
+    without. All at `temperature`. chunk: tokens at a time, by default 1 GiB of float32 logits on GPUs, 1/4 on CPUs."""
+    chunk = chunk or max(1, (2**28 if hidden.is_cuda else 2**26) // len(weight))
     return TokenStatistics.apply(hidden, weight, token, K, temperature, chunk)
 
 
