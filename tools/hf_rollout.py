@@ -1,9 +1,23 @@
 """Rollouts by transformers' generate, for machines without vLLM: simko.py's `--rollout hf`, VLLMEngine's interface."""
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
-from simko import Sample, load_model, pack, policy_statistics
+from simko import Sample, load_model
+
+
+class SampledLogp(LogitsProcessor):
+    """Changes nothing, and keeps the log-probs of sampled tokens: each call sees the token that the last one's logits
+    led to. generate's own way to return them keeps the logits of the whole response until its end."""
+
+    def __init__(self, temperature):
+        self.temperature, self.columns, self.logp = temperature, [], None
+
+    def __call__(self, ids, logits):
+        if self.logp is not None:
+            self.columns.append(self.logp.gather(1, ids[:, -1:]))
+        self.logp = (logits.float() / self.temperature).log_softmax(-1)
+        return logits
 
 
 class HFEngine:
@@ -12,6 +26,7 @@ class HFEngine:
 
     def __init__(self, cfg, stop_ids, device, dtype, weights, max_tokens):
         self.model = load_model(cfg.model, dtype).to(device).eval()
+        self.model.set_attn_implementation("sdpa")
         self.model.generation_config = GenerationConfig()  # generate() fills what it is not told from the checkpoint's
         self.stop_ids, self.device = stop_ids, device
 
@@ -29,19 +44,17 @@ class HFEngine:
             mask = torch.arange(width) >= width - sizes[:, None]  # padding on the left: generate goes on at the right
             ids = torch.full((len(rows), width), self.stop_ids[0])
             ids[mask] = torch.from_numpy(np.concatenate([prompts[i] for i in rows]))
-            self.model.set_attn_implementation("sdpa")
+            sampled = SampledLogp(temperature)
             out = self.model.generate(ids.to(self.device), attention_mask=mask.long().to(self.device),
-                                      generation_config=settings)[:, width:].cpu()
-            batch = []
-            for i, response, stops in zip(rows, out, torch.isin(out, torch.tensor(self.stop_ids))):
-                length = int(stops.int().argmax()) + 1 if stops.any() else len(response)
-                batch.append(Sample(i, prompts[i], response[:length].numpy(), np.zeros(0, np.float32), not stops.any()))
+                                      generation_config=settings, logits_processor=[sampled] if logprobs else [])
+            logp = np.zeros((len(rows), 0), np.float32)
             if logprobs:
-                self.model.set_attn_implementation("packed")
-                logp = policy_statistics(self.model, pack(batch, self.device), 1, temperature)[0].float().cpu()
-                for sample, part in zip(batch, logp.split([len(s.response_ids) for s in batch])):
-                    sample.engine_logp = part.numpy()
-            samples += batch
+                sampled(out, sampled.logp)  # the last token's
+                logp = torch.cat(sampled.columns, 1).cpu().numpy()
+            out = out[:, width:].cpu()
+            for i, response, p, stops in zip(rows, out, logp, torch.isin(out, torch.tensor(self.stop_ids))):
+                length = int(stops.int().argmax()) + 1 if stops.any() else len(response)
+                samples.append(Sample(i, prompts[i], response[:length].numpy(), p[:length], not stops.any()))
         return samples
 
     def sleep(self):
