@@ -241,7 +241,7 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
     table(case, "s a step", "steps/s", "x TRL's", "response tokens", *(f"{name} %" for name in phases), "other %")
     for name, times in seconds.items():
         counted = rows[name][1:]
-        share = [100 * sum(row.get(phase, 0) for row in counted) / sum(times) for phase in phases]
+        share = [100 * median(row.get(phase, 0) / t for row, t in zip(counted, times)) for phase in phases]
         show(name, median(times), 1 / median(times), ratio(seconds, "TRL", name),
              mean(row["tokens"] for row in counted), *("-" * 7 if name == "TRL" else [*share, 100 - sum(share)]))
 
