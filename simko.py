@@ -55,6 +55,7 @@ class RunConfig:
     rollout: Literal["auto", "vllm", "hf"] = HfArg(default="auto", help="auto: vLLM where it can be imported")
     dtype: Literal["auto", "bfloat16", "float32"] = HfArg(default="auto", help="compute; auto: bfloat16 on GPUs")
     engine_memory: float = HfArg(default=0.6, help="vLLM's share of GPU memory; on CPUs the GiB of its KV cache")
+    tensor_parallel: int = HfArg(default=1, help="neighbouring ranks of a node that share a vLLM engine")
 
 
 @dataclass
@@ -426,7 +427,11 @@ def seed_everything(*key):
 
 
 class VLLMEngine:
-    """vLLM inside the training process, an engine a rank, each with the whole model. max_tokens: of any response.
+    """vLLM inside the training process. max_tokens: of any response.
+
+    cfg.tensor_parallel neighbouring ranks share an engine, each with a part of the model. Each schedules and samples
+    for itself: they agree because `generate`, a collective then, hands all of them the same prompts in the same order,
+    and because they draw from one random stream.
 
     weights "dummy": random until the first sync, so that a gap in it cannot pass unseen; "auto": those of cfg.model."""
 
@@ -441,11 +446,11 @@ class VLLMEngine:
         memory = ({"gpu_memory_utilization": cfg.engine_memory, "enable_sleep_mode": True} if self.cuda
                   else {"kv_cache_memory_bytes": int(cfg.engine_memory * 2**30)})
         self.llm = LLM(cfg.model, load_format=weights, dtype=dtype, skip_tokenizer_init=True,
-                       max_model_len=cfg.max_prompt_tokens + max_tokens,
+                       max_model_len=cfg.max_prompt_tokens + max_tokens, tensor_parallel_size=cfg.tensor_parallel,
                        distributed_executor_backend="external_launcher",  # each rank its own GPU; default: all cuda:0
                        logprobs_mode="processed_logprobs",                # after temperature: those it sampled from
                        seed=cfg.seed, **memory)
-        self.stop_ids = stop_ids
+        self.stop_ids, self.ranks = stop_ids, cfg.tensor_parallel
 
     def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
         """n Samples for each of the prompts (int arrays), one prompt after another."""
@@ -453,11 +458,16 @@ class VLLMEngine:
         params = SamplingParams(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, detokenize=False,
                                 stop_token_ids=self.stop_ids, flat_logprobs=True,
                                 logprobs=0 if logprobs else None)  # 0: the sampled token's alone
-        outputs = self.llm.generate([{"prompt_token_ids": p.tolist()} for p in prompts], params,
+        everyone, skip = prompts, 0
+        if self.ranks > 1:  # the engine's prompts are those of its ranks; this rank keeps the samples of its own
+            place = dist.get_rank() % self.ranks
+            shares = gather([prompts])[dist.get_rank() - place:][:self.ranks]
+            everyone, skip = sum(shares, []), len(sum(shares[:place], []))
+        outputs = self.llm.generate([{"prompt_token_ids": p.tolist()} for p in everyone], params,
                                     use_tqdm=False if progress.keywords["disable"] else progress)
         return [Sample(i, prompts[i], np.array(o.token_ids, np.int64),
                        np.array(o.logprobs.logprobs if logprobs else [], np.float32), o.finish_reason == "length")
-                for i, output in enumerate(outputs) for o in output.outputs]
+                for i, output in enumerate(outputs[skip:skip + len(prompts)]) for o in output.outputs]
 
     def sleep(self):
         if self.cuda:
@@ -490,7 +500,7 @@ def repack_heads(model):
 def make_engine(cfg, stop_ids, device, dtype, weights, max_tokens):
     """The engine --rollout names; auto is vLLM where it can be imported."""
     backend = cfg.rollout
-    if backend == "auto":
+    if backend == "auto" and cfg.tensor_parallel == 1:
         try:
             import vllm  # noqa: F401
             backend = "vllm"
@@ -735,7 +745,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     for attempt in range(most):
         order = prompt_order(step * most + attempt, cfg.batch, len(problems), cfg.seed)
         own = [problems[order[i]] for i in mine]
-        seed_everything(cfg.seed, step, rank, 2 * attempt)  # evaluation's last number is odd
+        seed_everything(cfg.seed, step, rank // cfg.tensor_parallel, 2 * attempt)  # evaluation's last number is odd
         samples = engine.generate([problem["prompt_ids"] for problem in own], cfg.group_size, cfg.temperature, 1.0,
                                   cfg.max_response_tokens, progress)
         clock.lap("rollout")
@@ -917,7 +927,7 @@ def main(arguments):
         if command == "train":
             weights, limits = "dummy", limits + [cfg.max_response_tokens]
         start = partial(make_engine, cfg, stop_ids, device, dtype, weights, max(limits))
-        with closing(faults.GuardedEngine(start)) as engine:  # its rollouts can be stopped by a signal
+        with closing(faults.GuardedEngine(start, cfg.tensor_parallel > 1)) as engine:  # a signal can stop its rollouts
             if command == "train":
                 engine.sleep()  # on a GPU the engine starts first, takes what memory it may have, and steps aside
                 trainer = Trainer(cfg, device, dtype)

@@ -807,6 +807,7 @@ def test_attention_that_would_be_computed_wrongly_is_refused(feature):
 REFUSED = {  # command line: what the message names, by default the first flag
     "": "train or eval", "trian": "train or eval", "train stray": "stray", "eval": "--eval-data",
     "train --batch 10 --mini-batch 4": "--mini-batch 4 does not divide --batch 10",
+    "train --tensor-parallel 2 --rollout hf": "--tensor-parallel 2 is for vLLM's engine: not with --rollout hf",
     "train --eval-data a/x,split=test b/x": "same name", "eval --alpha 0.1 --eval-data x": "--alpha",
     **{f"train --{flags}": f"--{flags.split()[0]}" for flags in (
         "nosuch 1", "group-size 1", "alpha 1.01", "alpha -0.1", "q 1.2", "q -0.2", "lam 0.9", "clip-low 1", "seed -1",
@@ -814,7 +815,8 @@ REFUSED = {  # command line: what the message names, by default the first flag
         "eval-top-p 1.1", "method ppo", "loss-norm sum", "tau-scope all", "task nosuch", "prompt-template nosuch",
         "lr nan", "steps 0", "weight-decay nan", "batch 0", "mini-batch 0", "max-prompt-tokens 0",
         "max-response-tokens -1", "grad-clip 0", "eval-n 0", "micro-batch-tokens 0", "save-every 0",
-        "eval-max-tokens 0", "engine-memory 0", "eval-temperature -1", "eval-temperature 0")}}
+        "eval-max-tokens 0", "engine-memory 0", "tensor-parallel 0", "tensor-parallel 2",
+        "eval-temperature -1", "eval-temperature 0")}}
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -827,12 +829,14 @@ def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("flags, message", [
+    (["--tensor-parallel", 4], "--tensor-parallel 4 does not divide the model's num_attention_heads, 2"),
     (["--K", 1000], "--K 1000 is more than"), (["--model", "./nosuch"], "--model ./nosuch"),
     (["--prompt-template", "chat"], "no chat template"), (["--max-prompt-tokens", 3], "than --max-prompt-tokens 3"),
     (["--train-data", "nosuch.jsonl"], "nosuch.jsonl"), (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"),
     (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2")])
 def test_what_model_or_data_rule_out_is_said_before_anything_is_made(laptop, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     Path("bad.jsonl").write_text('{"problem": "1 2 3 > 6 :", "answer": "6 = 1 2 3"}\n{"problem": "1"}\n')
     with pytest.raises(SystemExit, match=message) as stop:
         main(recipe(laptop, "train", "run", *flags))

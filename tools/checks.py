@@ -81,11 +81,13 @@ def parse_config(arguments):
     cfg.eval_data = [name for source in cfg.eval_data for name in GROUPS.get(source, [source])]
     cfg.train_data = f"{cfg.train_data}-train" if f"{cfg.train_data}-train" in DATASETS else cfg.train_data
     above_0 = ("K", "steps", "batch", "group_size", "mini_batch", "max_prompt_tokens", "max_response_tokens", "lr",
-               "temperature", "grad_clip", "micro_batch_tokens", "save_every", "engine_memory", "pass_k")
+               "temperature", "grad_clip", "micro_batch_tokens", "save_every", "engine_memory", "pass_k",
+               "tensor_parallel")
     not_below_0 = ("seed", "kl_beta", "clip_high", "lr_warmup", "weight_decay", "eval_every", "grpo_steps",
                    "dynamic_sampling", "positive_weight", "entropy_weight", "kl_cov_weight")
     shares = ("alpha", "q", "forking_share", "kl_cov_share")
     temperatures = cfg.eval_temperature or []
+    parts, ranks = cfg.tensor_parallel, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     checks = [(f"{flag(name)} must be above 0", getattr(cfg, name) > 0) for name in above_0] + [
         (f"{flag(name)} must be at least 0", getattr(cfg, name) >= 0) for name in not_below_0] + [
         (f"{flag(name)} must lie in [0, 1]", 0 <= getattr(cfg, name) <= 1) for name in shares] + [
@@ -104,7 +106,10 @@ def parse_config(arguments):
         (f"--prompt-template {cfg.prompt_template} is none of chat, {', '.join(TEMPLATES)}",
          cfg.prompt_template in ("chat", *TEMPLATES)),
         ("two sets of --eval-data have the same name", len({set_name(s) for s in cfg.eval_data}) == len(cfg.eval_data)),
-        ("eval needs --eval-data", command == "train" or cfg.eval_data)]
+        ("eval needs --eval-data", command == "train" or cfg.eval_data),
+        (f"--tensor-parallel {parts} is for vLLM's engine: not with --rollout hf", parts == 1 or cfg.rollout != "hf"),
+        (f"--tensor-parallel {parts} does not divide the processes of a node: {ranks} (torchrun's --nproc_per_node)",
+         ranks % max(parts, 1) == 0)]
     for message, holds in checks:
         if not holds:
             parser.error(message)
@@ -173,12 +178,16 @@ def load_tokenizer(command, cfg):
     if Path(cfg.model).is_dir():
         check_weights(Path(cfg.model))
     context = getattr(config, "max_position_embeddings", None) or math.inf
-    room = context - cfg.max_prompt_tokens
+    room, parts = context - cfg.max_prompt_tokens, cfg.tensor_parallel
     if room < (cfg.max_response_tokens if command == "train" else 1):
         fail(f"the model's context of {context} tokens is too short for --max-prompt-tokens {cfg.max_prompt_tokens}"
              + f" and --max-response-tokens {cfg.max_response_tokens}" * (command == "train"))
     if cfg.K > config.vocab_size:
         fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of the model's vocabulary")
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        size = getattr(config, name, None)
+        if isinstance(size, int) and size % parts and (name != "num_key_value_heads" or parts % size):
+            fail(f"--tensor-parallel {parts} does not divide the model's {name}, {size}")
     if cfg.prompt_template == "chat" and not tokenizer.chat_template:
         fail(f"{cfg.model} has no chat template: choose --prompt-template {', '.join(TEMPLATES)}")
     stops = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
@@ -230,7 +239,7 @@ def check_run(cfg):
         if not cfg.resume:
             fail(f"{folder} holds a run already: choose another --output, or leave out --no-resume to go on with it")
         free = ("output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing",
-                "engine_memory", "data_dir",
+                "engine_memory", "tensor_parallel", "data_dir",
                 "eval_every", "eval_n", "eval_temperature", "eval_top_p", "eval_max_tokens")
         changed = differences(folder / "config.json", (folder / "config.json").read_bytes(),
                               {name: value for name, value in dataclasses.asdict(cfg).items() if name not in free})

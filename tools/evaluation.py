@@ -40,7 +40,7 @@ def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):
         rows = gather(read_responses(path, settings, n * chunk, n * len(problems)) if rank == 0 else [])
         for start in progress(range(len(rows) // n, len(problems), chunk), desc=test.label):
             own = problems[start:start + chunk][rank::world]
-            seed_everything(cfg.seed, start, rank, 1)
+            seed_everything(cfg.seed, start, rank // cfg.tensor_parallel, 1)
             samples = engine.generate([problem["prompt_ids"] for problem in own], n, test.temperature, test.top_p,
                                       test.max_tokens, progress, logprobs=False)
             score(samples, own, tokenizer, verifier)

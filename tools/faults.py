@@ -75,9 +75,11 @@ class GuardedEngine:
     """An engine with a time limit on its start, whose rollouts end early at SIGTERM or SIGINT, on all ranks together.
 
     A signal during anything else waits for the next rollout, which then does not begin. Weights are whole in a rollout,
-    and only there: what follows it changes them. A second signal ends the process at once."""
+    and only there: what follows it changes them. A second signal ends the process at once. Where ranks share an engine,
+    one that left a rollout would leave the others waiting in it: they begin it together, and finish it."""
 
-    def __init__(self, start):
+    def __init__(self, start, shared=False):
+        self.shared = shared
         self.asked = self.abandonable = self.stopped = False  # asked: this rank itself
         self.signal, self.rank = None, dist.get_rank()
         timer = threading.Timer(START_LIMIT, self.hangs)
@@ -110,18 +112,24 @@ class GuardedEngine:
 
     def generate(self, *arguments, **options):
         samples = None
+        if self.shared:
+            self.stop_if_asked()
         try:
-            self.abandonable = True
-            samples = None if self.signal else self.engine.generate(*arguments, **options)
+            self.abandonable = not self.shared
+            samples = None if self.signal and self.abandonable else self.engine.generate(*arguments, **options)
             self.abandonable = False
         except Stopped:
             pass
+        self.stop_if_asked()
+        return samples
+
+    def stop_if_asked(self):
+        """Stopped on every rank, if a signal has come to one of them."""
         asked = torch.tensor(self.signal or 0)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         if asked:
             self.signal, self.stopped = int(asked), True
             raise Stopped(0)
-        return samples
 
     def sync(self, named_weights):
         self.engine.sync(named_weights)

