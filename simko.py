@@ -500,11 +500,12 @@ def repack_heads(model):
 def make_engine(cfg, stop_ids, device, dtype, weights, max_tokens):
     """The engine --rollout names; auto is vLLM where it can be imported."""
     backend = cfg.rollout
-    if backend == "auto" and cfg.tensor_parallel == 1:
+    if backend != "hf":
         try:
             import vllm  # noqa: F401
-            backend = "vllm"
         except ImportError as error:
+            if backend == "vllm" or cfg.tensor_parallel > 1:
+                fail(f"rollouts by vLLM, which cannot be imported ({error}): install it, or choose --rollout hf")
             backend = "hf"
             print(f"rollouts by transformers' generate, since vLLM cannot be imported: {error}", flush=True)
     if backend == "hf":
@@ -904,7 +905,7 @@ class Log:
 def main(arguments):
     from tools import faults
     from tools.checkpoints import load_checkpoint, save_checkpoint, save_hf
-    from tools.checks import prepare
+    from tools.checks import prepare, run_settings
     from tools.evaluation import evaluate
     from verify import Verifier
     faults.check_restart()
@@ -926,14 +927,16 @@ def main(arguments):
         weights, limits = "auto", [test.max_tokens for test in tests]
         if command == "train":
             weights, limits = "dummy", limits + [cfg.max_response_tokens]
+            problems, _ = sets[cfg.train_data]
         start = partial(make_engine, cfg, stop_ids, device, dtype, weights, max(limits))
-        with closing(faults.GuardedEngine(start, cfg.tensor_parallel > 1)) as engine:  # a signal can stop its rollouts
+        guarded = partial(faults.GuardedEngine, start, cfg.tensor_parallel > 1)  # a signal can stop its rollouts
+        with faults.claimed(folder), closing(guarded()) as engine:
             if command == "train":
                 engine.sleep()  # on a GPU the engine starts first, takes what memory it may have, and steps aside
                 trainer = Trainer(cfg, device, dtype)
                 if rank == 0:
                     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                    write_whole(folder / "config.json", json.dumps(dataclasses.asdict(cfg), indent=1))
+                    write_whole(folder / "config.json", json.dumps(run_settings(cfg, problems), indent=1))
                 faults.check_shared(folder)
                 first = load_checkpoint(folder / "checkpoints", trainer)
                 if first > cfg.steps:
@@ -946,8 +949,7 @@ def main(arguments):
                     for step in range(first, cfg.steps):
                         if tests and cfg.eval_every and step % cfg.eval_every == 0:
                             run_eval(folder / f"eval_{step:06d}", engine=engine)
-                        row = train_step(step, cfg, sets[cfg.train_data][0], tokenizer, engine, trainer, verifier,
-                                         progress)
+                        row = train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress)
                         if rank == 0:
                             log(row)
                             faults.check_rewards(log.path)

@@ -856,7 +856,7 @@ ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
 
 
 @pytest.mark.parametrize("content, where", [
-    (b"", ""), (b"\n\n", ""), (b'{"problem": "\xff", "answer": "1"}', ""),
+    (b"", ""), (b"\n\n", ""), (b'{"problem": "\xff", "answer": "1"}', ", line 1"),
     *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in (
         ROW, ROW[:9], "[1, 2]", '"text"', "7", '{"problem": "x"}', '{"answer": "1"}', '{"problem": "", "answer": "1"}',
         '{"problem": "x", "answer": " "}', '{"problem": "x", "answer": 7}', '{"problem": 7, "answer": "7"}',

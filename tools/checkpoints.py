@@ -28,14 +28,19 @@ def save_checkpoint(folder, step, trainer):
     dist.barrier()
     dcp.save(checkpoint_state(trainer), checkpoint_id=temporary)  # comes back when every rank has written
     if trainer.rank == 0:
-        for path in [*temporary.iterdir(), temporary]:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        reach_disk(temporary)
         temporary.rename(folder / f"step_{step:06d}")
+        reach_disk(folder)
         for old in sorted(folder.glob("step_??????"))[:-2]:
             shutil.rmtree(old)
     dist.barrier()
+
+
+def reach_disk(folder):
+    """A folder's entries are on the disk, as dcp.save has seen to for its files: after a power cut they are there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def load_checkpoint(folder, trainer):

@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from transformers.hf_argparser import HfArgumentParser
 from simko import (METHODS, TEMPLATES, Config, EvalConfig, ObjectiveConfig, RunConfig, TrainConfig, encode_prompts,
                    fail, one_line, printable)
 from tools.data import DATASETS, GROUPS, PROTOCOL, load_problems, without_tests
-from tools.evaluation import Test, read_response
+from tools.evaluation import Test, digest, read_response
 from verify import TASKS
 
 
@@ -216,33 +217,42 @@ def encode(source, rows, tokenizer, vocabulary, cfg):
     return problems, dropped
 
 
-def plan_tests(cfg, sets, room):
+def plan_tests(command, cfg, sets, room):
     """The Tests of --eval-data: each set as the flags say or else the paper, in no more tokens than the model has room
     for behind a prompt."""
-    tests = []
+    tests, written = [], [file.stat().st_mtime for file in Path(cfg.model).glob("*.safetensors")]
+    of = str(datetime.fromtimestamp(max(written))) if written and command == "eval" else ""
     for source in cfg.eval_data:
         temperature, top_p, tokens = PROTOCOL["logic" if source in GROUPS["logic"] else "math"]
         name, temperatures = set_name(source), cfg.eval_temperature or [temperature]
         n = cfg.eval_n or (DATASETS[source].n if source in DATASETS else 256)
         tests += [Test(f"{name}@T{t}" if len(temperatures) > 1 else name, name, sets[source][0], n, t,
-                       cfg.eval_top_p or top_p, min(cfg.eval_max_tokens or tokens, room)) for t in temperatures]
+                       cfg.eval_top_p or top_p, min(cfg.eval_max_tokens or tokens, room), of) for t in temperatures]
     return tests
 
 
-def check_run(cfg):
+def run_settings(cfg, problems):
+    """What config.json says of a run, and so of one that goes on with it."""
+    return {**dataclasses.asdict(cfg), "train_data_sha256": digest(problems)}
+
+
+def check_run(cfg, problems):
     """Refuses a run folder that holds another run, or damage."""
     folder = Path(cfg.output)
     check_checkpoints(folder)
     if (folder / "metrics.jsonl").exists():
         check_log(folder / "metrics.jsonl")
-    if (folder / "config.json").exists():
+    if not (folder / "config.json").exists():
+        if [*folder.glob("checkpoints/step_??????")]:
+            fail(f"{folder} holds checkpoints but no config.json that says of which settings: choose another --output")
+    else:
         if not cfg.resume:
             fail(f"{folder} holds a run already: choose another --output, or leave out --no-resume to go on with it")
         free = ("output", "steps", "resume", "save_every", "micro_batch_tokens", "gradient_checkpointing",
                 "engine_memory", "tensor_parallel", "data_dir",
                 "eval_every", "eval_n", "eval_temperature", "eval_top_p", "eval_max_tokens")
         changed = differences(folder / "config.json", (folder / "config.json").read_bytes(),
-                              {name: value for name, value in dataclasses.asdict(cfg).items() if name not in free})
+                              {name: value for name, value in run_settings(cfg, problems).items() if name not in free})
         if changed:
             changed = [f"{flag(name)} {change}" for name, change in changed.items()]
             fail(f"{folder} holds a run with other settings: {'; '.join(changed)}. Choose another --output")
@@ -287,7 +297,7 @@ def differences(path, text, settings):
     try:
         before = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
-        fail(f"{path} is damaged ({error}): move it away, or choose another --output")
+        fail(f"{path} is damaged ({error}): put it right, or choose another --output")
     return {name: f"was {before.get(name)}, is {value}" for name, value in settings.items()
             if before.get(name) != value}
 
@@ -313,10 +323,10 @@ def prepare(arguments):
     if command == "train":
         problems[cfg.train_data] = without_tests(cfg, problems)
     sets = {source: encode(source, rows, tokenizer, vocabulary, cfg) for source, rows in problems.items()}
-    tests = plan_tests(cfg, sets, room)
+    tests = plan_tests(command, cfg, sets, room)
     with reading(f"--output {cfg.output} cannot be used"):
         if command == "train":
-            check_run(cfg)
+            check_run(cfg, sets[cfg.train_data][0])
         elif Path(cfg.output, "config.json").exists():
             fail(f"--output {cfg.output} is the folder of a training run: name another for this evaluation")
         check_writable(Path(cfg.output))

@@ -198,12 +198,15 @@ def load_problems(source, data_dir="", task="math"):
     rows, where = [], str(Path(data_dir, f"{source}.jsonl") if data_dir and source in DATASETS else source)
     if where.endswith(".jsonl"):
         try:
-            for number, line in enumerate(Path(path := where).read_text(encoding="utf-8-sig").split("\n"), 1):
+            for number, line in enumerate(Path(path := where).read_bytes().splitlines(), 1):
                 where = f"{path}, line {number}"
-                if line.strip():
-                    rows.append((where, {"id": number, **json.loads(line)}))
-        except (OSError, ValueError, TypeError, RecursionError) as error:  # ValueError: of JSON and UTF-8 alike
-            fail(f"{where} cannot be read: {one_line(error)}")
+                if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
+                    row = json.loads(text)
+                    if not isinstance(row, dict):
+                        raise ValueError('a row must be an object, {"problem": ..., "answer": ...}')
+                    rows.append((where, {"id": number, **row}))
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: of JSON and UTF-8 alike
+            fail(f"{where} cannot be read: {one_line(error).replace('line 1 column', 'column')}")
     else:
         rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
     problems = {}
@@ -212,9 +215,9 @@ def load_problems(source, data_dir="", task="math"):
         if isinstance(answer, str) and row.get("task", task) == "math":
             answer = final_answer(answer)
         for name, text in (("problem", problem), ("answer", answer)):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or not text.strip() or text.encode("utf-8", "replace").decode() != text:
                 fail(f"{where}: '{name}' must be a text and not empty, got {text!r:.80}; the row has "
-                     f"{list(row)!r:.200}")
+                     f"{[*row][isinstance(row['id'], int):]!r:.200}")
         if len(answer) > MAX_ANSWER:
             fail(f"{where}: the answer has {len(answer)} characters, and no response with more than {MAX_ANSWER} is "
                  "right: shorten it, or remove the row")
@@ -222,9 +225,9 @@ def load_problems(source, data_dir="", task="math"):
             fail(f"{where}: the task {row['task']!r:.80} is none of {', '.join(TASKS)}")
         try:
             TASKS[row.get("task", task)]("", answer, False)
-            f"{problem}{answer}".encode()
-        except (ValueError, TypeError, RecursionError) as error:
-            fail(f"{where}: {answer!r:.80} is no answer of the task {row.get('task', task)}, or not a text: {error}")
+        except (ValueError, TypeError, RecursionError):
+            name = row.get("task", task)
+            fail(f"{where}: {answer!r:.80} is no answer of the task {name}: {' '.join(TASKS[name].__doc__.split())}")
         id = str(row["id"])
         if id in problems:
             fail(f"{where}: the id {id!r:.80} stands in an earlier row already")

@@ -1,13 +1,18 @@
 """simko.py's evaluation: n samples for each problem of each test, pass@K on screen and in eval.json."""
 import hashlib
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from simko import fail, gather, pass_at_k, score, seed_everything, write_whole
+
+
+def digest(problems):
+    """Of what a model is asked and judged by."""
+    content = json.dumps([[problem[name] for name in ("id", "problem", "answer", "task")] for problem in problems])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 class Test(NamedTuple):
@@ -19,14 +24,13 @@ class Test(NamedTuple):
     temperature: float
     top_p: float
     max_tokens: int  # of a response
+    weights_of: str  # when those of --model were written; "" where they are a training run's own
 
     def settings(self, cfg):
         """What the responses are a function of: the first line of their file."""
-        content = json.dumps([[problem[k] for k in ("id", "problem", "answer", "task")] for problem in self.problems])
-        written = max((file.stat().st_mtime for file in Path(cfg.model).glob("*.safetensors")), default=None)
-        return {"model": cfg.model, "seed": cfg.seed, "prompt_template": cfg.prompt_template, "written": written,
-                **{k: getattr(self, k) for k in ("set", "n", "temperature", "top_p", "max_tokens")},
-                "problems": hashlib.sha256(content.encode()).hexdigest()}
+        return {"model": cfg.model, "seed": cfg.seed, "prompt_template": cfg.prompt_template,
+                **{k: getattr(self, k) for k in ("set", "n", "temperature", "top_p", "max_tokens", "weights_of")},
+                "problems": digest(self.problems)}
 
 
 def evaluate(cfg, folder, tests, tokenizer, engine, verifier, progress):

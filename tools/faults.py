@@ -3,6 +3,7 @@ checkpoints, an engine that hangs, ranks that die. docs/reliability.md says what
 """
 import errno
 import faulthandler
+import fcntl
 import json
 import logging
 import math
@@ -61,14 +62,37 @@ engine_log = Tail()
 
 
 def keep_log():
-    """Keeps the last lines that vLLM logs; on screen are its errors, or what VLLM_LOGGING_LEVEL says."""
-    shown = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    import vllm.logger  # noqa: F401  now, since it makes its handlers when it is imported
-    logger = logging.getLogger("vllm")
-    for handler in set(logger.handlers) - {engine_log}:
-        handler.setLevel(shown)
-    logger.setLevel(min(logger.level, logging.INFO))
-    logger.addHandler(engine_log)
+    """Keeps the last lines that vLLM logs; on screen are its errors, or what VLLM_LOGGING_LEVEL says. Whoever gives
+    vLLM a logging configuration of his own keeps that."""
+    if "VLLM_LOGGING_CONFIG_PATH" in os.environ:
+        return
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # or every engine that starts sets vLLM's own handlers anew
+    logger, shown = logging.getLogger("vllm"), logging.StreamHandler(sys.stdout)
+    shown.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper())
+    logger.handlers, logger.propagate = [shown, engine_log], False
+    logger.setLevel(min(shown.level, logging.INFO))
+
+
+class Unbroken:
+    """A stream that nobody may be left to read: Ctrl-C ends the `| tee log` behind a run, too, and must not cost its
+    save."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            to_nowhere(self.stream.fileno())
+
+
+def to_nowhere(descriptor):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 class GuardedEngine:
@@ -93,6 +117,7 @@ class GuardedEngine:
             faulthandler.cancel_dump_traceback_later()
         self.sleep = self.engine.sleep
         self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.streams = sys.stdout, sys.stderr
 
     def hangs(self):
         print(f"simko.py: error: rank {self.rank}: the engine did not start within {START_LIMIT} s.{log_lines()}\n"
@@ -104,8 +129,12 @@ class GuardedEngine:
         if self.asked:
             os._exit(128 + number)
         self.asked, self.signal = True, number
+        sys.stdout, sys.stderr = map(Unbroken, self.streams)
         name = signal.Signals(number).name
-        os.write(2, f"rank {self.rank}: {name}: stopping after the last whole step; once more: at once\n".encode())
+        try:
+            os.write(2, f"rank {self.rank}: {name}: stopping after the last whole step; once more: at once\n".encode())
+        except BrokenPipeError:
+            to_nowhere(2)
         if self.abandonable:
             self.abandonable = False
             raise Stopped(0)
@@ -139,6 +168,7 @@ class GuardedEngine:
             signal.signal(number, handler)
         if self.stopped and self.rank == 0:
             print(f"stopped by {signal.Signals(self.signal).name}: the same command goes on", flush=True)
+        sys.stdout, sys.stderr = self.streams
         self.engine.close()
 
 
@@ -157,7 +187,8 @@ def explained(cfg):
         what = f"rank {os.environ['RANK']}, in {doing}"
         if isinstance(error, torch.OutOfMemoryError):
             fail(f"{what}: out of GPU memory. What helps: {help.format(**vars(cfg))}. ({one_line(error)})")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        number = re.search(r"os error (\d+)", str(error))  # of safetensors, whose errors have no errno
+        if (int(number[1]) if number else getattr(error, "errno", 0)) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             fail(f"{what}: {one_line(error)}. {room(cfg.output)}")
         if isinstance(error, RuntimeError) and re.search(LOST, str(error)):
             fail(f"{what}: the connection to another rank is lost; that rank's own error says why. ({one_line(error)})")
@@ -188,8 +219,8 @@ def reason(error):
 
 
 def room(folder):
-    return (f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there. The earlier checkpoints in {folder} are "
-            "whole: make room (checkpoints of finished runs, say) and give the same command again")
+    return (f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there. What {folder} has of checkpoints is "
+            "whole: where room is short make some (checkpoints of finished runs, say), and give the same command again")
 
 
 def drop_unfinished(folder):
@@ -220,6 +251,23 @@ def check_restart():
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         fail("torchrun --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, on every node")
+
+
+@contextmanager
+def claimed(folder):
+    """The run folder, for this run alone: two of them, a job and its requeue say, would destroy each other's saves."""
+    if dist.get_rank() > 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of those it forks
+        except (BlockingIOError, PermissionError):
+            fail(f"another process is at work in {folder}: wait for its end, stop it, or choose another --output")
+        except OSError as error:
+            print(f"note: {folder} cannot be locked ({one_line(error)}): no other run may write there", flush=True)
+        yield
 
 
 def check_shared(folder):

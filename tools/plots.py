@@ -509,12 +509,12 @@ def main():
                     "fig3_5_study": dynamics_figure(study.curves, study.curves_title) if study.curves else None}
     try:
         options.output.mkdir(parents=True, exist_ok=True)
+        paths = {options.output / f"{name}.png": figure for name, figure in figures.items() if figure}
+        for path, figure in paths.items():
+            figure.savefig(path, dpi=150, facecolor="white", edgecolor=figure.get_edgecolor())
+            plt.close(figure)
     except OSError as error:
-        sys.exit(f"-o {options.output} cannot be made ({error.strerror}): name another folder")
-    paths = {options.output / f"{name}.png": figure for name, figure in figures.items() if figure}
-    for path, figure in paths.items():
-        figure.savefig(path, dpi=150, facecolor="white", edgecolor=figure.get_edgecolor())
-        plt.close(figure)
+        sys.exit(f"-o {options.output} cannot be written ({error.strerror}): name another folder")
     print("figures: " + ", ".join(map(str, paths)))
 
 

@@ -1,11 +1,12 @@
 """A soak: the laptop recipe killed at random moments until it has come to its end, compared with a run left alone.
 
-    python tools/soak.py runs/laptop/data runs/soak [--steps 300] [--kill-after 60] [--seed 0] [any simko.py flag ...]
+    python tools/soak.py runs/laptop/data runs/soak [--steps 300] [--kill-after 20] [--seed 0] [any simko.py flag ...]
 
 Each start is a process of its own, ended by SIGKILL after a random time of up to twice --kill-after seconds, which must
-be more than a start and ten steps take. Log, weights and evaluations of both runs must be the same bits; the exit
-status is 1 where they are not. OUTPUT/memory.jsonl gets the resident memory of the trainer every two seconds, and that
-of two workers of the verifier, which answer questions meanwhile: the laptop's own task needs none."""
+be more than a start and ten steps take, and less than the whole run does. Log, weights and evaluations of both runs
+must be the same bits; the exit status is 1 where they are not, or where no kill came before the end.
+OUTPUT/memory.jsonl gets the resident memory of the trainer every two seconds, and that of two workers of the verifier,
+which answer questions meanwhile: the laptop's own task needs none."""
 import argparse
 import json
 import random
@@ -73,7 +74,7 @@ def main(arguments):
     parser.add_argument("data", type=Path, help="folder that tools/laptop.py made")
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--kill-after", type=float, default=60, help="seconds, the mean")
+    parser.add_argument("--kill-after", type=float, default=20, help="seconds, the mean")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options, flags = parser.parse_known_args(arguments)
     output, rng, kills = options.output.resolve(), random.Random(options.seed), []
@@ -102,7 +103,7 @@ def main(arguments):
         print(f"{name}, MiB, mean of each fifth of the clean run:", *(round(sum(x) / len(x)) for x in parts))
     found = differences(output / "killed", output / "clean")
     print(f"{options.steps} steps, {len(kills)} kills:", f"DIFFERENT: {', '.join(found)}" if found else "the same bits")
-    sys.exit(bool(found))
+    sys.exit("soak.py: error: the run ended before it was killed: a lower --kill-after" if not kills else bool(found))
 
 
 if __name__ == "__main__":

@@ -199,6 +199,14 @@ def forks_worker(folder):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+    def unread():
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+    report["unread"] = ends(run("unread", at_call(simko.Trainer, "update", 5, unread)))
+    report["unread_left"] = checkpoints(folder / "unread")
     report["twice"] = ends(run("twice", at_call(simko.Trainer, "update", 1, twice)))
     report["twice_left"] = checkpoints(folder / "twice")
 
@@ -287,6 +295,23 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
 
 
+def test_ctrl_c_that_ended_the_reader_of_the_output_too_saves(forks):
+    """As in `simko.py train ... | tee log`."""
+    assert forks[1]["unread"] == 0 and forks[1]["unread_left"] == ["step_000002", "step_000003"]
+
+
+def test_two_runs_in_one_folder_are_refused(data, tmp_path):
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path / ".lock"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(SystemExit, match=f"another process is at work in {tmp_path}"):
+            main(flags(data, tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        other.communicate(b"\n")
+    main(flags(data, tmp_path, "--steps", 1))
+
+
 def test_a_second_ctrl_c_exits_at_once(forks):
     assert forks[1]["twice"] == 128 + signal.SIGINT and forks[1]["twice_left"] == []
 
@@ -308,13 +333,25 @@ def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean,
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     fill = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # bytes a file: less than a checkpoint's
     try:
-        with at_call(saving, "save_checkpoint", 2, fill), pytest.raises(
-                SystemExit, match="a checkpoint could not be "
-                                                                                         "written.*GiB are free.*make"):
+        with (at_call(saving, "save_checkpoint", 2, fill),
+              pytest.raises(SystemExit, match="a checkpoint could not be written.*GiB are free.*make")):
             main(flags(data, tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
     assert checkpoints(tmp_path) == ["step_000002"]
+    main(flags(data, tmp_path))
+    same(tmp_path, clean)
+
+
+def test_a_full_disk_during_the_export_is_named_and_the_run_goes_on(data, clean, tmp_path):
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fill = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with (at_call(saving, "save_hf", 1, fill),
+              pytest.raises(SystemExit, match="in the export: .*File too large.*GiB are free")):
+            main(flags(data, tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
     main(flags(data, tmp_path))
     same(tmp_path, clean)
 
@@ -512,12 +549,13 @@ def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_whe
 
 def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
     logger, shown = logging.getLogger("vllm"), faults.Tail()
-    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
-    monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
-    monkeypatch.setitem(sys.modules, "vllm.logger", mock.Mock())
+    for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
+        monkeypatch.setenv(name, "ERROR")
+        monkeypatch.delenv(name)
     monkeypatch.setattr(faults, "engine_log", faults.Tail())
-    monkeypatch.setattr(logger, "handlers", [shown])
-    monkeypatch.setattr(logger, "level", logging.ERROR)
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+    monkeypatch.setattr(logging, "StreamHandler", lambda stream: shown)
     faults.keep_log()
     for i in range(40):
         logging.getLogger("vllm.engine").info("line %d", i)
@@ -625,7 +663,7 @@ def share_engine(run, arguments, rank, port):
               at_call(simko.VLLMEngine, "generate", asked, ask())):
             simko.main(arguments)
     finally:
-        run.with_name(f"{run.name}_{rank}.json").write_text(json.dumps([dealt, sampled]))
+        run.with_name(f"{run.name}_{rank}.json").write_text(json.dumps([dealt, sampled, list(faults.engine_log.lines)]))
 
 
 def unlink_shared_memory():
@@ -673,7 +711,8 @@ def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_
     for name, steps, dealt in (("straight", 3, 3), ("resumed", 3, 1), ("asked", 2, 2)):  # log, and this start's
         rows = metrics(tmp_path / name)
         assert len(rows) == steps and all(row["logp_gap"] < 1e-4 and row["grad_norm"] > 0 for row in rows), name
-        seen, same = (json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for rank in (0, 1))
+        (*seen, lines), (*same, _) = (json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for rank in (0, 1))
+        assert any("KV cache" in line for line in lines), lines  # vLLM's own lines, for when it fails
         assert seen == same and [sorted(update.values()) for update in seen[0]] == [[8] * 5] * dealt, name
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     assert metrics(straight) == metrics(resumed)

@@ -484,6 +484,11 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
             checks.prepare(resume)
         assert refused(stop.value) and path.read_bytes() == content
         shutil.rmtree(tmp_path / "run")
+    shutil.copytree(run[0], tmp_path / "run")
+    (tmp_path / "run/config.json").unlink()  # without it, another method's run could go on from these checkpoints
+    with pytest.raises(SystemExit, match="run holds checkpoints but no config.json") as stop:
+        checks.prepare(resume)
+    assert refused(stop.value)
 
 
 def test_a_log_that_lost_rows_goes_on(run, tmp_path):
@@ -523,6 +528,19 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
             main(recipe(tiny, command, folder, "--rollout", "hf", *["--steps=1"] * (command == "train"), *flags))
         assert refused(stop.value)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    train = tiny / "train.jsonl"
+    content = train.read_bytes()
+    try:
+        train.write_bytes(content.replace(b'"answer": "', b'"answer": "1', 1))
+        with pytest.raises(SystemExit, match="other settings: --train-data-sha256 was [0-9a-f]{64}, is ") as stop:
+            checks.prepare(recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 1))
+        assert refused(stop.value)
+    finally:
+        train.write_bytes(content)
 
 
 def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypatch):
