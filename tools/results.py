@@ -152,15 +152,16 @@ def dynamics(folder, chosen):
           ["", "Lambda^(1)", "Lambda^(2)", "Lambda^(3)", "entropy"], lines)
 
 
-def variants(folder, stage, title, reference, step, ks=(1, 16, 256)):
-    """A line for each setting of a stage, with its difference to the reference's: {seed: {K: %}}."""
+def variants(folder, stage, title, reference, step, others=(), ks=(1, 16, 256)):
+    """A line for each setting of a stage, behind `others`, with its difference to the reference's: {seed: {K: %}}."""
     found, lines = read(folder, stage), []
-    ran = {row["run"] for row in found}
-    for run in dict.fromkeys(work["run"] for work in STAGES[stage]() if work["run"] in ran):
-        points = {"own": end(found, step, run=run), "reference": reference(run)}
-        lines.append([run, *(with_error([percent[k] for percent in points["own"].values()]) for k in ks),
-                      *(points["own"] != points["reference"] and paired(points, "own", "reference", ks) or
-                        ["-"] * len(ks))])
+    ran, seeds = {row["run"] for row in found}, {row["seed"] for row in found}
+    runs = {name: {seed: percent for seed, percent in paths.items() if seed in seeds} for name, paths in others} | {
+        work["run"]: end(found, step, run=work["run"]) for work in STAGES[stage]() if work["run"] in ran}
+    for run, own in runs.items():
+        theirs = {seed: percent for seed, percent in reference(run).items() if seed in seeds}
+        cells = own != theirs and paired({"own": own, "theirs": theirs}, "own", "theirs", ks) or ["-"] * len(ks)
+        lines += [[run, *(with_error([percent[k] for percent in own.values()]) for k in ks), *cells]] if own else []
     table(title, ["", *(f"pass@{k}" for k in ks), *(f"difference @{k}" for k in ks)], lines)
 
 
@@ -178,10 +179,12 @@ def main():
     methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": end(wordy, 0)}, (1, 16, 256))
     variants(folder, "wordy", "Wordy responses, step 300, T = 1.0; differences to GRPO with the same learning rate",
              lambda run: end(wordy, 300, run="grpo " + re.search(r"lr=\S+", run)[0]), 300)
-    unchanged = end(read(folder, "main"), ABLATION_STEPS, method="simko", settings=SHARED["simko"])
+    grpo, unchanged = (end(read(folder, "main"), ABLATION_STEPS, method=method, settings=settings)
+                       for method, settings in SHARED.items())
     unchanged_settings = " ".join(describe(SHARED["simko"]))
     variants(folder, "ablation", f"SimKO ({unchanged_settings}), step {ABLATION_STEPS}, with one setting changed; "
-             "differences to it", lambda run: unchanged, ABLATION_STEPS)
+             "differences to it", lambda run: unchanged, ABLATION_STEPS,
+             [("nothing changed", unchanged), ("GRPO", grpo)])
 
 
 if __name__ == "__main__":
