@@ -232,10 +232,14 @@ class TokenStatistics(torch.autograd.Function):
         parts = []
         for h, y in zip(hidden.split(chunk), token.split(chunk)):
             z = TokenStatistics.logits(h, weight, temperature)
-            lse, top = z.logsumexp(-1, keepdim=True), z.topk(K, dim=-1)
+            top = z.topk(K, dim=-1)
+            exp = (z - top.values[:, :1]).exp_()
+            total = exp.sum(-1, keepdim=True)
+            lse = top.values[:, :1] + total.log()
             logp = (z.gather(1, y[:, None]) - lse)[:, 0]
-            entropy = lse[:, 0] - (z - lse).exp_().mul_(z).sum(-1)  # H = log Z - E[z]
+            entropy = (lse - exp.mul_(z).sum(-1, keepdim=True) / total)[:, 0]  # H = log Z - E[z]
             parts.append((logp, top.values - lse, entropy, lse, torch.cat([y[:, None], top.indices], 1)))
+            del z, exp  # before the next chunk's are made
         logp, topk_logp, entropy, lse, index = map(torch.cat, zip(*parts))
         is_top1 = logp >= topk_logp[:, 0]  # by value: tokens that tie for the highest probability are all rank-1
         ctx.save_for_backward(hidden, weight, lse, index)
@@ -255,6 +259,7 @@ class TokenStatistics(torch.autograd.Function):
             grad_z = grad_z.scatter_add_(1, index[rows], grads[rows]).to(weight.dtype)
             torch.mm(grad_z, weight, out=grad_hidden[rows])
             grad_weight.addmm_(grad_z.T, hidden[rows])
+            del z, grad_z
         return grad_hidden, grad_weight, None, None, None, None
 
 
