@@ -58,10 +58,10 @@ def table(*names):
 
 
 def in_turn(runs, rounds):
-    """{name: seconds of each round} of {name: function}, in turn, to and fro; a first round is not counted."""
-    seconds = {name: [] for name in runs}
+    """{name: seconds of each round} of {name: function}, in turn, each round from another; a first is not counted."""
+    seconds, names = {name: [] for name in runs}, list(runs)
     for i in range(rounds + 1):
-        for name in list(runs)[::1 if i % 2 else -1]:
+        for name in names[i % len(names):] + names[:i % len(names)]:
             start = time.perf_counter()
             runs[name]()
             if DEVICE == "cuda":
@@ -116,13 +116,15 @@ def head_inputs(tokens, hidden, vocabulary):
 
 @torch.no_grad()
 def products(hidden, weight):
-    """The head's matrix products alone: logits, the same once more, and both gradients; 2048 tokens at a time."""
-    grad_weight = torch.zeros_like(weight)
+    """The head's matrix products alone: logits, the same once more, and both gradients; 2048 tokens at a time. Returns
+    the last, of logits as they are."""
+    grad_weight, logits = torch.zeros_like(weight), hidden.new_empty(min(2048, len(hidden)), len(weight))
     for h in hidden.split(2048):
-        h @ weight.T
-        z = h @ weight.T
+        z = torch.mm(h, weight.T, out=logits[:len(h)])
+        torch.mm(h, weight.T, out=z)
         z @ weight
         grad_weight.addmm_(z.T, h)
+    return grad_weight
 
 
 def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=16.0, rounds=3):
@@ -221,6 +223,8 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
     named, against TRL's. case: laptop or smollm2; further flags are simko.py's."""
     from tools.checks import prepare
     from verify import Verifier
+    if DEVICE == "cuda":  # TRL's side is on the CPU, and phases are timed without waiting for a GPU
+        sys.exit("bench.py: error: step compares on CPUs: CUDA_VISIBLE_DEVICES= python tools/bench.py step ...")
     rows, runs, phases = {}, {}, ("rollout", "forward", "backward", "optimizer", "reward", "sync")
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -305,18 +309,19 @@ def model_flops(name, model, samples):
 
 
 def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384), generate=512, rounds=3):
-    """Update tokens/s, model-FLOPs utilisation and memory of SimKO, GRPO and GRPO on full logits; tokens/s that vLLM
-    generates, in responses of `generate` tokens (0: not measured)."""
+    """Update tokens/s, model-FLOPs utilisation (of the rate of a matrix product) and memory of SimKO, GRPO and GRPO on
+    full logits, in updates of four micro-batches of `tokens`; tokens/s that vLLM generates, in responses of `generate`
+    tokens (0: not measured)."""
     if DEVICE == "cpu" and "tiny-qwen" not in shape:
         sys.exit("bench.py: error: no GPU here; a dry run on the CPU: gpu --shape tiny-qwen --tokens 1024")
-    size, device = (8192, torch.cuda.get_device_name()) if DEVICE == "cuda" else (512, "CPU")
-    square = torch.randn(size, size, device=DEVICE, dtype=DTYPE)
-    rate = 2 * size**3 / Timer("a @ a", globals={"a": square}).blocked_autorange(min_run_time=1).median
-    print(f"{device}: {rate / 1e12:.3g} TFLOP/s in a {DTYPE} matrix product")
-    table("shape", "packed tokens", "", "update tokens/s", "FLOPs utilisation %", "time / GRPO's",
-          "GiB above weights, gradients, optimizer")
-    for name in shape:
-        afresh(update_rates, name, rate, tokens, rounds)
+    print(torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU")
+    table("shape", "tokens a micro-batch", "", "update tokens/s", "TFLOP/s of a product", "FLOPs utilisation %",
+          "time / GRPO's", "GiB above weights, gradients, optimizer")
+    for name, count in itertools.product(shape, tokens):
+        ways = ["GRPO", "SimKO", "GRPO, full logits"]
+        while ways and (lost := afresh(update_rates, name, count, rounds, ways)):  # FSDP is of no use after it
+            show(name, count, lost, "out of memory", *"----")
+            ways.remove(lost)
     if generate:
         table("shape", "vLLM, tokens/s generated")
         for name in shape:
@@ -329,29 +334,32 @@ def afresh(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def update_rates(name, rate, token_counts, rounds):
-    def run(method, statistics):
-        simko.token_statistics, trainer.cfg.method = statistics, method
+def update_rates(name, tokens, rounds, ways):
+    """Prints a line for each of the ways, or returns the one that ran out of memory."""
+    def run(way):
+        trainer.cfg.method = "simko" if way == "SimKO" else "grpo"
+        simko.token_statistics = partial(full_statistics, copies=False) if "full" in way else chunked
         trainer.update(samples, None, QUIET)
 
-    chunked = simko.token_statistics
+    size, chunked, gib = 8192 if DEVICE == "cuda" else 512, simko.token_statistics, {}
+    square = torch.randn(size, size, device=DEVICE, dtype=DTYPE)
+    timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
+    rate = 2 * size**3 / timer.blocked_autorange(min_run_time=1).median
+    del square, timer
     with simko.process_group() as device:
-        trainer = random_trainer(name, device)
-        for tokens in token_counts:
-            trainer.cfg.micro_batch_tokens, samples, gib = tokens, random_samples(tokens // 1024, 1024, name), {}
-            runs = {"GRPO": partial(run, "grpo", chunked), "SimKO": partial(run, "simko", chunked),
-                    "GRPO, full logits": partial(run, "grpo", partial(full_statistics, copies=False))}
-            for way in list(runs):
-                try:
-                    runs[way]()  # gradients and the optimizer's state stay
-                    gib[way] = peak(runs[way])
-                except torch.OutOfMemoryError:
-                    print(f"{name}, {tokens} tokens, {way}: out of memory")
-                    del runs[way]
-            seconds, flops = in_turn(runs, rounds), model_flops(name, trainer.policy, samples)
-            for way, times in seconds.items():
-                show(name, tokens, way, tokens / median(times), 100 * flops / median(times) / rate,
-                     ratio(seconds, way, "GRPO"), gib[way])
+        trainer = random_trainer(name, device, micro_batch_tokens=tokens)
+        samples = random_samples(4 * tokens // 1024, 1024, name)
+        for way in ways:
+            try:
+                run(way)  # gradients and the optimizer's state stay
+                gib[way] = peak(partial(run, way))
+            except torch.OutOfMemoryError:
+                return way
+        seconds, flops = in_turn({way: partial(run, way) for way in ways}, rounds), model_flops(
+            name, trainer.policy, samples)
+        for way, times in seconds.items():
+            show(name, tokens, way, 4 * tokens / median(times), rate / 1e12, 100 * flops / median(times) / rate,
+                 ratio(seconds, way, "GRPO"), gib[way])
 
 
 def generation_rate(name, response, rounds):
@@ -362,6 +370,7 @@ def generation_rate(name, response, rounds):
         cfg = simko.Config(model=folder, max_prompt_tokens=256)
         with closing(simko.VLLMEngine(cfg, [2], device, DTYPE, "dummy", response)) as engine:
             def generate():
+                engine.llm.reset_prefix_cache()  # as each sync does: these prompts would be known from the last round
                 samples = engine.generate(prompts, 8, 1.0, 1.0, response, QUIET)
                 counts.append(sum(len(sample.response_ids) for sample in samples))
 

@@ -63,8 +63,9 @@ def test_the_released_way_gives_the_same_numbers(K, copies, monkeypatch):
 def test_products_are_those_of_a_head():
     states, weight, _ = bench.head_inputs(16, 8, 20)
     with FlopCounterMode(display=False) as counter:
-        bench.products(states, weight)
-    assert counter.get_total_flops() == 3 * 2 * 16 * 8 * 20  # the fourth, addmm_, is not counted
+        grad_weight = bench.products(states, weight)
+    torch.testing.assert_close(grad_weight, (states @ weight.T).T @ states)
+    assert counter.get_total_flops() == 3 * 2 * 16 * 8 * 20  # addmm_ is not counted, but its result is there
 
 
 def test_model_flops_against_a_count():
@@ -103,7 +104,7 @@ def test_step(tmp_path):
     assert [row["laptop"] for row in rows] == [*["TRL"] * bool(trl), "hf"]
     shares = [share for name, share in rows[-1].items() if name.endswith(" %")]
     assert rows[-1]["s a step"] > 0 and rows[-1]["response tokens"] <= 4
-    assert len(shares) == 7 and all(share > 0 for share in shares) and math.isclose(sum(shares), 100, abs_tol=1)
+    assert len(shares) == 7 and all(share > 0 for share in shares)
 
 
 def test_scale():
@@ -113,10 +114,20 @@ def test_scale():
 
 
 def test_gpu_dry_run():
-    (rows,), rest = run("gpu", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1, "--generate", 0)
-    assert "TFLOP/s" in rest
+    (rows,), _ = run("gpu", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1, "--generate", 0)
     assert [row[""] for row in rows] == ["GRPO", "SimKO", "GRPO, full logits"]
     assert all(0 < row["FLOPs utilisation %"] < 100 and row["update tokens/s"] > 0 for row in rows)
+
+
+def test_a_way_that_runs_out_of_memory_is_named(monkeypatch, capsys):
+    for name in ("load_model", "token_statistics"):
+        monkeypatch.setattr(simko, name, getattr(simko, name))  # update_rates changes them
+
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError
+    monkeypatch.setattr(bench, "full_statistics", too_large)
+    assert bench.update_rates("tiny-qwen", 256, 1, ["GRPO, full logits"]) == "GRPO, full logits"
+    assert not capsys.readouterr().out
 
 
 def test_verifier():
