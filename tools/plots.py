@@ -9,9 +9,10 @@ fig1_pass_at_k   pass@K against K; band: the bootstrap's standard error over pro
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) along training
 fig6_entropy     entropies of the tokens at the end of training
---study          the rows of tools/study.py: fig3d_methods (pass@K of each method), fig3_5_study (dynamics), frontier
-                 (pass@1 against pass@K along training), fig7_ablation; mean ± standard error over the seeds that all
-                 runs of a figure have, and each method at the step that validation chose
+--study          the rows of tools/study.py: fig3d_methods (pass@K of each method), fig3_5_study and fig3_5_shared
+                 (dynamics, settings as chosen and at one learning rate), frontier (pass@1 against pass@K along
+                 training), fig7_ablation; mean ± standard error over the seeds that all runs of a figure have, and each
+                 method at the step that validation chose
 --path INDEX     path_INDEX: the top candidates at each token of one response, model by model
 --follow RUN     a chart in the terminal while RUN trains
 """
@@ -146,7 +147,8 @@ def dynamics_figure(curves, title=""):
     for name, axis in zip(names, axes.flat):
         for label, (style, values) in curves.items():
             if name in values:
-                band(axis, *values[name], style, label=label, markevery=[-1])
+                steps = len(values[name][0])
+                band(axis, *values[name], style, label=label, markevery=[*range(steps - 1, 0, -max(1, steps // 4))])
         axis.set(xlabel="step", title=titles.get(name, rf"$\Lambda^{{({name[7:]})}}$"))
     figure.suptitle(title, fontsize=10)
     return legend(figure)
@@ -214,25 +216,33 @@ def load_study(folder):
     points = pair | {key: points[key] for key in points if key[0] in ends and key not in pair}  # these may have fewer
     if len(ends) < 2 or not points:
         sys.exit(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python tools/study.py main")
-    logs, curves = {}, {}
-    for row, _ in optional("curves", "stage", "steps"):
-        if row["stage"] == "main" and row["method"] in ends and row["settings"] == chosen[row["method"]][0]:
-            logs.setdefault(row["method"], {})[row["seed"]] = row
-    logs = same_seeds(logs)
-    for method, runs in logs.items():
-        runs, length = list(runs.values()), min(len(row["steps"]) for row in runs.values())
-        curves[NAMES[method]] = METHODS[method], {
-            name: (runs[0]["steps"][:length], *over_seeds(row[name][:length] for row in runs))
-            for name in runs[0] if name in ("reward", "entropy") or name.startswith("Lambda")}
+    logs = [row for row, _ in optional("curves", "stage", "steps") if row["stage"] == "main"]
+    rates = {method: f", {settings['lr']:g}" for method, (settings, _) in chosen.items()}
     ablation = [(row["settings"], row["seed"], percent) for row, percent in optional("ablation", "step", "pass")
                 if row["step"]]
     largest = max(set.intersection(*(set(percent) for seeds in points.values() for percent in seeds.values())))
     shared = same_seeds(shared)
     last = {method: max(step for name, step in shared if name == method)
             for method in NAMES if (method, 0) in shared}
-    return SimpleNamespace(ends=ends, points=points, shared=(last, shared), ablation=ablation, curves=curves,
-                           curves_title=describe(next(iter(logs.values()), {})),
-                           ks=sorted({1, min(16, largest), largest}), title=describe(points["base", 0]))
+    return SimpleNamespace(ends=ends, points=points, shared=(last, shared), ablation=ablation, rates=rates,
+                           curves=training_curves(logs, {method: settings for method, (settings, _) in chosen.items()}),
+                           shared_curves=training_curves(logs, SHARED), ks=sorted({1, min(16, largest), largest}),
+                           title=describe(points["base", 0]))
+
+
+def training_curves(logs, settings):
+    """(curves as dynamics_figure takes them, how many seeds) of the runs with these settings of each method."""
+    found, curves = {}, {}
+    for row in logs:
+        if settings.get(row["method"]) == row["settings"]:
+            found.setdefault(row["method"], {})[row["seed"]] = row
+    found = same_seeds(found)
+    for method, runs in found.items():
+        runs, length = list(runs.values()), min(len(row["steps"]) for row in runs.values())
+        curves[NAMES[method]] = METHODS[method], {
+            name: (runs[0]["steps"][:length], *over_seeds(row[name][:length] for row in runs))
+            for name in runs[0] if name in ("reward", "entropy") or name.startswith("Lambda")}
+    return curves, describe(next(iter(found.values()), {}))
 
 
 def at(values, k):
@@ -250,7 +260,7 @@ def frontier_figure(study):
     """pass@1 against pass@K along training, with the settings as chosen and, below, with one learning rate for both; a
     method that was evaluated at its end alone is a point."""
     ends, points = study.shared
-    rows = [(study.ends, study.points, "settings as chosen")]
+    rows = [(study.ends, study.points, "settings as chosen: learning rates differ")]
     if len(ends) > 1:
         rows.append((ends, points, f"both at learning rate {SHARED['grpo']['lr']:g}"))
     figure, axes = grid(len(rows), len(study.ks) - 1, 4.8, 4.2)
@@ -269,6 +279,12 @@ def frontier(axis, ends, points, k):
         if len(steps) < 4:  # not its way but its end: a line from base to there would pass for it
             steps, line = [end], ""
         (x, dx), (y, dy) = (np.array([at(points[method, step], i) for step in steps]).T for i in (1, k))
+        if method not in ("base", *SHARED):  # a thin way to one mark, or nine methods would hide each other
+            axis.plot(x, y, color=colour, linestyle=line, linewidth=0.9)
+            i = steps.index(end)
+            axis.errorbar(x[i], y[i], dy[i], dx[i], color=colour, linestyle="", marker=marker, elinewidth=0.7,
+                          markersize=6, label=label(points, method, end), zorder=4)
+            continue
         axis.errorbar(x, y, dy, dx, color=colour, linestyle=line, marker=marker, label=label(points, method, end),
                       elinewidth=0.7, markersize=9 if method == "base" else 5, zorder=4 if method == "base" else 3)
         for i in range(len(steps) - 1):
@@ -283,7 +299,7 @@ def frontier(axis, ends, points, k):
 
 
 def methods_figure(study):
-    """pass@K of each method, a panel a K."""
+    """pass@K of each method at its learning rate, a panel a K."""
     figure, axes = grid(1, len(study.ks), 3.4, 0.36 * len(study.ends) + 1, sharey=True)
     for axis, k in zip(axes[0], study.ks):
         for line, (method, step) in enumerate(study.ends.items()):
@@ -292,7 +308,8 @@ def methods_figure(study):
             axis.errorbar(mean, line, xerr=error, color=colour, marker=marker, capsize=3)
             axis.annotate(f"{mean:.1f}", (mean, line), (0, 6), textcoords="offset points", ha="center", fontsize=8)
         axis.set(xlabel=f"pass@{k}, %", yticks=range(len(study.ends)),
-                 yticklabels=[label(study.points, *item) for item in study.ends.items()],
+                 yticklabels=[label(study.points, method, end) + study.rates.get(method, "")
+                              for method, end in study.ends.items()],
                  ylim=(len(study.ends) - 0.5, -0.8))
         axis.margins(x=0.12)
     figure.suptitle(study.title, fontsize=10)
@@ -505,8 +522,11 @@ def main():
     if options.study:
         study = load_study(options.study)
         figures |= {"frontier": frontier_figure(study), "fig3d_methods": methods_figure(study),
-                    "fig7_ablation": ablation_figure(study),
-                    "fig3_5_study": dynamics_figure(study.curves, study.curves_title) if study.curves else None}
+                    "fig7_ablation": ablation_figure(study)}
+        for name, (curves, seeds), how in (
+                ("fig3_5_study", study.curves, "settings as chosen: learning rates differ"),
+                ("fig3_5_shared", study.shared_curves, f"both at learning rate {SHARED['grpo']['lr']:g}")):
+            figures[name] = dynamics_figure(curves, f"{how}; {seeds}") if curves else None
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         paths = {options.output / f"{name}.png": figure for name, figure in figures.items() if figure}

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools.study import ABLATION_STEPS, NAMES, SHARED, STAGES, STEPS, describe, rows  # noqa: E402
+from tools.study import ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS, describe, rows  # noqa: E402
 
-T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's quantile by degrees of freedom
+T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
 
 
 def read(folder, name):
@@ -71,12 +71,22 @@ def tuning(folder, chosen):
     lines = []
     for method, (settings, step) in chosen.items():
         own = [row for row in read(folder, "tune") if row["method"] == method]
-        (best,) = [row["pass"] for row in own if row["settings"] == settings and row["step"] == step]
+        best = [row["pass"] for row in own if row["settings"] == settings and row["step"] == step][-1]
         tried = len({row["run"] for row in own})
         lines.append([NAMES[method], tried, " ".join(describe(settings)), step, f"{mean(best.values()):.1f}",
                       *(f"{best[k]:.1f}" for k in (1, 16, 64))])
     table("Settings chosen on validation problems (seed 0, n = 64): highest mean over K = 1, 2, 4, ..., 64",
           ["method", "settings tried", "chosen", "step", "mean", "pass@1", "@16", "@64"], lines)
+    tried, lines = read(folder, "tune"), []
+    for rate, methods in ((1e-4, chosen), (SHARED["grpo"]["lr"], SHARED)):
+        for method in methods:
+            settings = {**(SIMKO if method == "simko" else {}), "lr": rate}
+            own = [row for row in tried if (row["method"], row["settings"]) == (method, settings) and row["step"]]
+            for best in sorted(own, key=lambda row: mean(row["pass"].values()))[-1:]:
+                lines.append([NAMES[method], f"{rate:g}", best["step"], f"{mean(best['pass'].values()):.1f}",
+                              *(f"{best['pass'][k]:.1f}" for k in (1, 16, 64))])
+    table("The same with one learning rate, each method at its best step",
+          ["method", "learning rate", "step", "mean", "pass@1", "@16", "@64"], lines)
 
 
 def methods(title, points, ks):
@@ -124,6 +134,14 @@ def main_tables(folder, chosen):
         if seeds:
             how = f"GRPO where it first had SimKO's pass@1 ({met} of {len(seeds)} seeds came that high)"
             lines.append([f"{name}, {how}", "0 by construction", *cells])
+        for target in (46, 47, 48):
+            pairs = [[at_equal_pass1(path[seed], target, k) for path in (ours, theirs) for k in ks[1:]]
+                     for seed in seeds]
+            pairs = [values for values in pairs if None not in values]
+            if len(pairs) > 1:
+                how = f"both where they first had pass@1 = {target} % ({len(pairs)} of {len(seeds)} seeds)"
+                lines.append([f"{name}, {how}", "0 by construction", *(
+                    difference([values[i] - values[i + len(ks) - 1] for values in pairs]) for i in range(len(ks) - 1))])
     table("SimKO - GRPO, percentage points: mean [95 % interval], seeds above 0", ["", *(f"pass@{k}" for k in ks)],
           [line for line in lines if len(line) > 1])
 
@@ -152,17 +170,48 @@ def dynamics(folder, chosen):
           ["", "Lambda^(1)", "Lambda^(2)", "Lambda^(3)", "entropy"], lines)
 
 
-def variants(folder, stage, title, reference, step, others=(), ks=(1, 16, 256)):
-    """A line for each setting of a stage, behind `others`, with its difference to the reference's: {seed: {K: %}}."""
-    found, lines = read(folder, stage), []
-    ran, seeds = {row["run"] for row in found}, {row["seed"] for row in found}
-    runs = {name: {seed: percent for seed, percent in paths.items() if seed in seeds} for name, paths in others} | {
-        work["run"]: end(found, step, run=work["run"]) for work in STAGES[stage]() if work["run"] in ran}
-    for run, own in runs.items():
-        theirs = {seed: percent for seed, percent in reference(run).items() if seed in seeds}
-        cells = own != theirs and paired({"own": own, "theirs": theirs}, "own", "theirs", ks) or ["-"] * len(ks)
-        lines += [[run, *(with_error([percent[k] for percent in own.values()]) for k in ks), *cells]] if own else []
-    table(title, ["", *(f"pass@{k}" for k in ks), *(f"difference @{k}" for k in ks)], lines)
+def variants(title, head, points, reference, ks=(1, 16, 256)):
+    """A line for each of points {name: {seed: {K: %}}}, with its difference to reference(name), of the same kind."""
+    lines = []
+    for name, own in points.items():
+        theirs = reference(name)
+        cells = own != theirs and paired({"own": own, "theirs": theirs}, "own", "theirs", ks)
+        lines.append([name, *(with_error([percent[k] for percent in own.values()]) for k in ks),
+                      *(cells or ["-"] * len(ks))])
+    table(title, ["", *(f"pass@{k}" for k in ks), *(f"{head} @{k}" for k in ks)], lines)
+
+
+def stage_points(folder, stage, step):
+    """{run: {seed: {K: %}}} of a stage, in its own order."""
+    found = read(folder, stage)
+    points = {work["run"]: end(found, step, run=work["run"]) for work in STAGES[stage]()}
+    return {run: seeds for run, seeds in points.items() if seeds}
+
+
+def wordy_and_short(folder):
+    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": end(read(folder, "wordy"), 0)}, (1, 16, 256))
+    for stage, responses in (("wordy", "Wordy responses"), ("short", "The usual responses with the same settings")):
+        points = stage_points(folder, stage, 300)
+        variants(f"{responses}, step 300, T = 1.0; differences to GRPO with the same learning rate", "difference",
+                 points, lambda run: points.get("grpo " + re.search(r"lr=\S+", run)[0], {}))
+
+
+def ablation(folder):
+    found, main = stage_points(folder, "ablation", ABLATION_STEPS), read(folder, "main")
+    seeds = {seed for own in found.values() for seed in own}
+    grpo, unchanged = ({seed: percent for seed, percent in
+                        end(main, ABLATION_STEPS, method=method, settings=settings).items() if seed in seeds}
+                       for method, settings in SHARED.items())
+    usual = " ".join(["simko", *describe(SHARED["simko"])])
+    short = {run: " ".join(part for part in run.split() if part not in usual.split() or (
+        part.startswith("q=") and "tau_scope" in run)) for run in found}
+    points = {"GRPO": grpo, "SimKO, nothing changed": unchanged, **{short[run]: own for run, own in found.items()}}
+    title = f"SimKO ({' '.join(describe(SHARED['simko']))} K=3), step {ABLATION_STEPS}, with one setting changed"
+    variants(f"{title}; differences to GRPO", "to GRPO", {name: own for name, own in points.items() if own},
+             lambda name: grpo)
+    parts = {"without γ^pos": "alpha=0", "without γ^neg": "lam=1", "the rank-1 token as only candidate": "K=1"}
+    less = {f"{what}: {part}": points[part] for what, part in parts.items() if part in points}
+    variants("Without a part; differences to SimKO with nothing changed", "to SimKO", less, lambda name: unchanged)
 
 
 def main():
@@ -175,16 +224,8 @@ def main():
     tuning(folder, chosen)
     main_tables(folder, chosen)
     dynamics(folder, chosen)
-    wordy = read(folder, "wordy")
-    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": end(wordy, 0)}, (1, 16, 256))
-    variants(folder, "wordy", "Wordy responses, step 300, T = 1.0; differences to GRPO with the same learning rate",
-             lambda run: end(wordy, 300, run="grpo " + re.search(r"lr=\S+", run)[0]), 300)
-    grpo, unchanged = (end(read(folder, "main"), ABLATION_STEPS, method=method, settings=settings)
-                       for method, settings in SHARED.items())
-    unchanged_settings = " ".join(describe(SHARED["simko"]))
-    variants(folder, "ablation", f"SimKO ({unchanged_settings}), step {ABLATION_STEPS}, with one setting changed; "
-             "differences to it", lambda run: unchanged, ABLATION_STEPS,
-             [("nothing changed", unchanged), ("GRPO", grpo)])
+    wordy_and_short(folder)
+    ablation(folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The laptop study: nine methods from the same tiny base models, over seeds, settings chosen on validation problems.
 
     bash train.sh laptop-study                all of it; stopped and started again, it goes on
-    python tools/study.py tune main           these stages: tune, main, wordy, ablation
+    python tools/study.py tune main           these stages: tune, main, wordy, short, ablation
     python tools/study.py --jobs 1 main       one run at a time; by default one a core
 
 Each run is `simko.py train` with the laptop recipe's flags and the run's own. What its evaluations found goes to
@@ -10,10 +10,11 @@ run that is there is not run again. Seed s means base model s, its problems, and
 
 tune       the validation problems of seed 0. A method gets the settings and the number of steps with the highest pass@K
            averaged over K = 1, 2, 4, ..., 64: docs/laptop/chosen.json. The test problems play no part.
-main       the chosen settings on the test problems of seeds 0 to 4, n = 256; GRPO and SimKO every 50 steps, at the
-           chosen step at T = 0.6 too; and both at one learning rate, the recipe's
-wordy      responses in which about a fifth of the tokens are decisions (tools/laptop.py --wordy): GRPO, SimKO with the
-           paper's settings and with the laptop's, seeds 0 to 2; on seed 0 at the recipe's learning rate too
+main       the chosen settings on the test problems of seeds 0 to 4, n = 256, every 50 steps up to the chosen one; GRPO
+           and SimKO to the end, at the chosen step at T = 0.6 too; and both at one learning rate, the recipe's
+wordy      longer responses in which fewer tokens are decisions (tools/laptop.py --wordy): GRPO, SimKO with the paper's
+           settings and with the laptop's, seeds 0 to 2; on seed 0 at the recipe's learning rate too
+short      GRPO and SimKO with the paper's settings as in `wordy`, on the usual responses
 ablation   SimKO's settings one at a time at the recipe's learning rate, 200 steps, seeds 0 to 2
 """
 import argparse
@@ -79,15 +80,15 @@ def choose():
 
 
 def main_stage():
-    chosen = choose()
-    if {row["run"] for row in rows("tune")} < {work["run"] for work in tune()}:
+    if {work["run"] for work in tune()} - {row["run"] for row in rows("tune")}:
         sys.exit("tools/study.py: error: main needs the settings that tune finds: python tools/study.py tune main")
+    chosen = choose()
     (RESULTS / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
     test, often = {"set": "test", "eval_n": 256}, {"eval_every": 50, "steps": STEPS}
     jobs = []
     for seed in range(5):
         for method, (settings, steps) in chosen.items():
-            along = {**often, "cool": steps} if method in SHARED else {"eval_every": STEPS, "steps": steps}
+            along = {**often, "cool": steps} if method in SHARED else {**often, "steps": steps}
             jobs.append(job(method, settings, seed, **test, **along))
         jobs += [job(method, settings, seed, **test, **often) for method, settings in SHARED.items()]
     return sorted(jobs, key=lambda work: work["method"] not in SHARED)  # GRPO and SimKO first
@@ -97,6 +98,11 @@ def wordy():
     variants = [("grpo", {}), ("simko", PAPER), ("simko", {**SIMKO, "q": 0.8}), ("simko", SIMKO)]
     return [job(method, {**settings, "lr": lr}, seed, wordy=True, set="test", eval_n=256, steps=300, eval_every=300)
             for lr, seed in ((1e-4, 0), (1e-4, 1), (1e-4, 2), (4e-4, 0)) for method, settings in variants]
+
+
+def short():
+    return [job(method, {**settings, "lr": 1e-4}, seed, set="test", eval_n=256, steps=300, eval_every=300)
+            for seed in range(3) for method, settings in (("grpo", {}), ("simko", PAPER))]
 
 
 def ablation():
@@ -109,7 +115,7 @@ def ablation():
                 eval_every=STEPS) for seed in range(3) for change in changes]
 
 
-STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "ablation": ablation}
+STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "short": short, "ablation": ablation}
 
 
 def curve(folder, width=25):
@@ -186,7 +192,7 @@ def run(stage, work, lock):
     for path in sorted(folder.glob("eval_*")):
         found[stage] += evaluations(path, {**about, "step": int(path.name[5:])})
     found["curves"] = [{"stage": stage, **about, **curve(folder)}]
-    with lock:
+    with lock:  # curves last: its row says that the run is done
         for name, lines in found.items():
             with (RESULTS / f"{name}.jsonl").open("a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)

@@ -161,13 +161,14 @@ def study(tmp_path):
     for method, (settings, end) in CHOSEN.items():
         for seed in range(4 if method == "grpo" else 3):
             about = {"run": method, "method": method, "settings": settings, "seed": seed}
-            steps = [0, end] if method == "psr" else [0, 100, 200, 300, 400]
+            steps = [0, 100, 200, end] if method == "psr" else [0, 100, 200, 300, 400]
             main += [{**about, "step": s, "pass": rates(seed, s and method, s)} for s in steps]
             curves.append({"stage": "main", **about, "steps": [25, 50], "reward": [seed, seed ** 2],
                            "Lambda_1": [-seed, -2 * seed], "gate_share": [0, 0]})
     for method, settings in plots.SHARED.items():
         main += [{"method": method, "settings": settings, "seed": seed, "step": s,
                   "pass": rates(seed, s and f"{method} shared", s)} for seed in range(2) for s in range(0, 250, 50)]
+        curves.append({"stage": "main", "method": method, "settings": settings, "seed": 0, "steps": [9], "reward": [7]})
     main.append({**main[-1], "settings": {"lr": 9}, "pass": {"1": 0, "256": 0}})  # not the chosen settings
     curves.append({**curves[0], "stage": "tune", "reward": [99, 99]})
     changes = [{"alpha": 0.0}, {"alpha": 0.2}, {"q": 0.2, "tau_scope": "response"}, {"q": 0.5, "tau_scope": "response"},
@@ -198,13 +199,15 @@ def test_frontier_shows_means_over_the_seeds_that_all_have(study):
             pytest.approx(expected(step and "simko shared", step, k, range(2))) for step in range(0, 250, 50)]
     for axis, k in zip(figure.axes[:2], (16, 256)):
         found = points(axis)
-        assert axis.get_title() == "settings as chosen\nmean ± s.e. over 3 seeds"
+        assert axis.get_title() == "settings as chosen: learning rates differ\nmean ± s.e. over 3 seeds"
         assert list(found) == ["base", "GRPO", "SimKO", "PSR"]
         for name, method, steps in (("base", "", [0]), ("GRPO", "grpo", range(0, 500, 100)), ("PSR", "psr", [300]),
                                     ("SimKO", "simko", range(0, 500, 100))):
             x, y, (dx, dy) = found[name]
             assert list(zip(x, dx)) == [pytest.approx(expected(method, step, 1)) for step in steps]
             assert list(zip(y, dy)) == [pytest.approx(expected(method, step, k)) for step in steps]
+        (way,) = (line for line in axis.lines if len(line.get_xdata()) == 4)  # PSR's, whose only mark is at its end
+        assert list(way.get_ydata()) == pytest.approx([expected("psr", step, k)[0] for step in (0, 100, 200, 300)])
         arrows = [text for text in axis.texts if text.arrow_patch and not text.get_text()]
         assert len(arrows) == 8  # one a step of GRPO and SimKO
         x, y, _ = found["GRPO"]
@@ -214,7 +217,7 @@ def test_frontier_shows_means_over_the_seeds_that_all_have(study):
 def test_methods_are_compared_at_their_chosen_steps(study):
     figure = plots.methods_figure(plots.load_study(study))
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == ["base", "GRPO", "SimKO", "PSR"]
+    assert names == ["base", *(f"{plots.NAMES[method]}, {own['lr']:g}" for method, (own, _) in CHOSEN.items())]
     for axis, k in zip(figure.axes, (1, 16, 256)):
         assert axis.get_xlabel() == f"pass@{k}, %"
         for line, (bars, (method, step)) in enumerate(zip(axis.containers, {
@@ -248,7 +251,9 @@ def test_ablation_changes_one_setting_at_a_time(study):
 
 
 def test_dynamics_over_seeds(study):
-    axes = plots.dynamics_figure(plots.load_study(study).curves).axes
+    curves, seeds = plots.load_study(study).curves
+    assert seeds == "mean ± s.e. over 3 seeds"
+    axes = plots.dynamics_figure(curves).axes
     assert [axis.get_title() for axis in axes] == ["reward", r"$\Lambda^{(1)}$"]
     for name in ("GRPO", "SimKO", "PSR"):
         assert lines(axes[0])[name] == ([25, 50], pytest.approx([1, 5 / 3]))
@@ -258,7 +263,7 @@ def test_dynamics_over_seeds(study):
 
 
 def test_a_study_is_drawn_as_far_as_it_is(study, call):
-    assert call("--study", study) == ["frontier", "fig3d_methods", "fig7_ablation", "fig3_5_study"]
+    assert call("--study", study) == ["frontier", "fig3d_methods", "fig7_ablation", "fig3_5_study", "fig3_5_shared"]
     for name in ("ablation", "curves"):
         (study / f"{name}.jsonl").unlink()
     main = study / "main.jsonl"

@@ -1,4 +1,6 @@
-"""tools/results.py: its statistics, and docs/results.md against what it prints."""
+"""The laptop study: what study.py chooses, results.py's statistics, docs/results.md against what it prints."""
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from tools import results  # noqa: E402
+from tools import results, study  # noqa: E402
+
+
+def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "rows", lambda name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()])
+    found = [("grpo", 1, 0, (90, 100)), ("grpo", 1, 100, (50, 60)), ("grpo", 2, 100, (40, 72)),
+             ("grpo", 2, 200, (55, 56)), ("psr", 1, 100, (10, 20))]
+    (tmp_path / "tune.jsonl").write_text("".join(json.dumps({
+        "run": f"{method} lr={lr}", "method": method, "settings": {"lr": lr}, "step": step,
+        "pass": dict(zip(("1", "2"), values))}) + "\n" for method, lr, step, values in found))
+    assert study.choose() == {"grpo": ({"lr": 2}, 100), "psr": ({"lr": 1}, 100)}
+    with pytest.raises(SystemExit, match="main needs the settings that tune finds"):
+        study.main_stage()  # most of tune has not run
+    assert [path.name for path in tmp_path.iterdir()] == ["tune.jsonl"]
 
 
 def test_a_difference_has_students_interval():
@@ -28,5 +44,7 @@ def test_the_page_shows_what_the_rows_say():
     command = [sys.executable, ROOT / "tools" / "results.py", ROOT / "docs" / "laptop"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    tables = printed.split("\n\n")
+    parts = printed.split("\n\n")  # title, table, title, table, ...
+    tables = ["\n\n".join(parts[i:i + 2]) for i in range(0, len(parts), 2)]
     assert len(tables) > 8 and [part for part in tables if part not in page] == []
+    assert len(re.findall(r"^\|---", page, re.MULTILINE)) == len(tables)  # no table of an earlier day is left
