@@ -276,7 +276,7 @@ def frontier(axis, ends, points, k):
     for method, end in ends.items():
         colour, line, marker = METHODS[method]
         steps = sorted(step for name, step in points if name == method)
-        if len(steps) < 4:  # not its way but its end: a line from base to there would pass for it
+        if len(steps) < 3:  # not its way but its end: a line from base to there would pass for it
             steps, line = [end], ""
         (x, dx), (y, dy) = (np.array([at(points[method, step], i) for step in steps]).T for i in (1, k))
         if method not in ("base", *SHARED):  # a thin way to one mark, or nine methods would hide each other
