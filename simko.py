@@ -22,7 +22,6 @@ import math
 import os
 import random
 import resource
-import socket
 import sys
 import time
 from contextlib import closing, contextmanager
@@ -861,17 +860,17 @@ def gather(items):
 @contextmanager
 def process_group():
     """torch.distributed, under torchrun or for this process alone: gives the device, and ends it whatever happened."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": free.getsockname()[1]}
-    for name, value in alone.items():
-        os.environ.setdefault(name, str(value))
+    meeting = {}
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on a port that it finds free
+        meeting = {"store": store, "rank": 0, "world_size": 1}
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting,
                             timeout=timedelta(hours=2))  # ranks wait for the slowest rollout, and for rank 0 to export
     try:
         yield device

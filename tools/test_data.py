@@ -204,7 +204,7 @@ def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
 # -------------------------------------------------------------------------------------------------------- evaluation
 def plan(*flags, room=10**6):
     cfg = checks.parse_config(["eval", "--eval-data", *flags])[1]
-    tests = checks.plan_tests(cfg, {source: ([], 0) for source in cfg.eval_data}, room)
+    tests = checks.plan_tests("train", cfg, {source: ([], 0) for source in cfg.eval_data}, room)
     return [(t.label, t.n, t.temperature, t.top_p, t.max_tokens) for t in tests]
 
 
