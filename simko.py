@@ -933,8 +933,8 @@ def main(arguments):
             weights, limits = "dummy", limits + [cfg.max_response_tokens]
             problems, _ = sets[cfg.train_data]
         start = partial(make_engine, cfg, stop_ids, device, dtype, weights, max(limits))
-        guarded = partial(faults.GuardedEngine, start, cfg.tensor_parallel > 1)  # a signal can stop its rollouts
-        with faults.claimed(folder), closing(guarded()) as engine:
+        with (faults.claimed(folder),
+              closing(faults.GuardedEngine(start, shared=cfg.tensor_parallel > 1)) as engine):
             if command == "train":
                 engine.sleep()  # on a GPU the engine starts first, takes what memory it may have, and steps aside
                 trainer = Trainer(cfg, device, dtype)

@@ -68,23 +68,23 @@ def at_equal_pass1(path, target, k):
 
 
 def tuning(folder, chosen):
-    lines = []
+    def scores(percent):
+        return [f"{mean(percent.values()):.1f}", *(f"{percent[k]:.1f}" for k in (1, 16, 64))]
+    found, lines = read(folder, "tune"), []
     for method, (settings, step) in chosen.items():
-        own = [row for row in read(folder, "tune") if row["method"] == method]
+        own = [row for row in found if row["method"] == method]
         best = [row["pass"] for row in own if row["settings"] == settings and row["step"] == step][-1]
         tried = len({row["run"] for row in own})
-        lines.append([NAMES[method], tried, " ".join(describe(settings)), step, f"{mean(best.values()):.1f}",
-                      *(f"{best[k]:.1f}" for k in (1, 16, 64))])
+        lines.append([NAMES[method], tried, " ".join(describe(settings)), step, *scores(best)])
     table("Settings chosen on validation problems (seed 0, n = 64): highest mean over K = 1, 2, 4, ..., 64",
           ["method", "settings tried", "chosen", "step", "mean", "pass@1", "@16", "@64"], lines)
-    tried, lines = read(folder, "tune"), []
+    lines = []
     for rate, methods in ((1e-4, chosen), (SHARED["grpo"]["lr"], SHARED)):
         for method in methods:
             settings = {**(SIMKO if method == "simko" else {}), "lr": rate}
-            own = [row for row in tried if (row["method"], row["settings"]) == (method, settings) and row["step"]]
+            own = [row for row in found if (row["method"], row["settings"]) == (method, settings) and row["step"]]
             for best in sorted(own, key=lambda row: mean(row["pass"].values()))[-1:]:
-                lines.append([NAMES[method], f"{rate:g}", best["step"], f"{mean(best['pass'].values()):.1f}",
-                              *(f"{best['pass'][k]:.1f}" for k in (1, 16, 64))])
+                lines.append([NAMES[method], f"{rate:g}", best["step"], *scores(best["pass"])])
     table("The same with one learning rate, each method at its best step",
           ["method", "learning rate", "step", "mean", "pass@1", "@16", "@64"], lines)
 

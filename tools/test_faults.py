@@ -329,29 +329,30 @@ def test_an_evaluation_stops_at_sigterm_and_goes_on(data, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- disk and checkpoints
-def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean, tmp_path, capfd):
+@contextlib.contextmanager
+def full_at(function, count):
+    """No file of more than 200,000 bytes, less than a checkpoint's, from the count-th call of saving.FUNCTION on."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    fill = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # bytes a file: less than a checkpoint's
     try:
-        with (at_call(saving, "save_checkpoint", 2, fill),
-              pytest.raises(SystemExit, match="a checkpoint could not be written.*GiB are free.*make")):
-            main(flags(data, tmp_path))
+        with at_call(saving, function, count, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))):
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+
+
+def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean, tmp_path, capfd):
+    with (full_at("save_checkpoint", 2),
+          pytest.raises(SystemExit, match="a checkpoint could not be written.*GiB are free.*make")):
+        main(flags(data, tmp_path))
     assert checkpoints(tmp_path) == ["step_000002"]
     main(flags(data, tmp_path))
     same(tmp_path, clean)
 
 
 def test_a_full_disk_during_the_export_is_named_and_the_run_goes_on(data, clean, tmp_path):
-    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    fill = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        with (at_call(saving, "save_hf", 1, fill),
-              pytest.raises(SystemExit, match="in the export: .*File too large.*GiB are free")):
-            main(flags(data, tmp_path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    with (full_at("save_hf", 1),
+          pytest.raises(SystemExit, match="in the export: .*File too large.*GiB are free")):
+        main(flags(data, tmp_path))
     main(flags(data, tmp_path))
     same(tmp_path, clean)
 
