@@ -12,18 +12,16 @@ training process, a rule-based reward (verify.py), FSDP2 updates on packed token
     python simko.py train --help                        # every setting, where its default comes from
 
 Left out on purpose: value networks, reward models, multi-turn and tools, LoRA, tensor-parallel training, asynchronous
-rollouts, models with logit soft-capping or an output bias. Read on: settings, objective, token statistics, prompts,
-rollout, update, main. What a first reading can do without is in tools/: data.py (data sets), checks.py (before a run),
-evaluation.py, checkpoints.py, faults.py (when something goes wrong).
+rollouts, models with logit soft-capping or an output bias. Read on: settings, objective, token statistics, rollout,
+update, main. What a first reading can do without is in tools/: data.py (data sets), prompts.py, checks.py (before a
+run), evaluation.py, checkpoints.py, log.py, faults.py (when something goes wrong).
 """
 import dataclasses
 import json
 import math
 import os
 import random
-import resource
 import sys
-import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,7 +47,7 @@ class RunConfig:
     seed: int = HfArg(default=0, help="every random stream is a function of (seed, step, rank)")
     task: str = HfArg(default="math", help="how answers are checked where rows name no task: see verify.TASKS")
     data_dir: str = HfArg(default="", help="folder of NAME.jsonl instead of the hub: python tools/data.py writes it")
-    prompt_template: str = HfArg(default="chat", help="chat (the model's own), qwen-math, plain or raw: see TEMPLATES")
+    prompt_template: str = HfArg(default="chat", help="chat (the model's own), qwen-math, plain, raw: see prompts.py")
     max_prompt_tokens: int = HfArg(default=1024, help="longer prompts are dropped and counted (released recipe)")
     rollout: Literal["auto", "vllm", "hf"] = HfArg(default="auto", help="auto: vLLM where it can be imported")
     dtype: Literal["auto", "bfloat16", "float32"] = HfArg(default="auto", help="compute; auto: bfloat16 on GPUs")
@@ -227,18 +225,26 @@ class TokenStatistics(torch.autograd.Function):
         return z.to(torch.promote_types(z.dtype, torch.float32)).div_(temperature)
 
     @staticmethod
+    def of_chunk(h, weight, y, K, temperature):
+        z = TokenStatistics.logits(h, weight, temperature)
+        top = z.topk(K, dim=-1)
+        exp = (z - top.values[:, :1]).exp_()
+        total = exp.sum(-1, keepdim=True)
+        lse = top.values[:, :1] + total.log()
+        logp = (z.gather(1, y[:, None]) - lse)[:, 0]
+        entropy = (lse - exp.mul_(z).sum(-1, keepdim=True) / total)[:, 0]  # H = log Z - E[z]
+        return logp, top.values - lse, entropy, lse, torch.cat([y[:, None], top.indices], 1)
+
+    @staticmethod
+    def logits_gradient(h, weight, lse, index, grad, temperature):
+        z = TokenStatistics.logits(h, weight, temperature)
+        grad_z = z.sub_(lse).exp_().mul_(-grad.sum(1, keepdim=True))
+        return grad_z.scatter_add_(1, index, grad).to(weight.dtype)
+
+    @staticmethod
     def forward(ctx, hidden, weight, token, K, temperature, chunk):
-        parts = []
-        for h, y in zip(hidden.split(chunk), token.split(chunk)):
-            z = TokenStatistics.logits(h, weight, temperature)
-            top = z.topk(K, dim=-1)
-            exp = (z - top.values[:, :1]).exp_()
-            total = exp.sum(-1, keepdim=True)
-            lse = top.values[:, :1] + total.log()
-            logp = (z.gather(1, y[:, None]) - lse)[:, 0]
-            entropy = (lse - exp.mul_(z).sum(-1, keepdim=True) / total)[:, 0]  # H = log Z - E[z]
-            parts.append((logp, top.values - lse, entropy, lse, torch.cat([y[:, None], top.indices], 1)))
-            del z, exp  # before the next chunk's are made
+        parts = [TokenStatistics.of_chunk(h, weight, y, K, temperature)
+                 for h, y in zip(hidden.split(chunk), token.split(chunk))]
         logp, topk_logp, entropy, lse, index = map(torch.cat, zip(*parts))
         is_top1 = logp >= topk_logp[:, 0]  # by value: tokens that tie for the highest probability are all rank-1
         ctx.save_for_backward(hidden, weight, lse, index)
@@ -253,12 +259,11 @@ class TokenStatistics(torch.autograd.Function):
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            z = TokenStatistics.logits(hidden[rows], weight, ctx.temperature)
-            grad_z = z.sub_(lse[rows]).exp_().mul_(-grads[rows].sum(1, keepdim=True))
-            grad_z = grad_z.scatter_add_(1, index[rows], grads[rows]).to(weight.dtype)
+            grad_z = TokenStatistics.logits_gradient(hidden[rows], weight, lse[rows], index[rows], grads[rows],
+                                                     ctx.temperature)
             torch.mm(grad_z, weight, out=grad_hidden[rows])
             grad_weight.addmm_(grad_z.T, hidden[rows])
-            del z, grad_z
+            del grad_z  # before the next chunk's is made
         return grad_hidden, grad_weight, None, None, None, None
 
 
@@ -342,60 +347,7 @@ def policy_statistics(model, packed, K, temperature):
     return token_statistics(hidden, model.get_output_embeddings().weight, packed.targets, K, temperature)
 
 
-# -------------------------------------------------------------------------------------------------------- prompts
-BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
-ASK = dict.fromkeys(("math", "choice", "text"), BOXED)  # the problems of other tasks say it themselves
-TEMPLATES = {  # "chat" is the model's own chat template around "{problem}\n{ask}"
-    "qwen-math": ("<|im_start|>system\n{ask}<|im_end|>\n<|im_start|>user\n{problem}<|im_end|>\n"
-                  "<|im_start|>assistant\n"),
-    "plain": "Problem: {problem}\n{ask}\nSolution:",
-    "raw": "{problem}",
-}
-
-
-def printable(text):
-    """The text with escapes for what is not one: a response or file must not command the terminal that shows it."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def one_line(error):
-    return printable(" ".join(str(error).split())[:300])
-
-
-def fail(message):
-    """Stop with one line for the user."""
-    raise SystemExit(f"simko.py: error: {printable(message)}")
-
-
-def write_whole(path, text):
-    """The whole text or, if anything goes wrong, the file as it was."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def encode_prompts(problems, tokenizer, cfg):
-    """Adds "prompt_ids" and "task" to each problem, drops those over --max-prompt-tokens. Returns (problems, number
-    dropped)."""
-    kept = []
-    for problem in problems:
-        task = problem.get("task", cfg.task)
-        ask = ASK.get(task, "")
-        if cfg.prompt_template == "chat":
-            message = {"role": "user", "content": f"{problem['problem']}\n{ask}".strip()}
-            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True,
-                                                 date_string="26 Jul 2024")  # or Llama's prompts change every day
-            ids = tokenizer.encode(text, add_special_tokens=False)
-        else:
-            template = TEMPLATES[cfg.prompt_template].replace("{ask}", ask)
-            ids = tokenizer.encode(template.replace("{problem}", problem["problem"]))
-        if len(ids) <= cfg.max_prompt_tokens:
-            kept.append({**problem, "task": task, "prompt_ids": np.array(ids, np.int64)})
-    if not kept:
-        fail(f"all {len(problems)} prompts are longer than --max-prompt-tokens {cfg.max_prompt_tokens}")
-    return kept, len(problems) - len(kept)
-
-
+# -------------------------------------------------------------------------------------------------------- rollout
 def prompt_order(step, batch, count, seed):
     """Indices of a step's prompts, out of `count`: permutation after permutation, a function of (seed, step) alone."""
     epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
@@ -403,7 +355,6 @@ def prompt_order(step, batch, count, seed):
                            for epoch in np.unique(epochs)]).tolist()
 
 
-# -------------------------------------------------------------------------------------------------------- rollout
 @dataclass
 class Sample:
     """One response. Arrays are numpy, so that gathering them over ranks is cheap."""
@@ -744,6 +695,8 @@ def score(samples, problems, tokenizer, verifier):
 
 def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress):
     """Rollouts, and batch // mini_batch updates on them. Returns the row for metrics.jsonl."""
+    from tools.faults import check_gap
+    from tools.log import Clock
     rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
     cfg = trainer.cfg = dataclasses.replace(cfg, method="grpo" if step < cfg.grpo_steps else cfg.method)
     mine, rolled, most = range(cfg.batch)[rank::world], [], max(cfg.dynamic_sampling, 1)
@@ -821,32 +774,26 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
         "peak_memory_gib": clock.peak_memory()}
 
 
-class Clock:
-    """Seconds in all laps of a name, the GPU's work included, and the largest memory so far."""
-
-    def __init__(self, device):
-        self.cuda, self.seconds, self.last = device.type == "cuda", {}, time.perf_counter()
-
-    def lap(self, name):
-        if self.cuda:
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.seconds[name], self.last = self.seconds.get(name, 0) + now - self.last, now
-
-    def peak_memory(self):
-        """GiB: PyTorch's on the GPU, or the process's resident size where there is none."""
-        if self.cuda:
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+# ----------------------------------------------------------------------------------------------------------- main
+def printable(text):
+    """The text with escapes for what is not one: a response or file must not command the terminal that shows it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def check_gap(gap, dtype):
-    """Stops a run whose engine does not sample from the trained policy: pi_old is then a fiction."""
-    limit = 0.2 if dtype == torch.bfloat16 else 0.01  # rounding alone: about 0.04 and 1e-6 to 1e-5
-    if not gap < limit:
-        fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above {limit}: the engine does not sample from the "
-             "trained policy. Likely: weights the engine knows by other names, an attention or output head with "
-             "soft-capping or a bias, a quantised checkpoint; where it is nan, numbers too large for --dtype.")
+def one_line(error):
+    return printable(" ".join(str(error).split())[:300])
+
+
+def fail(message):
+    """Stop with one line for the user."""
+    raise SystemExit(f"simko.py: error: {printable(message)}")
+
+
+def write_whole(path, text):
+    """The whole text or, if anything goes wrong, the file as it was."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def gather(items):
@@ -856,7 +803,6 @@ def gather(items):
     return [item for part in parts for item in part]
 
 
-# ----------------------------------------------------------------------------------------------------------- main
 @contextmanager
 def process_group():
     """torch.distributed, under torchrun or for this process alone: gives the device, and ends it whatever happened."""
@@ -879,38 +825,12 @@ def process_group():
             dist.destroy_process_group()
 
 
-class Log:
-    """metrics.jsonl, a line on screen, and TensorBoard where it is installed."""
-
-    def __init__(self, folder, first, cfg):
-        self.path, self.steps, self.K, self.board = folder / "metrics.jsonl", cfg.steps, cfg.K, None
-        lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []  # the last may have been cut off
-        write_whole(self.path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= first))
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
-        except ImportError:
-            pass
-
-    def __call__(self, row):
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name, value in row.items() if self.board else ():
-            if isinstance(value, int | float):
-                self.board.add_scalar(name, value, row["step"])
-        ranks = " ".join(f"{row[f'Lambda_{k}']:.2f}" for k in range(1, self.K + 1))
-        seconds = sum(value for name, value in row.items() if name.startswith("seconds_"))
-        tqdm.write(f"step {row['step']:>4}/{self.steps}  reward = pass@1 {row['reward']:.3f}  Lambda^(k) {ranks}  "
-                   f"entropy {row['entropy']:.3f}  tokens {row['response_tokens']:.0f}  grad {row['grad_norm']:.2f}  "
-                   f"gap {row['logp_gap']:.0e}  {seconds:.1f} s", file=sys.stdout)
-        sys.stdout.flush()
-
-
 def main(arguments):
     from tools import faults
     from tools.checkpoints import load_checkpoint, save_checkpoint, save_hf
     from tools.checks import prepare, run_settings
     from tools.evaluation import evaluate
+    from tools.log import Log
     from verify import Verifier
     faults.check_restart()
     command, cfg, tokenizer, stop_ids, sets, tests = prepare(arguments)

@@ -18,6 +18,7 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko  # noqa: E402
+from tools.log import Log  # noqa: E402
 
 ENVIRONMENT = dict(os.environ)  # as it was: simko.process_group adds its address to it
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -183,7 +185,7 @@ def simko_steps(cfg, problems, tokenizer, stop_ids, device, verifier):
         setattr(owner, name, wrapper)
 
     with closing(simko.make_engine(cfg, stop_ids, device, torch.float32, "dummy", cfg.max_response_tokens)) as engine:
-        trainer, log = simko.Trainer(cfg, device, torch.float32), simko.Log(Path(cfg.output), 0, cfg)
+        trainer, log = simko.Trainer(cfg, device, torch.float32), Log(Path(cfg.output), 0, cfg)
         engine.sync(trainer.named_weights())
         for phase, owner, name in (
                 ("forward", trainer.policy, "policy_statistics"), ("forward", simko, "entropy_gate"),
@@ -309,16 +311,16 @@ def model_flops(name, model, samples):
 
 
 def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384), generate=512, rounds=3):
-    """Update tokens/s, model-FLOPs utilisation (of the rate of a matrix product) and memory of SimKO, GRPO and GRPO on
-    full logits, in updates of four micro-batches of `tokens`; tokens/s that vLLM generates, in responses of `generate`
-    tokens (0: not measured)."""
+    """Update tokens/s, model-FLOPs utilisation (of the rate of a matrix product) and memory of GRPO, SimKO, SimKO with
+    torch.compile on token_statistics' chunks (where there is a compiler) and GRPO on full logits, in updates of four
+    micro-batches of `tokens`; tokens/s that vLLM generates, in responses of `generate` tokens (0: not measured)."""
     if DEVICE == "cpu" and "tiny-qwen" not in shape:
         sys.exit("bench.py: error: no GPU here; a dry run on the CPU: gpu --shape tiny-qwen --tokens 1024")
     print(torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU")
     table("shape", "tokens a micro-batch", "", "update tokens/s", "TFLOP/s of a product", "FLOPs utilisation %",
           "time / GRPO's", "GiB above weights, gradients, optimizer")
     for name, count in itertools.product(shape, tokens):
-        ways = ["GRPO", "SimKO", "GRPO, full logits"]
+        ways = ["GRPO", "SimKO", *["SimKO, compiled"] * bool(shutil.which("g++")), "GRPO, full logits"]
         while ways and (lost := afresh(update_rates, name, count, rounds, ways)):  # FSDP is of no use after it
             show(name, count, lost, "out of memory", *"----")
             ways.remove(lost)
@@ -337,11 +339,15 @@ def afresh(function, *arguments):
 def update_rates(name, tokens, rounds, ways):
     """Prints a line for each of the ways, or returns the one that ran out of memory."""
     def run(way):
-        trainer.cfg.method = "simko" if way == "SimKO" else "grpo"
+        trainer.cfg.method = "simko" if "SimKO" in way else "grpo"
         simko.token_statistics = partial(full_statistics, copies=False) if "full" in way else chunked
+        for name, functions in pieces.items():
+            setattr(simko.TokenStatistics, name, staticmethod(functions["compiled" in way]))
         trainer.update(samples, None, QUIET)
 
     size, chunked, gib = 8192 if DEVICE == "cuda" else 512, simko.token_statistics, {}
+    pieces = {name: (function, torch.compile(function, dynamic=True)) for name, function in (
+        ("of_chunk", simko.TokenStatistics.of_chunk), ("logits_gradient", simko.TokenStatistics.logits_gradient))}
     square = torch.randn(size, size, device=DEVICE, dtype=DTYPE)
     timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
     rate = 2 * size**3 / timer.blocked_autorange(min_run_time=1).median

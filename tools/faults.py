@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 import uuid
+import weakref
 from collections import deque
 from contextlib import contextmanager
 from itertools import count
@@ -154,10 +155,14 @@ class GuardedEngine:
 
     def stop_if_asked(self):
         """Stopped on every rank, if a signal has come to one of them."""
-        asked = torch.tensor(self.signal or 0)
+        asked, freed = torch.tensor(self.signal or 0), threading.Event()
+        weakref.finalize(asked, freed.set)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
-        if asked:
-            self.signal, self.stopped = int(asked), True
+        number = int(asked)
+        if number:
+            del asked
+            freed.wait()  # gloo's thread, the last to have it, would abort a process that ends before it lets go
+            self.signal, self.stopped = number, True
             raise Stopped(0)
 
     def sync(self, named_weights):  # a function of its own, by which PHASES knows it
@@ -314,6 +319,15 @@ def refuse_update(trainer, finite, loss, norm):
     if trainer.refused == 3:
         fail("three updates in a row were not finite: see above. The last checkpoint was saved before them. Likely: a "
              "log-ratio above 88 (a lower --lr, fewer updates a rollout), numbers too large for --dtype, a broken GPU")
+
+
+def check_gap(gap, dtype):
+    """Stops a run whose engine does not sample from the trained policy: pi_old is then a fiction."""
+    limit = 0.2 if dtype == torch.bfloat16 else 0.01  # rounding alone: about 0.04 and 1e-6 to 1e-5
+    if not gap < limit:
+        fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above {limit}: the engine does not sample from the "
+             "trained policy. Likely: weights the engine knows by other names, an attention or output head with "
+             "soft-capping or a bias, a quantised checkpoint; where it is nan, numbers too large for --dtype.")
 
 
 def check_rewards(path, steps=10):

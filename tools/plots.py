@@ -34,9 +34,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simko import Config, encode_prompts, printable  # noqa: E402
+from simko import Config, printable  # noqa: E402
 from tools.checks import set_name  # noqa: E402
 from tools.data import load_problems  # noqa: E402
+from tools.prompts import encode_prompts  # noqa: E402
 from tools.study import ABLATION_STEPS, NAMES, SHARED  # noqa: E402
 from tools.tables import load, pass_rates, printable_exit  # noqa: E402
 

@@ -2,8 +2,10 @@
 gives the same numbers. `step` against TRL needs an environment of its own, named by SIMKO_TRL_PYTHON."""
 import math
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,22 @@ def test_the_released_way_gives_the_same_numbers(K, copies, monkeypatch):
         results.append((logp, topk_logp, entropy, is_top1, states.grad, weight.grad))
     for ours, released in zip(*results):
         torch.testing.assert_close(ours, released, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_chunks_give_the_same_numbers(monkeypatch):
+    states, weight, token = bench.head_inputs(48, 16, 60)
+    token[::3] = (states @ weight.T).argmax(1)[::3]
+    results = []
+    for wrap in (lambda function: function), partial(torch.compile, dynamic=True):
+        for name in ("of_chunk", "logits_gradient"):
+            monkeypatch.setattr(simko.TokenStatistics, name, staticmethod(wrap(getattr(simko.TokenStatistics, name))))
+        states.grad = weight.grad = None
+        logp, topk_logp, entropy, is_top1 = simko.token_statistics(states, weight, token, 3, 0.7, chunk=20)
+        (logp.sin().sum() + topk_logp.cos().sum()).backward()
+        results.append((logp, topk_logp, entropy, is_top1, states.grad, weight.grad))
+    for plain, compiled in zip(*results):
+        torch.testing.assert_close(plain, compiled)
 
 
 def test_products_are_those_of_a_head():
@@ -115,7 +133,8 @@ def test_scale():
 
 def test_gpu_dry_run():
     (rows,), _ = run("gpu", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1, "--generate", 0)
-    assert [row[""] for row in rows] == ["GRPO", "SimKO", "GRPO, full logits"]
+    compiled = ["SimKO, compiled"] * bool(shutil.which("g++"))
+    assert [row[""] for row in rows] == ["GRPO", "SimKO", *compiled, "GRPO, full logits"]
     assert all(0 < row["FLOPs utilisation %"] < 100 and row["update tokens/s"] > 0 for row in rows)
 
 

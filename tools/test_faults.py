@@ -42,6 +42,7 @@ from tools import checkpoints as saving
 from tools import evaluation as evaluating
 from tools import faults, laptop
 from tools.hf_rollout import HFEngine
+from tools.log import Log
 
 base, group, runs = test_simko.base, test_simko.group, test_methods.runs  # their fixtures
 one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
@@ -359,7 +360,7 @@ def test_a_full_disk_during_the_export_is_named_and_the_run_goes_on(data, clean,
 
 def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
     full = OSError(28, "No space left on device", "metrics.jsonl")
-    with (at_call(simko.Log, "__call__", 2, raised(full)),
+    with (at_call(Log, "__call__", 2, raised(full)),
           pytest.raises(SystemExit, match="No space left on device: 'metrics.jsonl'.*GiB are free")):
         main(flags(data, tmp_path))
 

@@ -31,6 +31,7 @@ import simko
 import verify
 from test_simko import ENVIRONMENT, HERE, main, metrics, recipe
 from tools import checks, data, laptop, plots, tables
+from tools.log import Log
 
 VOCABULARY = 128  # of the model; its tokenizer has 94 tokens and those named here
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -494,7 +495,7 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
 def test_a_log_that_lost_rows_goes_on(run, tmp_path):
     rows = [{"step": step} for step in (1, 4, 5, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"st')
-    simko.Log(tmp_path, 5, simko.Config())
+    Log(tmp_path, 5, simko.Config())
     assert metrics(tmp_path) == [{"step": 1}, {"step": 4}, {"step": 5}]
 
 
