@@ -14,7 +14,7 @@ training process, a rule-based reward (verify.py), FSDP2 updates on packed token
 Left out on purpose: value networks, reward models, multi-turn and tools, LoRA, tensor-parallel training, asynchronous
 rollouts, models with logit soft-capping or an output bias. Read on: settings, objective, token statistics, rollout,
 update, main. What a first reading can do without is in tools/: data.py (data sets), prompts.py, checks.py (before a
-run), evaluation.py, checkpoints.py, log.py, faults.py (when something goes wrong).
+run), hf_rollout.py (without vLLM), evaluation.py, checkpoints.py, log.py, faults.py (when something goes wrong).
 """
 import dataclasses
 import json
@@ -47,7 +47,7 @@ class RunConfig:
     seed: int = HfArg(default=0, help="every random stream is a function of (seed, step, rank)")
     task: str = HfArg(default="math", help="how answers are checked where rows name no task: see verify.TASKS")
     data_dir: str = HfArg(default="", help="folder of NAME.jsonl instead of the hub: python tools/data.py writes it")
-    prompt_template: str = HfArg(default="chat", help="chat (the model's own), qwen-math, plain, raw: see prompts.py")
+    prompt_template: str = HfArg(default="chat", help="chat (the model's own), qwen-math, plain, raw: tools/prompts.py")
     max_prompt_tokens: int = HfArg(default=1024, help="longer prompts are dropped and counted (released recipe)")
     rollout: Literal["auto", "vllm", "hf"] = HfArg(default="auto", help="auto: vLLM where it can be imported")
     dtype: Literal["auto", "bfloat16", "float32"] = HfArg(default="auto", help="compute; auto: bfloat16 on GPUs")
@@ -226,6 +226,8 @@ class TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def of_chunk(h, weight, y, K, temperature):
+        """h: (t, D), y: (t,). Returns logp (t,), topk_logp (t, K), entropy (t,), log Z (t, 1), y with its candidates
+        (t, 1 + K)."""
         z = TokenStatistics.logits(h, weight, temperature)
         top = z.topk(K, dim=-1)
         exp = (z - top.values[:, :1]).exp_()
@@ -237,6 +239,7 @@ class TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def logits_gradient(h, weight, lse, index, grad, temperature):
+        """(t, V), in weight's dtype: d loss / d z, of the gradient `grad` (t, 1 + K) of the log-probs at `index`."""
         z = TokenStatistics.logits(h, weight, temperature)
         grad_z = z.sub_(lse).exp_().mul_(-grad.sum(1, keepdim=True))
         return grad_z.scatter_add_(1, index, grad).to(weight.dtype)

@@ -21,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import Counter
@@ -46,6 +47,8 @@ from tools.log import Log  # noqa: E402
 ENVIRONMENT = dict(os.environ)  # as it was: simko.process_group adds its address to it
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 QUIET = partial(tqdm, disable=True)
+PIECES = "of_chunk", "logits_gradient"  # of simko.TokenStatistics, to compile
+COMPILES = bool(shutil.which("g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ measuring
@@ -256,6 +259,7 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
 def qwen2(vocabulary, hidden, feed_forward, layers, heads, kv_heads, tied=True):
     return Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed_forward,
                        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+                       architectures=["Qwen2ForCausalLM"],
                        tie_word_embeddings=tied, max_position_embeddings=32768)
 
 
@@ -312,15 +316,16 @@ def model_flops(name, model, samples):
 
 def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384), generate=512, rounds=3):
     """Update tokens/s, model-FLOPs utilisation (of the rate of a matrix product) and memory of GRPO, SimKO, SimKO with
-    torch.compile on token_statistics' chunks (where there is a compiler) and GRPO on full logits, in updates of four
-    micro-batches of `tokens`; tokens/s that vLLM generates, in responses of `generate` tokens (0: not measured)."""
+    torch.compile on its chunks (where a compiler and Python's headers are at hand) and GRPO on full logits, in updates
+    of four micro-batches of `tokens`; tokens/s that vLLM generates, in responses of `generate` tokens (0: not
+    measured)."""
     if DEVICE == "cpu" and "tiny-qwen" not in shape:
         sys.exit("bench.py: error: no GPU here; a dry run on the CPU: gpu --shape tiny-qwen --tokens 1024")
     print(torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU")
     table("shape", "tokens a micro-batch", "", "update tokens/s", "TFLOP/s of a product", "FLOPs utilisation %",
           "time / GRPO's", "GiB above weights, gradients, optimizer")
     for name, count in itertools.product(shape, tokens):
-        ways = ["GRPO", "SimKO", *["SimKO, compiled"] * bool(shutil.which("g++")), "GRPO, full logits"]
+        ways = ["GRPO", "SimKO", *["SimKO, compiled"] * COMPILES, "GRPO, full logits"]
         while ways and (lost := afresh(update_rates, name, count, rounds, ways)):  # FSDP is of no use after it
             show(name, count, lost, "out of memory", *"----")
             ways.remove(lost)
@@ -341,28 +346,28 @@ def update_rates(name, tokens, rounds, ways):
     def run(way):
         trainer.cfg.method = "simko" if "SimKO" in way else "grpo"
         simko.token_statistics = partial(full_statistics, copies=False) if "full" in way else chunked
-        for name, functions in pieces.items():
-            setattr(simko.TokenStatistics, name, staticmethod(functions["compiled" in way]))
+        for piece, function in (compiled if "compiled" in way else plain).items():
+            setattr(simko.TokenStatistics, piece, staticmethod(function))
         trainer.update(samples, None, QUIET)
 
     size, chunked, gib = 8192 if DEVICE == "cuda" else 512, simko.token_statistics, {}
-    pieces = {name: (function, torch.compile(function, dynamic=True)) for name, function in (
-        ("of_chunk", simko.TokenStatistics.of_chunk), ("logits_gradient", simko.TokenStatistics.logits_gradient))}
+    plain = {piece: getattr(simko.TokenStatistics, piece) for piece in PIECES}  # the last chunk is shorter: dynamic
+    compiled = {piece: torch.compile(function, dynamic=True) for piece, function in plain.items()}
     square = torch.randn(size, size, device=DEVICE, dtype=DTYPE)
     timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
     rate = 2 * size**3 / timer.blocked_autorange(min_run_time=1).median
     del square, timer
     with simko.process_group() as device:
-        trainer = random_trainer(name, device, micro_batch_tokens=tokens)
-        samples = random_samples(4 * tokens // 1024, 1024, name)
-        for way in ways:
-            try:
+        way, samples = ways[0], random_samples(4 * tokens // 1024, 1024, name)
+        try:
+            trainer = random_trainer(name, device, micro_batch_tokens=tokens)
+            for way in ways:
                 run(way)  # gradients and the optimizer's state stay
                 gib[way] = peak(partial(run, way))
-            except torch.OutOfMemoryError:
-                return way
-        seconds, flops = in_turn({way: partial(run, way) for way in ways}, rounds), model_flops(
-            name, trainer.policy, samples)
+        except torch.OutOfMemoryError:
+            return way
+        seconds = in_turn({way: partial(run, way) for way in ways}, rounds)
+        flops = model_flops(name, trainer.policy, samples)
         for way, times in seconds.items():
             show(name, tokens, way, 4 * tokens / median(times), rate / 1e12, 100 * flops / median(times) / rate,
                  ratio(seconds, way, "GRPO"), gib[way])

@@ -21,8 +21,7 @@ import torch
 from safetensors import safe_open
 from transformers.hf_argparser import HfArgumentParser
 
-from simko import (METHODS, Config, EvalConfig, ObjectiveConfig, RunConfig, TrainConfig, fail, one_line,
-                   printable)
+from simko import METHODS, Config, EvalConfig, ObjectiveConfig, RunConfig, TrainConfig, fail, one_line, printable
 from tools.data import DATASETS, GROUPS, PROTOCOL, load_problems, without_tests
 from tools.evaluation import Test, digest, read_response
 from tools.prompts import TEMPLATES, encode_prompts

@@ -155,14 +155,14 @@ class GuardedEngine:
 
     def stop_if_asked(self):
         """Stopped on every rank, if a signal has come to one of them."""
-        asked, freed = torch.tensor(self.signal or 0), threading.Event()
-        weakref.finalize(asked, freed.set)
+        asked = torch.tensor(self.signal or 0)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
-        number = int(asked)
-        if number:
+        if asked:
+            self.signal, self.stopped = int(asked), True
+            freed = threading.Event()
+            weakref.finalize(asked, freed.set)
             del asked
-            freed.wait()  # gloo's thread, the last to have it, would abort a process that ends before it lets go
-            self.signal, self.stopped = number, True
+            freed.wait(10)  # gloo's thread may have it still, and would abort a process that ends before it lets go
             raise Stopped(0)
 
     def sync(self, named_weights):  # a function of its own, by which PHASES knows it

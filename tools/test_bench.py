@@ -2,10 +2,10 @@
 gives the same numbers. `step` against TRL needs an environment of its own, named by SIMKO_TRL_PYTHON."""
 import math
 import os
-import shutil
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,13 +62,13 @@ def test_the_released_way_gives_the_same_numbers(K, copies, monkeypatch):
         torch.testing.assert_close(ours, released, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not bench.COMPILES, reason="torch.compile needs a C++ compiler and Python's headers")
 def test_compiled_chunks_give_the_same_numbers(monkeypatch):
     states, weight, token = bench.head_inputs(48, 16, 60)
     token[::3] = (states @ weight.T).argmax(1)[::3]
     results = []
     for wrap in (lambda function: function), partial(torch.compile, dynamic=True):
-        for name in ("of_chunk", "logits_gradient"):
+        for name in bench.PIECES:
             monkeypatch.setattr(simko.TokenStatistics, name, staticmethod(wrap(getattr(simko.TokenStatistics, name))))
         states.grad = weight.grad = None
         logp, topk_logp, entropy, is_top1 = simko.token_statistics(states, weight, token, 3, 0.7, chunk=20)
@@ -132,10 +132,12 @@ def test_scale():
 
 
 def test_gpu_dry_run():
-    (rows,), _ = run("gpu", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1, "--generate", 0)
-    compiled = ["SimKO, compiled"] * bool(shutil.which("g++"))
+    generate = 16 * bool(find_spec("vllm"))
+    (rows, *generated), _ = run("gpu", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1, "--generate", generate)
+    compiled = ["SimKO, compiled"] * bench.COMPILES
     assert [row[""] for row in rows] == ["GRPO", "SimKO", *compiled, "GRPO, full logits"]
     assert all(0 < row["FLOPs utilisation %"] < 100 and row["update tokens/s"] > 0 for row in rows)
+    assert not generate or generated[0][0]["vLLM, tokens/s generated"] > 0
 
 
 def test_a_way_that_runs_out_of_memory_is_named(monkeypatch, capsys):

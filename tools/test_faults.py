@@ -163,6 +163,24 @@ def ends(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypatch):
+    """gloo's thread, which would free it while the interpreter ends: that aborts the process."""
+    held, stopped = [], threading.Event()
+
+    def stop():
+        with contextlib.suppress(faults.Stopped):
+            engine.stop_if_asked()
+        stopped.set()
+
+    monkeypatch.setattr(faults.dist, "all_reduce", lambda tensor, _: held.append(tensor))
+    with contextlib.closing(faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))) as engine:
+        engine.signal = signal.SIGTERM
+        threading.Thread(target=stop, daemon=True).start()
+        assert not stopped.wait(0.5) and len(held) == 1
+        held.clear()
+        assert stopped.wait(5)
+
+
 def see_folder(folder, rank, port):
     """check_shared on this rank of two, each the only one of its node."""
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
