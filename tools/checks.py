@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as MEMORY_FORMATS
 from transformers.hf_argparser import HfArgumentParser
 
 from simko import METHODS, Config, EvalConfig, ObjectiveConfig, RunConfig, TrainConfig, fail, one_line, printable
@@ -37,6 +38,7 @@ PICKLED = {"torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath",
         "filesystem._StorageInfo", "metadata.Metadata", "metadata.MetadataIndex", "metadata.StorageMeta",
         "metadata.TensorStorageMetadata", "metadata.BytesStorageMetadata", "metadata.ChunkStorageMetadata",
         "metadata.TensorProperties", "metadata._MEM_FORMAT_ENCODING")}  # with dtypes, all that a .metadata names
+MEMORY_FORMAT_NAMES = frozenset(MEMORY_FORMATS.__members__)
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -273,8 +275,18 @@ def check_checkpoints(folder):
         def find_class(self, module, name):
             if f"{module}.{name}" in PICKLED or module == "torch" and isinstance(getattr(torch, name, 0), torch.dtype):
                 return super().find_class(module, name)
-            return fail(f"{path} calls {module}.{name}, as no checkpoint of this program does: delete its folder, or "
-                        "choose another --output")
+            return member if (module, name) == ("builtins", "getattr") else refuse(f"{module}.{name}")
+
+    def member(*arguments):
+        """getattr, as which some Pythons (Debian 12's 3.11.2) pickle a member of an enumeration."""
+        match arguments:
+            case (owner, str(name)) if owner is MEMORY_FORMATS and name in MEMORY_FORMAT_NAMES:
+                return getattr(owner, name)
+        return refuse("getattr")
+
+    def refuse(name):
+        fail(f"{path} calls {name}, as no checkpoint of this program does: delete its folder, or choose another "
+             "--output")
 
     for path in folder.glob("checkpoints/step_??????/.metadata"):
         try:

@@ -3,6 +3,7 @@ is run, and none of it steers the terminal.
 
     python -m pytest tools/test_input.py
 """
+import contextlib
 import dataclasses
 import io
 import json
@@ -434,6 +435,16 @@ class Trap:
         return Path.touch, (self.path,)
 
 
+class Attribute:
+    """Pickled, it is a getattr, as members of enumerations are on Python 3.11.2."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
 def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
     folder, trap = tmp_path / "run", tmp_path / "trap"
     shutil.copytree(run[0], folder)
@@ -447,6 +458,12 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
     path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Trap(trap))))
     with pytest.raises(SystemExit, match=f"{path} calls"):
         main(resume)
+    for arguments, refused in (((checks.MEMORY_FORMATS, "TORCH_PRESERVE_FORMAT"), False),
+                               ((checks.MEMORY_FORMATS, "__subclasses__"), True), ((torch.Size, "mro"), True),
+                               ((checks.MEMORY_FORMATS, "mro", None), True)):
+        path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Attribute(*arguments))))
+        with pytest.raises(SystemExit, match=f"{path} calls getattr") if refused else contextlib.nullcontext():
+            checks.check_checkpoints(folder)
     path.write_bytes(b"\x80\x04damaged")
     checks.check_checkpoints(folder)  # as far as it can be read it calls nothing: no checkpoint, which loading says
     shards = folder / "checkpoints" / "step_000001" / "__0_0.distcp"
