@@ -259,8 +259,7 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
 def qwen2(vocabulary, hidden, feed_forward, layers, heads, kv_heads, tied=True):
     return Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed_forward,
                        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-                       architectures=["Qwen2ForCausalLM"],
-                       tie_word_embeddings=tied, max_position_embeddings=32768)
+                       architectures=["Qwen2ForCausalLM"], tie_word_embeddings=tied, max_position_embeddings=32768)
 
 
 SHAPES = {"laptop": qwen2(94, 64, 192, 3, 2, 2), "tiny-qwen": qwen2(4096, 128, 512, 2, 4, 2),
@@ -351,7 +350,8 @@ def update_rates(name, tokens, rounds, ways):
         trainer.update(samples, None, QUIET)
 
     size, chunked, gib = 8192 if DEVICE == "cuda" else 512, simko.token_statistics, {}
-    plain = {piece: getattr(simko.TokenStatistics, piece) for piece in PIECES}  # the last chunk is shorter: dynamic
+    plain = {piece: getattr(simko.TokenStatistics, piece) for piece in PIECES}
+    # dynamic: the last chunk of a micro-batch is shorter
     compiled = {piece: torch.compile(function, dynamic=True) for piece, function in plain.items()}
     square = torch.randn(size, size, device=DEVICE, dtype=DTYPE)
     timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())

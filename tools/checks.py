@@ -38,7 +38,7 @@ PICKLED = {"torch.Size", "torch.serialization._get_layout", "pathlib.PosixPath",
         "filesystem._StorageInfo", "metadata.Metadata", "metadata.MetadataIndex", "metadata.StorageMeta",
         "metadata.TensorStorageMetadata", "metadata.BytesStorageMetadata", "metadata.ChunkStorageMetadata",
         "metadata.TensorProperties", "metadata._MEM_FORMAT_ENCODING")}  # with dtypes, all that a .metadata names
-MEMORY_FORMAT_NAMES = frozenset(MEMORY_FORMATS.__members__)
+MEMORY_FORMAT_NAMES = frozenset(MEMORY_FORMATS.__members__)  # as they are before any pickle could change the class
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

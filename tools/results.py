@@ -58,13 +58,20 @@ def table(title, head, lines):
         print("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
 
-def at_equal_pass1(path, target, k):
-    """pass@k where a run, from checkpoint to checkpoint in a straight line, first reaches pass@1 = target, or None."""
-    points = [(path[step][1], path[step][k]) for step in sorted(path)]
-    for (x0, y0), (x1, y1) in zip(points, points[1:]):
-        if x0 <= target <= x1:
-            return y0 + (y1 - y0) * (target - x0) / ((x1 - x0) or 1)
+def at_equal_pass1(path, target):
+    """{K: %} where a run, from checkpoint to checkpoint in a straight line, first reaches pass@1 = target, or None."""
+    points = [path[step] for step in sorted(path)]
+    for start, stop in zip(points, points[1:]):
+        if start[1] <= target <= stop[1]:
+            return {k: start[k] + (stop[k] - start[k]) * (target - start[1]) / ((stop[1] - start[1]) or 1)
+                    for k in start.keys() & stop.keys()}
     return None
+
+
+def reached(paths, targets):
+    """{seed: {K: %}} of the seeds whose path comes to its target {seed: pass@1}."""
+    found = {seed: at_equal_pass1(paths[seed], target) for seed, target in targets.items()}
+    return {seed: percent for seed, percent in found.items() if percent}
 
 
 def tuning(folder, chosen):
@@ -96,9 +103,8 @@ def methods(title, points, ks):
            for name, seeds in points.items() if seeds])
 
 
-def paired(points, ours, theirs, ks):
-    """A cell a K: differences over the seeds that both have."""
-    ours, theirs = points[ours], points[theirs]
+def paired(ours, theirs, ks):
+    """A cell a K: differences of {seed: {K: %}} over the seeds that both have."""
     seeds = sorted(ours.keys() & theirs.keys())
     return [difference([ours[seed][k] - theirs[seed][k] for seed in seeds]) for k in ks] if seeds else []
 
@@ -120,28 +126,24 @@ def main_tables(folder, chosen):
     cooler = {"base": end(cool, 0, method="grpo"), "GRPO": end(cool, grpo_step, method="grpo", settings=grpo),
               "SimKO": end(cool, simko_step, method="simko", settings=simko)}
     methods("Settings as chosen, T = 0.6 (%)", cooler, ks)
-    lines = [[name, *paired(where, "SimKO", "GRPO", ks)] for name, where in (
+    lines = [[name, *paired(where["SimKO"], where["GRPO"], ks)] for name, where in (
         ("settings as chosen", points), ("as chosen, T = 0.6", cooler), (f"{rate}, step {STEPS}", shared))]
     for name, settings, step in (("as chosen", (grpo, simko), simko_step),
                                  (rate, SHARED.values(), STEPS)):
         theirs, ours = (curves(main, method=method, settings=own)
                         for method, own in zip(("grpo", "simko"), settings))
         seeds = sorted(seed for seed in theirs.keys() & ours.keys() if step in ours[seed])
-        found = [[(ours[seed][step][k], at_equal_pass1(theirs[seed], ours[seed][step][1], k)) for seed in seeds]
-                 for k in ks[1:]]
-        met = sum(y is not None for _, y in found[0])
-        cells = [difference([x - y for x, y in pairs if y is not None]) if met else "-" for pairs in found]
+        last = {seed: ours[seed][step] for seed in seeds}
+        met = reached(theirs, {seed: percent[1] for seed, percent in last.items()})
         if seeds:
-            how = f"GRPO where it first had SimKO's pass@1 ({met} of {len(seeds)} seeds came that high)"
-            lines.append([f"{name}, {how}", "0 by construction", *cells])
+            how = f"GRPO where it first had SimKO's pass@1 ({len(met)} of {len(seeds)} seeds came that high)"
+            lines.append([f"{name}, {how}", "0 by construction", *(paired(last, met, ks[1:]) or "-" * len(ks[1:]))])
         for target in (46, 47, 48):
-            pairs = [[at_equal_pass1(path[seed], target, k) for path in (ours, theirs) for k in ks[1:]]
-                     for seed in seeds]
-            pairs = [values for values in pairs if None not in values]
-            if len(pairs) > 1:
-                how = f"both where they first had pass@1 = {target} % ({len(pairs)} of {len(seeds)} seeds)"
-                lines.append([f"{name}, {how}", "0 by construction", *(
-                    difference([values[i] - values[i + len(ks) - 1] for values in pairs]) for i in range(len(ks) - 1))])
+            both = [reached(paths, dict.fromkeys(seeds, target)) for paths in (ours, theirs)]
+            met = both[0].keys() & both[1].keys()
+            if len(met) > 1:
+                how = f"both where they first had pass@1 = {target} % ({len(met)} of {len(seeds)} seeds)"
+                lines.append([f"{name}, {how}", "0 by construction", *paired(*both, ks[1:])])
     table("SimKO - GRPO, percentage points: mean [95 % interval], seeds above 0", ["", *(f"pass@{k}" for k in ks)],
           [line for line in lines if len(line) > 1])
 
@@ -175,7 +177,7 @@ def variants(title, head, points, reference, ks=(1, 16, 256)):
     lines = []
     for name, own in points.items():
         theirs = reference(name)
-        cells = own != theirs and paired({"own": own, "theirs": theirs}, "own", "theirs", ks)
+        cells = own != theirs and paired(own, theirs, ks)
         lines.append([name, *(with_error([percent[k] for percent in own.values()]) for k in ks),
                       *(cells or ["-"] * len(ks))])
     table(title, ["", *(f"pass@{k}" for k in ks), *(f"{head} @{k}" for k in ks)], lines)

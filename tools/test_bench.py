@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,34 +45,30 @@ def number(cell):
         return cell
 
 
+def values_and_gradients(statistics, K, **arguments):
+    states, weight, token = bench.head_inputs(48, 16, 60)
+    token[::3] = (states @ weight.T).argmax(1)[::3]  # some are rank-1
+    logp, topk_logp, entropy, is_top1 = statistics(states, weight, token, K, 0.7, **arguments)
+    (logp.sin().sum() + topk_logp.cos().sum()).backward()
+    return logp, topk_logp, entropy, is_top1, states.grad, weight.grad
+
+
 @pytest.mark.parametrize("K", [1, 3, 7])
 @pytest.mark.parametrize("copies", [True, False])
 def test_the_released_way_gives_the_same_numbers(K, copies, monkeypatch):
     monkeypatch.setattr(bench, "DTYPE", torch.float64)
-    results = []
-    for statistics in simko.token_statistics, bench.full_statistics:
-        states, weight, token = bench.head_inputs(48, 16, 60)
-        token[::3] = (states @ weight.T).argmax(1)[::3]  # some are rank-1
-        arguments = {"copies": copies} if statistics is bench.full_statistics else {}
-        logp, topk_logp, entropy, is_top1 = statistics(states, weight, token, K, 0.7, **arguments)
-        (logp.sin().sum() + topk_logp.cos().sum()).backward()
-        results.append((logp, topk_logp, entropy, is_top1, states.grad, weight.grad))
-    for ours, released in zip(*results):
+    for ours, released in zip(values_and_gradients(simko.token_statistics, K),
+                              values_and_gradients(bench.full_statistics, K, copies=copies)):
         torch.testing.assert_close(ours, released, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.skipif(not bench.COMPILES, reason="torch.compile needs a C++ compiler and Python's headers")
 def test_compiled_chunks_give_the_same_numbers(monkeypatch):
-    states, weight, token = bench.head_inputs(48, 16, 60)
-    token[::3] = (states @ weight.T).argmax(1)[::3]
-    results = []
-    for wrap in (lambda function: function), partial(torch.compile, dynamic=True):
-        for name in bench.PIECES:
-            monkeypatch.setattr(simko.TokenStatistics, name, staticmethod(wrap(getattr(simko.TokenStatistics, name))))
-        states.grad = weight.grad = None
-        logp, topk_logp, entropy, is_top1 = simko.token_statistics(states, weight, token, 3, 0.7, chunk=20)
-        (logp.sin().sum() + topk_logp.cos().sum()).backward()
-        results.append((logp, topk_logp, entropy, is_top1, states.grad, weight.grad))
+    results = [values_and_gradients(simko.token_statistics, 3, chunk=20)]
+    for name in bench.PIECES:
+        function = torch.compile(getattr(simko.TokenStatistics, name), dynamic=True)
+        monkeypatch.setattr(simko.TokenStatistics, name, staticmethod(function))
+    results.append(values_and_gradients(simko.token_statistics, 3, chunk=20))
     for plain, compiled in zip(*results):
         torch.testing.assert_close(plain, compiled)
 
