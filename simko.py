@@ -32,85 +32,65 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
-from runtime import baselines, chunked, cli, faults, responses
+from runtime import baselines, chunked, cli, faults, log, responses
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, setting
-from runtime.common import (
-    gather, process_group, seed_everything, sum_over_ranks)
+from runtime.common import gather, process_group, seed_everything, sum_over_ranks
 from runtime.data import prompt_order
-from runtime.log import (
-    Clock, Log, Progress, entropy_histogram, policy_metrics,
-    rollout_metrics, update_metrics)
-from runtime.packing import (
-    Sample, balance_across_ranks, load_model, micro_batches, pack)
+from runtime.log import Clock, Log, Progress
+from runtime.packing import Sample, balance_across_ranks, load_model, micro_batches, pack
 from runtime.vllm_setup import repack_heads, set_vllm_environment
 from verify import Verifier
 
 
 # ---------------------------------------------------------------- settings
-# The defaults are those of the paper, where it names them.
+# The defaults are the paper's, where it names one.
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
     method: str = setting("simko", "see the list below")
-    alpha: float = setting(
-        0.01, "share of the gradient that goes to the top-K (Eq. 6)")
-    K: int = setting(3, "candidates in Eq. 6 and Lambda^(k) in the log")
-    q: float = setting(0.8, "entropy quantile of tau(q) in Eq. 3")
-    lambda_top1: float = setting(
-        1.1, "lambda of Sec. 4.3; 1.05 for Qwen2.5-7B")
-    tau_scope: str = setting(
-        "response", "tokens that tau(q) is a quantile of: response (as "
-        "in the released code) or batch")
+    alpha: float = setting(0.01, "share of the gradient given to the top-K, Eq. 6")
+    K: int = setting(3, "candidates in Eq. 6, and Lambda^(k) in the log")
+    q: float = setting(0.8, "entropy quantile: tau(q) of Eq. 3")
+    lambda_top1: float = setting(1.1, "lambda, Sec. 4.3; Qwen2.5-7B: 1.05")
+    tau_scope: str = setting("response", "tau(q) is over a response or a batch")
     epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
-    epsilon_high: float = setting(
-        0.2, "clip above 1; 0.28 in the released logic recipe")
-    beta: float = setting(
-        0.0, "weight of the KL penalty (Sec. 2), 0 in all experiments")
+    epsilon_high: float = setting(0.2, "clip above 1; released logic recipe: 0.28")
+    beta: float = setting(0.0, "weight of the KL penalty; 0 in all experiments")
     loss_type: str = setting(
-        "grpo", "grpo: mean over each response, then over responses "
-        "(Sec. 2); dapo: mean over all tokens (released code)")
-    grpo_warmup_steps: int = setting(
-        0, "first steps, which use grpo; 50 in the logic recipe")
+        "grpo", "grpo: mean over each response, then over responses (Sec. 2); "
+        "dapo: mean over all tokens (released code)")
+    grpo_warmup_steps: int = setting(0, "first steps, with grpo; logic recipe: 50")
 
 
 @dataclass
 class TrainConfig:
     _argument_group_name = "training"
     train_data: str = setting(
-        "math", "math, gsm8k, gsm8k-math1, synlogic, a JSONL file or a "
-        "data set on the hub")
+        "math", "math, gsm8k, gsm8k-math1, synlogic, a JSONL file or hub data set")
     steps: int = setting(140, "rollouts; 140 are 20 epochs of MATH")
     batch_size: int = setting(1024, "prompts a step, over all ranks")
     mini_batch_size: int = setting(256, "prompts an update")
-    num_generations: int = setting(8, "responses a prompt, G (Sec. 2)")
+    num_generations: int = setting(8, "responses a prompt: G of Sec. 2")
     max_sampling_rounds: int = setting(
-        0, "rollouts a step at most, to replace groups whose rewards "
-        "are all equal (dynamic sampling); 0 keeps these groups")
-    max_completion_length: int = setting(
-        3072, "tokens of a response (released recipe)")
-    temperature: float = setting(
-        1.0, "of rollouts, and so of every probability in the loss")
+        0, "rollouts a step at most, to replace groups whose rewards are all "
+        "equal (dynamic sampling); 0 keeps them")
+    max_completion_length: int = setting(3072, "tokens of a response")
+    temperature: float = setting(1.0, "of rollouts, and of pi in the loss")
     learning_rate: float = setting(1e-6, "of AdamW")
-    warmup_steps: int = setting(
-        0, "updates in which the learning rate rises linearly")
+    warmup_steps: int = setting(0, "updates of a rising learning rate")
     weight_decay: float = setting(0.0, "of AdamW; not in the paper")
-    max_grad_norm: float = setting(
-        1.0, "longer gradients are scaled down; not in the paper")
-    eval_steps: int = setting(
-        0, "steps between evaluations; 0: after the last step only")
+    max_grad_norm: float = setting(1.0, "longer gradients shrink; not in the paper")
+    eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
 
 
 @dataclass
 class EvalConfig:
     _argument_group_name = "evaluation"
-    eval_data: list[str] = setting(
-        [], "benchmarks or groups of them, JSONL files")
+    eval_data: list[str] = setting([], "benchmarks, groups of them, JSONL files")
     eval_n: int | None = setting(
-        None, "samples a problem (default: 256; AIME and AMC 300, logic "
-        "128)")
+        None, "samples a problem (default: 256; AIME, AMC 300; logic 128)")
     eval_temperature: list[float] | None = setting(
         None, "one or several (default: 0.6; logic 0.7)")
     eval_top_p: float | None = setting(None, "(default: 0.95)")
@@ -122,33 +102,21 @@ class EvalConfig:
 class RunConfig:
     _argument_group_name = "model and run"
     model: str = setting("Qwen/Qwen2.5-Math-7B", "hub id or folder")
-    output_dir: str = setting(
-        "runs/simko", "folder of settings, log, checkpoints, results")
-    seed: int = setting(
-        0, "all random streams are functions of (seed, step, rank)")
-    prompt_template: str = setting(
-        "chat", "chat (the model's own), qwen-math, plain or raw")
-    max_prompt_length: int = setting(
-        1024, "tokens; longer prompts are left out and counted")
-    task: str = setting(
-        "math", "how answers are checked where a row names no task")
+    output_dir: str = setting("runs/simko", "settings, log, checkpoints, results")
+    seed: int = setting(0, "random streams are functions of (seed, step, rank)")
+    prompt_template: str = setting("chat", "chat (the model's), qwen-math, plain, raw")
+    max_prompt_length: int = setting(1024, "tokens; longer prompts are left out")
+    task: str = setting("math", "how answers are checked where rows do not say")
 
 
 @dataclass
 class Config(ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig):
-    """All settings. Those of SystemConfig change time and memory,
-    and no result."""
-
-
-COMMANDS = {
-    "train": (ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig),
-    "eval": (EvalConfig, RunConfig, SystemConfig)}
+    """All settings. Those of SystemConfig change time and memory alone."""
 
 
 # --------------------------------------------------------------- objective
 # These functions are pure: tensors in, tensors out.
-def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha,
-                lambda_top1):
+def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lambda_top1):
     """The ratio of Eq. 3, which takes gamma's place in GRPO's loss.
 
     logp: log pi_theta(y|s) of the sampled token y, (...,).
@@ -193,9 +161,7 @@ def group_advantage(rewards, num_generations):
     rewards: (N,), one group after another. Returns (N,).
     Raises ValueError if the rewards do not form groups of at least 2."""
     if num_generations < 2 or rewards.numel() % num_generations:
-        raise ValueError(
-            f"{rewards.numel()} rewards do not form groups of "
-            f"{num_generations} (at least 2)")
+        raise ValueError(f"{rewards.numel()} rewards do not form groups of {num_generations}")
     group = rewards.reshape(-1, num_generations)
     mean = group.mean(1, keepdim=True)
     std = group.std(1, keepdim=True)
@@ -274,15 +240,11 @@ def policy_forward(model, packed, K, temperature):
     FSDP knows it as a method of the model, and gathers the weights of
     body and head around it."""
     body = model.base_model(
-        input_ids=packed.tokens[None],
-        position_ids=packed.positions[None],
-        cu_seq_lens_q=packed.bounds,
-        max_length_q=packed.longest,
-        use_cache=False)
+        input_ids=packed.tokens[None], position_ids=packed.positions[None],
+        cu_seq_lens_q=packed.bounds, max_length_q=packed.longest, use_cache=False)
     hidden = body.last_hidden_state[0, packed.predicts]
     head = model.get_output_embeddings().weight
-    return chunked.token_statistics(
-        hidden, head, packed.targets, K, temperature)
+    return chunked.token_statistics(hidden, head, packed.targets, K, temperature)
 
 
 # ----------------------------------------------------------------- rollout
@@ -305,14 +267,12 @@ class VLLMEngine:
         self.asleep = False
         self.stop_ids = stop_ids
         self.ranks = cfg.tensor_parallel_size
+        # On CPUs each rank would claim most of the machine by default.
+        gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
+        memory = {"kv_cache_memory_bytes": int(gib * 2**30)}
         if self.on_gpu:
-            memory = {
-                "gpu_memory_utilization": cfg.gpu_memory_utilization,
-                "enable_sleep_mode": True}
-        else:
-            # By default each rank would claim most of the machine.
-            gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
-            memory = {"kv_cache_memory_bytes": int(gib * 2**30)}
+            memory = {"gpu_memory_utilization": cfg.gpu_memory_utilization,
+                      "enable_sleep_mode": True}
         self.llm = LLM(
             cfg.model, load_format=load_format, dtype=dtype, seed=cfg.seed,
             max_model_len=cfg.max_prompt_length + max_tokens,
@@ -323,17 +283,15 @@ class VLLMEngine:
             logprobs_mode="processed_logprobs",
             skip_tokenizer_init=True, **memory)
 
-    def generate(self, prompts, n, temperature, top_p, max_tokens,
-                 progress, logprobs=True):
+    def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
         """Returns n Samples of each prompt, one prompt after another.
 
         prompts: int arrays. logprobs: fill in `engine_logp`."""
         from vllm import SamplingParams
         params = SamplingParams(
-            n=n, temperature=temperature, top_p=top_p,
-            max_tokens=max_tokens, stop_token_ids=self.stop_ids,
-            detokenize=False, flat_logprobs=True,
-            logprobs=0 if logprobs else None)  # 0: the sampled token's
+            n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
+            stop_token_ids=self.stop_ids, detokenize=False, flat_logprobs=True,
+            logprobs=0 if logprobs else None)  # 0: of the sampled token alone
         before, everyone = 0, prompts
         if self.ranks > 1:
             # All ranks of an engine get the prompts of all of them.
@@ -371,8 +329,7 @@ class VLLMEngine:
         if self.asleep:
             torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": named_weights})
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights})
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
@@ -391,14 +348,12 @@ class VLLMEngine:
 def score(samples, problems, tokenizer, verifier):
     """Fills in `id`, `text` and `reward` of samples whose `prompt` is
     their problem's place in `problems`."""
-    own = [problems[s.prompt] for s in samples]
-    texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True)
-             for s in samples]
-    rewards = verifier.score(
-        texts, [problem["answer"] for problem in own],
-        [problem["task"] for problem in own])
-    for s, problem, text, reward in zip(samples, own, texts, rewards):
-        s.id, s.text, s.reward = problem["id"], text, reward
+    texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True) for s in samples]
+    answers = [problems[s.prompt]["answer"] for s in samples]
+    tasks = [problems[s.prompt]["task"] for s in samples]
+    rewards = verifier.score(texts, answers, tasks)
+    for s, text, reward in zip(samples, texts, rewards):
+        s.id, s.text, s.reward = problems[s.prompt]["id"], text, reward
 
 
 # ------------------------------------------------------------------ policy
@@ -413,8 +368,7 @@ class Trainer:
         if cfg.beta:
             self.reference = self.build_model().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=cfg.learning_rate,
-            weight_decay=cfg.weight_decay, fused=True)
+            self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         self.updates = 0
         self.refused = 0  # updates in a row that were not finite
 
@@ -424,8 +378,8 @@ class Trainer:
         The weights are float32, since bfloat16 would round updates of
         1e-6 away. The computation is in self.dtype."""
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import (
-            MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method)
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import register_fsdp_forward_method
         model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -437,10 +391,8 @@ class Trainer:
             mesh = init_device_mesh(
                 self.device.type, (self.world // local, local),
                 mesh_dim_names=("replicate", "shard"))
-        shard = partial(
-            fully_shard, mesh=mesh,
-            mp_policy=MixedPrecisionPolicy(
-                param_dtype=self.dtype, reduce_dtype=torch.float32))
+        precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
+        shard = partial(fully_shard, mesh=mesh, mp_policy=precision)
         # Layer by layer: no rank ever holds the whole model in float32.
         for layer in model.base_model.layers:
             shard(layer.to(self.device, torch.float32))
@@ -469,8 +421,8 @@ class Trainer:
     def compute_old_logp(self, samples, progress):
         """Fills in `old_logp`, and `ref_logp` if there is a reference.
 
-        Returns the entropies (N,) of this rank's tokens, and a dict of
-        sums over all ranks for the log."""
+        Returns the entropies (N,) of this rank's tokens, and a dict for
+        the log, over all ranks."""
         cfg, entropies, sums = self.cfg, [], Counter()
         for batch in progress(self.passes(samples), desc="log-probs"):
             packed = pack(batch, self.device)
@@ -480,31 +432,27 @@ class Trainer:
             for s, part in zip(batch, logp.split(lengths)):
                 s.old_logp = part
             if self.reference:
-                ref_logp, *_ = self.reference.policy_forward(
-                    packed, 1, cfg.temperature)
+                ref_logp, *_ = self.reference.policy_forward(packed, 1, cfg.temperature)
                 for s, part in zip(batch, ref_logp.split(lengths)):
                     s.ref_logp = part
             entropies.append(entropy)
 
             # Eq. 2: a mean over the tokens of each response.
             length = packed.lengths.repeat_interleave(packed.lengths)
-            statistics = {"Lambda": logp, "entropy": entropy}
+            sums["Lambda"] += (logp / length).sum().double()
             for k in range(cfg.K):
-                statistics[f"Lambda_{k + 1}"] = topk_logp[:, k]
-            for name, value in statistics.items():
-                sums[name] += (value / length).sum().double()
+                sums[f"Lambda_{k + 1}"] += (topk_logp[:, k] / length).sum().double()
+            sums["entropy"] += (entropy / length).sum().double()
             # The engine's log-probs tell whether it has the same policy.
-            engine_logp = [s.engine_logp for s in batch]
-            engine_logp = np.concatenate([np.zeros(0, np.float32), *engine_logp])
-            gap = logp.cpu() - torch.from_numpy(engine_logp)
+            engine_logp = [torch.from_numpy(s.engine_logp) for s in batch]
+            gap = logp.cpu() - torch.cat([logp[:0].cpu(), *engine_logp])
             sums["logp_gap"] += gap.abs().sum().double()
             sums["tokens"] += len(logp)
-            sums["entropy_histogram"] += entropy_histogram(entropy)
+            sums["responses"] += len(batch)
+            sums["entropy_histogram"] += log.entropy_histogram(entropy)
         for model in filter(None, (self.policy, self.reference)):
-            # A forward pass without a backward pass leaves
-            # the root's weights gathered.
-            model.reshard()
-        return torch.cat(entropies), sum_over_ranks(sums)
+            model.reshard()  # without a backward pass the root stays gathered
+        return torch.cat(entropies), log.policy_metrics(sum_over_ranks(sums))
 
     def update(self, samples, method, tau, progress):
         """One optimizer step on this rank's share of a mini-batch.
@@ -518,8 +466,7 @@ class Trainer:
         finite, the weights stay as they are."""
         cfg = self.cfg
         baseline = baselines.METHODS.get(method)
-        clip = partial(clipped_loss, epsilon=cfg.epsilon,
-                       epsilon_high=cfg.epsilon_high)
+        clip = partial(clipped_loss, epsilon=cfg.epsilon, epsilon_high=cfg.epsilon_high)
         if baseline and baseline.drops_zero_advantage:
             samples = [s for s in samples if s.advantage]
         count = len(samples)
@@ -533,7 +480,7 @@ class Trainer:
         if not count:
             # Without a gradient, AdamW's momentum would still step.
             return Counter()
-        # These are counted above, but they need no pass.
+        # The others are counted above, but they need no pass.
         samples = [s for s in samples if baselines.has_gradient(s, method, cfg.beta)]
         self.optimizer.zero_grad()
         sums, finite = Counter(), []
@@ -542,7 +489,7 @@ class Trainer:
             lengths = packed.lengths
             logp, topk_logp, entropy, is_top1 = self.policy.policy_forward(
                 packed, cfg.K, cfg.temperature)
-            old_logp = torch.cat([logp[:0].detach(), *(s.old_logp for s in batch)])
+            old_logp = torch.cat([logp.new_zeros(0), *(s.old_logp for s in batch)])
             A = torch.tensor([s.advantage for s in batch], device=self.device)
             A = A.repeat_interleave(lengths)
             threshold = tau
@@ -562,7 +509,7 @@ class Trainer:
                 loss = baseline.token_loss(
                     clip, gamma, logp, old_logp, entropy, A, gate)
             if cfg.beta:
-                ref_logp = torch.cat([logp[:0].detach(), *(s.ref_logp for s in batch)])
+                ref_logp = torch.cat([logp.new_zeros(0), *(s.ref_logp for s in batch)])
                 loss = loss + cfg.beta * kl_penalty(logp, ref_logp)
             if cfg.loss_type == "grpo":
                 loss = loss / lengths.repeat_interleave(lengths)
@@ -582,8 +529,7 @@ class Trainer:
             sums["approx_kl"] += approx_kl.sum()
             sums["tokens"] += lengths.sum()
         sums = sum_over_ranks(sums)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.policy.parameters(), cfg.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.max_grad_norm)
         sums["grad_norm"] = norm.full_tensor().item()
         # Both are the same on all ranks.
         if not np.isfinite(sums["loss"] + sums["grad_norm"]):
@@ -595,61 +541,35 @@ class Trainer:
 
 
 # -------------------------------------------------------------------- loop
-def rollout(step, cfg, problems, tokenizer, engine, verifier, clock, progress):
-    """Samples and scores the groups of a step.
-
-    Returns (groups, samples, rounds): the groups to train on, everything
-    that was sampled, and the number of rollouts that this took. Every
-    rank gets all samples. With max_sampling_rounds, groups whose rewards
-    are all equal are replaced as long as there are rounds left."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    mine = range(cfg.batch_size)[rank::world]
-    most = max(cfg.max_sampling_rounds, 1)
-    size = cfg.num_generations
-    samples = []
-    for attempt in range(most):
-        order = prompt_order(
-            step * most + attempt, cfg.batch_size, len(problems), cfg.seed)
-        own = [problems[order[i]] for i in mine]
-        # Ranks that share an engine share its random stream.
-        # The last number is even here and odd in evaluations.
-        seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * attempt)
-        new = engine.generate(
-            [problem["prompt_ids"] for problem in own], size,
-            cfg.temperature, 1.0, cfg.max_completion_length, progress)
-        clock.lap("rollout")
-        score(new, own, tokenizer, verifier)
-        for s in new:
-            s.prompt = mine[s.prompt]  # now its place in the whole batch
-        samples += sorted(gather(new), key=lambda s: s.prompt)
-        groups = [samples[i:i + size] for i in range(0, len(samples), size)]
-        if cfg.max_sampling_rounds:
-            groups = [g for g in groups if len({s.reward for s in g}) > 1]
-            groups = groups[:cfg.batch_size]
-        clock.lap("reward")
-        if len(groups) == cfg.batch_size:
-            break
-    else:
-        if rank == 0:
-            tqdm.write(
-                f"step {step + 1}: --max-sampling-rounds {most} found "
-                f"{len(groups)} of {cfg.batch_size} groups with unequal "
-                "rewards and trains on those. Raise it, or change "
-                "--train-data.")
-    return groups, samples, attempt + 1
-
-
-def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier,
-               progress):
-    """A rollout, and batch_size // mini_batch_size updates on it.
+def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress):
+    """Rollouts, and batch_size // mini_batch_size updates on them.
     Returns a row for metrics.jsonl."""
-    clock = Clock(trainer.device)
+    rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
     method = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
     baseline = baselines.METHODS.get(method)
 
-    groups, sampled, rounds = rollout(
-        step, cfg, problems, tokenizer, engine, verifier, clock, progress)
+    # Each rank samples for its share of the prompts, and gets all samples.
+    # One round will do, unless max_sampling_rounds allows for more.
+    most, rounds = max(cfg.max_sampling_rounds, 1), 0
+    groups, sampled = [], []
+    while len(groups) < cfg.batch_size and rounds < most:
+        order = prompt_order(step * most + rounds, cfg.batch_size, len(problems), cfg.seed)
+        own = [problems[i] for i in order[rank::world]]
+        # The last number is even here and odd in evaluations.
+        seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * rounds)
+        samples = engine.generate(
+            [problem["prompt_ids"] for problem in own], cfg.num_generations,
+            cfg.temperature, 1.0, cfg.max_completion_length, progress)
+        clock.lap("rollout")
+        score(samples, own, tokenizer, verifier)
+        for s in samples:
+            s.prompt = rank + world * s.prompt  # its place among all prompts
+        sampled += sorted(gather(samples), key=lambda s: s.prompt)
+        groups = groups_to_train_on(sampled, cfg)
+        rounds += 1
+        clock.lap("reward")
     engine.sleep()
+    faults.check_groups(step, groups, cfg)
     clock.lap("rollout")
 
     samples = [s for group in groups for s in group]
@@ -659,23 +579,15 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier,
     for s, advantage in zip(samples, advantages.tolist()):
         s.advantage = advantage
 
-    # A mini-batch is split over the ranks, so that all ranks together
-    # make the same update as one.
+    # Together the ranks make the update that one rank would make.
     size = cfg.mini_batch_size * cfg.num_generations
-    mini_batches = [
-        balance_across_ranks(samples[i:i + size], trainer.rank, trainer.world)
-        for i in range(0, cfg.batch_size * cfg.num_generations, size)]
+    mini_batches = [balance_across_ranks(samples[i:i + size], rank, world)
+                    for i in range(0, cfg.batch_size * cfg.num_generations, size)]
     own = [s for mini_batch in mini_batches for s in mini_batch]
-
     with faults.phase("log-probs"):
         entropies, before = trainer.compute_old_logp(own, progress)
-        before["logp_gap"] /= before["tokens"] or 1
         faults.check_gap(before["logp_gap"], trainer.dtype)
-        tau = None
-        if baseline and baseline.batch_quantile:
-            tau = batch_threshold(entropies, baseline.batch_quantile)
-        elif cfg.tau_scope == "batch":
-            tau = batch_threshold(entropies, cfg.q)
+        tau = batch_threshold(entropies, baseline, cfg)
         if baseline and baseline.choose and samples:
             baseline.choose(own)
     clock.lap("logprobs")
@@ -686,23 +598,36 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier,
             updates.update(trainer.update(mini_batch, method, tau, progress))
         trainer.optimizer.zero_grad()  # frees the gradients' memory
     clock.lap("update")
-
     engine.load_weights(trainer.named_weights())
     clock.lap("sync")
     return {
         "step": step + 1, "method": method, "sampling_rounds": rounds,
+        **log.rollout_metrics(sampled, cfg.num_generations),
+        **before, **log.update_metrics(updates, len(mini_batches)),
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
-        **rollout_metrics(sampled, cfg.num_generations),
-        **policy_metrics(before, len(samples)),
-        **update_metrics(updates, len(mini_batches)),
-        **clock.metrics({
-            "rollout": sum(len(s.response_ids) for s in sampled),
-            "logprobs": before["tokens"], "update": updates["tokens"]})}
+        **clock.metrics(rollout=sum(len(s.response_ids) for s in sampled),
+                        logprobs=before["tokens"], update=updates["tokens"])}
 
 
-def batch_threshold(entropies, q):
-    """tau(q) over the tokens of all ranks. They are pi_old's entropies:
-    pi_theta's exist for one micro-batch at a time."""
+def groups_to_train_on(samples, cfg):
+    """Groups of samples. With max_sampling_rounds, those whose rewards are
+    not all equal, and at most batch_size of them."""
+    size = cfg.num_generations
+    groups = [samples[i:i + size] for i in range(0, len(samples), size)]
+    if cfg.max_sampling_rounds:
+        groups = [group for group in groups if len({s.reward for s in group}) > 1]
+    return groups[:cfg.batch_size]
+
+
+def batch_threshold(entropies, baseline, cfg):
+    """tau over the tokens of all ranks, or None if it is over those of
+    each response. It is taken from pi_old's entropies: pi_theta's exist
+    for one micro-batch at a time."""
+    q = baseline.batch_quantile if baseline else None
+    if q is None and cfg.tau_scope == "batch":
+        q = cfg.q
+    if q is None:
+        return None
     everyone = torch.cat(gather([entropies.double().cpu()]))
     # torch.quantile takes 16 million numbers at most.
     return float(np.quantile(everyone.numpy(), q)) if len(everyone) else 0.0
@@ -723,12 +648,10 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
     for benchmark in benchmarks:
         n, problems = benchmark.n, benchmark.problems
         path = folder / f"{benchmark.label}.jsonl"
-        rows = []
-        if rank == 0:
-            rows = responses.resume(path, benchmark, cfg, n * chunk)
+        rows = responses.resume(path, benchmark, cfg, n * chunk) if rank == 0 else []
         rows = gather(rows)
-        done = len(rows) // n
-        for start in progress(range(done, len(problems), chunk), desc=benchmark.label):
+        starts = range(len(rows) // n, len(problems), chunk)
+        for start in progress(starts, desc=benchmark.label):
             own = problems[start:start + chunk][rank::world]
             # The last number is odd here and even in training.
             seed_everything(cfg.seed, start, rank // cfg.tensor_parallel_size, 1)
@@ -747,9 +670,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
         c = torch.tensor(list(correct.values()))
         ks = [2**i for i in range(n.bit_length())]
         results[benchmark.label] = {
-            **benchmark.settings(cfg),
-            "problems": len(problems),
-            "correct": correct,
+            **benchmark.settings(cfg), "problems": len(problems), "correct": correct,
             "truncated": sum(row["truncated"] for row in rows) / len(rows),
             "pass": {k: pass_at_k(n, c, k).mean().item() for k in ks}}
     if rank == 0:
@@ -766,24 +687,15 @@ def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
     return HFEngine(*arguments)
 
 
-def prepare(arguments):
-    """Everything that can be checked before a model is loaded. Returns
-    command, cfg, tokenizer, stop_ids, problems and benchmarks, or ends
-    the program with one line."""
-    return cli.prepare(arguments, Config, COMMANDS)
-
-
 def main(arguments):
     faults.check_restart()
-    job = prepare(arguments)
+    job = cli.prepare(arguments, Config)
     cfg, tokenizer, training = job.cfg, job.tokenizer, job.command == "train"
     folder = Path(cfg.output_dir)
     with (process_group() as device, Verifier() as verifier,
           faults.claimed(folder), faults.explained(cfg, verifier) as stack):
         rank = dist.get_rank()
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        if cfg.dtype != "auto":
-            dtype = getattr(torch, cfg.dtype)
+        dtype = cli.compute_dtype(cfg, device)
         progress = Progress(rank == 0 and sys.stderr.isatty())
         if rank == 0:
             cli.announce(job, dist.get_world_size(), device, dtype)
@@ -793,25 +705,21 @@ def main(arguments):
 
         # On a GPU the engine starts first, measures the free memory and
         # steps aside for the trainer.
-        max_tokens = [b.max_tokens for b in job.benchmarks]
-        if training:
-            max_tokens.append(cfg.max_completion_length)
         start = partial(
             make_engine, cfg, job.stop_ids, device, dtype,
-            "dummy" if training else "auto", max(max_tokens))
-        engine = stack.enter_context(closing(faults.GuardedEngine(
-            start, shared=cfg.tensor_parallel_size > 1)))
+            "dummy" if training else "auto", job.max_tokens)
+        engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
+        stack.enter_context(closing(engine))
         if not training:
             run_eval(folder, engine=engine)
-            dist.barrier()
-            return
+            return dist.barrier()
 
         engine.sleep()
         with faults.phase("loading the policy"):
             trainer = Trainer(cfg, device, dtype)
             settings = cli.run_settings(cfg, job.problems)
             first = start_or_resume(folder, settings, trainer)
-        log = Log(folder, first, cfg) if rank == 0 else None
+        write_row = Log(folder, first, cfg) if rank == 0 else None
         engine.load_weights(trainer.named_weights())
         faults.try_sampling(job.benchmarks, engine, progress)
 
@@ -820,26 +728,24 @@ def main(arguments):
             for step in range(first, cfg.steps):
                 if job.benchmarks and cfg.eval_steps and step % cfg.eval_steps == 0:
                     run_eval(folder / f"eval_{step:06d}", engine=engine)
-                row = train_step(
-                    step, cfg, job.problems, tokenizer, engine, trainer,
-                    verifier, progress)
+                row = train_step(step, cfg, job.problems, tokenizer, engine,
+                                 trainer, verifier, progress)
                 if rank == 0:
-                    log(row)
-                    faults.check_rewards(log.path)
+                    write_row(row)
+                    faults.check_rewards(folder / "metrics.jsonl")
                 if (step + 1) % cfg.save_steps == 0 or step + 1 == cfg.steps:
                     save_checkpoint(checkpoints, step + 1, trainer)
         except faults.Stopped:
-            # It is raised in a rollout, on every rank, so the weights
-            # are those after `step` steps.
+            # Raised in a rollout, on every rank: `step` steps are made.
             if step > first and step % cfg.save_steps:
                 save_checkpoint(checkpoints, step, trainer)
             raise
         if first < cfg.steps or not (folder / "hf").exists():
-            save_hf(folder / "hf", trainer, tokenizer, job.stop_ids)
+            with faults.phase("export"):
+                save_hf(folder / "hf", trainer, tokenizer, job.stop_ids)
         if job.benchmarks:
             run_eval(folder / f"eval_{cfg.steps:06d}", engine=engine)
-        # Closing vLLM's engine ends the process group:
-        # not before all ranks are here.
+        # Closing vLLM's engine ends the process group. All ranks must be here.
         dist.barrier()
 
 

@@ -66,6 +66,8 @@ class SystemConfig:
         True, "go on from the last checkpoint of the run folder")
 
 
+COMMANDS = "train", "eval"
+
 METHOD_HELP = {
     "simko": "Eq. 3: --alpha, --K, --q, --lambda-top1, --tau-scope",
     "grpo": "the same loop without Eq. 3",
@@ -118,6 +120,14 @@ class Job(NamedTuple):
         """The problems to train on."""
         return self.sets[self.cfg.train_data][0]
 
+    @property
+    def max_tokens(self):
+        """The longest response that will be asked for."""
+        limits = [benchmark.max_tokens for benchmark in self.benchmarks]
+        if self.command == "train":
+            limits.append(self.cfg.max_completion_length)
+        return max(limits)
+
 
 class Help(argparse.ArgumentDefaultsHelpFormatter,
            argparse.RawDescriptionHelpFormatter):
@@ -149,13 +159,22 @@ def flag(name):
     return f"--{name.replace('_', '-')}"
 
 
-def make_parser(command, commands):
+def groups_of(command, Config):
+    """The classes of settings that a command has."""
+    groups = Config.__bases__
+    if command == "eval":
+        names = "evaluation", "model and run", "system"
+        groups = [g for g in groups if g._argument_group_name in names]
+    return groups if command in COMMANDS else ()
+
+
+def make_parser(command, Config):
     epilog = ""
     if command != "eval":
         epilog = "methods:\n" + "".join(
             f"  {name:14}{about}\n" for name, about in METHOD_HELP.items())
     parser = Parser(
-        commands.get(command, ()), prog="simko.py",
+        groups_of(command, Config), prog="simko.py",
         usage="simko.py {train,eval} [--flag value]", allow_abbrev=False,
         description="Both commands have their own --help.", epilog=epilog,
         formatter_class=partial(Help, width=100))
@@ -163,11 +182,11 @@ def make_parser(command, commands):
     return parser
 
 
-def parse_config(arguments, Config, commands):
+def parse_config(arguments, Config):
     """Command line -> (command, Config). An impossible setting ends the
     program with one line and status 2."""
-    command = arguments[0] if arguments and arguments[0] in commands else None
-    parser = make_parser(command, commands)
+    command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else None
+    parser = make_parser(command, Config)
     if command == "eval":
         # There is only one kind of temperature here.
         # --temperature 0.2,0.4 means --eval-temperature 0.2 0.4.
@@ -271,6 +290,12 @@ def idle_flags(cfg):
         return []
     return [flag(name) for name in SIMKO_ONLY
             if getattr(cfg, name) != getattr(type(cfg), name)]
+
+
+def compute_dtype(cfg, device):
+    if cfg.dtype != "auto":
+        return getattr(torch, cfg.dtype)
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def uses_vllm(cfg):
@@ -598,11 +623,11 @@ def check_responses(path, settings):
 
 
 # ------------------------------------------------------------- all of them
-def prepare(arguments, Config, commands):
+def prepare(arguments, Config):
     """Checks the command line and all that it names. Returns a Job.
 
     Nothing is loaded on a device, and no file is changed."""
-    command, cfg = parse_config(arguments, Config, commands)
+    command, cfg = parse_config(arguments, Config)
     config = load_config(command, cfg)
     vocabulary = config.vocab_size
     tokenizer = load_tokenizer(cfg, vocabulary)

@@ -462,6 +462,16 @@ def check_gap(gap, dtype):
              "--dtype.")
 
 
+def check_groups(step, groups, cfg):
+    """Warns if max_sampling_rounds did not suffice."""
+    if len(groups) < cfg.batch_size and dist.get_rank() == 0:
+        tqdm.write(
+            f"step {step + 1}: --max-sampling-rounds {cfg.max_sampling_rounds} "
+            f"found {len(groups)} of {cfg.batch_size} groups with unequal "
+            "rewards, and the step trains on those. Raise it, or change "
+            "--train-data.")
+
+
 def check_rewards(path, steps=10):
     """Warns once if all rewards of the last steps in metrics.jsonl were
     equal."""

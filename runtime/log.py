@@ -100,8 +100,8 @@ class Clock:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-    def metrics(self, tokens):
-        """tokens: {phase: tokens it worked on}."""
+    def metrics(self, **tokens):
+        """tokens: how many tokens each phase worked on."""
         row = {f"seconds_{name}": s for name, s in self.seconds.items()}
         for name, count in tokens.items():
             row[f"tokens_per_s_{name}"] = count / self.seconds[name]
@@ -128,10 +128,13 @@ def rollout_metrics(samples, num_generations):
         "truncated": sum(s.truncated for s in samples) / len(samples)}
 
 
-def policy_metrics(sums, responses):
+def policy_metrics(sums):
     """Of the policy before its updates: Lambda and Lambda^(k) of Eq. 2
-    and the entropy, each a mean over responses."""
-    metrics = {name: sums[name] for name in ("logp_gap", "entropy_histogram")}
+    and the entropy as means over responses, the gap to the engine as a
+    mean over tokens."""
+    metrics = dict(sums)
+    metrics["logp_gap"] = sums["logp_gap"] / (sums["tokens"] or 1)
+    responses = metrics.pop("responses")
     for name, total in sums.items():
         if name == "entropy" or name.startswith("Lambda"):
             metrics[name] = total / responses if responses else math.nan
