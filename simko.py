@@ -715,7 +715,7 @@ def main(arguments):
             return dist.barrier()
 
         engine.sleep()
-        with faults.phase("loading the policy"):
+        with faults.phase("loading of the policy"):
             trainer = Trainer(cfg, device, dtype)
             settings = cli.run_settings(cfg, job.problems)
             first = start_or_resume(folder, settings, trainer)

@@ -429,6 +429,9 @@ class Verifier:
         return self
 
     def __exit__(self, *exc):
+        self.close()
+
+    def close(self):
         while self.idle:
             with self.idle.pop() as worker:  # closes its pipes and waits for it
                 worker.kill()

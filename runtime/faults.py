@@ -42,7 +42,7 @@ MORE_MEMORY = {
     "weight sync":
         "lower --gpu-memory-utilization {gpu_memory_utilization}, or use "
         "more GPUs",
-    "loading the policy":
+    "loading of the policy":
         "use more GPUs (weights and optimizer are sharded over them), or "
         "lower --gpu-memory-utilization {gpu_memory_utilization}",
     "log-probs":
@@ -79,6 +79,10 @@ class Stopped(SystemExit):
     """A signal asked one rank to stop: all leave with status 0."""
 
 
+class LostRank(SystemExit):
+    """Another rank has gone. Its error is the one to look at."""
+
+
 # ------------------------------------------------------------------ errors
 @contextmanager
 def explained(cfg, verifier):
@@ -109,7 +113,7 @@ def explain(error, cfg):
     """The error with an explanation, or as it is."""
     if isinstance(error, SystemExit):
         return error
-    where = f"rank {os.environ['RANK']}, in the phase '{current_phase}'"
+    where = f"rank {os.environ['RANK']}, during the {current_phase}"
     text = str(error)
     help = MORE_MEMORY[current_phase].format(**vars(cfg))
     if isinstance(error, CheckpointException):
@@ -130,8 +134,9 @@ def explain(error, cfg):
         return stop(f"{where}: {one_line(error)}. "
                     + disk_space(cfg.output_dir))
     if isinstance(error, RuntimeError) and re.search(LOST, text):
-        return stop(f"{where}: the connection to another rank is lost; that "
-                    f"rank's own error says why. ({one_line(error)})")
+        return LostRank(
+            f"simko.py: error: {where}: the connection to another rank is "
+            f"lost; that rank's own error says why. ({one_line(error)})")
     if isinstance(error, RuntimeError) and re.search(SILENT, text):
         return stop(f"{where}: another rank hangs: it did not answer within "
                     "the limit that process_group sets. `py-spy dump --pid` "
@@ -139,7 +144,7 @@ def explain(error, cfg):
                     f"({one_line(error)})")
     if current_phase in ("engine start", "rollout"):
         error.add_note(
-            f"simko.py: the engine failed in the phase '{current_phase}'."
+            f"simko.py: the engine failed during the {current_phase}."
             f"{last_lines()}\nIf memory is short: {help}. If the engine's "
             "cache is too small: raise --gpu-memory-utilization, on CPUs "
             "VLLM_CPU_KVCACHE_SPACE.")
@@ -157,8 +162,9 @@ def leave_at_once(error, verifier):
     else:
         text = "".join(traceback.format_exception(error))
     print(text, end="", file=sys.stderr)
-    # torchrun shows this as the root cause.
-    get_error_handler().record_exception(error)
+    if not isinstance(error, LostRank):
+        # torchrun shows the first of these as the root cause.
+        get_error_handler().record_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
     verifier.close()

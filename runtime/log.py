@@ -8,15 +8,19 @@ import time
 
 import torch
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from runtime.common import write_whole
 
 
 class Progress:
-    """Makes progress bars, or bars that do not show."""
+    """Makes progress bars, or bars that do not show. Those of
+    transformers show along with them."""
 
     def __init__(self, shown):
         self.shown = shown
+        if not shown:
+            transformers_logging.disable_progress_bar()
 
     def __call__(self, *arguments, **options):
         options = {"leave": False, "dynamic_ncols": True, **options}
