@@ -162,12 +162,16 @@ def leave_at_once(error, verifier):
     else:
         text = "".join(traceback.format_exception(error))
     print(text, end="", file=sys.stderr)
-    if not isinstance(error, LostRank):
-        # torchrun shows the first of these as the root cause.
-        get_error_handler().record_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
     verifier.close()
+    if isinstance(error, LostRank):
+        # torchrun takes the first rank to end for the root cause, and
+        # then ends the others. So this one waits for its signal.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Event().wait(30)
+    else:
+        get_error_handler().record_exception(error)
     os._exit(1)
 
 
