@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -12,7 +11,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import checks, data, laptop
 from tools.data import DATASETS, GROUPS
 from tools.prompts import BOXED, encode_prompts
