@@ -136,7 +136,13 @@ def fork(log, function, *patches):
 
 
 def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypatch):
-    """gloo's thread, which would free it while the interpreter ends: that aborts the process."""
+    """gloo's thread, which would free it while the interpreter ends: that aborts the process.
+
+    A run waits for some seconds. Here it waits for ever, so that nothing but the freed tensor lets it go."""
+    class Patient(threading.Event):
+        def wait(self, timeout=None):
+            return super().wait()
+
     held, stopped = [], threading.Event()
 
     def stop():
@@ -144,13 +150,14 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
             engine.stop_if_asked()
         stopped.set()
 
+    monkeypatch.setattr(threading, "Event", Patient)
     monkeypatch.setattr(faults.dist, "all_reduce", lambda tensor, _: held.append(tensor))
     with contextlib.closing(faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))) as engine:
         engine.signal = signal.SIGTERM
         threading.Thread(target=stop, daemon=True).start()
         assert not stopped.wait(0.5) and len(held) == 1
         held.clear()
-        assert stopped.wait(5)
+        assert stopped.wait(workers.LIMIT)
 
 
 def see_folder(folder, rank, port):
@@ -560,23 +567,30 @@ def torchrun(*options):
     return [*workers.torchrun(*options), *workers.worker("faulty rank", "")[:-1]]
 
 
-def launch(folder, *commands):
-    """Runs commands together; [(exit code, output)]. Fails where they hang."""
+@contextlib.contextmanager
+def launched(folder, *commands):
+    """Commands run together meanwhile. Gives the function that waits for them: [(exit code, output)]. It fails where
+    they hang."""
     logs = [(folder / f"log_{i}").open("w+") for i in range(len(commands))]
     environment = workers.ENVIRONMENT | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     running = [subprocess.Popen([*command, str(folder)], cwd=workers.ROOT, env=environment, stdout=log,
                                 stderr=subprocess.STDOUT) for command, log in zip(commands, logs)]
+
+    def wait():
+        results = []
+        for process, log in zip(running, logs):
+            code = process.wait(timeout=workers.LIMIT)
+            log.seek(0)
+            results.append((code, log.read()))
+        return results
+
     try:
-        codes = [process.wait(timeout=workers.LIMIT) for process in running]
+        yield wait
     finally:
-        for process in running:
+        for process, log in zip(running, logs):
             process.kill()
-    results = []
-    for code, log in zip(codes, logs):
-        log.seek(0)
-        results.append((code, log.read()))
-        log.close()
-    return results
+            process.wait()
+            log.close()
 
 
 def faulty_rank(folder):
@@ -591,17 +605,35 @@ def faulty_rank(folder):
         "nan": broken_losses(2, 10**6),
         "hangs": at_call(simko.Trainer, "update", 3, threading.Event().wait),
     }[fault]
-    limit = {"seconds": 20} if "hangs" in plan["faults"].values() else {"hours": 2}
+    limit = {"seconds": 60} if "hangs" in plan["faults"].values() else {"hours": 2}
     with patch, mock.patch.object(simko, "timedelta", lambda **_: timedelta(**limit)):
         record(simko.main)(plan["arguments"])
 
 
-def run_ranks(data, folder, faults, *commands, output="run"):
+def start_ranks(data, folder, faults, *commands, output="run"):
+    """As `launched`, of runs with these faults."""
     (folder / "plan.json").write_text(json.dumps({"faults": faults, "arguments": flags(
         data, folder / output, "--steps", 5, "--save-every", 1, "--eval-every", 0, "--eval-n", 1)}))
-    return launch(folder, *commands)
+    return launched(folder, *commands)
 
 
+def run_ranks(*arguments, **options):
+    """[(exit code, output)] of each of the commands of `start_ranks`."""
+    with start_ranks(*arguments, **options) as wait:
+        return wait()
+
+
+@pytest.fixture(scope="module")
+def hanging_ranks(data, tmp_path_factory):
+    """(folder, function that waits) of a run that hangs: it is given a minute, and torchrun's half of one, while other
+    tests run."""
+    folder = tmp_path_factory.mktemp("hanging")
+    two = torchrun("--standalone", "--nproc_per_node", 2)
+    with start_ranks(data, folder, {"0": "hangs"}, two) as wait:
+        yield folder, wait
+
+
+@pytest.mark.usefixtures("hanging_ranks")  # so that it begins
 def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpoint(data, tmp_path):
     """Of two: rank 1 is killed; then it raises and torchrun restarts both; then it alone is sent SIGTERM. Each time the
     run goes on, and in the end to what two ranks come to undisturbed."""
@@ -622,13 +654,6 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     assert code == 0 and metrics(tmp_path / "run") == metrics(tmp_path / "straight"), log
     for path in ("hf/model.safetensors", "eval_000005/test.jsonl"):
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
-
-
-def test_a_rank_that_hangs_ends_the_run(data, tmp_path):
-    ((code, log),) = run_ranks(data, tmp_path, {"0": "hangs"}, torchrun("--standalone", "--nproc_per_node", 2))
-    assert code == 1, log
-    assert "rank 0, in an update: another rank gave no answer" in log and "it hangs" in log, log
-    assert checkpoints(tmp_path / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 
 def share_engine(run, arguments, rank, port):
@@ -734,6 +759,14 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
     main(flags(data, tmp_path / "two", "--steps", 6, "--save-every", 1, "--eval-every", 0, "--eval-n", 1))
     *before, last = metrics(tmp_path / "two")
     assert json.dumps(before) == json.dumps(two) and last["step"] == 6 and last["logp_gap"] < 1e-5
+
+
+def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
+    folder, wait = hanging_ranks
+    ((code, log),) = wait()
+    assert code == 1, log
+    assert "rank 0, in an update: another rank gave no answer" in log and "it hangs" in log, log
+    assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
