@@ -1,7 +1,7 @@
 """Bad input gets one line that names the file, row or flag; nothing that came from a checkpoint, a data set or a model
 is run, and none of it steers the terminal.
 
-    python -m pytest tools/test_input.py
+    python -m pytest tests/test_input.py
 """
 import contextlib
 import dataclasses
@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko
 import verify
-from test_simko import ENVIRONMENT, HERE, main, metrics, recipe
+from tests import workers
+from tests.conftest import main, metrics, recipe, write_rows
 from tools import checks, data, laptop, plots, tables
 from tools.log import Log
 
@@ -55,7 +55,7 @@ def tiny(tmp_path_factory):
     for name in ("train", "test"):
         rows = [{"id": f"{name}{ESCAPE}{i}", "problem": f"{i} {name == 'test':d} 4 > 48 :", "answer": f"48 = {i} 20 4"}
                 for i in range(40)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{name}.jsonl", rows)
     return folder
 
 
@@ -374,9 +374,7 @@ def run(tiny, tmp_path_factory):
     """(folder, stdout and stderr) of a step and its evaluation, with secrets in the environment."""
     folder = tmp_path_factory.mktemp("run") / "run"
     command = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 1)
-    done = subprocess.run([sys.executable, HERE / "simko.py", *command], env=ENVIRONMENT | SECRETS, capture_output=True,
-                          timeout=300, check=True)
-    return folder, (done.stdout + done.stderr).decode()
+    return folder, workers.run(workers.python("simko.py", *command), **SECRETS)
 
 
 def test_ids_beyond_the_tokenizer_are_sampled_without_harm(tiny, run):
@@ -574,5 +572,5 @@ def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypat
         with pytest.raises(SystemExit, match=f"{place} cannot be") as stop:
             module.main()
         refused(stop.value)
-    done = subprocess.run(["bash", HERE / "train.sh", "nosuch"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", workers.ROOT / "train.sh", "nosuch"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("train.sh: error: no recipe 'nosuch': choose one of")

@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -12,7 +11,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import checks, data, laptop
 from tools.data import DATASETS, GROUPS
 from tools.prompts import BOXED, encode_prompts
@@ -101,7 +99,7 @@ def test_any_hub_set_with_its_columns_named(hub):
         {"id": "0", "problem": "Pears?", "answer": "18"}]
 
 
-def test_copies_become_a_folder_for_data_dir(tmp_path):
+def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     copies, folder = tmp_path / "copies", tmp_path / "data"
     copies.mkdir()
     with gzip.open(copies / "math-train.jsonl.gz", "wt") as file:
@@ -121,8 +119,10 @@ def test_copies_become_a_folder_for_data_dir(tmp_path):
     (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
     for word, message in ((f"aime24={copies}/none.jsonl", "none.jsonl cannot be read"), ("aime23", "aime23: none of"),
                           (f"aime24={copies}/bad.jsonl", "bad.jsonl, line 2")):
-        failed = subprocess.run([*command[:3], word], capture_output=True, text=True, check=False)
-        assert failed.returncode == 1 and message in failed.stderr and failed.stderr.count("\n") == 1
+        monkeypatch.setattr(sys, "argv", ["data.py", str(folder), word])
+        with pytest.raises(SystemExit, match=message) as stop:
+            data.main()
+        assert "\n" not in stop.value.code
 
 
 def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys):

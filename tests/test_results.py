@@ -3,13 +3,11 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from tools import results, study  # noqa: E402
+from tests.workers import ROOT
+from tools import results, study
 
 
 def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path, monkeypatch):

@@ -4,11 +4,9 @@ import math
 import random
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import tables
 
 SIX = ["aime24", "aime25", "amc23", "math500", "minerva", "olympiad"]
