@@ -73,8 +73,8 @@ def test_engine_and_trainer_fit_beside_each_other_in_the_rollout(card_gb,
 
 
 def test_the_formula_is_above_what_one_card_showed():
-    """Bytes above weights, gradients and optimizer in updates of 16,384
-    tokens on an H100 (docs/performance.md: 3.05 and 4.61 GiB)."""
+    """An H100 needed 3.05 and 4.61 GiB above weights, gradients and optimizer
+    for updates of 16,384 tokens."""
     for size, gib in ((0.494, 3.05), (1.54, 4.61)):
         shown = 16 * size + gib * 2**30 / 1e9
         assert shown < hardware.memory_gb(size, 1) < shown + 12
