@@ -169,7 +169,8 @@ def leave_at_once(error, verifier):
         # torchrun takes the first rank to end for the root cause, and
         # then ends the others. So this one waits for its signal.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        threading.Event().wait(30)
+        if not GuardedEngine.asked:
+            threading.Event().wait(30)
     else:
         get_error_handler().record_exception(error)
     os._exit(1)
@@ -222,12 +223,13 @@ class GuardedEngine:
 
     shared: several ranks share an engine. If one of them left a rollout
     early, the others would wait for it, so all finish the rollout."""
+    asked = False  # whether a signal has come to this process
 
     def __init__(self, start, shared=False):
         self.shared = shared
         self.rank = dist.get_rank()
         self.signal = None         # the one that came, to any rank
-        self.asked = False         # whether it came to this rank
+        GuardedEngine.asked = False
         self.abandonable = False   # whether a rollout may be left now
         self.stopped = False
         timer = threading.Timer(START_LIMIT, self.hangs)
@@ -258,7 +260,7 @@ class GuardedEngine:
         """The signal handler."""
         if self.asked:
             os._exit(128 + number)
-        self.asked, self.signal = True, number
+        GuardedEngine.asked, self.signal = True, number
         sys.stdout, sys.stderr = map(Unbroken, self.streams)
         name = signal.Signals(number).name
         text = (f"rank {self.rank}: {name}: stopping after the last whole "
