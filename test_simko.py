@@ -72,7 +72,7 @@ def test_one_token_of_a_vocabulary_of_four():
         advantage=torch.tensor(1.0),
         gate=torch.tensor(True),
         alpha=0.3,
-        lam=1.1,
+        lambda_top1=1.1,
     )
     autograd = gradient(ratio, z)
 
@@ -121,7 +121,7 @@ def real_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
     )
 
 
-@given(V=st.integers(1, 9), K=st.integers(1, 9), alpha=st.floats(0, 1), lam=st.floats(1, 3), seed=seeds)
+@given(V=st.integers(1, 9), K=st.integers(1, 9), alpha=st.floats(0, 1), lambda_top1=st.floats(1, 3), seed=seeds)
 def test_the_ratio_is_the_papers_whose_old_top_k_cancels(V, K, alpha, lam, seed):
     K = min(K, V)
     z = randn(24, V, seed=seed).requires_grad_()
@@ -148,7 +148,7 @@ def test_eq6_has_the_gradient_of_eq5_and_the_value_of_gamma(V, K, alpha, inside,
     candidates = order[:K] if inside or K == V else order[K:]
     y = candidates[seed % len(candidates)].reshape(1)
     yes = torch.tensor([True])
-    ratio = real_ratio(z, z_old, y, torch.ones(1), yes, alpha, K, lam=7.0)
+    ratio = real_ratio(z, z_old, y, torch.ones(1), yes, alpha, K, lambda_top1=7.0)
 
     pi = z.detach().softmax(-1)
     logp, old_logp = z.log_softmax(-1)[:, y], z_old.log_softmax(-1)[:, y]
@@ -180,8 +180,8 @@ def test_alpha_0_with_lambda_1_and_q_1_are_grpo_bit_for_bit(dtype, V, alpha, see
     logp = z.log_softmax(-1).gather(1, y[:, None])[:, 0]
     old_logp = z_old.log_softmax(-1).gather(1, y[:, None])[:, 0]
     grpo = loss_and_gradient((logp - old_logp).exp())
-    alpha_0 = real_ratio(z, z_old, y, A, half, alpha=0.0, K=2, lam=1.0)
-    q_1 = real_ratio(z, z_old, y, A, none, alpha=alpha, K=2, lam=1.5)
+    alpha_0 = real_ratio(z, z_old, y, A, half, alpha=0.0, K=2, lambda_top1=1.0)
+    q_1 = real_ratio(z, z_old, y, A, none, alpha=alpha, K=2, lambda_top1=1.5)
     assert torch.equal(loss_and_gradient(alpha_0), grpo)
     assert torch.equal(loss_and_gradient(q_1), grpo)
 
@@ -200,7 +200,7 @@ def test_lambda_acts_before_the_clip():
     yes = torch.tensor([True, True])
     A = -torch.ones(2, dtype=torch.float64)
     ratio = simko.simko_ratio(
-        logp, zero, zero[:, None], yes, A, yes, alpha=0.5, lam=1.1
+        logp, zero, zero[:, None], yes, A, yes, alpha=0.5, lambda_top1=1.1
     )
     loss = simko.clipped_loss(ratio, A, 0.2, 0.2)
     near(loss, torch.tensor([0.825, 0.8], dtype=torch.float64))

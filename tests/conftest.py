@@ -125,8 +125,8 @@ def plain_logits(model, sample):
 
 def config(folder, **changes):
     """An objective so strong that each part of it shows in a gradient."""
-    strong = Config(model=str(folder), alpha=0.2, lam=1.6, q=0.4, clip_low=0.1, clip_high=0.15, grad_clip=1e9, lr=0.0,
-                    micro_batch_tokens=40, max_prompt_tokens=200, max_response_tokens=24, eval_max_tokens=24)
+    strong = Config(model=str(folder), alpha=0.2, lambda_top1=1.6, q=0.4, epsilon=0.1, epsilon_high=0.15, max_grad_norm=1e9, learning_rate=0.0,
+                    micro_batch_tokens=40, max_prompt_length=200, max_completion_length=24, eval_max_tokens=24)
     return dataclasses.replace(strong, **changes)
 
 
@@ -204,20 +204,20 @@ def write_rows(path, rows):
 
 def recipe(data, command, output, *flags):
     """Arguments of the laptop recipe's `train`, or of an evaluation of its base model."""
-    line = (f"{command} --model {data}/base --output {output} --task countdown --prompt-template raw --eval-n 4 "
-            f"--max-prompt-tokens 16 --eval-max-tokens 12 --eval-data {data}/test.jsonl --eval-temperature 1 "
+    line = (f"{command} --model {data}/base --output-dir {output} --task countdown --prompt-template raw --eval-n 4 "
+            f"--max-prompt-length 16 --eval-max-tokens 12 --eval-data {data}/test.jsonl --eval-temperature 1 "
             "--eval-top-p 1")
     if command == "train":
-        line += (f" --train-data {data}/train.jsonl --batch 32 --mini-batch 8 --lr 4e-4 --max-response-tokens 12"
-                 " --loss-norm token --no-gradient-checkpointing --save-every 1")
+        line += (f" --train-data {data}/train.jsonl --batch-size 32 --mini-batch-size 8 --learning-rate 4e-4 --max-completion-length 12"
+                 " --loss-type dapo --no-gradient-checkpointing --save-steps 1")
     return [*line.split(), *map(str, flags)]
 
 
 def short_recipe(data, output, *flags):
     """Arguments of a run on `taught` of steps so short, with a rate so high, that three of them show something."""
     line = (f"train --model {data}/base --train-data {data}/all.jsonl --task countdown --prompt-template raw --q 0.5 "
-            f"--rollout hf --output {output} --batch 8 --mini-batch 4 --max-prompt-tokens 16 --max-response-tokens 12 "
-            "--eval-max-tokens 12 --lr 1e-3 --loss-norm token --no-gradient-checkpointing")
+            f"--rollout hf --output-dir {output} --batch-size 8 --mini-batch-size 4 --max-prompt-length 16 --max-completion-length 12 "
+            "--eval-max-tokens 12 --learning-rate 1e-3 --loss-type dapo --no-gradient-checkpointing")
     return [*line.split(), *map(str, flags)]
 
 

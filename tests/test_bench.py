@@ -94,7 +94,7 @@ def test_layers_are_compiled_once_for_all_lengths_and_give_the_same_gradients():
     with simko.process_group() as device:
         for prepare in (None, bench.compile_layers):
             torch.manual_seed(0)
-            trainer = bench.random_trainer(config, device, prepare, lr=0.0)
+            trainer = bench.random_trainer(config, device, prepare, learning_rate=0.0)
             norms.append([])
             for count, length in ((4, 64), (2, 64), (3, 50)):
                 _, norm = trainer.update(bench.random_samples(count, length, "laptop"), None, bench.QUIET)
@@ -140,7 +140,7 @@ def test_loss():
 
 
 def test_step(tmp_path):
-    small = ["--batch", 2, "--group-size", 2, "--mini-batch", 1, "--max-response-tokens", 4]
+    small = ["--batch-size", 2, "--num-generations", 2, "--mini-batch-size", 1, "--max-completion-length", 4]
     subprocess.run([sys.executable, BENCH.parent / "laptop.py", tmp_path / "data", "--steps", "1"], check=True,
                    capture_output=True)
     data = ["--model", tmp_path / "data/base", "--train-data", tmp_path / "data/train.jsonl"]

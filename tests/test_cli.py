@@ -6,12 +6,12 @@ import pytest
 
 import simko
 from tests.conftest import main, recipe
-from tools import checks
+from runtime import cli
 
 REFUSED = {  # command line: what the message names, by default the first flag
     "": "train or eval", "trian": "train or eval", "train stray": "stray", "eval": "--eval-data",
-    "train --batch 10 --mini-batch 4": "--mini-batch 4 does not divide --batch 10",
-    "train --tensor-parallel 2 --rollout hf": "--tensor-parallel 2 is for vLLM's engine: not with --rollout hf",
+    "train --batch-size 10 --mini-batch-size 4": "--mini-batch-size 4 does not divide --batch-size 10",
+    "train --tensor-parallel-size 2 --rollout hf": "--tensor-parallel-size 2 is for vLLM's engine: not with --rollout hf",
     "train --eval-data a/x,split=test b/x": "same name", "eval --alpha 0.1 --eval-data x": "--alpha",
     **{f"train --{flags}": f"--{flags.split()[0]}" for flags in (
         "nosuch 1", "group-size 1", "alpha 1.01", "alpha -0.1", "q 1.2", "q -0.2", "lam 0.9", "clip-low 1", "seed -1",
@@ -33,9 +33,9 @@ def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--tensor-parallel", 4], "--tensor-parallel 4 does not divide the model's num_attention_heads, 2"),
+    (["--tensor-parallel-size", 4], "--tensor-parallel-size 4 does not divide the model's num_attention_heads, 2"),
     (["--K", 1000], "--K 1000 is more than"), (["--model", "./nosuch"], "--model ./nosuch"),
-    (["--prompt-template", "chat"], "no chat template"), (["--max-prompt-tokens", 3], "than --max-prompt-tokens 3"),
+    (["--prompt-template", "chat"], "no chat template"), (["--max-prompt-length", 3], "than --max-prompt-length 3"),
     (["--train-data", "nosuch.jsonl"], "nosuch.jsonl"), (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"),
     (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2")])
 def test_what_model_or_data_rule_out_is_said_before_anything_is_made(laptop, tmp_path, monkeypatch, flags, message):

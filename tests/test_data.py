@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tools import checks, data, laptop
+from runtime import cli, data, laptop
 from tools.data import DATASETS, GROUPS
-from tools.prompts import BOXED, encode_prompts
+from runtime.prompts import BOXED, encode_prompts
 from verify import Verifier, is_correct
 
 GAME = {"question": "?", "answer": "A,C", "metadata": {}}
@@ -185,7 +185,7 @@ def make_tokenizer(chat_template):
 @pytest.mark.parametrize("template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
 def test_prompts_are_in_the_models_published_format(template, chat):
     tokenizer = make_tokenizer(chat)
-    cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_tokens=1000)
+    cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_length=1000)
     (problem,), dropped = encode_prompts([{"id": "0", "problem": "1 + 1?", "answer": "2"}], tokenizer, cfg)
     assert tokenizer.decode(problem["prompt_ids"]) == PUBLISHED[template, chat] and dropped == 0
     specials = sum(PUBLISHED[template, chat].count(token) for token in tokenizer.all_special_tokens)
@@ -193,7 +193,7 @@ def test_prompts_are_in_the_models_published_format(template, chat):
 
 
 def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
-    cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_tokens=1000)
+    cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_length=1000)
     problems = [{"id": task, "problem": "Q", "answer": "1", "task": task} for task in ("synlogic", "text")]
     tokenizer = make_tokenizer(QWEN)
     texts = [tokenizer.decode(p["prompt_ids"]) for p in encode_prompts(problems, tokenizer, cfg)[0]]

@@ -39,9 +39,9 @@ from tests.conftest import (
     CPU, checkpoints, config, load_samples, main, metrics, needs_vllm, one_base, quiet, short_recipe, write_rows)
 from tools import checkpoints as saving
 from tools import evaluation as evaluating
-from tools import faults, laptop
-from tools.hf_rollout import HFEngine
-from tools.log import Log
+from runtime import faults, laptop
+from runtime.hf_engine import HFEngine
+from runtime.log import Log
 
 
 # ----------------------------------------------------------------------------------------------- runs and comparisons
@@ -58,7 +58,7 @@ def data(taught):
 
 def flags(data, output, *more):
     """Arguments of a run of 6 steps of 2 updates, an evaluation every 3 and a checkpoint every 2 steps."""
-    steps = "--steps 6 --save-every 2 --eval-every 3 --eval-n 4".split()
+    steps = "--steps 6 --save-steps 2 --eval-steps 3 --eval-n 4".split()
     return short_recipe(data, output, *steps, "--eval-data", data / "test.jsonl", *more)
 
 
@@ -314,7 +314,7 @@ def test_a_second_ctrl_c_exits_at_once(forks):
 
 def test_an_evaluation_stops_at_sigterm_and_goes_on(data, tmp_path):
     line = (f"eval --model {data}/base --eval-data {data}/test.jsonl --task countdown --prompt-template raw "
-            "--rollout hf --max-prompt-tokens 16 --eval-max-tokens 12 --eval-n 4 --output").split()
+            "--rollout hf --max-prompt-length 16 --eval-max-tokens 12 --eval-n 4 --output-dir").split()
     with at_call(HFEngine, "generate", 2, ask()), pytest.raises(SystemExit) as stop:
         main([*line, str(tmp_path / "stopped")])
     assert stop.value.code == 0 and len((tmp_path / "stopped/test.jsonl").read_text().splitlines()) == 1 + 4 * 64
@@ -419,7 +419,7 @@ def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path)
 @pytest.mark.parametrize("poisoned", [2, 4, None], ids=["right", "wrong", "gradient alone"])
 def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, capsys, poisoned):
     """A log-ratio above 88 overflows: the loss of a wrong response, the gradient of a right one: 0 times infinity."""
-    trainer = simko.Trainer(config(base, lr=1e-3, batch=8, mini_batch=4, loss_norm="token"), CPU, torch.float32)
+    trainer = simko.Trainer(config(base, learning_rate=1e-3, batch_size=8, mini_batch_size=4, loss_type="token"), CPU, torch.float32)
 
     def update(*bad):
         samples = load_samples(base)
@@ -490,7 +490,7 @@ def test_log_probs_that_are_not_numbers_stop_the_run(data, tmp_path):
         return samples
     with (mock.patch.object(HFEngine, "generate", infinite),
           pytest.raises(SystemExit, match="is nan.*numbers too large for --dtype")):
-        main(flags(data, tmp_path, "--eval-every", 0))
+        main(flags(data, tmp_path, "--eval-steps", 0))
 
 
 def test_equal_rewards_get_one_warning(tmp_path, capsys):
@@ -503,7 +503,7 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
         error = capsys.readouterr().err
         if error:
             warned.append(step)
-            assert all(word in error for word in ("--task", "--prompt-template", "--max-response-tokens", "format"))
+            assert all(word in error for word in ("--task", "--prompt-template", "--max-completion-length", "format"))
     assert warned == [11, 34]
     path.write_text('{"reward": 0.0}\n' * 10)
     faults.check_rewards(path)
@@ -512,12 +512,12 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
 
 # --------------------------------------------------------------------------------------------------- memory and engines
 OOM = {  # where memory ends: what the message says
-    "engine": (HFEngine, "__init__", "the start of the engine.*--engine-memory 0.6"),
+    "engine": (HFEngine, "__init__", "the start of the engine.*--gpu-memory-utilization 0.6"),
     "policy": (simko, "load_model", "loading the policy.*more GPUs"),
-    "rollout": (HFEngine, "generate", "a rollout.*--engine-memory 0.6"),
+    "rollout": (HFEngine, "generate", "a rollout.*--gpu-memory-utilization 0.6"),
     "log-probs": (simko, "pack", "log-probs.*--micro-batch-tokens 999"),
     "update": (simko, "token_losses", "an update.*--micro-batch-tokens 999, --gradient-checkpointing .now False"),
-    "sync": (HFEngine, "sync", "the engine.s wake-up and sync.*--engine-memory 0.6"),
+    "sync": (HFEngine, "sync", "the engine.s wake-up and sync.*--gpu-memory-utilization 0.6"),
 }
 
 
@@ -526,7 +526,7 @@ def test_out_of_memory_says_in_which_phase_and_which_flag_helps(data, tmp_path, 
     owner, name, message = OOM[where]
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 MiB free")
     with at_call(owner, name, 1, raised(error)), pytest.raises(SystemExit, match=f"rank 0, in {message}.*2.00 GiB"):
-        main(flags(data, tmp_path, "--eval-every", 0, "--micro-batch-tokens", 999))
+        main(flags(data, tmp_path, "--eval-steps", 0, "--micro-batch-tokens", 999))
 
 
 @pytest.mark.parametrize("name", ["__init__", "generate"])
@@ -535,7 +535,7 @@ def test_an_engine_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, 
             faults.engine_log, "lines", ["INFO loading\n"]), pytest.raises(ValueError, match="core died") as crash):
         main(flags(data, tmp_path))
     (note,) = crash.value.__notes__
-    assert "The last lines of its log:\nINFO loading" in note and "--engine-memory 0.6" in note
+    assert "The last lines of its log:\nINFO loading" in note and "--gpu-memory-utilization 0.6" in note
 
 
 def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_where_it_stands(forks):
@@ -610,10 +610,10 @@ def faulty_rank(folder):
         record(simko.main)(plan["arguments"])
 
 
-def start_ranks(data, folder, faults, *commands, output="run"):
+def start_ranks(data, folder, faults, *commands, output_dir="run"):
     """As `launched`, of runs with these faults."""
     (folder / "plan.json").write_text(json.dumps({"faults": faults, "arguments": flags(
-        data, folder / output, "--steps", 5, "--save-every", 1, "--eval-every", 0, "--eval-n", 1)}))
+        data, folder / output, "--steps", 5, "--save-steps", 1, "--eval-steps", 0, "--eval-n", 1)}))
     return launched(folder, *commands)
 
 
@@ -650,7 +650,7 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     assert steps == [2] and done == "step_000002", log  # step 3 failed; the restart was asked to stop in its rollout
     ((code, log),) = run_ranks(data, tmp_path, {}, two())
     assert code == 0 and [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5], log
-    ((code, log),) = run_ranks(data, tmp_path, {}, two(), output="straight")
+    ((code, log),) = run_ranks(data, tmp_path, {}, two(), output_dir="straight")
     assert code == 0 and metrics(tmp_path / "run") == metrics(tmp_path / "straight"), log
     for path in ("hf/model.safetensors", "eval_000005/test.jsonl"):
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
@@ -703,9 +703,9 @@ def shared_engines(folder):
             shutil.rmtree(folder / "resumed/checkpoints/step_000003")
         unlink_shared_memory()
         arguments, port = flags(
-            data, folder / name, "--model", model, "--rollout", "vllm", "--tensor-parallel", 2, "--batch", 5,
-            "--mini-batch", 5, "--steps", 3, "--save-every", 1, "--eval-every", 0, "--method", "w-reinforce",
-            "--engine-memory", 0.1), free_port()
+            data, folder / name, "--model", model, "--rollout", "vllm", "--tensor-parallel-size", 2, "--batch-size", 5,
+            "--mini-batch-size", 5, "--steps", 3, "--save-steps", 1, "--eval-steps", 0, "--method", "w-reinforce",
+            "--gpu-memory-utilization", 0.1), free_port()
         codes[name] = [end_of(pid) for pid in [fork(folder / "log", partial(
             share_engine, folder / name, arguments, rank, port)) for rank in (0, 1)]]
     unlink_shared_memory()
@@ -741,12 +741,12 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
     process goes on from the two nodes' checkpoint."""
     node = torchrun("--nnodes", 2, "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_id", "nodes",
                     "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1")
-    for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output="two"):
+    for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output_dir="two"):
         assert code == 0, log
     logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))
     assert logs.count("not finite, not stepped") == 1 and "  rank 1, problem " in logs, logs  # all refused it together
     four = torchrun("--standalone", "--nproc_per_node", 4)
-    ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output="one")
+    ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output_dir="one")
     assert code == 0, log
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(two) == 5 and math.isnan(one[0]["grad_norm"]) and one[1]["grad_norm"] > 0
@@ -756,7 +756,7 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
         for name in row.keys() - {"method"}:
             assert row[name] == pytest.approx(other[name], abs=1e-6, rel=1e-5, nan_ok=True), (row["step"], name)
     print("largest difference of losses:", max(abs(row["loss"] - other["loss"]) for row, other in zip(one, two)))
-    main(flags(data, tmp_path / "two", "--steps", 6, "--save-every", 1, "--eval-every", 0, "--eval-n", 1))
+    main(flags(data, tmp_path / "two", "--steps", 6, "--save-steps", 1, "--eval-steps", 0, "--eval-n", 1))
     *before, last = metrics(tmp_path / "two")
     assert json.dumps(before) == json.dumps(two) and last["step"] == 6 and last["logp_gap"] < 1e-5
 

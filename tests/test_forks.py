@@ -54,10 +54,10 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     assert [line["correct"] for line in lines] == [
         int(re.findall("[0-9]+", line["response"])[-1:] == [targets[line["id"]]]) for line in lines]
     run(root, *recipe(laptop, "train", tmp_path / "train", "--rollout", "hf", "--method", "rloo", "--steps", 1,
-                      "--batch", 4, "--mini-batch", 2, "--eval-n", 1))
+                      "--batch-size", 4, "--mini-batch-size", 2, "--eval-n", 1))
     (row,) = map(json.loads, (tmp_path / "train" / "metrics.jsonl").read_text().splitlines())
     assert row["method"] == "rloo"
-    script = ("import simko, torch; cfg = simko.Config(method='rloo', group_size=4);"
+    script = ("import simko, torch; cfg = simko.Config(method='rloo', num_generations=4);"
               "print(simko.response_advantage(torch.tensor([1., 0, 0, 1]), cfg).tolist())")
     printed = subprocess.check_output(workers.python("-c", script), cwd=root, text=True)
     assert json.loads(printed) == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])

@@ -23,8 +23,8 @@ from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, main, metrics, move, near, one_base, plain_logits, plain_model, quiet,
     randn, seeds, short_recipe)
-from tools import checks
-from tools.hf_rollout import HFEngine
+from runtime import cli
+from runtime.hf_engine import HFEngine
 
 
 # ------------------------------------------------------------------------------------------------------ advantages
@@ -50,7 +50,7 @@ def test_advantages(method, N, k, groups, seed):
     k = min(k, N)
     rows = [[int(x > (seed + i) % 3 - 1) for x in randn(N, seed=seed + i)] for i in range(groups)]
     rows += [[0] * N, [1] * N, [1] + [0] * (N - 1), [0] + [1] * (N - 1)]  # every edge: M = 0, 1, N - 1, N
-    got = simko.response_advantage(torch.tensor(sum(rows, [])).float(), Config(method=method, group_size=N, pass_k=k))
+    got = simko.response_advantage(torch.tensor(sum(rows, [])).float(), Config(method=method, num_generations=N, pass_k=k))
     want = [naive_advantage(method, row, i, k) for row in rows for i in range(N)]
     near(got.double(), torch.tensor([0.0 if A is None else A for A in want], dtype=torch.float64), 1e-5)
     if method in ("psr", "nsr"):  # 0 is what marks a response as left out
@@ -62,7 +62,7 @@ def test_advantages(method, N, k, groups, seed):
     (8, 8, 4, None, 0), (8, 0, 4, 0, None), (8, 3, 4, 0, 0), (4, 2, 1, 1, -1)])
 def test_pass_at_k_advantages_worked_out_by_hand(N, M, k, positive, negative):
     rewards = torch.tensor([1.0] * (N - M) + [0.0] * M)
-    got = simko.response_advantage(rewards, Config(method="pass-at-k", group_size=N, pass_k=k)).tolist()
+    got = simko.response_advantage(rewards, Config(method="pass-at-k", num_generations=N, pass_k=k)).tolist()
     assert got == pytest.approx([positive] * (N - M) + [negative] * M, abs=1e-4)
 
 
@@ -75,13 +75,13 @@ def naive_loss(method, z, z_old, y, A, gate, cfg):
     if method == "kl-cov":
         return -A * gamma + (1.0 * abs(pi[y].log() - old[y].log()) if gate else 0), False
     if method == "simko":
-        gamma = naive_ratio(z, z_old, y, A, gate, cfg.alpha, cfg.K, cfg.lam)
+        gamma = naive_ratio(z, z_old, y, A, gate, cfg.alpha, cfg.K, cfg.lambda_top1)
     if method == "entropy-adv":
         A = A + min(0.4 * H, abs(A) / 2)
     if method == "forking" and not gate:
         return 0 * gamma, False
-    clipped = A > 0 and gamma > 1 + cfg.clip_high or A < 0 and gamma < 1 - cfg.clip_low
-    return (-A * (1 + cfg.clip_high if A > 0 else 1 - cfg.clip_low) + 0 * gamma if clipped else -A * gamma), clipped
+    clipped = A > 0 and gamma > 1 + cfg.epsilon_high or A < 0 and gamma < 1 - cfg.epsilon
+    return (-A * (1 + cfg.epsilon_high if A > 0 else 1 - cfg.epsilon) + 0 * gamma if clipped else -A * gamma), clipped
 
 
 def real_losses(z, z_old, y, A, gate, cfg):
@@ -102,7 +102,7 @@ def batch_of_tokens(seed, moved, V=7, N=24):
 @given(moved=st.sampled_from([0.2, 0.7]), seed=seeds)
 def test_per_token_losses_and_their_gradients(method, moved, seed):
     tokens, weight = batch_of_tokens(seed, moved), randn(24, seed=seed + 7)
-    cfg = Config(method=method, alpha=0.2, lam=1.6, clip_low=0.1, clip_high=0.15)
+    cfg = Config(method=method, alpha=0.2, lambda_top1=1.6, epsilon=0.1, epsilon_high=0.15)
     real, clipped = real_losses(*tokens, cfg)
     naive, naively = zip(*(naive_loss(method, *row, cfg) for row in zip(*tokens)))
     near(real, torch.stack(naive))
@@ -112,13 +112,13 @@ def test_per_token_losses_and_their_gradients(method, moved, seed):
 
 @pytest.mark.parametrize("method, changes", [
     ("psr", {}), ("nsr", {}), ("w-reinforce", {}), ("pass-at-k", {}),  # other advantages, the same loss
-    ("simko", {"alpha": 0.0, "lam": 1.0}), ("entropy-adv", {"entropy_weight": 0.0}),
+    ("simko", {"alpha": 0.0, "lambda_top1": 1.0}), ("entropy-adv", {"entropy_weight": 0.0}),
     ("kl-cov", {"kl_cov_weight": 0.0}), ("forking", {})])
 @given(seed=seeds)
 def test_each_loss_reduces_to_grpos(method, changes, seed):
     z, z_old, y, A, gate = batch_of_tokens(seed, 0.5)
     gate = gate | (method == "forking")  # of all tokens
-    clip = {"clip_low": 1 - 1e-9, "clip_high": 1e9} if method == "kl-cov" else {}
+    clip = {"epsilon": 1 - 1e-9, "epsilon_high": 1e9} if method == "kl-cov" else {}
     results = []
     for cfg in (Config(method=method, **changes), Config(method="grpo", **clip)):
         loss, _ = real_losses(z, z_old, y, A, gate, cfg)
@@ -137,7 +137,7 @@ def test_advantages_reduce_to_grpos(seed):
 # --------------------------------------------------------------------------------------------------------- updates
 def case(folder, method, **changes):
     """Settings so strong that everything shows, and samples whose rewards go with the signs of their advantages."""
-    cfg = config(folder, method=method, kl_cov_share=0.1, group_size=11, **changes)
+    cfg = config(folder, method=method, kl_cov_share=0.1, num_generations=11, **changes)
     samples = load_samples(folder)
     for s in samples:
         s.reward = float(s.advantage > 0)
@@ -195,7 +195,7 @@ def real_gradient(cfg, samples):
 def test_an_update_has_the_formulas_gradient_however_it_is_split(base, group, method, norm):
     want, gates, count = naive_gradient(base, method, norm)
     for tokens, order in [(1, 1), (40, -1), (10**6, 1)]:
-        cfg, samples = case(base, method, loss_norm=norm, micro_batch_tokens=tokens)
+        cfg, samples = case(base, method, loss_type=norm, micro_batch_tokens=tokens)
         got, sums = real_gradient(cfg, samples[::order])
         assert distance(got, want) < 1e-6
         assert sums[1] == gates > 0 and sums[4] == count and (count == 88) == (method not in ("psr", "nsr"))
@@ -239,7 +239,7 @@ def test_kl_cov_takes_the_share_of_tokens_with_the_largest_covariance(lengths, s
 @one_base
 @pytest.mark.parametrize("method", ["psr", "nsr"])
 def test_an_update_to_which_nothing_is_left_leaves_weights_and_momentum_alone(base, group, method):
-    cfg, samples = case(base, method, lr=1e-3, weight_decay=0.1, lr_warmup=3)
+    cfg, samples = case(base, method, learning_rate=1e-3, weight_decay=0.1, warmup_steps=3)
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     start = [p.detach().full_tensor().clone() for p in trainer.policy.parameters()]
     trainer.old_statistics(samples, quiet)
@@ -271,13 +271,13 @@ def test_every_method_trains_after_the_same_grpo_step(taught, tmp_path):
     results = {}
     for method in METHODS:
         rows, weights = results[method] = train(taught, tmp_path / method, "--method", method, "--steps", 3,
-                                                "--grpo-steps", 1)
+                                                "--grpo-warmup-steps", 1)
         assert [row["method"] for row in rows] == ["grpo", method, method] and 0 < rows[0]["mixed_groups"] < 1
         for row in rows:
             assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
             assert row["grad_norm"] > 0 and row["rollouts"] == 1 and row["groups"] == 8
         assert rows[0] == results.get("grpo", results["simko"])[0][0]
-        tokens = round(64 * rows[1]["response_tokens"])
+        tokens = round(64 * rows[1]["response_length"])
         if method == "kl-cov":
             assert round(rows[1]["gate_share"] * tokens) == int(0.002 * tokens) > 0
         if method == "forking":
@@ -291,9 +291,9 @@ def test_every_method_trains_after_the_same_grpo_step(taught, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(taught, tmp_path, capsys, method):
-    flags = "--train-data", taught / "hopeless.jsonl", "--dynamic-sampling", 2, "--steps", 1, "--tau-scope", "batch"
+    flags = "--train-data", taught / "hopeless.jsonl", "--max-sampling-rounds", 2, "--steps", 1, "--tau-scope", "batch"
     (row,), weights = train(taught, tmp_path, "--method", method, *flags)
-    assert ("step 1: --dynamic-sampling 2 found 0 of 8 groups with unequal rewards, no update; raise it"
+    assert ("step 1: --max-sampling-rounds 2 found 0 of 8 groups with unequal rewards, no update; raise it"
             in capsys.readouterr().out)
     unmeasured = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
     assert unmeasured == {"Lambda", "Lambda_1", "Lambda_2", "Lambda_3", "entropy"}  # of no response
@@ -303,7 +303,7 @@ def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(taught, tmp_pa
 
 
 def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_bit(taught, tmp_path, capsys):
-    flags = "--dynamic-sampling", 9, "--method", "simko", "--seed", 5
+    flags = "--max-sampling-rounds", 9, "--method", "simko", "--seed", 5
     with (mock.patch.object(simko, "seed_everything", wraps=simko.seed_everything) as seed,
           mock.patch.object(simko, "prompt_order", wraps=simko.prompt_order) as order,
           mock.patch.object(HFEngine, "sleep") as sleep,
@@ -326,11 +326,11 @@ def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_
 
 def test_a_cap_that_is_met_is_said_and_the_step_goes_on_with_what_there_is(taught, tmp_path, capsys):
     (whole,), _ = train(taught, tmp_path / "all", "--steps", 1)
-    (row,), _ = train(taught, tmp_path / "mixed", "--steps", 1, "--dynamic-sampling", 1)
+    (row,), _ = train(taught, tmp_path / "mixed", "--steps", 1, "--max-sampling-rounds", 1)
     groups = round(8 * whole["mixed_groups"])
     assert 0 < groups < 8 and (row["groups"], row["rollouts"]) == (groups, 1) and row["grad_norm"] > 0
-    assert f"--dynamic-sampling 1 found {groups} of 8 groups with unequal rewards, updating" in capsys.readouterr().out
-    for name in ("reward", "response_tokens", "mixed_groups", "truncated"):  # of all that was rolled out
+    assert f"--max-sampling-rounds 1 found {groups} of 8 groups with unequal rewards, updating" in capsys.readouterr().out
+    for name in ("reward", "response_length", "mixed_groups", "truncated"):  # of all that was rolled out
         assert row[name] == whole[name]
 
 

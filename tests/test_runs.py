@@ -25,7 +25,7 @@ def vllm_runs(folder):
     straight, stopped = folder / "straight", folder / "stopped"
 
     def run(output):
-        pid = workers.fork(partial(simko.main, [*arguments, "--output", str(output)]), folder / "log")
+        pid = workers.fork(partial(simko.main, [*arguments, "--output-dir", str(output)]), folder / "log")
         if workers.end_of(pid):
             raise SystemExit((folder / "log").read_text())
 
@@ -88,7 +88,7 @@ def test_the_export_is_an_ordinary_checkpoint_that_transformers_loads_and_genera
 
 
 def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_path):
-    from tools.hf_rollout import HFEngine
+    from runtime.hf_engine import HFEngine
     arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf")
     responses, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
     with mock.patch.object(HFEngine, "generate", autospec=True, side_effect=HFEngine.generate) as generate:
@@ -141,14 +141,14 @@ def test_one_in_four_of_the_responses_without_a_gradient_stands_for_all_in_the_l
     first, same = (metrics(tmp_path / scope)[0] for scope in ("response", "batch"))
     for name in ("Lambda", "Lambda_1", "Lambda_2", "Lambda_3", "entropy"):
         assert abs(first[name] - same[name]) < 0.3 * abs(same[name])
-    assert sum(same["entropy_histogram"]) == pytest.approx(256 * same["response_tokens"])
+    assert sum(same["entropy_histogram"]) == pytest.approx(256 * same["response_length"])
 
 
 def test_a_broken_sync_stops_the_run_and_says_so(laptop, tmp_path):
-    from tools.hf_rollout import HFEngine
+    from runtime.hf_engine import HFEngine
     with (mock.patch.object(HFEngine, "sync", lambda engine, named_weights: list(named_weights)),
           pytest.raises(SystemExit, match="does not sample from the trained policy")):
-        main(recipe(laptop, "train", tmp_path, "--rollout", "hf", "--steps", 3, "--lr", 4e-3))
+        main(recipe(laptop, "train", tmp_path, "--rollout", "hf", "--steps", 3, "--learning-rate", 4e-3))
     assert [row["step"] for row in metrics(tmp_path)] == [1]
 
 
@@ -162,7 +162,7 @@ def one_rank(folder):
 
 
 def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on(laptop, tmp_path):
-    flags = ["--rollout", "hf", "--tau-scope", "batch", "--kl-beta", 0.1, "--q", 0.5, "--micro-batch-tokens", 99]
+    flags = ["--rollout", "hf", "--tau-scope", "batch", "--beta", 0.1, "--q", 0.5, "--micro-batch-tokens", 99]
     train = partial(recipe, laptop, "train", tmp_path, *flags, "--steps")
     (tmp_path / "arguments.json").write_text(json.dumps(train(1)))
     workers.run(workers.two_ranks(*workers.worker("one rank", tmp_path)))
@@ -178,13 +178,13 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     flags = "--rollout", "hf", "--eval-n", 2, "--eval-data", tmp_path / "65.jsonl"
     workers.run(workers.two_ranks("simko.py", *recipe(laptop, "eval", tmp_path / "eval", *flags)))  # 64 + 1
     assert len((tmp_path / "eval" / "65.jsonl").read_text().splitlines()) == 1 + 2 * 65
-    with pytest.raises(SystemExit, match="--lam was 1.1, is 1.2"):  # another run may not go on here
-        main(train(3, "--lam", 1.2))
+    with pytest.raises(SystemExit, match="--lambda-top1 was 1.1, is 1.2"):  # another run may not go on here
+        main(train(3, "--lambda-top1", 1.2))
     with pytest.raises(SystemExit, match="has come to step 2 already: --steps 1 is behind it"):
         main(train(1))
     with pytest.raises(SystemExit, match="is the folder of a training run"):
         main(recipe(laptop, "eval", tmp_path))
-    (tmp_path / "config.json").write_text('{"lam"')
+    (tmp_path / "config.json").write_text('{"lambda_top1"')
     with pytest.raises(SystemExit, match="config.json is damaged"):
         main(train(3))
     with pytest.raises(SystemExit, match="config.json/run is a file, or lies in one"):

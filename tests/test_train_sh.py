@@ -14,7 +14,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from runtime import hardware
-from tools import checks, laptop
+from runtime import cli, laptop
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("train.sh", "pyproject.toml", "runtime", "tools", "simko.py",
@@ -158,17 +158,17 @@ def test_flags_of_a_recipe_are_those_its_estimate_is_for(recipe):
     assert cfg.model == recipe.model
     assert cfg.train_data.removesuffix("-train") == recipe.train_data
     assert cfg.steps == recipe.steps
-    assert cfg.batch * cfg.group_size == recipe.responses
-    assert cfg.engine_memory == hardware.ENGINE_MEMORY
+    assert cfg.batch_size * cfg.num_generations == recipe.responses
+    assert cfg.gpu_memory_utilization == hardware.ENGINE_MEMORY
 
 
 def test_list_laptop_is_what_its_simko_run_gets(box):
     box.run("laptop", "--method", "simko")
     _, words = box.started()
     words = [word for word in words if word not in (
-        "--output", "runs/laptop/simko", "--method", "simko")]
+        "--output-dir", "runs/laptop/simko", "--method", "simko")]
     assert words == listed("laptop")
-    assert [value(words, flag) for flag in ("--alpha", "--lam", "--q")] == [
+    assert [value(words, flag) for flag in ("--alpha", "--lambda-top1", "--q")] == [
         "0.05", "1.5", "0.5"]
     assert "--alpha" not in listed("laptop", "psr")
 
@@ -188,10 +188,10 @@ def test_without_gpus_the_laptop_s_two_runs(box):
     runs = {line for line in box.log() if line.startswith("torchrun")}
     start = f"torchrun --standalone --nproc_per_node 1 simko.py train {shared}"
     assert runs == {
-        f"{start} --output runs/laptop/grpo --method grpo --eval-every 500 "
+        f"{start} --output-dir runs/laptop/grpo --method grpo --eval-steps 500 "
         "--seed 1",
-        f"{start} --output runs/laptop/simko --method simko --alpha 0.05 "
-        "--lam 1.5 --q 0.5 --seed 1"}
+        f"{start} --output-dir runs/laptop/simko --method simko --alpha 0.05 "
+        "--lambda-top1 1.5 --q 0.5 --seed 1"}
     others = [line.split()[1] for line in box.log() if "python" in line]
     assert others == ["tools/laptop.py", "tools/tables.py", "tools/plots.py"]
 
@@ -206,7 +206,7 @@ def test_the_laptop_leaves_gpus_alone(box):
 
 
 def test_the_laptop_names_its_folders(box):
-    assert "leave out --output" in refused(box.run("laptop", "--output", "x"))
+    assert "leave out --output-dir" in refused(box.run("laptop", "--output-dir", "x"))
 
 
 # ------------------------------------------------------------- with GPUs
@@ -215,7 +215,7 @@ def test_a_process_for_each_gpu_that_pytorch_sees(box):
     assert done.returncode == 0, done.stderr
     processes, words = box.started()
     assert processes == 2
-    assert value(words, "--output") == "runs/qwen2.5-0.5b"
+    assert value(words, "--output-dir") == "runs/qwen2.5-0.5b"
     assert "visible all" in box.log()
 
 
@@ -247,15 +247,15 @@ def test_the_default_is_the_largest_that_fits(box, cards, name):
     assert "By estimate" in line and "hours" in line
     processes, words = box.started()
     assert processes == len(cards)
-    assert value(words, "--output") == f"runs/{name}"
+    assert value(words, "--output-dir") == f"runs/{name}"
     assert value(words, "--method") == "grpo"
 
 
 def test_the_engine_takes_what_the_trainer_leaves(box):
-    box.run("llama3.2-3b", "--engine-memory", "0.3", cards=[80])
+    box.run("llama3.2-3b", "--gpu-memory-utilization", "0.3", cards=[80])
     _, words = box.started()
     given = [words[i + 1] for i, word in enumerate(words)
-             if word == "--engine-memory"]
+             if word == "--gpu-memory-utilization"]
     assert given == ["0.46", "0.3"]  # one's own comes last, and wins
 
 
@@ -326,13 +326,13 @@ def test_tensor_parallel_is_checked_against_the_number_of_gpus(box, tiny):
              tiny / "train.jsonl", "--eval-data", tiny / "test.jsonl",
              "--task", "countdown", "--prompt-template", "raw"]
     real = {"cards": [80] * 4, "REAL_CHECK": "yes"}
-    done = box.run(*words, "--tensor-parallel", "3", **real)
+    done = box.run(*words, "--tensor-parallel-size", "3", **real)
     assert "does not divide the processes of a node: 4" in done.stderr
     assert done.returncode == 2 and box.log() == []
-    done = box.run(*words, "--tensor-parallel", "2", **real)
+    done = box.run(*words, "--tensor-parallel-size", "2", **real)
     assert done.returncode == 0, done.stderr
     processes, words = box.started()
-    assert processes == 4 and value(words, "--tensor-parallel") == "2"
+    assert processes == 4 and value(words, "--tensor-parallel-size") == "2"
 
 
 # --------------------------------------------------------------- other uses

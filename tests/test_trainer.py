@@ -16,10 +16,10 @@ from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet)
 
 CASES = {
-    "response": {"loss_norm": "response"},
-    "token": {"loss_norm": "token", "temperature": 0.8, "gradient_checkpointing": False},
-    "kl": {"loss_norm": "response", "kl_beta": 0.3, "temperature": 1.3},
-    "kl-token-tau": {"loss_norm": "token", "kl_beta": 0.3, "tau_scope": "batch"},
+    "response": {"loss_type": "response"},
+    "token": {"loss_type": "token", "temperature": 0.8, "gradient_checkpointing": False},
+    "kl": {"loss_type": "response", "beta": 0.3, "temperature": 1.3},
+    "kl-token-tau": {"loss_type": "token", "beta": 0.3, "tau_scope": "batch"},
 }
 TAU = 2.5  # nats: stands for the rollout batch's threshold where tau_scope is "batch"
 
@@ -36,15 +36,15 @@ def naive_gradient(folder, case):
         tau = TAU if cfg.tau_scope == "batch" else np.quantile(entropy, cfg.q)
         for l, y in enumerate(s.response_ids):
             gate = entropy[l] > tau
-            gamma = naive_ratio(z[l], z_old[l], y, A, gate, cfg.alpha, cfg.K, cfg.lam)
+            gamma = naive_ratio(z[l], z_old[l], y, A, gate, cfg.alpha, cfg.K, cfg.lambda_top1)
             rho = z_ref[l].softmax(0)[y].detach() / z[l].softmax(0)[y]
-            J = min(gamma * A, gamma.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * A)
-            J = J - cfg.kl_beta * (rho - rho.log() - 1)
-            losses.append(-J / (len(s.response_ids) * len(samples) if cfg.loss_norm == "response" else 1))
-            taken = gate and A > 0, gate and A < 0 and y == z[l].argmax(), gate and (A or cfg.kl_beta)
-            clipped = A < 0 and gamma < 1 - cfg.clip_low, A > 0 and gamma > 1 + cfg.clip_high
+            J = min(gamma * A, gamma.clamp(1 - cfg.epsilon, 1 + cfg.epsilon_high) * A)
+            J = J - cfg.beta * (rho - rho.log() - 1)
+            losses.append(-J / (len(s.response_ids) * len(samples) if cfg.loss_type == "response" else 1))
+            taken = gate and A > 0, gate and A < 0 and y == z[l].argmax(), gate and (A or cfg.beta)
+            clipped = A < 0 and gamma < 1 - cfg.epsilon, A > 0 and gamma > 1 + cfg.epsilon_high
             branches.update(name for name, yes in zip(["pos", "neg", "gate", "low", "high"], taken + clipped) if yes)
-    (sum(losses) / (1 if cfg.loss_norm == "response" else len(losses))).backward()
+    (sum(losses) / (1 if cfg.loss_type == "response" else len(losses))).backward()
     return {name: p.grad for name, p in policy.named_parameters()}, branches
 
 
@@ -55,7 +55,7 @@ def real_update(folder, cfg, samples):
     move(trainer.policy, 1)
     trainer.old_statistics(samples, quiet)
     move(trainer.policy, 2)
-    for _ in range(1 if cfg.lr else 2):
+    for _ in range(1 if cfg.learning_rate else 2):
         sums, norm = trainer.update(samples, torch.tensor(TAU) if cfg.tau_scope == "batch" else None, quiet)
     return {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()}, sums, norm, trainer
 
@@ -77,7 +77,7 @@ def test_responses_whose_advantage_is_0_count_but_need_no_pass(base, group, zero
     """Nor old log-probs; where all are 0, AdamW's momentum and decay go on as if their gradient had been computed."""
     updates = []
     for spare in (True, False):
-        cfg, samples = config(base, lr=1e-3, weight_decay=0.1, loss_norm="token"), load_samples(base)
+        cfg, samples = config(base, learning_rate=1e-3, weight_decay=0.1, loss_type="token"), load_samples(base)
         trainer = simko.Trainer(cfg, CPU, torch.float64)
         trainer.old_statistics(samples, quiet)
         trainer.update(samples, None, quiet)
@@ -96,12 +96,12 @@ def test_responses_whose_advantage_is_0_count_but_need_no_pass(base, group, zero
 def test_simko_reduces_to_grpo_bit_for_bit_in_the_trainer(base, group):
     gradient = lambda **changes: real_update(base, config(base, **changes), load_samples(base))[0]
     grpo = gradient(method="grpo")
-    assert distance(gradient(alpha=0.0, lam=1.0), grpo) == distance(gradient(q=1.0), grpo) == 0
+    assert distance(gradient(alpha=0.0, lambda_top1=1.0), grpo) == distance(gradient(q=1.0), grpo) == 0
     assert distance(gradient(), grpo) > 0.01
 
 
 def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
-    cfg = config(base, lr=1e-3, grad_clip=0.05, lr_warmup=2, weight_decay=0.1)
+    cfg = config(base, learning_rate=1e-3, max_grad_norm=0.05, warmup_steps=2, weight_decay=0.1)
     gradient, _, norm, trainer = real_update(base, cfg, load_samples(base))
     want = {name: x * 0.05 / norm for name, x in naive_gradient(base, "response")[0].items()}
     assert norm > 0.1 and distance(gradient, want) < 1e-5
@@ -110,7 +110,7 @@ def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
     for update in (1, 2, 3, 4):
         for name, parameter in plain.named_parameters():
             parameter.grad = gradient[name]
-        optimizer.param_groups[0]["lr"] = cfg.lr * min(1, update / 3)
+        optimizer.param_groups[0]["lr"] = cfg.learning_rate * min(1, update / 3)
         optimizer.step()
         got = {name: weight.float() for name, weight in trainer.named_weights()}
         near(got, {name: parameter.data for name, parameter in plain.named_parameters()}, 1e-6)

@@ -49,7 +49,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, Qwen2Config
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko  # noqa: E402
 from runtime import chunked  # noqa: E402
-from tools.log import Log  # noqa: E402
+from runtime.log import Log  # noqa: E402
 
 ENVIRONMENT = dict(os.environ)  # as it was: simko.process_group adds its address to it
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -180,11 +180,11 @@ def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=1
 # ----------------------------------------------------------------------------------------------------------- step
 CASES = {  # flags of simko.py; those behind the case on the command line win
     "laptop": ["--model", "runs/laptop/data/base", "--train-data", "runs/laptop/data/train.jsonl",
-               "--task", "countdown", "--prompt-template", "raw", "--batch", "32", "--mini-batch", "8",
-               "--lr", "4e-4", "--loss-norm", "token", "--max-prompt-tokens", "16", "--max-response-tokens", "12"],
-    "smollm2": ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct", "--train-data", "gsm8k", "--batch", "8",
-                "--group-size", "4", "--mini-batch", "2", "--max-prompt-tokens", "256", "--max-response-tokens", "128",
-                "--engine-memory", "1"],
+               "--task", "countdown", "--prompt-template", "raw", "--batch-size", "32", "--mini-batch-size", "8",
+               "--learning-rate", "4e-4", "--loss-type", "token", "--max-prompt-length", "16", "--max-completion-length", "12"],
+    "smollm2": ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct", "--train-data", "gsm8k", "--batch-size", "8",
+                "--num-generations", "4", "--mini-batch-size", "2", "--max-prompt-length", "256", "--max-completion-length", "128",
+                "--gpu-memory-utilization", "1"],
 }
 
 
@@ -202,8 +202,8 @@ def simko_steps(cfg, problems, tokenizer, stop_ids, device, verifier):
             return result
         setattr(owner, name, wrapper)
 
-    with closing(simko.make_engine(cfg, stop_ids, device, torch.float32, "dummy", cfg.max_response_tokens)) as engine:
-        trainer, log = simko.Trainer(cfg, device, torch.float32), Log(Path(cfg.output), 0, cfg)
+    with closing(simko.make_engine(cfg, stop_ids, device, torch.float32, "dummy", cfg.max_completion_length)) as engine:
+        trainer, log = simko.Trainer(cfg, device, torch.float32), Log(Path(cfg.output_dir), 0, cfg)
         engine.sync(trainer.named_weights())
         for phase, owner, name in (
                 ("forward", trainer.policy, "policy_statistics"), ("forward", simko, "entropy_gate"),
@@ -215,7 +215,7 @@ def simko_steps(cfg, problems, tokenizer, stop_ids, device, verifier):
             row = simko.train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, QUIET)
             with redirect_stdout(sys.stderr):
                 log(row)
-            yield {"tokens": row["response_tokens"], **spent,
+            yield {"tokens": row["response_length"], **spent,
                    **{phase: row[f"seconds_{phase}"] for phase in ("rollout", "reward", "sync")}}
 
 
@@ -223,11 +223,11 @@ def trl_steps(python, cfg, problems, tokenizer, steps):
     """Makes a step of TRL's GRPOTrainer with each `next`, on the prompts that simko.py takes, in the same order; gives
     tokens a response."""
     ids = [problems[i]["prompt_ids"].tolist() for step in range(steps)
-           for i in simko.prompt_order(step, cfg.batch, len(problems), cfg.seed)]
+           for i in simko.prompt_order(step, cfg.batch_size, len(problems), cfg.seed)]
     special = cfg.prompt_template != "raw"  # raw prompts get theirs from the tokenizer
-    settings = {"output_dir": cfg.output, "per_device_train_batch_size": cfg.mini_batch * cfg.group_size,
-                "steps_per_generation": cfg.batch // cfg.mini_batch, "num_generations": cfg.group_size,
-                "max_completion_length": cfg.max_response_tokens, "learning_rate": cfg.lr}
+    settings = {"output_dir": cfg.output_dir, "per_device_train_batch_size": cfg.mini_batch_size * cfg.num_generations,
+                "steps_per_generation": cfg.batch_size // cfg.mini_batch_size, "num_generations": cfg.num_generations,
+                "max_completion_length": cfg.max_completion_length, "learning_rate": cfg.learning_rate}
     job = {"model": cfg.model, "prompts": [tokenizer.decode(i, skip_special_tokens=not special) for i in ids],
            "prompt_ids": ids, "settings": settings}
     with subprocess.Popen([python, Path(__file__).with_name("trl_steps.py")], stdin=subprocess.PIPE,
@@ -241,7 +241,7 @@ def trl_steps(python, cfg, problems, tokenizer, steps):
 def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
     """A whole training step by phase, on our two rollout backends and, if `trl_python` of an environment with TRL is
     named, against TRL's. case: laptop or smollm2; further flags are simko.py's."""
-    from tools.checks import prepare
+    from runtime.cli import prepare
     from verify import Verifier
     if DEVICE == "cuda":  # TRL's side is on the CPU, and phases are timed without waiting for a GPU
         sys.exit("bench.py: error: step compares on CPUs: CUDA_VISIBLE_DEVICES= python tools/bench.py step ...")
@@ -249,7 +249,7 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         _, cfg, tokenizer, stop_ids, sets, _ = prepare(["train", *CASES[case], "--no-gradient-checkpointing", *flags,
-                                                        "--output", folder])
+                                                        "--output-dir", folder])
         problems, device = sets[cfg.train_data][0], stack.enter_context(simko.process_group())
         verifier = stack.enter_context(Verifier())
         if trl_python:  # every group half right, here and there, so that no response is without a gradient
@@ -613,7 +613,7 @@ def generation_rate(name, response, rounds):
     prompts, counts = list(np.random.default_rng(0).integers(SHAPES[name].vocab_size, size=(32, 256))), []
     with tempfile.TemporaryDirectory() as folder, simko.process_group() as device:
         SHAPES[name].save_pretrained(folder)
-        cfg = simko.Config(model=folder, max_prompt_tokens=256)
+        cfg = simko.Config(model=folder, max_prompt_length=256)
         with closing(simko.VLLMEngine(cfg, [2], device, DTYPE, "dummy", response)) as engine:
             def generate():
                 engine.llm.reset_prefix_cache()  # as each sync does: these prompts would be known from the last round
