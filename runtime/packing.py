@@ -81,6 +81,16 @@ def micro_batches(samples, tokens):
     return batches
 
 
+def groups_to_train_on(samples, cfg):
+    """Groups of samples. With max_sampling_rounds, those whose rewards are
+    not all equal, and at most batch_size of them."""
+    size = cfg.num_generations
+    groups = [samples[i:i + size] for i in range(0, len(samples), size)]
+    if cfg.max_sampling_rounds:
+        groups = [group for group in groups if len({s.reward for s in group}) > 1]
+    return groups[:cfg.batch_size]
+
+
 def balance_across_ranks(samples, rank, world):
     """This rank's share of the samples, of about as many tokens as
     every other rank's.
@@ -137,8 +147,9 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
 def load_model(path, dtype):
     """A causal language model with `packed_attention`.
 
-    dtype: a torch dtype, or "auto" for that of the stored weights. Only
-    safetensors are read, and no code of the checkpoint is run."""
+    dtype: a torch dtype, or "auto" for that of the stored weights (of the
+    first, where they differ). Only safetensors are read, and no code of
+    the checkpoint is run."""
     from transformers import (
         AttentionInterface, AutoConfig, AutoModelForCausalLM)
     AttentionInterface.register("packed", packed_attention)
