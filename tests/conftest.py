@@ -38,9 +38,10 @@ LlamaRMSNorm.forward = lambda norm, x: F.rms_norm(x, norm.weight.shape, norm.wei
 def pytest_runtest_setup(item):
     if item.get_closest_marker("needs_vllm") is None or importlib.util.find_spec("vllm"):
         return
+    reason = f"{item.name} needs vLLM, which is not installed"
     if os.environ.get("CI") == "true":
-        pytest.fail("vLLM is not installed, and in CI no test may be skipped for that", pytrace=False)
-    pytest.skip("vLLM is not installed")
+        pytest.fail(f"{reason}; in CI no test may be skipped for that", pytrace=False)
+    pytest.skip(reason)
 
 
 def distance(got, want):
