@@ -16,26 +16,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import settings
-from hypothesis import strategies as st
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import simko
 from simko import Config, Sample
-from test_simko import near, randn  # noqa: F401  for the other tests
+from test_simko import near, randn, seeds  # noqa: F401  it also sets hypothesis' profile, and PyTorch to one thread
 from tests import workers
 from tools import laptop as laptop_program
 
 STOPS, VOCABULARY = [2, 7], 61  # of the checkpoint `base`, whose own end of text is 2
 CPU, quiet = torch.device("cpu"), partial(tqdm, disable=True)
-seeds = st.integers(0, 2**32 - 1)
 needs_vllm = pytest.mark.needs_vllm
 one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
-settings.register_profile("simko", max_examples=60, deadline=None, derandomize=True)
-settings.load_profile("simko")
-torch.set_num_threads(1)  # tensors this small are slower on more
 # transformers' norm rounds to float32 even in a float64 model. Not here, so that a small difference is a difference.
 LlamaRMSNorm.forward = lambda norm, x: F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
@@ -44,9 +38,10 @@ LlamaRMSNorm.forward = lambda norm, x: F.rms_norm(x, norm.weight.shape, norm.wei
 def pytest_runtest_setup(item):
     if item.get_closest_marker("needs_vllm") is None or importlib.util.find_spec("vllm"):
         return
+    reason = f"{item.name} needs vLLM, which is not installed"
     if os.environ.get("CI") == "true":
-        pytest.fail("vLLM is not installed, and in CI no test may be skipped for that", pytrace=False)
-    pytest.skip("vLLM is not installed")
+        pytest.fail(f"{reason}; in CI no test may be skipped for that", pytrace=False)
+    pytest.skip(reason)
 
 
 def distance(got, want):

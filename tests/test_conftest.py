@@ -21,9 +21,9 @@ def test_a_test_that_needs_vllm_is_skipped_without_it_but_fails_in_ci(monkeypatc
     else:
         monkeypatch.setenv("CI", ci)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "vllm" and installed or None)
-    item = SimpleNamespace(get_closest_marker=lambda name: marked and name == "needs_vllm" or None)
+    item = SimpleNamespace(name="test_x", get_closest_marker=lambda name: marked and name == "needs_vllm" or None)
     if outcome is None:
         conftest.pytest_runtest_setup(item)
     else:
-        with pytest.raises(outcome, match="vLLM is not installed"):
+        with pytest.raises(outcome, match="test_x needs vLLM, which is not installed"):
             conftest.pytest_runtest_setup(item)

@@ -1,5 +1,5 @@
-"""Whole runs and evaluations: bit for bit the same when they go on after a stop, in a folder that others can read, on one
-process and on two."""
+"""Whole runs and evaluations: they come to the same bits when they go on after a stop, leave a folder that others can
+read, and work on one process and on two."""
 import json
 import math
 import os

@@ -1,5 +1,5 @@
-"""Updates of the policy against the paper's gradient, computed a response and a token at a time: however the samples are
-split, ordered and dealt to ranks; and what a step of the optimizer does."""
+"""An update of the policy has the paper's gradient, computed here a response and a token at a time, however the samples
+are split, ordered and dealt to ranks; and what a step of the optimizer does."""
 import itertools
 import math
 from collections import Counter
