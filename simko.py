@@ -185,9 +185,7 @@ def entropy_threshold(entropy, lengths, q):
     entropy: (T,) in nats, one response after another.
     lengths: (R,) tokens of each response, at least 1. Returns (T,)."""
     tau = [h.double().quantile(q) for h in entropy.split(lengths.tolist())]
-    if not tau:
-        return torch.empty_like(entropy)
-    return torch.stack(tau).to(entropy.dtype).repeat_interleave(lengths)
+    return entropy.new_tensor(tau).repeat_interleave(lengths)
 
 
 def kl_penalty(logp, ref_logp):
@@ -375,9 +373,7 @@ class Trainer:
         self.cfg, self.device, self.dtype = cfg, device, dtype
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.policy = self.build_model()
-        self.reference = None
-        if cfg.beta:
-            self.reference = self.build_model().requires_grad_(False)
+        self.reference = self.build_model().requires_grad_(False) if cfg.beta else None
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         self.updates = 0
@@ -479,8 +475,7 @@ class Trainer:
         warmup = min(1, self.updates / (cfg.warmup_steps + 1))
         self.optimizer.param_groups[0]["lr"] = cfg.learning_rate * warmup
         if not denominator:
-            # Nothing counts, on any rank. AdamW's momentum would still step.
-            return Counter()
+            return Counter()  # AdamW's momentum would still make a step
         # Samples without a gradient count above, and need no pass.
         samples = [s for s in samples if baselines.has_gradient(s, method, cfg.beta)]
         self.optimizer.zero_grad()
@@ -702,8 +697,7 @@ def main(arguments):
         run_eval = partial(evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,
                            verifier=verifier, progress=progress)
 
-        # On a GPU the engine starts first, measures the free memory and
-        # steps aside for the trainer.
+        # On a GPU the engine starts first, and then steps aside.
         start = partial(make_engine, cfg, job.stop_ids, device, dtype,
                         "dummy" if training else "auto", job.max_tokens)
         engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
@@ -722,7 +716,6 @@ def main(arguments):
         engine.load_weights(trainer.named_weights())
         faults.try_sampling(cfg, job.benchmarks, engine, progress)
 
-        checkpoints = folder / "checkpoints"
         try:
             for step in range(first, cfg.steps):
                 if job.benchmarks and cfg.eval_steps and step % cfg.eval_steps == 0:
@@ -733,11 +726,11 @@ def main(arguments):
                     write_row(row)
                     faults.check_rewards(folder / "metrics.jsonl")
                 if (step + 1) % cfg.save_steps == 0 or step + 1 == cfg.steps:
-                    save_checkpoint(checkpoints, step + 1, trainer)
+                    save_checkpoint(folder, step + 1, trainer)
         except faults.Stopped:
             # Raised in a rollout, on every rank, after `step` whole steps.
             if step > first and step % cfg.save_steps:
-                save_checkpoint(checkpoints, step, trainer)
+                save_checkpoint(folder, step, trainer)
             raise
         exported = gather([(folder / "hf").exists()])[0]  # as rank 0 sees it
         if first < cfg.steps or not exported:
