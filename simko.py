@@ -636,8 +636,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
     chunk of problems. With as many ranks it draws the same samples, which
     are a function of (seed, chunk, rank)."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    chunk = 64
-    results = {}
+    chunk, results = 64, {}
     for benchmark in benchmarks:
         n, problems = benchmark.n, benchmark.problems
         path = folder / f"{benchmark.label}.jsonl"
