@@ -221,9 +221,9 @@ def token_statistics(hidden, weight, token, K, temperature=1.0):
 
     This is the definition. It holds T x V logits in memory, so the loop
     uses `chunked.token_statistics`, which does not."""
-    logits = hidden @ weight.T / temperature
+    logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_pi = logits.log_softmax(-1)
+    log_pi = (logits / temperature).log_softmax(-1)
     logp = log_pi.gather(1, token[:, None])[:, 0]
     topk_logp = log_pi.topk(K).values
     # The log and the gate read the entropy. It gets no gradient.
