@@ -3,11 +3,13 @@ side by side in one row of tokens, without padding."""
 import inspect
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 
 from runtime.common import fail, one_line
 
@@ -144,16 +146,28 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
                        scale=scaling, window_size=(-1, 0), **grouped)
 
 
+def holds_float32(folder):
+    """Whether a model's folder has weights in float32, at least in part.
+    transformers would give all weights the dtype of the first."""
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():
+                if weights.get_slice(name).get_dtype() == "F32":
+                    return True
+    return False
+
+
 def load_model(path, dtype):
     """A causal language model with `packed_attention`.
 
-    dtype: a torch dtype, or "auto" for that of the stored weights (of the
-    first, where they differ). Only safetensors are read, and no code of
-    the checkpoint is run."""
+    dtype: a torch dtype, or "auto" for that of the stored weights. Only
+    safetensors are read, and no code of the checkpoint is run."""
     from transformers import (
         AttentionInterface, AutoConfig, AutoModelForCausalLM)
     AttentionInterface.register("packed", packed_attention)
     no_code = {"trust_remote_code": False}
+    if dtype == "auto" and holds_float32(path):
+        dtype = torch.float32
     try:
         config = AutoConfig.from_pretrained(path, **no_code)
         # "auto" would otherwise mean the dtype that config.json names,
