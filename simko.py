@@ -131,12 +131,12 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
     and lambda_top1 = 1, or an empty gate, it is gamma, bit for bit."""
     gamma = (logp - old_logp).exp()
 
-    # Eq. 6 has sg(gamma / gamma_k) gamma_k, where gamma_k is
-    # pi_k / pi_old,k. That equals sg(gamma) pi_k / sg(pi_k): the old
-    # policy's probability of the candidate cancels.
-    # The first detach leaves the gradient of log pi_k; the value is 1.
-    # The second detach leaves no gradient in the weight gamma, so that
-    # all candidates share the sampled token's importance weight.
+    # Eq. 6 has sg(gamma / gamma_k) gamma_k with gamma_k = pi_k / pi_old,k.
+    # That equals sg(gamma) pi_k / sg(pi_k): the old policy's probability
+    # of a candidate cancels, so nobody has to compute it.
+    # The first detach leaves the gradient of log pi_k, at the value 1.
+    # The second detach leaves the candidates' gradient alone, weighted
+    # with the importance weight of the sampled token.
     ratio_k = (topk_logp - topk_logp.detach()).exp()
     shared = gamma.detach() * ratio_k.mean(-1)
     gamma_pos = gamma + alpha * (shared - gamma)               # Eq. 6
@@ -221,9 +221,9 @@ def token_statistics(hidden, weight, token, K, temperature=1.0):
 
     This is the definition. It holds T x V logits in memory, so the loop
     uses `chunked.token_statistics`, which does not."""
-    logits = hidden @ weight.T / temperature
+    logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_pi = logits.log_softmax(-1)
+    log_pi = (logits / temperature).log_softmax(-1)
     logp = log_pi.gather(1, token[:, None])[:, 0]
     topk_logp = log_pi.topk(K).values
     # The log and the gate read the entropy. It gets no gradient.

@@ -44,7 +44,7 @@ method_flags() {
 }
 
 # ---- set-up: once, and again when pyproject.toml changes -------------------------------------------------------------
-# The packages for GPUs are wanted where nvidia-smi sees one. How many there are PyTorch says once it is installed.
+# Where nvidia-smi sees a GPU, the packages are those for GPUs. How many GPUs there are is for PyTorch to say, later.
 extra=cpu
 if [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; then extra=gpu; fi
 
@@ -73,7 +73,7 @@ set_up() {
 # ---- train -----------------------------------------------------------------------------------------------------------
 processes=1  # one for each GPU
 memory_flags=
-# Bad input is refused here, with one message instead of one from each process. The check is told how many will start.
+# Refuses bad input with one message, where each process would print its own. It has to know how many there will be.
 check() {
   LOCAL_WORLD_SIZE=$processes python -c "
 import sys
@@ -152,7 +152,7 @@ recipe=
 case ${1-} in
   --list)
     if [[ $# -eq 1 ]]; then
-      find_python
+      if [[ -x .venv/bin/python ]]; then python=.venv/bin/python; else find_python; fi
       exec "$python" -m runtime.hardware list
     fi
     flags "$2" >/dev/null || stop "no recipe '$2': choose one of $recipes"

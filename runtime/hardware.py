@@ -66,10 +66,10 @@ def memory_gb(parameters, cards):
       and a chunk of logits lie beside the shard (one H100 showed 3.3 GB of
       them at 0.5B and 5.0 GB at 1.5B), and so do CUDA's and NCCL's buffers.
     - In the rollout the gradients are gone, and the engine holds all weights
-      in bfloat16 (2 bytes a parameter) with its cache of keys and values.
+      in bfloat16 (2 bytes a parameter) and its cache of keys and values,
+      for which `engine_memory` keeps it to what the trainer leaves.
 
-    The sum is above both: 16 P / g + 2 P + 12, of which the second and third
-    term stand for whichever of the two is there.
+    16 P / g + 2 P + 12 is above both.
     """
     return 16 * parameters / cards + 2 * parameters + 12
 
@@ -114,7 +114,7 @@ def arithmetic(recipe, cards):
             f"(16 x {size} / {cards} + 2 x {size} + 12)")
 
 
-# ------------------------------------------------------- what is in the machine
+# ------------------------------------------------- what is in the machine
 def fail(message):
     """Stop with one line for the user."""
     print(f"train.sh: error: {message}", file=sys.stderr)
@@ -196,7 +196,7 @@ def logged_in():
     return get_token() is not None
 
 
-# ------------------------------------------------------------------- the plan
+# ---------------------------------------------------------------- the plan
 def gpus(count):
     return f"{count} GPU{'s' if count > 1 else ''}"
 
