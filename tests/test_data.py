@@ -11,9 +11,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from runtime import cli, data, laptop
-from tools.data import DATASETS, GROUPS
+from runtime import cli, data
+from runtime.data import DATASETS, GROUPS
 from runtime.prompts import BOXED, encode_prompts
+from simko import Config
+from tests import workers
+from tools import data as data_program
+from tools import laptop
 from verify import Verifier, is_correct
 
 GAME = {"question": "?", "answer": "A,C", "metadata": {}}
@@ -64,13 +68,13 @@ def hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda hub, revision: list(HUB[hub]))
     uncounted = {name: spec._replace(count=None) for name, spec in DATASETS.items()}
-    for module in (checks, data):
+    for module in (cli, data, data_program):
         monkeypatch.setattr(module, "DATASETS", uncounted)
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_each_set_is_read_in_the_columns_of_the_hub(hub, name):
-    problems = checks.load_problems(name)
+    problems = data.load_problems(name)
     assert [problem["answer"] for problem in problems] == ANSWERS[name]
     assert all(problem["problem"] for problem in problems)
     tasks = [problem.get("task", "math") for problem in problems]
@@ -90,12 +94,12 @@ def test_a_hub_that_changed_or_cannot_be_reached_is_an_error_of_one_line(hub, mo
     for source, message in (("no/such", "no/such cannot be read"), ("a/b,split", "key=value"),
                             ("a/b,column=c", "key=value")):
         with pytest.raises(SystemExit, match=message) as stop:
-            checks.load_problems(source)
+            data.load_problems(source)
         assert "\n" not in str(stop.value)
 
 
 def test_any_hub_set_with_its_columns_named(hub):
-    assert checks.load_problems("openai/gsm8k,config=main,split=test,problem=question") == [
+    assert data.load_problems("openai/gsm8k,config=main,split=test,problem=question") == [
         {"id": "0", "problem": "Pears?", "answer": "18"}]
 
 
@@ -111,17 +115,18 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
         (copies / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"math-train": "math-train.jsonl.gz", "gsm8k-train": "gsm8k-train.jsonl", "gsm8k": "gsm8k.jsonl",
              "math500": "math500.jsonl"}
-    command = [sys.executable, data.__file__, folder, *(f"{name}={copies / file}" for name, file in files.items())]
-    printed = subprocess.check_output([*command, "gsm8k-math1-train"], text=True)
+    words = [f"{name}={copies / file}" for name, file in files.items()]
+    command = workers.python("-m", "tools.data", folder, *words, "gsm8k-math1-train")
+    printed = subprocess.check_output(command, cwd=workers.ROOT, text=True)
     assert "math-train.jsonl: 3 problems; in a box, 3 of 3 golds pass the verifier\n" in printed
     for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
-        assert [problem["answer"] for problem in checks.load_problems(name, str(folder))] == ANSWERS[name]
+        assert [problem["answer"] for problem in data.load_problems(name, str(folder))] == ANSWERS[name]
     (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
     for word, message in ((f"aime24={copies}/none.jsonl", "none.jsonl cannot be read"), ("aime23", "aime23: none of"),
                           (f"aime24={copies}/bad.jsonl", "bad.jsonl, line 2")):
         monkeypatch.setattr(sys, "argv", ["data.py", str(folder), word])
         with pytest.raises(SystemExit, match=message) as stop:
-            data.main()
+            data_program.main()
         assert "\n" not in stop.value.code
 
 
@@ -130,16 +135,16 @@ def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys
              "other": ["Find $z^4 + 1.5$.", "Find $z^4 - 15$."]}
     problems = {name: [{"problem": text} for text in column] for name, column in texts.items()}
     cfg = SimpleNamespace(train_data="train", eval_data=["test", "other"])
-    assert checks.without_tests(cfg, problems) == problems["train"][1:]
+    assert data.without_tests(cfg, problems) == problems["train"][1:]
     assert capsys.readouterr().out == "train: 1 problems are in test too: not trained on\n"
     with pytest.raises(SystemExit, match="all problems of --train-data train"):
-        checks.without_tests(cfg, {**problems, "other": problems["train"]})
+        data.without_tests(cfg, {**problems, "other": problems["train"]})
 
 
 def test_gold_answers_in_a_box_are_right(hub):
     with Verifier(workers=1) as verifier:
         for name in DATASETS:
-            problems = [p for p in checks.load_problems(name) if p.get("task") not in ("game24", "number_wall")]
+            problems = [p for p in data.load_problems(name) if p.get("task") not in ("game24", "number_wall")]
             golds, tasks = [p["answer"] for p in problems], [p.get("task", "math") for p in problems]
             assert verifier.score([f"So \\boxed{{{gold}}}." for gold in golds], golds, tasks) == [1.0] * len(golds)
 
@@ -202,9 +207,11 @@ def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
 
 # -------------------------------------------------------------------------------------------------------- evaluation
 def plan(*flags, room=10**6):
-    cfg = checks.parse_config(["eval", "--eval-data", *flags])[1]
-    tests = checks.plan_tests("train", cfg, {source: ([], 0) for source in cfg.eval_data}, room)
-    return [(t.label, t.n, t.temperature, t.top_p, t.max_tokens) for t in tests]
+    """(label, n, temperature, top-p, tokens) of each benchmark that these flags ask for."""
+    _, cfg = cli.parse_config(["eval", "--eval-data", *flags], Config)
+    sets = {source: ([], 0) for source in cfg.eval_data}
+    benchmarks = cli.plan_benchmarks("train", cfg, sets, room)
+    return [(b.label, b.n, b.temperature, b.top_p, b.max_tokens) for b in benchmarks]
 
 
 def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwise():
