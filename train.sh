@@ -118,7 +118,7 @@ train_laptop() {
     set -- --rollout hf "$@"
   fi
   check parse_config $(flags laptop) $(method_flags laptop/simko) "$@"
-  python tools/laptop.py runs/laptop/data
+  python -m tools.laptop runs/laptop/data
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
   if [[ $method ]]; then
     train_laptop_method "$method" "$@"
@@ -133,8 +133,8 @@ show_laptop() {
   local runs= path= folder
   [[ ! -e runs/laptop/grpo/eval_000000/eval.json ]] || runs="base=runs/laptop/grpo/eval_000000" path="--path 0"
   for folder in runs/laptop/*/hf; do runs+=" $(basename "$(dirname "$folder")")=$(dirname "$folder")"; done
-  python tools/tables.py $runs
-  python tools/plots.py $runs $path -o runs/laptop/figures
+  python -m tools.tables $runs
+  python -m tools.plots $runs $path -o runs/laptop/figures
 }
 
 # ---- what was asked for ----------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ PATH="$PWD/.venv/bin:$PATH"
 
 case $recipe in
   test) exec python -m pytest "$@" ;;
-  laptop-study) exec python tools/study.py "$@" ;;
+  laptop-study) exec python -m tools.study "$@" ;;
 esac
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, among themselves
 if [[ $help ]]; then exec python simko.py train --help; fi

@@ -27,12 +27,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import simko
 import verify
+from runtime import cli
+from runtime.data import load_problems
+from runtime.log import Log
+from runtime.packing import load_model
+from simko import Config, EvalConfig, RunConfig
 from tests import workers
 from tests.conftest import main, metrics, recipe, write_rows
-from runtime import cli, data, laptop, plots, tables
-from runtime.log import Log
+from tools import data, laptop, plots, tables
 
 VOCABULARY = 128  # of the model; its tokenizer has 94 tokens and those named here
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -99,14 +102,14 @@ def refused(stop, capsys=None):
 def test_help_names_each_flag_once_and_with_dashes(capsys):
     for command in ("train", "eval"):
         with pytest.raises(SystemExit, match="^0$"):
-            checks.parse_config([command, "--help"])
+            cli.parse_config([command, "--help"], Config)
         flags = re.findall(r"^  (--.*?)(?: |$)(.*)", capsys.readouterr().out, re.MULTILINE)
         names = [flag.rstrip(",") for flag, _ in flags]
         assert len(names) == len(set(names)) and not any("_" in name for name in names)
-        fields = {checks.flag(f.name) for f in dataclasses.fields(simko.Config if command == "train" else
-                                                                  simko.EvalConfig)}
+        fields = {cli.flag(f.name) for f in dataclasses.fields(Config if command == "train" else
+                                                                  EvalConfig)}
         assert fields <= set(names)
-    assert checks.parse_config(["train", "--max_prompt_tokens", "7"])[1].max_prompt_length == 7  # with _ all the same
+    assert cli.parse_config(["train", "--max_prompt_length", "7"], Config)[1].max_prompt_length == 7  # with _ all the same
 
 
 @pytest.mark.parametrize("flags", [
@@ -116,17 +119,17 @@ def test_help_names_each_flag_once_and_with_dashes(capsys):
     ("--max-prompt", "7"), ("--eval-t", "1"), ("--gradient-checkpointing", "perhaps"), ("--batch-size", "1" * 5000)])
 def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        checks.parse_config(["train", *flags])
+        cli.parse_config(["train", *flags], Config)
     assert flags[0] in refused(stop.value, capsys).replace("_", "-") and stop.value.code == 2
 
 
 def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, capsys):
     train = partial(recipe, tiny, "train", tmp_path, "--method", "grpo")
-    checks.prepare(train("--alpha", 0.2, "--forking-share", 0.3, "--q", 0.8))
-    assert "note: --method grpo does not learn by --alpha, --forking-share\n" in capsys.readouterr().out
-    checks.prepare(train("--method", "simko", "--alpha", 0.2, "--q", 0.3))
+    cli.prepare(train("--alpha", 0.2, "--tau-scope", "batch", "--q", 0.8), Config)
+    note = "note: --method grpo does not use --alpha, --tau-scope\n"  # 0.8 is q's default
+    assert note in capsys.readouterr().out
+    cli.prepare(train("--method", "simko", "--alpha", 0.2, "--q", 0.3), Config)
     assert "note" not in capsys.readouterr().out
-    assert all(owner in simko.METHODS and hasattr(simko.Config, name) for name, owner in checks.OWN.items())
 
 
 @pytest.fixture
@@ -156,10 +159,10 @@ def values(field):
 def command_lines(draw):
     """train, eval or nothing, and flags, a few of them cut short, misspelt, twice, or with values that do not fit."""
     command, words = draw(st.sampled_from(["train", "train", "eval", None])), []
-    fields = dataclasses.fields(simko.Config)
-    fields = [f for f in fields if command != "eval" or f.name in vars(simko.RunConfig) | vars(simko.EvalConfig)]
+    fields = dataclasses.fields(Config)
+    fields = [f for f in fields if command != "eval" or f.name in vars(RunConfig) | vars(EvalConfig)]
     for field in draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4)):
-        name, odd = checks.flag(field.name), draw(st.integers(0, 39))
+        name, odd = cli.flag(field.name), draw(st.integers(0, 39))
         name = {0: name[:7], 1: f"--{field.name}", 2: f"{name}="}.get(odd) or (draw(JUNK) if odd == 3 else name)
         given = draw(JUNK if odd == 4 else values(field))
         words += [f"{name}{given}"] if odd == 2 else [name, given, *draw(st.lists(JUNK, max_size=2)) * (odd == 5)]
@@ -193,12 +196,12 @@ def test_no_command_line_ends_in_a_traceback(tiny, offline, capsys, tmp_path_fac
     os.chdir(folder)
     try:
         start = recipe(tiny, command, folder / "run") if command else []
-        found = outcome(lambda: checks.prepare([*start, *words]), capsys)
+        found = outcome(lambda: cli.prepare([*start, *words], Config), capsys)
     finally:
         os.chdir(here)
     assert not any(folder.iterdir())  # nothing was written
     if found:
-        assert found[0] == command and found[4] and isinstance(found[1], simko.Config)
+        assert found.command == command and found.sets and isinstance(found.cfg, Config)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -214,16 +217,16 @@ CONTENTS = st.tuples(LINES, st.integers(0, 300), st.sampled_from([b"\n", b"\r\n"
 
 def readers(path):
     """Everything that reads a file from elsewhere."""
-    yield lambda: checks.load_problems(str(path))
+    yield lambda: load_problems(str(path))
     yield lambda: data.read_copy(path, "math500")
     yield lambda: data.read_copy(path, "synlogic")
     yield lambda: data.read_copy(path, "bbh")
     yield tables.printable_exit()(lambda: tables.read(path))
     yield tables.printable_exit()(lambda: plots.read_rows(path, ("step",), "start again"))
     yield tables.printable_exit()(lambda: plots.run_settings(path.parent, "start again"))
-    yield lambda: checks.check_log(path)
-    yield lambda: checks.differences(path, path.read_bytes(), {"lambda_top1": 1})
-    yield lambda: checks.check_responses(path, {})
+    yield lambda: cli.check_log(path)
+    yield lambda: cli.differences(cli.read_settings(path, path.read_bytes()), {"lambda_top1": 1})
+    yield lambda: cli.check_responses(path, {})
     with mock.patch.object(sys, "argv", ["verify.py", str(path)]):
         yield verify.main
     with mock.patch.object(sys, "argv", ["laptop.py", str(path.parent)]):
@@ -258,16 +261,16 @@ def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny
             ({"problem": "1", "id": "1"}, "line 2: the id '1' stands in an earlier row")):
         path.write_text(f"{json.dumps(row)}\n{json.dumps(row | changes)}")
         with pytest.raises(SystemExit, match=f"{path}, {message}") as stop:
-            checks.load_problems(str(path))
+            load_problems(str(path))
         assert len(refused(stop.value)) < 700
     long = {**row, "problem": "1 " * 500_000}  # a line of 1 MB
     path.write_text(f"{json.dumps(long)}\n{json.dumps(row)}\r\n", encoding="utf-8-sig")
-    *_, sets, _ = checks.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path))
-    ((problem,), dropped), = sets.values()
+    job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
+    ((problem,), dropped), = job.sets.values()
     assert (problem["id"], dropped) == ("2", 1)
     path.write_text(json.dumps(long))
     with pytest.raises(SystemExit, match="all 1 prompts are longer than --max-prompt-length 16"):
-        checks.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path))
+        cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
     assert [*tmp_path.iterdir()] == [path]
 
 
@@ -276,16 +279,16 @@ def test_hub_rows_in_other_columns_and_sets_with_scripts_are_refused(tmp_path, m
     trap = tmp_path / "trap"
     (tmp_path / "set" / "set.py").write_text(f"open({str(trap)!r}, 'w')")
     with pytest.raises(SystemExit, match=f"{tmp_path}/set cannot be read .*scripts are no longer supported") as stop:
-        checks.load_problems(f"{tmp_path}/set")
+        load_problems(f"{tmp_path}/set")
     assert refused(stop.value) and not trap.exists()
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"problem": "p", "answer": "1"}, {"x": ESCAPE}])
     for source in ("synlogic", "synlogic/other", "a/b"):
         with pytest.raises(SystemExit, match=f"{source}, row ") as stop:
-            checks.load_problems(source)
+            load_problems(source)
         refused(stop.value)
     monkeypatch.setattr(datasets, "load_dataset", mock.Mock(side_effect=datasets.exceptions.DatasetGenerationError(1)))
     with pytest.raises(SystemExit, match="a/b cannot be read"):
-        checks.load_problems("a/b")
+        load_problems("a/b")
 
 
 # ------------------------------------------------------------------------------------------------------------ models
@@ -304,10 +307,10 @@ chat = partial(edit, "tokenizer_config.json")
 UNFIT = {  # what is done to the model's folder: (change, --prompt-template, what the line says)
     "no weights": (remove("model.safetensors"), "raw", "no weights in .safetensors"),
     "pickled weights": (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "raw",
-                        "no weights in .safetensors, and others are not read, since they can hold code"),
+                        "no weights in .safetensors. Other formats are not read, since they can hold code"),
     "cut weights": (cut("model.safetensors", 5000), "raw", "model.safetensors is damaged"),
     "a shard missing": (cut("model.safetensors.index.json", 0, b'{"weight_map": {"a": "1.safetensors"}}'), "raw",
-                        "1.safetensors is damaged, or not there"),
+                        "1.safetensors is damaged or missing"),
     "bad index": (cut("model.safetensors.index.json", 0, b"{"), "raw", "model.safetensors.index.json"),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "raw", "tokenizer is missing"),
     "cut tokenizer": (cut("tokenizer.json", 99), "raw", "tokenizer is missing, damaged"),
@@ -318,7 +321,7 @@ UNFIT = {  # what is done to the model's folder: (change, --prompt-template, wha
     "config of bytes": (cut("config.json", 0, b"\xff\xfe"), "raw", "config.json is missing, damaged"),
     "wrong type": (edit("config.json", hidden_size="x"), "raw", "hidden_size"),
     "unknown kind": (edit("config.json", model_type=f"kind{ESCAPE}"), "raw", r"model type `kind\\x1b\]0"),
-    "not built": (gpt2, "raw", "no training of a GPT2Model is built"),
+    "not built": (gpt2, "raw", "a GPT2Model cannot be trained here"),
     "code": (edit("config.json", model_type="kind", auto_map=CODE), "raw", "code of its own .auto_map., which is"),
     "tokenizer's code": (chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"), "raw",
                          "code of its own .auto_map., which is never run"),
@@ -343,7 +346,7 @@ def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_p
     change(tmp_path / "base")
     flags = "--model", tmp_path / "base", "--prompt-template", template
     with mock.patch("builtins.input", lambda *_: "y"), pytest.raises(SystemExit, match=message) as stop:
-        checks.prepare(recipe(tiny, "train", tmp_path / "run", *flags))
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", *flags), Config)
     assert str(tmp_path / "base") in refused(stop.value) and {p.name for p in tmp_path.iterdir()} == {"base"}
 
 
@@ -352,8 +355,8 @@ def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
     (tmp_path / "base" / "trap.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')\nclass C: pass\nT = M = C\n")
     edit("config.json", auto_map=CODE)(tmp_path / "base")
     with mock.patch("builtins.input", lambda *_: "y"):
-        checks.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"))
-        assert type(simko.load_model(tmp_path / "base", torch.float32)) is LlamaForCausalLM
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+        assert type(load_model(tmp_path / "base", torch.float32)) is LlamaForCausalLM
     assert not (tmp_path / "trap").exists()
 
 
@@ -361,10 +364,10 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
     shutil.copytree(tiny / "base", tmp_path / "base")
     lose_a_tensor(tmp_path / "base")
     with pytest.raises(SystemExit, match=f"--model {tmp_path}/base lacks weights: model.norm.weight"):
-        simko.load_model(tmp_path / "base", torch.float32)
+        load_model(tmp_path / "base", torch.float32)
     edit("config.json", hidden_size=32)(tmp_path / "base")
     with pytest.raises(SystemExit, match=f"--model {tmp_path}/base: ") as stop:
-        simko.load_model(tmp_path / "base", torch.float32)
+        load_model(tmp_path / "base", torch.float32)
     refused(stop.value)
 
 
@@ -449,21 +452,21 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
     resume = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 2)
     path = folder / "checkpoints" / "step_000001" / ".metadata"
     whole = pickle.loads(path.read_bytes())
-    checks.check_checkpoints(folder)
+    cli.check_checkpoints(folder)
     path.write_bytes(pickle.dumps(Trap(trap)))
     with pytest.raises(SystemExit, match=rf"{path} calls pathlib.Path.*delete its folder"):
         main(resume)
     path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Trap(trap))))
     with pytest.raises(SystemExit, match=f"{path} calls"):
         main(resume)
-    for arguments, refused in (((checks.MEMORY_FORMATS, "TORCH_PRESERVE_FORMAT"), False),
-                               ((checks.MEMORY_FORMATS, "__subclasses__"), True), ((torch.Size, "mro"), True),
-                               ((checks.MEMORY_FORMATS, "mro", None), True)):
+    for arguments, refused in (((cli.MEMORY_FORMATS, "TORCH_PRESERVE_FORMAT"), False),
+                               ((cli.MEMORY_FORMATS, "__subclasses__"), True), ((torch.Size, "mro"), True),
+                               ((cli.MEMORY_FORMATS, "mro", None), True)):
         path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Attribute(*arguments))))
         with pytest.raises(SystemExit, match=f"{path} calls getattr") if refused else contextlib.nullcontext():
-            checks.check_checkpoints(folder)
+            cli.check_checkpoints(folder)
     path.write_bytes(b"\x80\x04damaged")
-    checks.check_checkpoints(folder)  # as far as it can be read it calls nothing: no checkpoint, which loading says
+    cli.check_checkpoints(folder)  # as far as it can be read it calls nothing: no checkpoint, which loading says
     shards = folder / "checkpoints" / "step_000001" / "__0_0.distcp"
     index, place = next((i, place) for i, place in whole.storage_data.items() if i.fqn.endswith(".lr"))
     torch.save(Trap(trap), code := io.BytesIO())
@@ -488,7 +491,7 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
             ("metrics.jsonl", b"\xff\n", "metrics.jsonl, line 1, is damaged"),
             ("eval_000001/test.jsonl", b"", "eval_000001/test.jsonl is damaged"),
             ("eval_000001/test.jsonl", b"[[]]\n", "eval_000001/test.jsonl is damaged"),
-            ("eval_000001/test.jsonl", None, r"eval_000001/test.jsonl, line 3, is damaged .*all behind it")):
+            ("eval_000001/test.jsonl", None, r"eval_000001/test.jsonl, line 3, is damaged .*all that follow")):
         shutil.copytree(run[0], tmp_path / "run")
         (tmp_path / "run" / "eval_000001" / "eval.json").unlink()
         path = tmp_path / "run" / name
@@ -497,20 +500,20 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
             content = b"".join([first, second, third[:-9] + b"\n", *others])
         path.write_bytes(content)
         with pytest.raises(SystemExit, match=message) as stop:
-            checks.prepare(resume)
+            cli.prepare(resume, Config)
         assert refused(stop.value) and path.read_bytes() == content
         shutil.rmtree(tmp_path / "run")
     shutil.copytree(run[0], tmp_path / "run")
     (tmp_path / "run/config.json").unlink()  # without it, another method's run could go on from these checkpoints
     with pytest.raises(SystemExit, match="run holds checkpoints but no config.json") as stop:
-        checks.prepare(resume)
+        cli.prepare(resume, Config)
     assert refused(stop.value)
 
 
 def test_a_log_that_lost_rows_goes_on(run, tmp_path):
     rows = [{"step": step} for step in (1, 4, 5, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"st')
-    Log(tmp_path, 5, simko.Config())
+    Log(tmp_path, 5, Config())
     assert metrics(tmp_path) == [{"step": 1}, {"step": 4}, {"step": 5}]
 
 
@@ -522,7 +525,7 @@ def test_an_output_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for command in ("train", "eval"):
         with pytest.raises(SystemExit, match=message) as stop:
-            checks.prepare(recipe(tiny, command, output))
+            cli.prepare(recipe(tiny, command, output), Config)
         assert refused(stop.value) and not any(tmp_path.iterdir())
 
 
@@ -553,7 +556,7 @@ def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
     try:
         train.write_bytes(content.replace(b'"answer": "', b'"answer": "1', 1))
         with pytest.raises(SystemExit, match="other settings: --train-data-sha256 was [0-9a-f]{64}, is ") as stop:
-            checks.prepare(recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 1))
+            cli.prepare(recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 1), Config)
         assert refused(stop.value)
     finally:
         train.write_bytes(content)

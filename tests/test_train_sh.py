@@ -193,8 +193,8 @@ def test_without_gpus_the_laptop_s_two_runs(box):
         "--seed 1",
         f"{start} --output-dir runs/laptop/simko --method simko --alpha 0.05 "
         "--lambda-top1 1.5 --q 0.5 --seed 1"}
-    others = [line.split()[1] for line in box.log() if "python" in line]
-    assert others == ["tools/laptop.py", "tools/tables.py", "tools/plots.py"]
+    others = [line.split()[2] for line in box.log() if "python" in line]
+    assert others == ["tools.laptop", "tools.tables", "tools.plots"]
 
 
 def test_the_laptop_leaves_gpus_alone(box):
@@ -341,7 +341,7 @@ def test_flags_of_the_tests_reach_pytest(box):
     box.run("test", "-x", "-k", "gpu", cards=[80])
     box.run("laptop-study", "tune")
     assert box.log() == ["python -m pytest -x -k gpu",
-                         "python tools/study.py tune"]
+                         "python -m tools.study tune"]
 
 
 def test_help_behind_a_recipe_is_simko_s(box):
