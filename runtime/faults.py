@@ -26,7 +26,8 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
-from runtime.common import fail, gather, one_line, printable
+from runtime.common import (
+    fail, gather, one_line, printable, seed_everything)
 from runtime.vllm_setup import last_lines
 
 # Seconds for an engine to start: it may have to download its model.
@@ -324,6 +325,7 @@ def try_sampling(benchmarks, engine, progress):
     ways = {(b.temperature, b.top_p): b for b in benchmarks}
     for (temperature, top_p), benchmark in ways.items():
         prompt = benchmark.problems[0]["prompt_ids"]
+        seed_everything(0)  # ranks that share an engine need one stream
         engine.generate(
             [prompt], 1, temperature, top_p, min(8, benchmark.max_tokens),
             progress, logprobs=False)

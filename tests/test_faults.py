@@ -33,15 +33,17 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
-from tests import workers
-from tests.workers import end_of
-from tests.conftest import (
-    CPU, checkpoints, config, load_samples, main, metrics, needs_vllm, one_base, quiet, short_recipe, write_rows)
-from tools import checkpoints as saving
-from tools import evaluation as evaluating
-from runtime import faults, laptop
+from runtime import common, faults, packing, vllm_setup
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
+from runtime.responses import Benchmark
+from tests import workers
+from tests.conftest import (
+    CPU, checkpoints, config, load_samples, main, metrics, needs_vllm, one_base, quiet,
+    short_recipe, write_rows)
+from tests.workers import end_of
+from tools import laptop
+from verify import Verifier
 
 
 # ----------------------------------------------------------------------------------------------- runs and comparisons
@@ -90,8 +92,8 @@ def rollout(engine, prompts, *_):
     return len(prompts) in (8, 4, 2)  # on one, two or four ranks
 
 
-def evaluation(*arguments):
-    return not rollout(*arguments)
+def evaluation(engine, prompts, *_):
+    return len(prompts) in (64, 6)  # on one rank: a chunk, and the last
 
 
 def raised(error):
@@ -112,13 +114,13 @@ def named(pattern):
 def places():
     """Where a run is killed: each in the start that follows the kill before it."""
     return {
-        "first evaluation, between chunks": at_call(evaluating, "score", 2, kill),
+        "first evaluation, between chunks": at_call(simko, "score", 2, kill),
         "rollout": at_call(HFEngine, "generate", 2, kill, after=True, when=rollout),
         "update": at_call(simko.Trainer, "update", 3, kill),
         "save, its parts written": at_call(FileSystemWriter, "finish", 1, kill),
         "save, before its rename": at_call(Path, "rename", 1, kill, when=named("step_000002.tmp")),
         "save, after its rename": at_call(Path, "rename", 1, kill, after=True, when=named("step_000002.tmp")),
-        "before a save": at_call(saving, "save_checkpoint", 1, kill),
+        "before a save": at_call(simko, "save_checkpoint", 1, kill),
         "evaluation of step 3": at_call(HFEngine, "generate", 1, kill, after=True, when=evaluation),
         "export, before its rename": at_call(Path, "rename", 1, kill, when=named("hf.tmp")),
         "last evaluation's report": at_call(Path, "replace", 1, kill, when=named("eval_000006/eval.tmp")),
@@ -164,7 +166,7 @@ def see_folder(folder, rank, port):
     """check_shared on this rank of two, each the only one of its node."""
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
-    with simko.process_group():
+    with common.process_group():
         faults.check_shared(folder)
 
 
@@ -210,15 +212,16 @@ def killed_runs(folder):
 
     hang = at_call(HFEngine, "__init__", 1, partial(time.sleep, 10**6))
     report["hang"] = end_of(run("hang", hang, mock.patch.object(faults, "START_LIMIT", 1),
-                              mock.patch.object(faults.engine_log, "lines", ["INFO waiting for the moon\n"])))
+                              mock.patch.object(vllm_setup.tail, "lines", ["INFO waiting for the moon"])))
     report["hang_log"] = log.read_text().partition("the engine did not start")[2]
 
     for name, folders in (("shared", ["a", "a"]), ("apart", ["a", "b"])):
         port = free_port()
         for part in folders:
             (folder / part).mkdir(exist_ok=True)
-        report[name] = [end_of(pid) for pid in [fork(folder / f"{name}_log", partial(see_folder, folder / part, i, port))
-                                              for i, part in enumerate(folders)]]
+        pids = [fork(folder / f"{name}_log", partial(see_folder, folder / part, rank, port))
+                for rank, part in enumerate(folders)]
+        report[name] = [end_of(pid) for pid in pids]
     (folder / "report.json").write_text(json.dumps(report))
 
 
@@ -275,7 +278,7 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
         (at_call(HFEngine, "generate", 2, sleep_and_ask, when=rollout), [1]),
         (at_call(simko.Trainer, "update", 2, ask()), [1, 2]),
         (at_call(dcp, "save", 1, ask(signal.SIGINT)), [2, 4]),
-        (at_call(simko.Trainer, "old_statistics", 1, ask()), [4, 5]),
+        (at_call(simko.Trainer, "compute_old_logp", 1, ask()), [4, 5]),
         (at_call(HFEngine, "generate", 2, ask(), when=evaluation), [5, 6]),
     ]
     for i, (patch, there) in enumerate(stops):
@@ -301,7 +304,7 @@ def test_two_runs_in_one_folder_are_refused(data, tmp_path):
     with subprocess.Popen([sys.executable, "-c", hold, tmp_path / ".lock"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(SystemExit, match=f"another process is at work in {tmp_path}"):
+        with pytest.raises(SystemExit, match=f"another process works in {tmp_path}"):
             main(flags(data, tmp_path))
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         other.communicate(b"\n")
@@ -327,10 +330,11 @@ def test_an_evaluation_stops_at_sigterm_and_goes_on(data, tmp_path):
 # ------------------------------------------------------------------------------------------------- disk and checkpoints
 @contextlib.contextmanager
 def full_at(function, count):
-    """No file of more than 200,000 bytes, less than a checkpoint's, from the count-th call of saving.FUNCTION on."""
+    """From the count-th call of this function of simko.py on, no file can have more than 200,000
+    bytes, which is less than a checkpoint has."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with at_call(saving, function, count, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))):
+        with at_call(simko, function, count, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))):
             yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
@@ -347,7 +351,7 @@ def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean,
 
 def test_a_full_disk_during_the_export_is_named_and_the_run_goes_on(data, clean, tmp_path):
     with (full_at("save_hf", 1),
-          pytest.raises(SystemExit, match="in the export: .*File too large.*GiB are free")):
+          pytest.raises(SystemExit, match="during the export: .*File too large.*GiB are free")):
         main(flags(data, tmp_path))
     main(flags(data, tmp_path))
     same(tmp_path, clean)
@@ -361,7 +365,7 @@ def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
 
 
 def save_elsewhere(path, state):
-    with mock.patch.dict(os.environ), simko.process_group():
+    with mock.patch.dict(os.environ), common.process_group():
         dcp.save(state, checkpoint_id=path)
 
 
@@ -419,16 +423,17 @@ def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path)
 @pytest.mark.parametrize("poisoned", [2, 4, None], ids=["right", "wrong", "gradient alone"])
 def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, capsys, poisoned):
     """A log-ratio above 88 overflows: the loss of a wrong response, the gradient of a right one: 0 times infinity."""
-    trainer = simko.Trainer(config(base, learning_rate=1e-3, batch_size=8, mini_batch_size=4, loss_type="token"), CPU, torch.float32)
+    cfg = config(base, learning_rate=1e-3, batch_size=8, mini_batch_size=4, loss_type="dapo")
+    trainer = simko.Trainer(cfg, CPU, torch.float32)
 
     def update(*bad):
         samples = load_samples(base)
-        trainer.old_statistics(samples, quiet)
+        trainer.compute_old_logp(samples, quiet)
         for i, sample in enumerate(samples):
             sample.id, sample.text = f"problem-{i}", f"\x1b[31m text {i}"
         for i in bad:
             samples[i].old_logp[1] = -200
-        return trainer.update(samples, None, quiet)
+        return trainer.update(samples, "simko", None, quiet)
 
     def state():
         moments = [x for part in trainer.optimizer.state.values() for x in part.values()]
@@ -441,10 +446,12 @@ def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, caps
         infinite = mock.Mock(full_tensor=lambda: torch.tensor(math.inf))
         broken = mock.patch.object(torch.nn.utils, "clip_grad_norm_", lambda *_: infinite)
     with broken:
-        sums, norm = update(*[poisoned] * (poisoned is not None))
+        sums = update(*[poisoned] * (poisoned is not None))
         error = capsys.readouterr().err
-        assert all(map(torch.equal, before, state())) and not sums.any() and math.isnan(norm)
-        assert "step 1, update 2" in error and "not finite, not stepped" in error and trainer.refused == 1
+        assert all(map(torch.equal, before, state())) and trainer.refused == 1
+        assert [*sums] == ["grad_norm"] and math.isnan(sums["grad_norm"])
+        assert "step 1, update 2: loss" in error
+        assert "not finite, so the weights stay as they are" in error
         if poisoned is None:
             assert all(f"problem-{i}" in error for i in (1, 2, 4))
         else:
@@ -458,14 +465,14 @@ def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, caps
 
 
 def broken_losses(*calls):
-    """Losses are nan in these calls of token_losses, from the last one on in all."""
-    function, count = simko.token_losses, []
+    """Losses are nan in these calls of clipped_loss, and in all calls after the last of them."""
+    function, count = simko.clipped_loss, []
 
-    def losses(*arguments):
+    def losses(*arguments, **options):
         count.append(1)
-        loss, clipped = function(*arguments)
-        return (loss * math.nan if len(count) in calls or len(count) > calls[-1] else loss), clipped
-    return mock.patch.object(simko, "token_losses", losses)
+        loss = function(*arguments, **options)
+        return loss * math.nan if len(count) in calls or len(count) > calls[-1] else loss
+    return mock.patch.object(simko, "clipped_loss", losses)
 
 
 def test_after_three_refused_updates_the_run_stops_and_the_last_checkpoint_is_of_before(data, clean, tmp_path, capfd):
@@ -512,12 +519,14 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
 
 # --------------------------------------------------------------------------------------------------- memory and engines
 OOM = {  # where memory ends: what the message says
-    "engine": (HFEngine, "__init__", "the start of the engine.*--gpu-memory-utilization 0.6"),
-    "policy": (simko, "load_model", "loading the policy.*more GPUs"),
-    "rollout": (HFEngine, "generate", "a rollout.*--gpu-memory-utilization 0.6"),
-    "log-probs": (simko, "pack", "log-probs.*--micro-batch-tokens 999"),
-    "update": (simko, "token_losses", "an update.*--micro-batch-tokens 999, --gradient-checkpointing .now False"),
-    "sync": (HFEngine, "sync", "the engine.s wake-up and sync.*--gpu-memory-utilization 0.6"),
+    "engine": (HFEngine, "__init__", "engine start: .*--gpu-memory-utilization 0.6"),
+    "policy": (simko, "load_model", "loading of the policy: .*more GPUs"),
+    "rollout": (HFEngine, "generate", "rollout: .*--gpu-memory-utilization 0.6"),
+    "log-probs": (simko, "pack", "log-probs: .*--micro-batch-tokens 999"),
+    "update": (simko, "clipped_loss", "update: .*--micro-batch-tokens 999, .*--gradient-checkpointing "
+               ".now False"),
+    "sync": (HFEngine, "load_weights", "weight sync: .*--gpu-memory-utilization 0.6"),
+    "export": (simko, "save_hf", "export: .*use more GPUs"),
 }
 
 
@@ -525,14 +534,86 @@ OOM = {  # where memory ends: what the message says
 def test_out_of_memory_says_in_which_phase_and_which_flag_helps(data, tmp_path, where):
     owner, name, message = OOM[where]
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 MiB free")
-    with at_call(owner, name, 1, raised(error)), pytest.raises(SystemExit, match=f"rank 0, in {message}.*2.00 GiB"):
-        main(flags(data, tmp_path, "--eval-steps", 0, "--micro-batch-tokens", 999))
+    with (at_call(owner, name, 1, raised(error)),
+          pytest.raises(SystemExit, match=f"rank 0, during the {message}.*2.00 GiB")):
+        main(flags(data, tmp_path, "--eval-steps", 0, "--steps", 1, "--micro-batch-tokens", 999))
+
+
+def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):
+    """When the engine wakes up, vLLM's own allocator maps its memory. It raises a RuntimeError."""
+    error = RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62")
+    advice = "during the weight sync: out of GPU memory. What helps: lower --gpu-memory-utilization 0.6"
+    with (at_call(HFEngine, "load_weights", 1, raised(error)),
+          pytest.raises(SystemExit, match=f"{advice}.*cumem_allocator")):
+        main(flags(data, tmp_path))
+    with (at_call(HFEngine, "load_weights", 1, raised(RuntimeError("CUDA Error: another one"))),
+          pytest.raises(RuntimeError, match="^CUDA Error: another one$")):
+        main(flags(data, tmp_path))
+
+
+def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path):
+    """Evaluations sample with a top-p, and rollouts do not. An engine that cannot do the former
+    should say so in the first minute, not when training is over."""
+    prompt = np.array([5, 6])
+    benchmarks = [
+        Benchmark("a", "a", [{"prompt_ids": prompt}], 4, temperature, top_p, tokens, "")
+        for temperature, top_p, tokens in ((0.6, 0.95, 4096), (0.6, 0.95, 4096), (1.0, 0.9, 3))]
+    engine = mock.Mock()
+    faults.try_sampling(benchmarks, engine, quiet)
+    assert engine.generate.mock_calls == [
+        mock.call([prompt], 1, 0.6, 0.95, 8, quiet, logprobs=False),
+        mock.call([prompt], 1, 1.0, 0.9, 3, quiet, logprobs=False)]
+
+    generate, tried = HFEngine.generate, []
+
+    def no_top_p(engine, prompts, n, temperature, top_p, *arguments, **options):
+        tried.append((len(prompts), temperature, top_p))
+        if temperature == 0.2 and top_p < 1:
+            raise ValueError("no nvcc here")
+        return generate(engine, prompts, n, temperature, top_p, *arguments, **options)
+    with (mock.patch.object(HFEngine, "generate", no_top_p),
+          pytest.raises(ValueError, match="no nvcc here")):
+        main(flags(data, tmp_path, "--eval-steps", 0, "--eval-temperature", 1, 0.2))
+    assert tried == [(1, 1, 0.95), (1, 0.2, 0.95)] and metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
+def test_flashinfers_sampler_is_off_unless_the_user_wants_it(monkeypatch, set_by_the_user, expected):
+    monkeypatch.setattr(vllm_setup, "keep_log", lambda: None)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+        if set_by_the_user:
+            os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = set_by_the_user
+        vllm_setup.set_vllm_environment()
+        assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
+
+
+def test_grouped_heads_are_named_to_pytorchs_kernel_only_where_it_knows_the_word(monkeypatch):
+    """PyTorch 2.11's varlen_attn takes fewer key heads than query heads without being told."""
+    import torch.nn.attention.varlen
+    seen = []
+
+    def of_2_11(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        seen.append({"scale": scale, "window_size": window_size})
+
+    def of_2_13(*arguments, enable_gqa=False, **options):
+        of_2_11(*arguments, **options)
+        seen[-1]["enable_gqa"] = enable_gqa
+
+    causal = {"scale": 0.5, "window_size": (-1, 0)}
+    q, one_head, bounds = torch.zeros(3, 2, 4), torch.zeros(3, 1, 4), torch.tensor([0, 3])
+    for function in (of_2_11, of_2_13):
+        monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", function)
+        for k in (one_head, q):
+            packing.varlen_attention(q, k, k, bounds, 3, 0.5)
+    assert seen == [causal, causal, {**causal, "enable_gqa": True}, {**causal, "enable_gqa": False}]
 
 
 @pytest.mark.parametrize("name", ["__init__", "generate"])
 def test_an_engine_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, name):
-    with (at_call(HFEngine, name, 1, raised(ValueError("engine core died"))), mock.patch.object(
-            faults.engine_log, "lines", ["INFO loading\n"]), pytest.raises(ValueError, match="core died") as crash):
+    with (at_call(HFEngine, name, 1, raised(ValueError("engine core died"))),
+          mock.patch.object(vllm_setup.tail, "lines", ["INFO loading"]),
+          pytest.raises(ValueError, match="core died") as crash):
         main(flags(data, tmp_path))
     (note,) = crash.value.__notes__
     assert "The last lines of its log:\nINFO loading" in note and "--gpu-memory-utilization 0.6" in note
@@ -545,20 +626,20 @@ def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_whe
 
 
 def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
-    logger, shown = logging.getLogger("vllm"), faults.Tail()
+    logger, shown = logging.getLogger("vllm"), vllm_setup.Tail()
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
         monkeypatch.setenv(name, "ERROR")
         monkeypatch.delenv(name)
-    monkeypatch.setattr(faults, "engine_log", faults.Tail())
+    monkeypatch.setattr(vllm_setup, "tail", vllm_setup.Tail())
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
     monkeypatch.setattr(logging, "StreamHandler", lambda stream: shown)
-    faults.keep_log()
+    vllm_setup.keep_log()
     for i in range(40):
         logging.getLogger("vllm.engine").info("line %d", i)
     logger.error("broken")
-    assert list(faults.engine_log.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
-    assert list(shown.lines) == ["broken\n"] and "line 39\nbroken" in faults.log_lines()
+    assert list(vllm_setup.tail.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
+    assert list(shown.lines) == ["broken\n"] and "line 39\nbroken" in vllm_setup.last_lines()
 
 
 # ------------------------------------------------------------------------------------------------------ ranks and nodes
@@ -593,8 +674,20 @@ def launched(folder, *commands):
             log.close()
 
 
+class BusyVerifier(Verifier):
+    """A verifier that has started a worker, though Countdown's answers need none. It writes down
+    the pids of this rank and of its workers."""
+
+    def __init__(self, folder):
+        super().__init__()
+        assert self.score(["\\boxed{\\sqrt{8}}"], ["2\\sqrt{2}"], "math") == [1.0]
+        pids = [os.getpid(), *(worker.pid for worker in self.idle)]
+        (folder / f"pids_{os.environ['RANK']}").write_text(json.dumps(pids))
+
+
 def faulty_rank(folder):
-    """`simko.py train` on this rank, as plan.json says; its faults are rank 1's, one for each of torchrun's starts."""
+    """Runs `simko.py train` on this rank as plan.json says. The faults are those of rank 1, one
+    for each of torchrun's starts."""
     plan = json.loads((folder / "plan.json").read_text())
     fault = plan["faults"].get(os.environ["TORCHELASTIC_RESTART_COUNT"]) if os.environ["RANK"] == "1" else None
     patch = {
@@ -604,16 +697,23 @@ def faulty_rank(folder):
         "asked": at_call(HFEngine, "generate", 1, ask(), when=rollout),
         "nan": broken_losses(2, 10**6),
         "hangs": at_call(simko.Trainer, "update", 3, threading.Event().wait),
+        "micro-batch": at_call(simko, "clipped_loss", 3, raised(ZeroDivisionError("a fault of rank 1"))),
+        "rollout": at_call(HFEngine, "generate", 1, raised(ZeroDivisionError("a fault of rank 1")),
+                           when=rollout),
+        "evaluation": at_call(simko.responses, "row", 1, raised(ZeroDivisionError("a fault of rank 1"))),
     }[fault]
     limit = {"seconds": 60} if "hangs" in plan["faults"].values() else {"hours": 2}
-    with patch, mock.patch.object(simko, "timedelta", lambda **_: timedelta(**limit)):
+    with (patch, mock.patch.object(common, "timedelta", lambda **_: timedelta(**limit)),
+          mock.patch.object(simko, "Verifier", partial(BusyVerifier, folder))):
         record(simko.main)(plan["arguments"])
 
 
-def start_ranks(data, folder, faults, *commands, output_dir="run"):
+def start_ranks(data, folder, faults, *commands, output_dir="run", more=()):
     """As `launched`, of runs with these faults."""
-    (folder / "plan.json").write_text(json.dumps({"faults": faults, "arguments": flags(
-        data, folder / output, "--steps", 5, "--save-steps", 1, "--eval-steps", 0, "--eval-n", 1)}))
+    arguments = flags(data, folder / output_dir, "--steps", 5, "--save-steps", 1,
+                      "--eval-steps", 0, "--eval-n", 1, *more)
+    plan = {"faults": faults, "arguments": arguments}
+    (folder / "plan.json").write_text(json.dumps(plan))
     return launched(folder, *commands)
 
 
@@ -656,13 +756,51 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
 
 
+def is_running(pid):
+    """Whether a process runs. One that has ended is none, even if nobody has asked how it ended."""
+    try:
+        _, _, state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state.split()[0] not in "ZX"
+
+
+FAILURES = {  # where rank 1 fails: flags of the run
+    "micro-batch": ["--micro-batch-tokens", 40],  # so that an update has several
+    "rollout": [],
+    "evaluation": ["--eval-steps", 1],
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("where", FAILURES)
+def test_a_rank_that_raises_ends_all_and_its_error_comes_first(data, tmp_path, where, ranks):
+    """Nobody waits for the others: neither they, in a collective, nor rank 1, in closing its engine."""
+    command = torchrun("--standalone", "--nproc_per_node", ranks)
+    ((code, log),) = run_ranks(data, tmp_path, {"0": where}, command, more=FAILURES[where])
+    assert code == 1, log
+    error, lost = "ZeroDivisionError: a fault of rank 1", "the connection to another rank is lost"
+    before, _, _ = log.partition(lost)
+    assert f"{error}\n" in before and "Traceback" in before, log
+    _, _, cause = log.partition("Root Cause (first observed failure)")
+    assert "rank      : 1 (" in cause and error in cause, log
+    started = [json.loads((tmp_path / f"pids_{rank}").read_text()) for rank in range(ranks)]
+    assert all(len(pids) > 1 for pids in started), started
+    limit = time.monotonic() + workers.LIMIT
+    while left := [pid for pids in started for pid in pids if is_running(pid)]:
+        assert time.monotonic() < limit, left
+        time.sleep(0.1)
+
+
 def share_engine(run, arguments, rank, port):
     """simko.py on this rank of two, with one engine; writes down what the engine was given and gave, and how many
     responses of which problems each update has. In the run "asked" rank 1 gets SIGTERM as its third rollout begins."""
     import vllm
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    deal, generate, dealt, sampled = simko.deal, vllm.LLM.generate, [], []
+    deal, generate = simko.balance_across_ranks, vllm.LLM.generate
+    dealt, sampled = [], []
 
     def see_deal(samples, *ranks):
         dealt.append(Counter(s.id for s in samples))
@@ -674,11 +812,13 @@ def share_engine(run, arguments, rank, port):
         return outputs
     asked = 3 if run.name == "asked" and rank == 1 else 0
     try:
-        with (mock.patch.object(simko, "deal", see_deal), mock.patch.object(vllm.LLM, "generate", see_generate),
-              at_call(simko.VLLMEngine, "generate", asked, ask())):
+        with (mock.patch.object(simko, "balance_across_ranks", see_deal),
+              mock.patch.object(vllm.LLM, "generate", see_generate),
+              at_call(simko.VLLMEngine, "generate", asked, ask(), when=rollout)):
             simko.main(arguments)
     finally:
-        run.with_name(f"{run.name}_{rank}.json").write_text(json.dumps([dealt, sampled, list(faults.engine_log.lines)]))
+        seen = [dealt, sampled, list(vllm_setup.tail.lines)]
+        run.with_name(f"{run.name}_{rank}.json").write_text(json.dumps(seen))
 
 
 def unlink_shared_memory():
@@ -703,9 +843,9 @@ def shared_engines(folder):
             shutil.rmtree(folder / "resumed/checkpoints/step_000003")
         unlink_shared_memory()
         arguments, port = flags(
-            data, folder / name, "--model", model, "--rollout", "vllm", "--tensor-parallel-size", 2, "--batch-size", 5,
-            "--mini-batch-size", 5, "--steps", 3, "--save-steps", 1, "--eval-steps", 0, "--method", "w-reinforce",
-            "--gpu-memory-utilization", 0.1), free_port()
+            data, folder / name, "--model", model, "--rollout", "vllm", "--tensor-parallel-size", 2,
+            "--batch-size", 5, "--mini-batch-size", 5, "--steps", 3, "--save-steps", 1,
+            "--eval-steps", 0, "--method", "w-reinforce"), free_port()
         codes[name] = [end_of(pid) for pid in [fork(folder / "log", partial(
             share_engine, folder / name, arguments, rank, port)) for rank in (0, 1)]]
     unlink_shared_memory()
@@ -744,7 +884,7 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
     for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output_dir="two"):
         assert code == 0, log
     logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))
-    assert logs.count("not finite, not stepped") == 1 and "  rank 1, problem " in logs, logs  # all refused it together
+    assert logs.count("not finite, so the weights stay as they are") == 1 and "  rank 1, problem " in logs, logs  # all refused it together
     four = torchrun("--standalone", "--nproc_per_node", 4)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output_dir="one")
     assert code == 0, log
@@ -765,7 +905,7 @@ def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
     folder, wait = hanging_ranks
     ((code, log),) = wait()
     assert code == 1, log
-    assert "rank 0, in an update: another rank gave no answer" in log and "it hangs" in log, log
+    assert "rank 0, during the update: another rank hangs" in log, log
     assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 
