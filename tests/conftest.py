@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import settings
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -26,18 +24,15 @@ import simko
 from runtime.common import process_group
 from runtime.log import Progress
 from runtime.packing import Sample, balance_across_ranks
-from test_simko import near, randn  # noqa: F401  for the other tests
+# It also sets hypothesis' profile, and PyTorch to one thread.
+from test_simko import near, randn, seeds  # noqa: F401
 from tests import workers
 from tools import laptop as laptop_program
 
 STOPS, VOCABULARY = [2, 7], 61  # of the checkpoint `base`, whose own end of text is 2
 CPU, quiet = torch.device("cpu"), Progress(shown=False)
-seeds = st.integers(0, 2**32 - 1)
 needs_vllm = pytest.mark.needs_vllm
 one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
-settings.register_profile("simko", max_examples=60, deadline=None, derandomize=True)
-settings.load_profile("simko")
-torch.set_num_threads(1)  # tensors this small are slower on more
 
 
 def exact_norm(norm, x):
@@ -53,10 +48,10 @@ LlamaRMSNorm.forward = exact_norm
 def pytest_runtest_setup(item):
     if item.get_closest_marker("needs_vllm") is None or importlib.util.find_spec("vllm"):
         return
+    reason = f"{item.name} needs vLLM, which is not installed"
     if os.environ.get("CI") == "true":
-        message = "vLLM is not installed, and in CI no test may be skipped for that"
-        pytest.fail(message, pytrace=False)
-    pytest.skip("vLLM is not installed")
+        pytest.fail(f"{reason}; in CI no test may be skipped for that", pytrace=False)
+    pytest.skip(reason)
 
 
 def distance(got, want):

@@ -28,5 +28,5 @@ def test_a_test_that_needs_vllm_is_skipped_without_it_but_fails_in_ci(
     if outcome is None:
         conftest.pytest_runtest_setup(item)
     else:
-        with pytest.raises(outcome, match="vLLM is not installed"):
+        with pytest.raises(outcome, match="test_x needs vLLM, which is not installed"):
             conftest.pytest_runtest_setup(item)

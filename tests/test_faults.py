@@ -597,7 +597,7 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
         Benchmark("a", "a", [{"prompt_ids": prompt}], 4, temperature, top_p, tokens, "")
         for temperature, top_p, tokens in ((0.6, 0.95, 4096), (0.6, 0.95, 4096), (1.0, 0.9, 3))]
     engine = mock.Mock()
-    faults.try_sampling(benchmarks, engine, quiet)
+    faults.try_sampling(simko.Config(), benchmarks, engine, quiet)
     assert engine.generate.mock_calls == [
         mock.call([prompt], 1, 0.6, 0.95, 8, quiet, logprobs=False),
         mock.call([prompt], 1, 1.0, 0.9, 3, quiet, logprobs=False)]
@@ -819,9 +819,9 @@ def is_running(pid):
 
 
 FAILURES = {  # where rank 1 fails: flags of the run
-FAILURES = {  # where rank 1 fails: flags of the run
     # Every response has a gradient, so that each rank has four micro-batches or more.
     "micro-batch": ["--micro-batch-tokens", 40, "--method", "w-reinforce"],
+    "rollout": [],
     "evaluation": ["--eval-steps", 1],
 }
 

@@ -9,6 +9,7 @@ import random
 from fractions import Fraction
 from functools import cache, partial
 from statistics import mean
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -27,7 +28,7 @@ from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, main, metrics, move, near, one_base,
     plain_logits, plain_model, quiet, randn, seeds, short_recipe)
 
-METHODS = "simko", "grpo", *baselines.METHODS
+METHODS = tuple(baselines.METHODS)
 # Those whose loss of a token is not GRPO's.
 LOSSES = "simko", *(name for name, method in baselines.METHODS.items() if method.token_loss)
 
@@ -58,8 +59,7 @@ def real_advantage(method, rewards, N, k=4):
     """The advantages (N,) as `train_step` asks for them."""
     if method == "pass-at-k":
         return baselines.pass_at_k_advantage(rewards, N, k)
-    baseline = baselines.METHODS.get(method)
-    function = (baseline and baseline.advantage) or simko.group_advantage
+    function = baselines.METHODS[method].advantage or simko.group_advantage
     return function(rewards, N)
 
 
@@ -99,7 +99,7 @@ def test_pass_at_1_advantages_are_grpos(seed):
 
 # ---------------------------------------------------------------------------------------- losses
 def naive_loss(method, z, z_old, y, A, gate, cfg):
-    """(the loss of one token, whether its ratio is beyond the clip).
+    """(the loss of one token, whether the clip took its gradient).
 
     z, z_old: (V,) logits at the sampling temperature. gate: the threshold's verdict. Numbers that
     are a method's own are written out."""
@@ -107,41 +107,39 @@ def naive_loss(method, z, z_old, y, A, gate, cfg):
     gamma, H = pi[y] / old[y], -sum(p * math.log(p) for p in pi.tolist() if p)
     if method == "simko":
         gamma = naive_ratio(z, z_old, y, A, gate, cfg.alpha, cfg.K, cfg.lambda_top1)
-    above, below = gamma > 1 + cfg.epsilon_high, gamma < 1 - cfg.epsilon
-    beyond = bool(A > 0 and above or A < 0 and below)
     if method == "kl-cov":
         penalty = 1.0 * abs(pi[y].log() - old[y].log()) if gate else 0
-        return -A * gamma + penalty, beyond
+        return -A * gamma + penalty, False
     if method == "entropy-adv":
         A = A + min(0.4 * H, abs(A) / 2)
     if method == "forking" and not gate:
-        return 0 * gamma, beyond
-    # It is clipped by the sign of the advantage that it has by now.
-    if A > 0 and above:
-        return -A * (1 + cfg.epsilon_high) + 0 * gamma, beyond
-    if A < 0 and below:
-        return -A * (1 - cfg.epsilon) + 0 * gamma, beyond
-    return -A * gamma, beyond
+        return 0 * gamma, False
+    if A > 0 and gamma > 1 + cfg.epsilon_high:
+        return -A * (1 + cfg.epsilon_high) + 0 * gamma, True
+    if A < 0 and gamma < 1 - cfg.epsilon:
+        return -A * (1 - cfg.epsilon) + 0 * gamma, True
+    return -A * gamma, False
 
 
 def real_losses(method, z, z_old, y, A, gate, cfg, entropy=None):
-    """The losses (N,) of N tokens, composed as in `Trainer.update`.
+    """(losses, clipped) of N tokens, composed as in `Trainer.update`.
 
     The entropy may be differentiated here, so that a loss that drives it would show."""
     log_pi, old_log_pi = z.log_softmax(-1), z_old.log_softmax(-1)
     logp, old_logp = (x.gather(1, y[:, None])[:, 0] for x in (log_pi, old_log_pi))
     gamma = (logp - old_logp).exp()
-    clip = partial(simko.clipped_loss, epsilon=cfg.epsilon, epsilon_high=cfg.epsilon_high)
+    grpo_loss = partial(simko.Trainer.grpo_loss, SimpleNamespace(cfg=cfg))
     if method == "simko":
         ratio = simko.simko_ratio(
             logp, old_logp, log_pi.topk(cfg.K).values, y == z.argmax(-1), A, gate,
             cfg.alpha, cfg.lambda_top1)
-        return clip(ratio, A)
+        return grpo_loss(ratio, A)
     if method == "grpo":
-        return clip(gamma, A)
+        return grpo_loss(gamma, A)
     if entropy is None:
         entropy = -(log_pi.exp() * log_pi).sum(-1)
-    return baselines.METHODS[method].token_loss(clip, gamma, logp, old_logp, entropy, A, gate)
+    return baselines.METHODS[method].token_loss(
+        grpo_loss, gamma, logp, old_logp, entropy, A, gate)
 
 
 def batch_of_tokens(seed, moved, V=7, N=24):
@@ -159,9 +157,11 @@ def batch_of_tokens(seed, moved, V=7, N=24):
 def test_per_token_losses_and_their_gradients(method, moved, seed):
     tokens, weight = batch_of_tokens(seed, moved), randn(24, seed=seed + 7)
     cfg = simko.Config(alpha=0.2, lambda_top1=1.6, epsilon=0.1, epsilon_high=0.15)
-    real = real_losses(method, *tokens, cfg)
-    naive = torch.stack([naive_loss(method, *row, cfg)[0] for row in zip(*tokens)])
+    real, clipped = real_losses(method, *tokens, cfg)
+    naive, naively = zip(*(naive_loss(method, *row, cfg) for row in zip(*tokens)))
+    naive = torch.stack(naive)
     near(real, naive)
+    assert clipped.tolist() == list(naively)
     near(*(torch.autograd.grad(loss @ weight, tokens[0])[0] for loss in (real, naive)))
 
 
@@ -181,8 +181,8 @@ def test_each_loss_reduces_to_grpos(method, seed):
         gate = torch.zeros_like(gate)
         grpo = simko.Config(epsilon=1 - 1e-9, epsilon_high=1e9)
     results = []
-    for loss in (real_losses(method, z, z_old, y, A, gate, cfg, entropy),
-                 real_losses("grpo", z, z_old, y, A, gate, grpo)):
+    for loss, _ in (real_losses(method, z, z_old, y, A, gate, cfg, entropy),
+                    real_losses("grpo", z, z_old, y, A, gate, grpo)):
         results.append(torch.stack([loss.detach(), *torch.autograd.grad(loss.sum(), z)[0].T]))
     near(*results, 1e-14)
 
@@ -190,10 +190,11 @@ def test_each_loss_reduces_to_grpos(method, seed):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_response_without_an_advantage_has_a_gradient_where_there_is_a_kl(method):
     sample = Sample(0, np.zeros(1), np.zeros(1), np.zeros(1), False, advantage=0.0)
-    assert baselines.has_gradient(sample, method, beta=0.0) == (method == "kl-cov")
-    assert baselines.has_gradient(sample, method, beta=0.1)
+    has_gradient = partial(baselines.has_gradient, sample, baselines.METHODS[method])
+    assert has_gradient(beta=0.0) == (method == "kl-cov")
+    assert has_gradient(beta=0.1)
     sample.advantage = -0.5
-    assert baselines.has_gradient(sample, method, beta=0.0)
+    assert has_gradient(beta=0.0)
 
 
 # --------------------------------------------------------------------------------------- updates
@@ -230,7 +231,7 @@ def naive_gradient(folder, method, loss_type):
         least = products[-8]  # a tenth of 88 tokens
     kept = [row for row in rows if row[0] is not None]
     tokens = sum(len(row[3]) for row in kept)
-    losses, sums = [], {"gate_share": 0, "clip_frac": 0, "tokens": tokens}
+    losses, sums = [], {"gated_tokens": 0, "clipped_tokens": 0, "tokens": tokens}
     for A, z_old, z, response in kept:
         entropy = torch.distributions.Categorical(logits=z.detach()).entropy()
         tau = np.quantile(entropies, 0.8) if method == "forking" else np.quantile(entropy, cfg.q)
@@ -239,10 +240,10 @@ def naive_gradient(folder, method, loss_type):
             if method == "kl-cov":
                 logp = z_old.log_softmax(-1)[t, y].item()
                 gate = (A - mean_A) * (logp - mean_logp) >= least - 1e-9
-            loss, beyond = naive_loss(method, z[t], z_old[t], y, A, gate, cfg)
+            loss, clipped = naive_loss(method, z[t], z_old[t], y, A, gate, cfg)
             losses.append(loss / (len(response) * len(kept) if loss_type == "grpo" else tokens))
-            sums["gate_share"] += int(gate)
-            sums["clip_frac"] += beyond
+            sums["gated_tokens"] += int(gate)
+            sums["clipped_tokens"] += clipped
     sum(losses).backward()
     return {name: p.grad for name, p in policy.named_parameters()}, sums
 
@@ -251,11 +252,10 @@ def real_gradient(cfg, samples):
     """(gradient, the log's sums) of `Trainer.update`, prepared as `train_step` does.
 
     kl-cov penalises a tenth of the tokens here, since 0.2 % of these few would be one."""
-    baseline = baselines.METHODS.get(cfg.method)
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
     entropies, _ = trainer.compute_old_logp(samples, quiet)
-    tau = simko.batch_threshold(entropies, baseline, cfg)
+    tau = simko.batch_threshold(entropies, baselines.METHODS[cfg.method], cfg)
     if cfg.method == "kl-cov":
         baselines.choose_by_covariance(samples, share=0.1)
     move(trainer.policy, 2)
@@ -268,7 +268,8 @@ def real_gradient(cfg, samples):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_update_has_the_formulas_gradient_however_it_is_split(base, group, method, loss_type):
     want, sums = naive_gradient(base, method, loss_type)
-    assert sums["gate_share"] > 0 and sums["clip_frac"] > 0
+    assert sums["gated_tokens"] > 0
+    assert (sums["clipped_tokens"] > 0) == (method != "kl-cov")
     assert (sums["tokens"] == 88) == (method not in ("psr", "nsr"))
     for tokens, order in [(1, 1), (40, -1), (10**6, 1)]:
         cfg, samples = case(base, method, loss_type=loss_type, micro_batch_tokens=tokens)
@@ -461,9 +462,8 @@ def test_impossible_settings_are_refused_by_name(flags, capsys):
 
 
 def test_every_method_has_a_line_of_help(capsys):
-    assert {*cli.METHOD_HELP} == {*METHODS}
     with pytest.raises(SystemExit):
         cli.parse_config(["train", "--help"], simko.Config)
     text = "".join(capsys.readouterr().out.split())
-    for name, about in cli.METHOD_HELP.items():
-        assert "".join(f"{name}{about}".split()) in text
+    for name, method in baselines.METHODS.items():
+        assert "".join(f"{name}{method.about}".split()) in text

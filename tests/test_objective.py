@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import simko
 from runtime import chunked
-from tests.conftest import near, randn, seeds
+from tests.conftest import near, randn
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -101,8 +101,8 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
     assert len(branches) == 5 and min(branches.values()) >= 3
     norm = math.sqrt(sum(x.square().sum().item() for x in want.values()))
     near(sums["grad_norm"], norm, 1e-6)
-    assert sums["gate_share"] == branches["gate"]
-    assert sums["clip_frac"] == branches["low"] + branches["high"]
+    assert sums["gated_tokens"] == branches["gate"]
+    assert sums["clipped_tokens"] == branches["low"] + branches["high"]
 
 
 @pytest.mark.parametrize("zeros", [5, 11])
