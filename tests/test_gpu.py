@@ -15,7 +15,6 @@ import gc
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -167,12 +166,16 @@ def run_worker(name, *arguments, ranks=1, environment=None, check=True):
     command = [sys.executable, *launcher, __file__, name, *map(str, arguments)]
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True, start_new_session=True) as process:
+                          text=True) as process:
         try:
             output, _ = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
+            process.terminate()  # torchrun ends its ranks
+            try:
+                output, _ = process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, _ = process.communicate()
             pytest.fail(f"{name} was still running after 240 s:\n{output[-6000:]}")
     print(output)
     if check:
@@ -387,7 +390,7 @@ def test_f_update_has_float32_gradients_whatever_it_computes_in(base, group, mon
     assert set(empty.values()) == {0.0}
 
 
-# ------------------------------------------------------------------------------------ g: memory, h: what is on the disk
+# ----------------------------------------------------------------------------------- g: memory, h: what is on the disk
 @both_engines
 def test_g_memory_in_the_log_is_that_of_the_device(base, backend):
     run_worker("logged_memory", base, backend)
