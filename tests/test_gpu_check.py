@@ -75,7 +75,6 @@ def test_dry_run(tmp_path):
     (["--minutes", "0"], "--minutes 0.0: there is no time for anything"),
     (["--model", "nowhere"], "--model nowhere: no model there"),
     (["--only", "train"], "--only train needs --model"),
-    (["--report", "nowhere/report.md"], "--report nowhere/report.md: there is no folder nowhere"),
     (["--only", "z"], "invalid choice: 'z'")])
 def test_what_cannot_be_done_is_said_before_anything_runs(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
 """Everything a card should be asked, in one command and in order of value; the answers in a report.
 
-    python tools/gpu_check.py                                  # ten minutes at most, writes gpu_check.md
+    python tools/gpu_check.py                                  # ten minutes at most, writes runs/gpu_check.md
     python tools/gpu_check.py --model FOLDER                   # and 20 training steps of a real, small model
     python tools/gpu_check.py --only d e bench --minutes 3
 
@@ -105,6 +105,7 @@ class Report:
     """A markdown file that has every line as soon as it is written; the screen shows the same."""
 
     def __init__(self, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("w", encoding="utf-8")
         self.last = ""
 
@@ -212,7 +213,7 @@ def main(arguments):
     parser.add_argument("--model", type=Path, help="folder of a real, small model: 20 training steps of it")
     parser.add_argument("--minutes", type=float, default=10, help="for everything together; default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=[*TESTS, "bench", "train"], help="these parts alone")
-    parser.add_argument("--report", type=Path, default=Path("gpu_check.md"), help="default: %(default)s")
+    parser.add_argument("--report", type=Path, default=Path("runs/gpu_check.md"), help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes {options.minutes}: there is no time for anything")
@@ -220,8 +221,6 @@ def main(arguments):
         parser.error(f"--model {options.model}: no model there, it has no config.json")
     if options.only and "train" in options.only and not options.model:
         parser.error("--only train needs --model FOLDER")
-    if not options.report.parent.is_dir():
-        parser.error(f"--report {options.report}: there is no folder {options.report.parent}")
 
     with tempfile.TemporaryDirectory() as folder:
         parts = [*map(test_part, TESTS), bench_part()]
