@@ -37,8 +37,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import simko
 from runtime.chunked import token_statistics
-from tools.checkpoints import load_checkpoint, save_checkpoint, save_hf
-from tools.log import Clock
+from runtime.checkpoints import load_checkpoint, save_checkpoint, save_hf
+from runtime.log import Clock
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.cuda.is_available()
@@ -102,8 +102,8 @@ def save_model(folder, **changes):
 
 def config(folder, **changes):
     """Settings of a run on the tiny model; the engine may have a tenth of a card, or 1/8 GiB of a CPU's memory."""
-    settings = {"model": str(folder), "rollout": "hf", "engine_memory": 0.1 if CUDA else 0.125, "lr": 0.0,
-                "max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE, "micro_batch_tokens": 128} | changes
+    settings = {"model": str(folder), "rollout": "hf", "gpu_memory_utilization": 0.1 if CUDA else 0.125, "lr": 0.0,
+                "max_prompt_length": PROMPT, "max_completion_length": RESPONSE, "micro_batch_tokens": 128} | changes
     return simko.Config(**settings)
 
 
@@ -237,7 +237,7 @@ def test_b_engine_follows_the_policy_through_updates(base, backend):
 def worker_three_rounds(folder, backend):
     """The KL penalty makes the trainer keep the starting model, so weak that it changes nothing else."""
     to_start, free = [], []
-    with engine_and_trainer(folder, backend, lr=3e-3, kl_beta=1e-9) as (_, engine, trainer):
+    with engine_and_trainer(folder, backend, learning_rate=3e-3, beta=1e-9) as (_, engine, trainer):
         engine.sync(trainer.named_weights())
         for round in range(3):
             samples = sample(engine, (0, round, 0))
@@ -374,7 +374,7 @@ def test_f_update_has_float32_gradients_whatever_it_computes_in(base, group, mon
     monkeypatch.setattr(simko.Trainer, "passes", lambda self, samples: [[], *passes(self, samples), []])
     norms, empty = {}, {}
     for dtype in (torch.float32, torch.bfloat16):
-        trainer = simko.Trainer(config(base, grad_clip=1e9), group, dtype)
+        trainer = simko.Trainer(config(base, max_grad_norm=1e9), group, dtype)
         samples = responses([32, 20, 32, 7, 1, 25])
         trainer.old_statistics(samples, QUIET)
         sums, norms[dtype] = trainer.update(samples, None, QUIET)
@@ -421,7 +421,7 @@ def device_memory():
 
 
 def test_h_checkpoint_has_the_same_bits(base, group, tmp_path):
-    cfg = config(base, lr=1e-3)
+    cfg = config(base, learning_rate=1e-3)
     trainers = [simko.Trainer(cfg, group, DTYPE) for _ in range(2)]
     samples = responses([32, 20, 7])
     trainers[0].old_statistics(samples, QUIET)
@@ -455,7 +455,7 @@ def test_h_export_loads_in_an_engine(base, tmp_path, backend):
 
 def worker_export(folder, _, output):
     with simko.process_group() as device:
-        trainer = simko.Trainer(config(folder, lr=3e-3), device, DTYPE)
+        trainer = simko.Trainer(config(folder, learning_rate=3e-3), device, DTYPE)
         samples = responses([32] * 8)
         trainer.old_statistics(samples, QUIET)
         trainer.update(samples, None, QUIET)
@@ -552,7 +552,7 @@ def worker_loss(folder, output):
     rows = []
     with simko.process_group() as device:
         rank, world = dist.get_rank(), dist.get_world_size()
-        trainer = simko.Trainer(config(folder, lr=1e-4), device, DTYPE)
+        trainer = simko.Trainer(config(folder, learning_rate=1e-4), device, DTYPE)
         samples = responses([32, 20, 32, 7, 1, 25, 30])
         mine = samples[rank::world]
         trainer.old_statistics(mine, QUIET)
@@ -588,7 +588,7 @@ def worker_raising_rank(folder, output):
             raise RuntimeError("this rank was made to fail")
         return clipped_loss(*arguments)
 
-    flags = {"model": folder, "output": output / "run", "train-data": output / "train.jsonl", "rollout": "hf",
+    flags = {"model": folder, "output_dir": output / "run", "train-data": output / "train.jsonl", "rollout": "hf",
              "prompt-template": "raw", "method": "w-reinforce", "batch": 8, "group-size": 2, "mini-batch": 8,
              "steps": 2, "max-prompt-tokens": PROMPT, "max-response-tokens": RESPONSE, "micro-batch-tokens": 40}
     with mock.patch.object(simko, "clipped_loss", fails_at_the_third):

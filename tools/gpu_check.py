@@ -90,7 +90,7 @@ def train_part(model, folder):
     data = Path(folder, "sums.jsonl")
     data.write_text("".join(rows))
     cards = max(1, torch.cuda.device_count())
-    flags = {"model": model, "output": Path(folder, "run"), "train-data": data, "prompt-template": "plain",
+    flags = {"model": model, "output_dir": Path(folder, "run"), "train-data": data, "prompt-template": "plain",
              "steps": 20, "batch": 16, "mini-batch": 8, "group-size": 8, "lr": 1e-5, "max-prompt-tokens": 128,
              "max-response-tokens": 128, "save-every": 20}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(cards),
