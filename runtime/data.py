@@ -4,12 +4,9 @@ and which of them a step takes.
 A problem is {"id", "problem", "answer"} and, if it is not mathematics,
 {"task"}, a name in verify.TASKS. tools/data.py writes the paper's sets to
 files for machines without a network."""
-import gzip
 import json
 import re
 import sys
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -71,22 +68,18 @@ def fetch(source):
     """Fetches a data set from the hub: a name in DATASETS, or an id with
     columns as `parse_source` reads it. Returns rows as `convert` does.
 
-    Rows of DATASETS without an answer (an empty box) are left out. If the
-    count is then not the expected one, the program ends."""
+    If the number of problems is not the expected one, the program ends."""
     if source == "gsm8k-math1-train":
-        # All of MATH's test split: MATH-500 is a part of it.
-        math_tests = hub_rows("EleutherAI/hendrycks_math", "*", "test")
-        return gsm8k_math1(fetch("gsm8k-train"), fetch("math-train"),
-                           fetch("gsm8k") + math_tests)
+        # All of MATH's test split, of which MATH-500 is a part.
+        tests = hub_rows("EleutherAI/hendrycks_math", "*", "test") + fetch("gsm8k")
+        return gsm8k_math1(fetch("gsm8k-train"), fetch("math-train"), tests)
     spec = DATASETS.get(source) or parse_source(source)
     found = hub_rows(spec.hub, spec.config, spec.split)
-    named = ((f"{source}, row {row['id']}", row) for row in found)
-    rows = convert_all(source, spec, named)
+    rows = convert_all(source, spec, ((f"{source}, row {row['id']}", row) for row in found))
     if spec.count not in (None, len(rows)):
-        fail(f"{source} has {len(rows)} problems, not {spec.count}: "
-             f"{spec.hub} has changed, and results on it are not comparable. "
-             "To use it all the same, give python -m tools.data an older "
-             "copy, or load it by its id")
+        fail(f"{source} has {len(rows)} problems, not {spec.count}: {spec.hub} has changed, and "
+             "results on it are not comparable. To use it all the same, give python -m tools.data "
+             "an older copy, or load it by its id")
     return rows
 
 
@@ -94,13 +87,11 @@ def parse_source(source):
     """Turns `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`
     into a DataSet."""
     hub, *pairs = source.split(",")
-    fields = {"config": None, "split": "train",
-              "problem": "problem", "answer": "answer"}
+    fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if key not in fields or not equals:
-            fail(f"{source}: after the id come key=value pairs with the "
-                 f"keys {', '.join(fields)}")
+            fail(f"{source}: after the id come key=value pairs with the keys {', '.join(fields)}")
         fields[key] = value
     return DataSet(hub, **fields, count=None)
 
@@ -108,46 +99,38 @@ def parse_source(source):
 def hub_rows(hub, config, split):
     """Returns the rows of a hub data set at its pinned revision."""
     import datasets
-    revision = REVISIONS.get(hub)
-    rows = []
+    revision, rows = REVISIONS.get(hub), []
     try:
         configs = [config]
         if config == "*":
             configs = datasets.get_dataset_config_names(hub, revision=revision)
         for name in configs:
-            part = datasets.load_dataset(
-                hub, name, split=split, revision=revision)
-            for i, row in enumerate(part):
-                id = f"{name}-{i}" if config == "*" else i
-                rows.append({"id": id, **row})
-    except (OSError, ValueError, RuntimeError,
-            datasets.exceptions.DatasetsError) as error:
-        fail(f"{hub} cannot be read from the Hugging Face hub, and is no "
-             f".jsonl file: {one_line(error)}")
+            part = datasets.load_dataset(hub, name, split=split, revision=revision)
+            prefix = f"{name}-" if config == "*" else ""
+            rows += [{"id": f"{prefix}{i}", **row} for i, row in enumerate(part)]
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        fail(f"{hub} cannot be read from the Hugging Face hub, and is no .jsonl file: "
+             f"{one_line(error)}")
     return rows
 
 
 def convert_all(source, spec, rows):
-    """Converts (where, row) pairs. Returns those that have an answer, or
-    all of them if the source is not in DATASETS."""
+    """Converts (where, row) pairs. Rows of DATASETS without an answer (an
+    empty box) are left out."""
     converted = []
     for where, row in rows:
         try:
             converted.append(convert(source, spec, row))
-        except (ValueError, TypeError, KeyError, AttributeError,
-                RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             fail(f"{where}: its columns are not those of {source} ({error!r})")
-    if source in DATASETS:
-        converted = [row for row in converted if row["answer"]]
-    return converted
+    return [row for row in converted if row["answer"] or source not in DATASETS]
 
 
 def convert(source, spec, row):
     """Turns a row with the hub's columns, or with ours, into
     {"id", "problem", "answer"[, "task", "level"]}."""
     answer = row.get(spec.answer, row.get("answer"))
-    made = {"id": str(row["id"]),
-            "problem": row.get(spec.problem, row.get("problem"))}
+    made = {"id": str(row["id"]), "problem": row.get(spec.problem, row.get("problem"))}
     if source.startswith("synlogic"):
         made |= synlogic(row)
     elif source == "bbh":
@@ -156,11 +139,7 @@ def convert(source, spec, row):
     else:
         if isinstance(answer, list):  # OlympiadBench has lists of one text
             answer = ", ".join(answer)
-        if isinstance(answer, int):
-            answer = str(answer)
-        if isinstance(answer, str):
-            answer = final_answer(answer)
-        made["answer"] = answer
+        made["answer"] = final_answer(str(answer)) if isinstance(answer, str | int) else answer
     if "level" in row:
         made["level"] = str(row["level"]).removeprefix("Level ")
     return made
@@ -194,11 +173,10 @@ def gsm8k_math1(gsm8k, math, tests):
     """GSM8K's problems and those of MATH's level 1, without those that
     are problems of the tests."""
     rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k]
-    rows += [{**row, "id": f"math-{row['id']}"} for row in math
-             if row.get("level") == "1"]
+    rows += [{**row, "id": f"math-{row['id']}"} for row in math if row.get("level") == "1"]
     kept = outside(rows, tests)
-    print(f"{len(rows) - len(kept)} of {len(rows)} training problems are "
-          "test problems too: left out", file=sys.stderr)
+    print(f"{len(rows) - len(kept)} of {len(rows)} training problems are test problems too: "
+          "left out", file=sys.stderr)
     return kept
 
 
@@ -212,36 +190,31 @@ def final_answer(solution):
 
 # -------------------------------------------------------------- problems
 def read_jsonl(path):
-    """Yields (where, row) for each line of a .jsonl or .jsonl.gz file that
-    is not blank. A row without an id gets its line's number."""
-    path = Path(path)
+    """Yields (where, row) for each line of a file that is not blank. A row
+    without an id gets the number of its line."""
     where = path
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 where = f"{path}, line {number}"
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text := text.strip():
+                if text.strip():
                     row = json.loads(text)
                     if not isinstance(row, dict):
                         raise ValueError("a row must be an object, {...}")
                     yield where, {"id": number, **row}
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        reason = one_line(error).replace("line 1 column", "column")
-        fail(f"{where} cannot be read: {reason}")
+    except (OSError, ValueError, RecursionError) as error:
+        fail(f"{where} cannot be read: {one_line(error).replace('line 1 column', 'column')}")
 
 
 def load_problems(source, data_dir="", task="math"):
     """Loads problems from a .jsonl file, from a name in DATASETS or from
-    a hub data set as `parse_source` reads it. Returns a list of
-    {"id", "problem", "answer"[, "task"]}.
+    a hub data set as `parse_source` reads it.
 
     data_dir: a folder of NAME.jsonl files that stands in for the hub.
     task: that of rows which name none.
     An unusable row ends the program with a line that names it."""
-    path = source
-    if data_dir and source in DATASETS:
-        path = f"{data_dir}/{source}.jsonl"
+    path = f"{data_dir}/{source}.jsonl" if data_dir and source in DATASETS else source
     if path.endswith(".jsonl"):
         rows = read_jsonl(path)
     else:
@@ -250,48 +223,34 @@ def load_problems(source, data_dir="", task="math"):
     for where, row in rows:
         problem = check_problem(where, row, task)
         if problem["id"] in problems:
-            fail(f"{where}: the id {problem['id']!r:.80} stands in an "
-                 "earlier row already")
+            fail(f"{where}: the id {problem['id']!r:.80} stands in an earlier row already")
         problems[problem["id"]] = problem
     return list(problems.values()) or fail(f"{source} holds no problems")
 
 
 def check_problem(where, row, task):
     """Returns the row as a problem, or ends the program."""
-    own_task = row.get("task", task)
-    problem = {"id": str(row["id"]), "problem": row.get("problem"),
-               "answer": row.get("answer")}
-    if own_task == "math" and isinstance(problem["answer"], str):
-        problem["answer"] = final_answer(problem["answer"])
-    for name in ("problem", "answer"):
-        if not is_text(problem[name]):
-            fail(f"{where}: {name!r} must be a text and not empty, got "
-                 f"{problem[name]!r:.80}; the row has {[*row]!r:.200}")
-    answer = problem["answer"]
+    task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
+    if task == "math" and isinstance(answer, str):
+        answer = final_answer(answer)
+    for name, text in (("problem", problem), ("answer", answer)):
+        # Half of a surrogate pair is no text that can be written.
+        if (not isinstance(text, str) or not text.strip()
+                or text != text.encode("utf-8", "replace").decode()):
+            fail(f"{where}: {name!r} must be a text and not empty, got {text!r:.80}; "
+                 f"the row has {[*row]!r:.200}")
     if len(answer) > MAX_ANSWER:
-        fail(f"{where}: the answer has {len(answer)} characters, and no "
-             f"response with more than {MAX_ANSWER} is right: shorten it, "
-             "or remove the row")
-    if own_task not in [*TASKS]:
-        fail(f"{where}: the task {own_task!r:.80} is none of "
-             f"{', '.join(TASKS)}")
+        fail(f"{where}: the answer has {len(answer)} characters, and no response with more than "
+             f"{MAX_ANSWER} is right: shorten it, or remove the row")
+    if task not in [*TASKS]:
+        fail(f"{where}: the task {task!r:.80} is none of {', '.join(TASKS)}")
     try:
-        TASKS[own_task]("", answer, False)
+        TASKS[task]("", answer, False)
     except (ValueError, TypeError, RecursionError):
-        expected = " ".join(TASKS[own_task].__doc__.split())
-        fail(f"{where}: {answer!r:.80} is no answer of the task {own_task}: "
-             f"{expected}")
-    if "task" in row:
-        problem["task"] = own_task
-    return problem
-
-
-def is_text(value):
-    """Whether it is a text that is not blank and can be written."""
-    try:
-        return isinstance(value, str) and bool(value.strip().encode())
-    except UnicodeError:
-        return False
+        expected = " ".join(TASKS[task].__doc__.split())
+        fail(f"{where}: {answer!r:.80} is no answer of the task {task}: {expected}")
+    checked = {"id": str(row["id"]), "problem": problem, "answer": answer}
+    return {**checked, "task": task} if "task" in row else checked
 
 
 def outside(rows, tests):
@@ -312,11 +271,11 @@ def without_tests(cfg, problems):
     for source in cfg.eval_data:
         kept = outside(rows, problems[source])
         if len(kept) < len(rows):
-            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are "
-                  f"in {source} too: not trained on", flush=True)
+            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are in {source} too: "
+                  "not trained on", flush=True)
         rows = kept
-    return rows or fail(f"all problems of --train-data {cfg.train_data} are "
-                        "in the sets of --eval-data")
+    return rows or fail(f"all problems of --train-data {cfg.train_data} are in the sets of "
+                        "--eval-data")
 
 
 def prompt_order(step, batch_size, count, seed):

@@ -24,25 +24,19 @@ def encode_prompts(problems, tokenizer, cfg):
     kept = []
     for problem in problems:
         task = problem.get("task", cfg.task)
-        ids = prompt_ids(problem["problem"], ASK.get(task, ""), tokenizer,
-                         cfg.prompt_template)
+        ask = ASK.get(task, "")
+        if cfg.prompt_template == "chat":
+            message = {"role": "user", "content": f"{problem['problem']}\n{ask}".strip()}
+            # Without a fixed date Llama's prompts would change every day.
+            text = tokenizer.apply_chat_template(
+                [message], tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024")
+            ids = tokenizer.encode(text, add_special_tokens=False)
+        else:
+            text = TEMPLATES[cfg.prompt_template].replace("{ask}", ask)
+            ids = tokenizer.encode(text.replace("{problem}", problem["problem"]))
         if len(ids) <= cfg.max_prompt_length:
-            ids = np.array(ids, np.int64)
-            kept.append({**problem, "task": task, "prompt_ids": ids})
+            kept.append({**problem, "task": task, "prompt_ids": np.array(ids, np.int64)})
     if not kept:
-        fail(f"all {len(problems)} prompts are longer than "
-             f"--max-prompt-length {cfg.max_prompt_length}")
+        fail(f"all {len(problems)} prompts are longer than --max-prompt-length "
+             f"{cfg.max_prompt_length}")
     return kept, len(problems) - len(kept)
-
-
-def prompt_ids(problem, ask, tokenizer, template):
-    """The token ids of a prompt."""
-    if template != "chat":
-        text = TEMPLATES[template].replace("{ask}", ask)
-        return tokenizer.encode(text.replace("{problem}", problem))
-    message = {"role": "user", "content": f"{problem}\n{ask}".strip()}
-    # Without a fixed date Llama's prompts would change every day.
-    text = tokenizer.apply_chat_template(
-        [message], tokenize=False, add_generation_prompt=True,
-        date_string="26 Jul 2024")
-    return tokenizer.encode(text, add_special_tokens=False)

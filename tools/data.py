@@ -5,8 +5,8 @@
     python -m tools.data FOLDER math500 logic       some sets, or a group
     python -m tools.data FOLDER minerva=copies/minerva.jsonl
 
-The last line makes a set from a copy, a .jsonl or .jsonl.gz file with the
-hub's columns or with those that simko.py reads.
+The last line makes a set from a copy, a JSONL file with the hub's columns
+or with those that simko.py reads.
 """
 import argparse
 import json
@@ -14,70 +14,43 @@ import sys
 from pathlib import Path
 
 from runtime.common import fail, write_whole
-from runtime.data import (
-    DATASETS, GROUPS, convert_all, fetch, gsm8k_math1, read_jsonl)
+from runtime.data import DATASETS, GROUPS, convert_all, fetch, gsm8k_math1, read_jsonl
 from verify import Verifier
 
 
 def read_copy(path, name):
-    """The rows of a copy of the data set `name`."""
     rows = convert_all(name, DATASETS[name], read_jsonl(path))
     return rows or fail(f"{path} has no row with an answer")
 
 
 def read(name, copies):
-    """The rows of a data set, from its copy or else from the hub.
-    copies: {name: path}."""
-    parts = "gsm8k-train", "math-train"
+    """The rows of a data set, from its copy in {name: path} or else from
+    the hub."""
     if name in copies:
         return read_copy(copies[name], name)
-    if name == "gsm8k-math1-train" and copies.keys() >= {*parts}:
-        tests = []
-        for test in ("gsm8k", "math500"):
-            if test in copies:
-                tests += read_copy(copies[test], test)
-        gsm8k, math = (read_copy(copies[part], part) for part in parts)
-        return gsm8k_math1(gsm8k, math, tests)
+    if name == "gsm8k-math1-train" and copies.keys() >= {"gsm8k-train", "math-train"}:
+        gsm8k, math, *tests = (
+            read_copy(copies[part], part) if part in copies else []
+            for part in ("gsm8k-train", "math-train", "gsm8k", "math500"))
+        return gsm8k_math1(gsm8k, math, sum(tests, []))
     return fetch(name)
 
 
 def check_golds(rows, verifier):
     """Says how many gold answers the verifier accepts in a box. Puzzles
     that a rule decides have no gold answer."""
-    golds = [row for row in rows
-             if row.get("task") not in ("game24", "number_wall")]
+    golds = [row for row in rows if row.get("task") not in ("game24", "number_wall")]
     answers = [row["answer"] for row in golds]
-    responses = [f"\\boxed{{{answer}}}" for answer in answers]
     tasks = [row.get("task", "math") for row in golds]
-    right = sum(verifier.score(responses, answers, tasks))
+    right = sum(verifier.score([f"\\boxed{{{x}}}" for x in answers], answers, tasks))
     return f"in a box, {right:.0f} of {len(golds)} golds pass the verifier"
-
-
-def write_sets(folder, names, copies):
-    """Writes the sets. Returns the messages about those that failed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    failed = []
-    with Verifier() as verifier:
-        for name in names:
-            try:
-                rows = read(name, copies)
-            except SystemExit as stop:
-                failed.append(str(stop))
-                continue
-            path = folder / f"{name}.jsonl"
-            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-            print(f"{path}: {len(rows)} problems; "
-                  f"{check_golds(rows, verifier)}", flush=True)
-    return failed
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the files go")
-    parser.add_argument("names", nargs="*", metavar="NAME[=FILE]",
-                        help=f"of {', '.join([*GROUPS, *DATASETS])}")
+    parser.add_argument("names", nargs="*", metavar="NAME[=FILE]", help=", ".join([*GROUPS, *DATASETS]))
     options = parser.parse_args()
     names, copies = [], {}
     for word in options.names or DATASETS:
@@ -89,8 +62,19 @@ def main():
             names += GROUPS.get(name, [name])
     if unknown := [name for name in names if name not in DATASETS]:
         fail(f"{', '.join(unknown)}: none of {', '.join(DATASETS)}")
+    failed = []
     try:
-        failed = write_sets(options.folder, names, copies)
+        options.folder.mkdir(parents=True, exist_ok=True)
+        with Verifier() as verifier:
+            for name in names:
+                try:
+                    rows = read(name, copies)
+                except SystemExit as stop:  # the other sets can still be had
+                    failed.append(str(stop))
+                    continue
+                path = options.folder / f"{name}.jsonl"
+                write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+                print(f"{path}: {len(rows)} problems; {check_golds(rows, verifier)}", flush=True)
     except OSError as error:
         fail(f"{options.folder} cannot be written: {error}")
     if failed:

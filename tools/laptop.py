@@ -19,9 +19,7 @@ the others are any legal chain of the same numbers. So it is weak at one
 try and complete at many, and what a method later loses at pass@256 it had
 before. On seed 0's test problems, with 256 samples at T = 1, its pass@1 is
 24.1, @4 57.6, @16 89.7, @64 99.6 and @256 100 %, and 93 % of the samples
-are legal chains. Other recipes did worse at pass@1 on another split: 19.6
-instead of 23.4 % with 20 % of solutions, 20.8 with 1500 steps, and 12.8
-with 20 % and targets drawn evenly, not as ends of random chains.
+are legal chains.
 
 Neither the demonstrations nor train.jsonl hold a test or valid problem, in
 any order of its numbers; they may share problems with each other. The same

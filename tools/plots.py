@@ -54,6 +54,7 @@ STYLES = [
     ("#cc79a7", "--", "v"), ("#56b4e9", ":", "P"), ("#d55e00", "-", "X"), ("#000000", "-.", "*"),
     ("#7f6000", "--", "<"), ("#5e3c99", ":", ">")]
 METHODS = dict(zip(NAMES, STYLES))
+KS = 1, 16, 256  # of the study's figures
 LAST = 25  # steps that make the end of training
 CURVES = {"reward": "reward", "entropy": "entropy, nats", "Lambda": r"$\Lambda$, sampled tokens"}
 
@@ -96,7 +97,10 @@ def read_log(path):
     being written."""
     check_log(path)
     lines = path.read_bytes().split(b"\n")[:-1]
-    return pd.DataFrame([json.loads(line) for line in lines])
+    log = pd.DataFrame([json.loads(line) for line in lines])
+    if len(log) and not {"reward", "Lambda_1", "entropy_histogram"} <= {*log}:
+        fail(f"{path} is of another version: train the run again")
+    return log
 
 
 def ranks(log):
@@ -186,16 +190,11 @@ def seeds_of(rates):
     return f"mean ± s.e. over {len(rates)} seeds"
 
 
-def largest_k(rows):
-    return max(name for name in rows if isinstance(name, int))
-
-
 def frontier_figure(main, parts):
     """A line of panels for each of parts {title: {method: (run, step)}}."""
-    ks = 16, largest_k(main)
-    figure, axes = grid(len(parts), len(ks), 4.8, 4.2)
+    figure, axes = grid(len(parts), len(KS) - 1, 4.8, 4.2)
     for line, (title, runs) in zip(axes, parts.items()):
-        for axis, k in zip(line, ks):
+        for axis, k in zip(line, KS[1:]):
             for method, (run, step) in runs.items():
                 way = main[main.run == run].groupby("step")[[1, k]]
                 frontier(axis, method, way.mean(), way.sem(), step)
@@ -207,19 +206,16 @@ def frontier_figure(main, parts):
 
 def frontier(axis, method, mean, error, step):
     """The way of a run through (pass@1, pass@K): a row of mean and error
-    for each step. A mark and a note stand at `step`."""
-    colour, line, marker = METHODS[method]
+    for each step, of which `step` stands out."""
     x, y = mean.columns
-    for place, size in ((0, 8), (step, 6)):
-        style = METHODS["base"] if place == 0 else METHODS[method]
-        point, bars = mean.loc[place], error.loc[place]
-        axis.errorbar(point[x], point[y], bars[y], bars[x], color=style[0], marker=style[2], zorder=5,
-                      markersize=size, elinewidth=0.7, linestyle="", label=NAMES["base"] if place == 0 else None)
-    # Seven more methods with marks at every step would hide each other.
-    often = method in SHARED
-    axis.errorbar(mean[x], mean[y], error[y] if often else None, error[x] if often else None,
-                  color=colour, linestyle=line, marker=marker, markevery=1 if often else [len(mean) - 1],
-                  markersize=5, elinewidth=0.7, linewidth=1.5 if often else 0.9, label=NAMES[method])
+    colour, line, marker = METHODS[method]
+    often = method in SHARED  # with all marks nine methods would hide each other
+    axis.plot(*mean.loc[0], METHODS["base"][2], color=METHODS["base"][0], markersize=9, label=NAMES["base"], zorder=5)
+    axis.plot(mean[x], mean[y], color=colour, linestyle=line, linewidth=1.5 if often else 0.9)
+    steps = mean.index[1:] if often else [step]
+    way, bars = mean.loc[steps], error.loc[steps]
+    axis.errorbar(way[x], way[y], bars[y], bars[x], color=colour, linestyle="", marker=marker,
+                  markersize=5 if often else 6, elinewidth=0.7, label=NAMES[method])
     if often:
         place = (-75, -70) if method == "grpo" else (-85, -45)
         if step == mean.index[-1]:
@@ -232,7 +228,7 @@ def methods_figure(main, runs):
     """pass@K of each method, a panel for each K. runs: {method: (run, step)}."""
     runs = {"base": (runs["grpo"][0], 0), **runs}
     figure, axes = grid(1, 3, 3.4, 0.36 * len(runs) + 1, sharey=True)
-    for axis, k in zip(axes[0], (1, 16, largest_k(main))):
+    for axis, k in zip(axes[0], KS):
         for place, (method, (run, step)) in enumerate(runs.items()):
             values = pass_rates(main, run, step)[k]
             colour, _, marker = METHODS[method]
@@ -254,29 +250,33 @@ def ablation_figure(main, rows):
     main = main[main.seed.isin(rows.seed)]
     usual = SHARED["simko"] | {"K": Config.K, "tau_scope": Config.tau_scope}
     same = {method: pass_rates(main, run_name(method, own), ABLATION_STEPS) for method, own in SHARED.items()}
+
+    def changed(**change):
+        if usual | change == usual:
+            return same["simko"]
+        if "q" not in change:  # the runs that change q name the scope, too
+            del change["tau_scope"]
+        return pass_rates(rows, run_name("simko", SHARED["simko"] | change), ABLATION_STEPS)
+
     labels = {"alpha": "α", "q": "q of τ(q)", "lambda_top1": "λ", "K": "K"}
     figure, axes = grid(2, len(labels), 2.9, 2.5, sharex="col", sharey="row")
-    for line, k in zip(axes, (1, largest_k(main))):
-        for axis, (name, label) in zip(line, labels.items()):
-            values = sorted({*SWEEPS[name], usual[name]})
+    for (name, label), column in zip(labels.items(), axes.T):
+        values = sorted({*SWEEPS[name], usual[name]})
+        scopes = {"response": "o-", "batch": "s--"} if name == "q" else {Config.tau_scope: "o-"}
+        for k, axis in zip((KS[0], KS[-1]), column):
             for method, rates in same.items():
                 mean, error = [rates[k].mean()] * 2, [rates[k].sem()] * 2
                 band(axis, [-0.3, len(values) - 0.7], mean, error, METHODS[method], marker="",
                      label=NAMES[method] + ", nothing changed" * (method == "simko"))
-            for scope, style in (("response", "o-"), ("batch", "s--")):
-                changes = [{name: value, "tau_scope": scope} if name == "q" else {name: value} for value in values]
-                found = [same["simko"] if usual | change == usual else
-                         pass_rates(rows, run_name("simko", SHARED["simko"] | change), ABLATION_STEPS)
-                         for change in changes]
-                if name == "q" or scope == "response":
-                    label = f"SimKO, τ over the {scope}" if name == "q" else "SimKO, one setting changed"
-                    axis.errorbar(range(len(values)), [own[k].mean() for own in found],
-                                  [own[k].sem() for own in found], fmt=style, color="black", linewidth=1,
-                                  capsize=2, markersize=5, label=label)
-            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        line[0].set_ylabel(f"pass@{k}, %")
-    for axis, label in zip(axes[1], labels.values()):
-        axis.set_xlabel(label)
+            for scope, style in scopes.items():
+                found = [changed(**{name: value, "tau_scope": scope})[k] for value in values]
+                axis.errorbar(range(len(values)), [own.mean() for own in found], [own.sem() for own in found],
+                              fmt=style, color="black", linewidth=1, capsize=2, markersize=5,
+                              label=f"one setting changed, τ(q) over the {scope}")
+            axis.set_ylabel(f"pass@{k}, %")
+            axis.label_outer()
+        column[1].set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        column[1].set_xlabel(label)
     figure.suptitle(seeds_of(same["simko"]), fontsize=10)
     return legend(figure)
 
@@ -302,7 +302,7 @@ def study_figures(folder):
     parts = {"settings as chosen: learning rates differ": chosen, rate: shared}
     figures = {"frontier": frontier_figure(main, parts), "fig3d_methods": methods_figure(main, chosen)}
     styles = {NAMES[method]: style for method, style in METHODS.items()}
-    for name, (title, runs) in zip(("fig3_5_study", "fig3_5_shared"), parts.items()):
+    for name, (title, runs) in zip(("fig3_5_study", "fig3_5_shared"), parts.items() if len(curves) else ()):
         title = f"{title}; {seeds_of(pass_rates(main, *runs['simko']))}"
         figures[name] = dynamics_figure(mean_curves(curves, runs), styles, title)
     if len(rows):
@@ -338,33 +338,29 @@ def run_settings(folder):
 def first_correct(folders, name, id):
     """The first correct response to a problem: the base model's or, if it
     has none, a run's."""
-    for pattern in ("eval_000000", "eval_*"):
-        for path in (path for folder in folders for path in sorted(folder.glob(f"{pattern}/*.jsonl"))):
+    for pattern in ("eval_000000/*.jsonl", "eval_*/*.jsonl"):
+        for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
             if path.stem.partition("@T")[0] == name:
                 for _, row in read_jsonl(path):
                     if row["id"] == id and row.get("correct"):
                         return row["response"]
-    return fail(f"no evaluation of these runs has a correct response to {id} of {name}: "
-                "choose another --path")
+    return fail(f"these runs have no correct response to {id} of {name}: choose another --path")
 
 
 def read_path(folders, index):
     """What `path_figure` shows: one response as the base model and each of
-    the runs {label: folder} read it."""
-    from transformers import AutoTokenizer, logging
-    logging.disable_progress_bar()
+    the finished runs of {label: folder} read it."""
+    from transformers import AutoTokenizer
     runs = {label: folder for label, folder in folders.items() if (folder / "hf").is_dir()}
-    if not runs:
-        fail("--path needs a finished run, which has a folder hf: name it as LABEL=RUN")
     settings = [run_settings(folder) for folder in runs.values()]
     names = "model", "prompt_template", "eval_data"
-    if any(own.get(name) != settings[0].get(name) for own in settings for name in names):
-        fail(f"--path takes runs that have the same {', '.join(names)}")
+    if not runs or any(own.get(name) != settings[0].get(name) for own in settings for name in names):
+        fail(f"--path needs finished runs, which have a folder hf, with the same {', '.join(names)}")
     cfg = SimpleNamespace(**settings[0])
     if not cfg.eval_data:
         fail("--path needs runs that have --eval-data")
     source, name = cfg.eval_data[0], set_name(cfg.eval_data[0])
-    problems = load_problems(source, cfg.data_dir, cfg.task)
+    problems = load_problems(source, cfg.data_dir)
     if not 0 <= index < len(problems):
         fail(f"--path {index}: {source} has the problems 0 to {len(problems) - 1}")
     try:
@@ -383,8 +379,7 @@ def read_path(folders, index):
         text = printable(tokenizer.decode([id]).replace("\n", "↵").strip()) or "␣"
         return text if len(text) < 10 else text[:8] + "…"
 
-    title = (f"{printable(name)}, problem {index}: probabilities of the top {cfg.K} "
-             "at each token (framed) of one response")
+    title = f"{printable(name)}, problem {index}: the top {cfg.K} at each token (framed) of one response"
     return title, response, found, word
 
 

@@ -17,7 +17,6 @@ import argparse
 import filecmp
 import json
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -26,19 +25,12 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from runtime.common import fail
 from runtime.data import read_jsonl
+from tools.study import ROOT, laptop_recipe
 from verify import Verifier
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def recipe(data):
-    """The laptop recipe's flags, as train.sh has them, on this data."""
-    words = ["bash", ROOT / "train.sh", "--list", "laptop"]
-    flags = subprocess.check_output(words, text=True)
-    return flags.replace("runs/laptop/data", str(data)).split()
 
 
 def resident(pids):
@@ -62,7 +54,7 @@ def run(command, patience, verifier, output):
                                [rf"x + {n}^{{1/2}}" for n in numbers], "math")
                 mib = resident([process.pid, *(worker.pid for worker in verifier.idle)])
                 row = {"run": name, "seconds": round(time.monotonic() - began, 1),
-                       "trainer": mib.pop(process.pid, None), "workers": [*mib.values()]}
+                       "trainer": mib.pop(process.pid, None), "workers": [*mib.values()] or None}
                 memory.write(json.dumps(row) + "\n")
                 time.sleep(2)
             return process.poll()
@@ -71,16 +63,16 @@ def run(command, patience, verifier, output):
             process.wait()
 
 
-def log_rows(folder):
-    """The rows of a run's log, without times and memory."""
-    return [{name: value for name, value in row.items()
-             if not re.search("second|_per_s|memory", name)}
-            for _, row in read_jsonl(folder / "metrics.jsonl")]
+def read(path):
+    return pd.DataFrame(row for _, row in read_jsonl(path))
 
 
 def differences(run, other):
-    """The files in which two run folders differ."""
-    found = ["metrics.jsonl"] if log_rows(run) != log_rows(other) else []
+    """The files in which two run folders differ. Times and memory in the
+    log do not count."""
+    ours, theirs = (read(folder / "metrics.jsonl").filter(regex="^(?!.*(second|_per_s|memory))")
+                    for folder in (run, other))
+    found = [] if ours.equals(theirs) else ["metrics.jsonl"]
     for pattern in ("hf/*.safetensors", "eval_*/*", "checkpoints/step_*/*.distcp"):
         for path in sorted(other.glob(pattern)):
             name = path.relative_to(other)
@@ -90,10 +82,10 @@ def differences(run, other):
 
 
 def show_memory(path):
-    rows = [row for _, row in read_jsonl(path)
-            if row["run"] == "clean" and row["trainer"] and row["workers"]]
-    for name, values in (("trainer", [row["trainer"] for row in rows]),
-                         ("largest worker", [max(row["workers"]) for row in rows])):
+    rows = read(path)
+    rows["largest worker"] = rows.workers.map(max, na_action="ignore")
+    for name in ("trainer", "largest worker"):
+        values = rows[rows.run == "clean"][name].dropna()
         means = [round(part.mean()) for part in np.array_split(values, 5) if len(part)]
         print(f"{name}, MiB, mean of each fifth of the clean run:", *means)
 
@@ -112,9 +104,9 @@ def main():
         fail(f"{output} is not a soak's folder: name another")
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    command = [sys.executable, str(ROOT / "simko.py"), "train", *recipe(options.data.resolve()),
-               "--eval-n", "16", "--save-steps", "10", *flags,
-               "--steps", str(options.steps), "--output-dir"]
+    recipe = [word.replace("runs/laptop/data", str(options.data.resolve())) for word in laptop_recipe()]
+    command = [sys.executable, str(ROOT / "simko.py"), "train", *recipe, "--eval-n", "16",
+               "--save-steps", "10", *flags, "--steps", str(options.steps), "--output-dir"]
     last = output / "killed" / f"eval_{options.steps:06d}" / "eval.json"
     with Verifier(workers=2) as verifier:
         code = run([*command, str(output / "clean")], inf, verifier, output)

@@ -44,19 +44,16 @@ from runtime.data import read_jsonl
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
 NAMES = {
-    "base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR",
-    "nsr": "NSR", "w-reinforce": "W-Reinforce", "forking": "forking tokens",
-    "entropy-adv": "Entropy-Adv", "kl-cov": "KL-Cov",
-    "pass-at-k": "pass@k training"}
+    "base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR", "nsr": "NSR",
+    "w-reinforce": "W-Reinforce", "forking": "forking tokens", "entropy-adv": "Entropy-Adv",
+    "kl-cov": "KL-Cov", "pass-at-k": "pass@k training"}
 SIMKO = {"alpha": 0.05, "lambda_top1": 1.5, "q": 0.5}
 PAPER = {"alpha": 0.01, "lambda_top1": 1.1, "q": 0.8}
 STEPS, ABLATION_STEPS = 500, 200
 # The laptop recipe's learning rate for both.
-SHARED = {"grpo": {"learning_rate": 4e-4},
-          "simko": {**SIMKO, "learning_rate": 4e-4}}
-SWEEPS = {
-    "alpha": (0.0, 0.01, 0.02, 0.1, 0.2), "lambda_top1": (1.0, 1.1, 2.0),
-    "K": (1, 2, 5), "q": (0.0, 0.2, 0.5, 0.8)}
+SHARED = {"grpo": {"learning_rate": 4e-4}, "simko": {**SIMKO, "learning_rate": 4e-4}}
+SWEEPS = {"alpha": (0.0, 0.01, 0.02, 0.1, 0.2), "lambda_top1": (1.0, 1.1, 2.0),
+          "K": (1, 2, 5), "q": (0.0, 0.2, 0.5, 0.8)}
 
 
 def at_rates(*rates, **settings):
@@ -122,8 +119,7 @@ def choose(rows):
     rows = rows[rows.step > 0]
     scores = rows[[name for name in rows if isinstance(name, int)]].mean(axis=1)
     best = rows.loc[scores.groupby(rows.method, sort=False).idxmax()]
-    return {method: (settings, int(step)) for method, settings, step
-            in zip(best.method, best.settings, best.step)}
+    return {row.method: (row.settings, int(row.step)) for row in best.itertuples()}
 
 
 # ----------------------------------------------------------------- stages
@@ -142,13 +138,11 @@ class Job:
 
     def __post_init__(self):
         self.run = run_name(self.method, self.settings)
-        kind = "wordy" if self.wordy else "data"
-        self.data = RUNS / f"{kind}_{self.seed}"
+        self.data = RUNS / f"{'wordy' if self.wordy else 'data'}_{self.seed}"
 
     def base(self, temperature):
         """The folder of the base model's evaluation."""
-        return RUNS / (f"base_{self.data.name}_{self.problems}_{self.n}"
-                       f"_T{temperature}")
+        return self.data / f"eval_{self.problems}_{self.n}_T{temperature}"
 
 
 def tune():
@@ -159,70 +153,62 @@ def tune():
 def main_stage():
     rows = read("tune")
     if {job.run for job in tune()} - {*rows.run}:
-        fail("main needs the settings that tune finds: run "
-             "`python -m tools.study tune main`")
+        fail("main needs the settings that tune finds: python -m tools.study tune main")
     chosen = choose(rows)
-    text = json.dumps(chosen, indent=1)
-    (RESULTS / "chosen.json").write_text(text + "\n")
+    (RESULTS / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
     pair, others = [], []
     for seed in range(5):
         for method, (settings, steps) in chosen.items():
             if method in SHARED:
                 pair.append(Job(method, settings, seed, STEPS, 50, cool=steps))
+                pair.append(Job(method, SHARED[method], seed, STEPS, 50))
             else:
                 others.append(Job(method, settings, seed, steps, 50))
-        pair += [Job(method, settings, seed, STEPS, 50)
-                 for method, settings in SHARED.items()]
     return pair + others
 
 
 def wordy():
-    variants = [("grpo", {}), ("simko", PAPER),
-                ("simko", SIMKO | {"q": 0.8}), ("simko", SIMKO)]
-    places = (1e-4, 0), (1e-4, 1), (1e-4, 2), (4e-4, 0)
-    return [Job(method, {**settings, "learning_rate": rate}, seed, 300, 300,
-                wordy=True)
-            for rate, seed in places for method, settings in variants]
+    variants = ("grpo", {}), ("simko", PAPER), ("simko", SIMKO | {"q": 0.8}), ("simko", SIMKO)
+    return [Job(method, {**settings, "learning_rate": rate}, seed, 300, 300, wordy=True)
+            for rate, seed in ((1e-4, 0), (1e-4, 1), (1e-4, 2), (4e-4, 0))
+            for method, settings in variants]
 
 
 def short():
     return [Job(method, {**settings, "learning_rate": 1e-4}, seed, 300, 300)
-            for seed in range(3)
-            for method, settings in (("grpo", {}), ("simko", PAPER))]
+            for seed in range(3) for method, settings in (("grpo", {}), ("simko", PAPER))]
 
 
 def ablation():
-    changes = [{name: value} for name in ("alpha", "lambda_top1", "K")
-               for value in SWEEPS[name]]
-    changes += [{"q": q, "tau_scope": scope}
-                for q in SWEEPS["q"] for scope in ("response", "batch")
+    changes = [{name: value} for name in ("alpha", "lambda_top1", "K") for value in SWEEPS[name]]
+    changes += [{"q": q, "tau_scope": scope} for q in SWEEPS["q"] for scope in ("response", "batch")
                 if (q, scope) != (SIMKO["q"], "response")]
     return [Job("simko", SHARED["simko"] | change, seed, ABLATION_STEPS, STEPS)
             for seed in range(3) for change in [*changes, PAPER]]
 
 
-STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "short": short,
-          "ablation": ablation}
+STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "short": short, "ablation": ablation}
 
 
 # ------------------------------------------------------------------- runs
+def laptop_recipe():
+    """The laptop recipe's flags, as train.sh has them."""
+    words = ["bash", ROOT / "train.sh", "--list", "laptop"]
+    return subprocess.check_output(words, text=True).split()
+
+
 def simko(command, job, folder, log, **flags):
     """Runs simko.py with the laptop recipe's flags, the job's and `flags`,
     until there is an evaluation in the folder."""
-    recipe = subprocess.check_output(
-        ["bash", "train.sh", "--list", "laptop"], cwd=ROOT, text=True).split()
+    recipe = laptop_recipe()
     flags |= {"seed": job.seed, "rollout": "hf", "eval_n": job.n,
               "eval_data": job.data / f"{job.problems}.jsonl"}
     if command == "eval":
-        known = ("--task", "--prompt-template", "--max-prompt-length",
-                 "--eval-top-p", "--eval-max-tokens")
-        pairs = [(name, recipe[recipe.index(name) + 1]) for name in known]
-        recipe = [word for pair in pairs for word in pair]
-    if job.wordy:
-        # The longest demonstration has 33 tokens.
-        flags["eval_max_tokens"] = 34
-        if command == "train":
-            flags["max_completion_length"] = 34
+        known = "task", "prompt-template", "max-prompt-length", "eval-top-p", "eval-max-tokens"
+        places = [recipe.index(f"--{name}") for name in known]
+        recipe = [word for place in places for word in recipe[place:place + 2]]
+    if job.wordy:  # the longest demonstration has 33 tokens
+        flags |= {"eval_max_tokens": 34} | ({"max_completion_length": 34} if command == "train" else {})
     words = [sys.executable, ROOT / "simko.py", command, *recipe]
     for name, value in flags.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
@@ -235,54 +221,50 @@ def simko(command, job, folder, log, **flags):
 
 
 def make_base(jobs):
-    """Makes a base model and its problems, and evaluates it for the jobs
-    that start from it."""
-    data, seed = jobs[0].data, str(jobs[0].seed)
-    words = [sys.executable, "-m", "tools.laptop", data, "--seed", seed]
+    """Makes the base model and the problems that jobs share, and evaluates
+    the model as they will need it."""
+    data = jobs[0].data
+    words = [sys.executable, "-m", "tools.laptop", data, "--seed", str(jobs[0].seed)]
     subprocess.run(words + ["--wordy"] * jobs[0].wordy, cwd=ROOT, check=True)
     for job in jobs:
         for temperature in (1.0, 0.6) if job.cool else (1.0,):
             folder = job.base(temperature)
             if not (folder / "eval.json").exists():
-                log = folder.with_name(folder.name + ".log")
-                simko("eval", job, folder, log, model=data / "base",
+                simko("eval", job, folder, data.with_suffix(".log"), model=data / "base",
                       output_dir=folder, eval_temperature=temperature)
+
+
+def evaluations(folder, **about):
+    """A row for each set of an evaluation."""
+    names = "set", "n", "temperature", "pass"
+    report = json.loads((folder / "eval.json").read_text())
+    return [{**about, **{name: entry[name] for name in names},
+             "correct": list(entry["correct"].values())} for entry in report["sets"].values()]
 
 
 def run(stage, job, lock):
     """Makes a run and writes its rows. Returns its name."""
-    about = {"run": job.run, "method": job.method,
-             "settings": job.settings, "seed": job.seed}
+    about = {"run": job.run, "method": job.method, "settings": job.settings, "seed": job.seed}
     name = f"{stage} {job.run} seed={job.seed}".replace(" ", "_")
-    folder, log = RUNS / name, RUNS / f"{name}.log"
-    found = {stage: [], "cool": []}
+    folder, log, found = RUNS / name, RUNS / f"{name}.log", {}
 
     def train(steps):
-        simko("train", job, folder / f"eval_{steps:06d}", log,
-              method=job.method, steps=steps, output_dir=folder,
-              model=job.data / "base", eval_steps=job.eval_steps,
-              train_data=job.data / "train.jsonl", **job.settings)
-
-    def collect(stage, folder, step):
-        report = json.loads((folder / "eval.json").read_text())
-        names = "set", "n", "temperature", "pass"
-        for entry in report["sets"].values():
-            found[stage].append({
-                **about, "step": step, **{name: entry[name] for name in names},
-                "correct": list(entry["correct"].values())})
+        simko("train", job, folder / f"eval_{steps:06d}", log, method=job.method, steps=steps,
+              output_dir=folder, model=job.data / "base", train_data=job.data / "train.jsonl",
+              eval_steps=job.eval_steps, **job.settings)
 
     shutil.copytree(job.base(1.0), folder / "eval_000000", dirs_exist_ok=True)
     if job.cool:
         cool = folder / "cool"
         if not (cool / "eval.json").exists():
             train(job.cool)
-            simko("eval", job, cool, log, model=folder / "hf",
-                  output_dir=cool, eval_temperature=0.6)
-        collect("cool", job.base(0.6), 0)
-        collect("cool", cool, job.cool)
+            simko("eval", job, cool, log, model=folder / "hf", output_dir=cool, eval_temperature=0.6)
+        found["cool"] = evaluations(job.base(0.6), **about, step=0)
+        found["cool"] += evaluations(cool, **about, step=job.cool)
     train(job.steps)
+    found[stage] = []
     for path in sorted(folder.glob("eval_*")):
-        collect(stage, path, int(path.name[5:]))
+        found[stage] += evaluations(path, **about, step=int(path.name[5:]))
     # The curve comes last, since its row says that the run is done.
     found["curves"] = [{"stage": stage, **about, **curve(folder)}]
     with lock:
@@ -296,33 +278,25 @@ def run(stage, job, lock):
 def curve(folder, width=25):
     """The log's columns that matter, as means over `width` steps each."""
     log = pd.DataFrame(row for _, row in read_jsonl(folder / "metrics.jsonl"))
+    names = [name for name in log
+             if name.startswith("Lambda") or name in ("reward", "entropy", "gate_share")]
     parts = log.groupby(log.index // width)
-    names = [name for name in log if name.startswith("Lambda")
-             or name in ("reward", "entropy", "gate_share")]
-    return {"steps": parts.step.last().tolist(),
-            **parts[names].mean().to_dict("list")}
+    return {"steps": parts.step.last().tolist(), **parts[names].mean().to_dict("list")}
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", choices=[[], *STAGES],
-                        metavar="STAGE", help=", ".join(STAGES))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(),
-                        help="runs at a time (default: one a core)")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
     for stage in options.stages or STAGES:
-        curves = read("curves")
-        curves = curves[curves.stage == stage]
-        done = {(run, seed, steps[-1]) for run, seed, steps
-                in zip(curves.run, curves.seed, curves.steps)}
-        jobs = [job for job in STAGES[stage]()
-                if (job.run, job.seed, job.steps) not in done]
-        print(f"{stage}: {len(done)} runs are there, {len(jobs)} to do",
-              flush=True)
+        jobs, curves = STAGES[stage](), read("curves")
+        done = {(row.run, row.seed, row.steps[-1]) for row in curves[curves.stage == stage].itertuples()}
+        jobs = [job for job in jobs if (job.run, job.seed, job.steps) not in done]
+        print(f"{stage}: {len(done)} runs are there, {len(jobs)} to do", flush=True)
         bases = {}
         for job in jobs:
             bases.setdefault(job.data, []).append(job)
@@ -332,8 +306,7 @@ def main():
             try:
                 for future in as_completed(futures):
                     print(f"{stage}: {future.result()}", flush=True)
-            except BaseException:
-                # The runs that have begun end. No other begins.
+            except BaseException:  # runs that have begun end, no other begins
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
