@@ -20,9 +20,10 @@ fig3_5_study     dynamics, with the settings as chosen
 fig3_5_shared    dynamics of GRPO and SimKO at one learning rate
 frontier         pass@K against pass@1 along training
 fig7_ablation    one setting of SimKO changed at a time
-These show mean ± standard error over the seeds that there are.
+These show mean ± standard error over the seeds that all runs of a figure have.
 """
 import argparse
+import dataclasses
 import json
 import math
 import re
@@ -96,11 +97,12 @@ def read_log(path):
     """metrics.jsonl as a DataFrame. A last line without an end is still
     being written."""
     check_log(path)
-    lines = path.read_bytes().split(b"\n")[:-1]
-    log = pd.DataFrame([json.loads(line) for line in lines])
-    if len(log) and not {"reward", "Lambda_1", "entropy_histogram"} <= {*log}:
-        fail(f"{path} is of another version: train the run again")
-    return log
+    rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    for number, row in enumerate(rows, 1):
+        if missing := {"reward", "Lambda_1", "entropy_histogram"} - row.keys():
+            fail(f"{path}, line {number}, is of another version and has no {min(missing)}: "
+                 "train the run again")
+    return pd.DataFrame(rows)
 
 
 def ranks(log):
@@ -187,7 +189,13 @@ def entropy_figure(logs, styles):
 
 # ------------------------------------------------------------------ study
 def seeds_of(rates):
-    return f"mean ± s.e. over {len(rates)} seeds"
+    return f"mean ± s.e. over {len(rates)} seeds" if len(rates) > 1 else "one seed"
+
+
+def same_seeds(rows, runs):
+    """The rows of the seeds that all of the runs (run, step) have."""
+    seeds = set.intersection(*(set(pass_rates(rows, run, step).index) for run, step in runs))
+    return rows[rows.seed.isin(seeds)]
 
 
 def frontier_figure(main, parts):
@@ -247,7 +255,8 @@ def methods_figure(main, runs):
 def ablation_figure(main, rows):
     """pass@1 and pass@K against one setting of SimKO at a time, beside
     GRPO and SimKO with nothing changed. rows: those of the ablation."""
-    main = main[main.seed.isin(rows.seed)]
+    rows = same_seeds(rows, [(run, ABLATION_STEPS) for run in rows.run.unique()])
+    main, rows = main[main.seed.isin(rows.seed)], rows[rows.seed.isin(main.seed)]
     usual = SHARED["simko"] | {"K": Config.K, "tau_scope": Config.tau_scope}
     same = {method: pass_rates(main, run_name(method, own), ABLATION_STEPS) for method, own in SHARED.items()}
 
@@ -282,7 +291,7 @@ def ablation_figure(main, rows):
 
 
 def mean_curves(rows, runs):
-    """{name: (means, errors)} over the seeds of each of the runs."""
+    """{name: (means, errors)} of the runs {method: (run, step)}, over their seeds."""
     rows, found = rows[rows.stage == "main"].dropna(axis=1), {}
     names = [name for name in rows if name in CURVES or name.startswith("Lambda_")]
     for method, (run, _) in runs.items():
@@ -295,9 +304,10 @@ def study_figures(folder):
     """{name: figure} of a study, whose stage main must be done."""
     main, rows, curves = (read(name, folder) for name in ("main", "ablation", "curves"))
     chosen, shared = comparisons(folder)
-    missing = [run for run, step in [*chosen.values(), *shared.values()] if not len(pass_rates(main, run, step))]
-    if missing:
-        fail(f"{folder / 'main.jsonl'} lacks {missing[0]}: python -m tools.study main writes it")
+    main = same_seeds(main, [*chosen.values(), *shared.values()])
+    if main.empty:
+        fail(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python -m tools.study main goes on")
+    curves = curves[curves.seed.isin(main.seed)]
     rate = f"both at learning rate {SHARED['grpo']['learning_rate']:g}"
     parts = {"settings as chosen: learning rates differ": chosen, rate: shared}
     figures = {"frontier": frontier_figure(main, parts), "fig3d_methods": methods_figure(main, chosen)}
@@ -330,7 +340,7 @@ def run_settings(folder):
     """The settings of a run, from its config.json."""
     path = folder / "config.json"
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dataclasses.asdict(Config()) | json.loads(path.read_bytes())
     except (OSError, ValueError, TypeError, RecursionError) as error:
         fail(f"{path} cannot be read ({error!r}): name the folder of a run")
 
@@ -349,13 +359,16 @@ def first_correct(folders, name, id):
 
 def read_path(folders, index):
     """What `path_figure` shows: one response as the base model and each of
-    the finished runs of {label: folder} read it."""
+    the runs in {label: folder} read it."""
     from transformers import AutoTokenizer
-    runs = {label: folder for label, folder in folders.items() if (folder / "hf").is_dir()}
+    runs = {label: folder for label, folder in folders.items() if (folder / "config.json").is_file()}
     settings = [run_settings(folder) for folder in runs.values()]
     names = "model", "prompt_template", "eval_data"
-    if not runs or any(own.get(name) != settings[0].get(name) for own in settings for name in names):
-        fail(f"--path needs finished runs, which have a folder hf, with the same {', '.join(names)}")
+    if not runs or any(own[name] != settings[0][name] for own in settings for name in names):
+        fail(f"--path needs runs with the same {', '.join(names)}")
+    for folder in runs.values():
+        if not (folder / "hf").is_dir():
+            fail(f"{folder / 'hf'} is not there: the run is unfinished, and the command that began it goes on with it")
     cfg = SimpleNamespace(**settings[0])
     if not cfg.eval_data:
         fail("--path needs runs that have --eval-data")
