@@ -582,7 +582,7 @@ def check_log(path):
     for number, line in enumerate(lines, 1):
         try:
             int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             fail(f"{path}, line {number}, is damaged ({error!r}): remove it")
 
 

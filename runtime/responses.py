@@ -56,7 +56,7 @@ def read_row(path, number, line):
         row = json.loads(line)
         return {"id": row["id"], "correct": int(row["correct"]),
                 "truncated": bool(row["truncated"])}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         fail(f"{path}, line {number}, is damaged ({error!r}). Remove this "
              "line and all that follow: they will be made again")
 

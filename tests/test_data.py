@@ -1,6 +1,5 @@
 """Tests of the data sets as the hub has them, of local copies, of prompts, and of what is
 evaluated how."""
-import gzip
 import json
 import random
 import subprocess
@@ -17,6 +16,7 @@ from runtime.data import DATASETS, GROUPS
 from runtime.prompts import BOXED, encode_prompts
 from simko import Config
 from tests import workers
+from tests.conftest import write_rows
 from tools import data as data_program
 from tools import laptop
 from verify import Verifier, is_correct
@@ -121,17 +121,15 @@ def test_any_hub_set_with_its_columns_named(hub):
 def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     copies, folder = tmp_path / "copies", tmp_path / "data"
     copies.mkdir()
-    with gzip.open(copies / "math-train.jsonl.gz", "wt") as file:
-        for rows in HUB["EleutherAI/hendrycks_math"].values():
-            file.writelines(json.dumps(row) + "\n" for row in rows["train"])
-    gsm8k = HUB["openai/gsm8k"]["main"]
-    math500 = [{"id": "a", "problem": "Test of level 1", "answer": "5"}]
-    for name, rows in (("gsm8k-train", gsm8k["train"]), ("gsm8k", gsm8k["test"]),
-                       ("math500", math500)):
-        (copies / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = {"math-train": "math-train.jsonl.gz", "gsm8k-train": "gsm8k-train.jsonl",
-             "gsm8k": "gsm8k.jsonl", "math500": "math500.jsonl"}
-    words = [f"{name}={copies / file}" for name, file in files.items()]
+    math, gsm8k = HUB["EleutherAI/hendrycks_math"], HUB["openai/gsm8k"]["main"]
+    sets = {
+        "math-train": [row for subject in math.values() for row in subject["train"]],
+        "gsm8k-train": gsm8k["train"],
+        "gsm8k": gsm8k["test"],
+        "math500": [{"id": "a", "problem": "Test of level 1", "answer": "5"}]}
+    for name, rows in sets.items():
+        write_rows(copies / f"{name}.jsonl", rows)
+    words = [f"{name}={copies / name}.jsonl" for name in sets]
     command = workers.python("-m", "tools.data", folder, *words, "gsm8k-math1-train")
     printed = subprocess.check_output(command, cwd=workers.ROOT, text=True)
     assert "math-train.jsonl: 3 problems; in a box, 3 of 3 golds pass the verifier\n" in printed

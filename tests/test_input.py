@@ -35,7 +35,7 @@ from runtime.packing import load_model
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
 from tests.conftest import main, metrics, recipe, write_rows
-from tools import data, laptop, plots, tables
+from tools import data, laptop, plots, study, tables
 
 VOCABULARY = 128  # of the model; its tokenizer has 94 tokens and those named here
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -239,14 +239,15 @@ CONTENTS = st.tuples(MARKS, LINES, ENDS, st.integers(0, 300)).map(  # a few are 
 
 
 def readers(path):
-    """Everything that reads a file from elsewhere."""
+    """All that reads a file from elsewhere, or one that may have been changed."""
     yield lambda: load_problems(str(path))
     yield lambda: data.read_copy(path, "math500")
     yield lambda: data.read_copy(path, "synlogic")
     yield lambda: data.read_copy(path, "bbh")
-    yield tables.printable_exit()(lambda: tables.read(path))
-    yield tables.printable_exit()(lambda: plots.read_rows(path, ("step",), "start again"))
-    yield tables.printable_exit()(lambda: plots.run_settings(path.parent, "start again"))
+    yield lambda: tables.read(path)
+    yield lambda: plots.read_log(path)
+    yield lambda: plots.run_settings(path.parent)
+    yield lambda: study.read("laptop", path.parent)
     yield lambda: cli.check_log(path)
     yield lambda: cli.differences(cli.read_settings(path, path.read_bytes()), {"lambda_top1": 1})
     yield lambda: cli.check_responses(path, {})
@@ -264,6 +265,8 @@ def readers(path):
 @example(content=b"")
 @example(content=b'{"response": "1", "answer": "1", "task": []}')
 @example(content=b"1" * 5000)
+@example(content=b'{"step": Infinity}\n')
+@example(content=b'{}\n{"id": "1", "correct": Infinity, "truncated": 0}\n')
 def test_no_content_of_a_file_ends_in_a_traceback(capsys, tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any" / "laptop.json"
     path.parent.mkdir(exist_ok=True)
@@ -470,12 +473,12 @@ def test_what_a_model_or_file_says_does_not_steer_the_terminal(run, tmp_path, ca
     report["settings"]["prompt_template"] = ESCAPE
     (tmp_path / "run" / "eval_000001" / "eval.json").write_text(json.dumps(report))
     shown = []
-    for module, *words in ((tables, "--text"), (tables,), (plots, "-o", tmp_path / "figures")):
+    for module, *words in ((tables,), (plots, "-o", tmp_path / "figures")):
         labelled = f"a={tmp_path / 'run'}", f"b{ESCAPE}={folder}"
         monkeypatch.setattr(sys, "argv", ["x", *labelled, *map(str, words)])
         module.main()
         shown += [*capfd.readouterr()]
-    assert r"test\x1b]0;owned" in shown[0] and r"\u202e\u2028\ud800" in shown[2]
+    assert r"test\x1b]0;owned" in shown[0] and r"\u202e\u2028\ud800" in shown[0]
     name = tmp_path / f"{ESCAPE}.jsonl"
     for module, *words in (
             (verify, name), (tables, name), (plots, name, "-o", tmp_path),
