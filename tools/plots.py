@@ -22,13 +22,13 @@ frontier         pass@K against pass@1 along training
 fig7_ablation    one setting of SimKO changed at a time
 These show mean ± standard error over the seeds that there are.
 """
-import argparse
 import json
 import math
 import re
 import shutil
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -346,7 +346,8 @@ def first_correct(folders, name, id):
 def read_path(folders, index):
     """What `path_figure` shows: one response as the base model and each of
     the finished runs of {label: folder} read it."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
+    logging.disable_progress_bar()
     runs = {label: folder for label, folder in folders.items() if (folder / "hf").is_dir()}
     settings = [run_settings(folder) for folder in runs.values()]
     names = "model", "prompt_template", "eval_data"
@@ -375,7 +376,7 @@ def read_path(folders, index):
         text = printable(tokenizer.decode([id]).replace("\n", "↵").strip()) or "␣"
         return text if len(text) < 10 else text[:8] + "…"
 
-    title = f"{printable(name)}, problem {index}: the top {cfg.K} at each token (framed) of one response"
+    title = f"{printable(name)}, problem {index}: probabilities of the top {cfg.K} at each token of one response"
     return title, response, found, word
 
 
@@ -442,8 +443,7 @@ def follow(folder, seconds=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the figures go")
     parser.add_argument("--study", type=Path, metavar="DIR", help="the folder of tools.study's rows")
