@@ -20,7 +20,7 @@ fig3_5_study     dynamics, with the settings as chosen
 fig3_5_shared    dynamics of GRPO and SimKO at one learning rate
 frontier         pass@K against pass@1 along training
 fig7_ablation    one setting of SimKO changed at a time
-These show mean ± standard error over the seeds that there are.
+These show mean ± standard error over the seeds that all runs have.
 """
 import json
 import math
@@ -288,12 +288,14 @@ def mean_curves(rows, runs):
 
 
 def study_figures(folder):
-    """{name: figure} of a study, whose stage main must be done."""
+    """{name: figure} of a study, over the seeds that stage main has done."""
     main, rows, curves = (read(name, folder) for name in ("main", "ablation", "curves"))
     chosen, shared = comparisons(folder)
-    missing = [run for run, step in [*chosen.values(), *shared.values()] if not len(pass_rates(main, run, step))]
-    if missing:
-        fail(f"{folder / 'main.jsonl'} lacks {missing[0]}: python -m tools.study main writes it")
+    ends = [{*pass_rates(main, *end).index} for end in [*chosen.values(), *shared.values()]]
+    seeds = set.intersection(*ends)
+    if not seeds:
+        fail(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python -m tools.study main")
+    main, rows, curves = (frame[frame.seed.isin(seeds)] for frame in (main, rows, curves))
     rate = f"both at learning rate {SHARED['grpo']['learning_rate']:g}"
     parts = {"settings as chosen: learning rates differ": chosen, rate: shared}
     figures = {"frontier": frontier_figure(main, parts), "fig3d_methods": methods_figure(main, chosen)}
