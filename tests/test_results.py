@@ -19,7 +19,8 @@ def write_tune(folder):
         ("psr", 1, 100, (0.10, 0.20))]
     write_rows(folder / "tune.jsonl", [
         {"run": f"{method} learning_rate={rate}", "method": method,
-         "settings": {"learning_rate": rate}, "step": step, "pass": dict(zip("12", values))}
+         "settings": {"learning_rate": rate}, "seed": 0, "step": step,
+         "pass": dict(zip("12", values))}
         for method, rate, step, values in found])
 
 
@@ -46,6 +47,9 @@ def test_rows_of_a_study_are_read_or_named(tmp_path):
     path = tmp_path / "tune.jsonl"
     path.write_text(path.read_text()[:-9])
     with pytest.raises(SystemExit, match="tune.jsonl, line 5 cannot be read"):
+        study.read("tune", tmp_path)
+    write_rows(path, [{"run": "grpo", "method": "grpo", "seed": 0, "pass": [0.5]}])
+    with pytest.raises(SystemExit, match="tune.jsonl, line 1 is of another version"):
         study.read("tune", tmp_path)
     with pytest.raises(SystemExit, match="chosen.json cannot be read .*tools.study tune main"):
         study.comparisons(tmp_path)

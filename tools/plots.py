@@ -20,9 +20,9 @@ fig3_5_study     dynamics, with the settings as chosen
 fig3_5_shared    dynamics of GRPO and SimKO at one learning rate
 frontier         pass@K against pass@1 along training
 fig7_ablation    one setting of SimKO changed at a time
-These show mean ± standard error over the seeds that all runs of a figure have.
+These show mean ± standard error over the seeds that all runs of a figure
+have.
 """
-import argparse
 import dataclasses
 import json
 import math
@@ -30,6 +30,7 @@ import re
 import shutil
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +50,9 @@ from tools.study import ABLATION_STEPS, NAMES, SHARED, SWEEPS, comparisons, pass
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+plt.rcParams |= {
+    "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
+    "legend.frameon": False, "savefig.dpi": 150}
 # They can be told apart by colour and, in grey prints, by line and marker.
 STYLES = [
     ("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), ("#009e73", "-.", "^"),
@@ -62,15 +66,9 @@ CURVES = {"reward": "reward", "entropy": "entropy, nats", "Lambda": r"$\Lambda$,
 
 # ---------------------------------------------------------------- drawing
 def grid(lines, columns, width, height, **options):
-    """A figure of equal panels, with a thin frame for dark pages, and its
-    axes (lines, columns)."""
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(width * columns, height * lines), squeeze=False,
-        layout="constrained", linewidth=1, edgecolor="#bbbbbb", **options)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    """A figure of equal panels, and its axes (lines, columns)."""
+    return plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False,
+                        layout="constrained", **options)
 
 
 def legend(figure):
@@ -79,8 +77,7 @@ def legend(figure):
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles))
-    figure.legend(found.values(), found, loc="outside lower center", frameon=False,
-                  ncols=max(2, int(figure.get_figwidth() / 2)))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2)))
     return figure
 
 
@@ -256,7 +253,7 @@ def ablation_figure(main, rows):
     """pass@1 and pass@K against one setting of SimKO at a time, beside
     GRPO and SimKO with nothing changed. rows: those of the ablation."""
     rows = same_seeds(rows, [(run, ABLATION_STEPS) for run in rows.run.unique()])
-    main, rows = main[main.seed.isin(rows.seed)], rows[rows.seed.isin(main.seed)]
+    main = main[main.seed.isin(rows.seed)]
     usual = SHARED["simko"] | {"K": Config.K, "tau_scope": Config.tau_scope}
     same = {method: pass_rates(main, run_name(method, own), ABLATION_STEPS) for method, own in SHARED.items()}
 
@@ -301,13 +298,13 @@ def mean_curves(rows, runs):
 
 
 def study_figures(folder):
-    """{name: figure} of a study, whose stage main must be done."""
+    """{name: figure} of a study, over the seeds that stage main has done."""
     main, rows, curves = (read(name, folder) for name in ("main", "ablation", "curves"))
     chosen, shared = comparisons(folder)
     main = same_seeds(main, [*chosen.values(), *shared.values()])
     if main.empty:
-        fail(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python -m tools.study main goes on")
-    curves = curves[curves.seed.isin(main.seed)]
+        fail(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python -m tools.study main")
+    rows, curves = (frame[frame.seed.isin(main.seed)] for frame in (rows, curves))
     rate = f"both at learning rate {SHARED['grpo']['learning_rate']:g}"
     parts = {"settings as chosen: learning rates differ": chosen, rate: shared}
     figures = {"frontier": frontier_figure(main, parts), "fig3d_methods": methods_figure(main, chosen)}
@@ -360,7 +357,8 @@ def first_correct(folders, name, id):
 def read_path(folders, index):
     """What `path_figure` shows: one response as the base model and each of
     the runs in {label: folder} read it."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
+    logging.disable_progress_bar()
     runs = {label: folder for label, folder in folders.items() if (folder / "config.json").is_file()}
     settings = [run_settings(folder) for folder in runs.values()]
     names = "model", "prompt_template", "eval_data"
@@ -392,7 +390,7 @@ def read_path(folders, index):
         text = printable(tokenizer.decode([id]).replace("\n", "↵").strip()) or "␣"
         return text if len(text) < 10 else text[:8] + "…"
 
-    title = f"{printable(name)}, problem {index}: the top {cfg.K} at each token (framed) of one response"
+    title = f"{printable(name)}, problem {index}: probabilities of the top {cfg.K} at each token of one response"
     return title, response, found, word
 
 
@@ -417,7 +415,7 @@ def path_figure(title, response, found, word, most=24):
                               parse_math=False, color="black" if rank else "white", zorder=4)
                 below += height
         axis.set(ylabel=label, ylim=(0, 1), yticks=(0, 0.5, 1), xlim=(-0.6, len(shown) - 0.4))
-        axis.grid(visible=False)
+        axis.grid(False)
     ticks = [word(response[place]) for place in shown]
     if len(shown) < len(response):
         ticks = [f"{text}\n{place + 1}" for text, place in zip(ticks, shown)]
@@ -459,8 +457,7 @@ def follow(folder, seconds=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the figures go")
     parser.add_argument("--study", type=Path, metavar="DIR", help="the folder of tools.study's rows")
@@ -495,8 +492,7 @@ def main():
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(options.output / f"{name}.png", dpi=150, facecolor="white",
-                           edgecolor=figure.get_edgecolor())
+            figure.savefig(options.output / f"{name}.png")
             plt.close(figure)
     except OSError as error:
         fail(f"-o {options.output} cannot be written ({error.strerror}): name another folder")
