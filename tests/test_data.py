@@ -1,6 +1,5 @@
 """Tests of the data sets as the hub has them, of local copies, of prompts, and of what is
 evaluated how."""
-import gzip
 import json
 import random
 import subprocess
@@ -121,7 +120,7 @@ def test_any_hub_set_with_its_columns_named(hub):
 def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     copies, folder = tmp_path / "copies", tmp_path / "data"
     copies.mkdir()
-    with gzip.open(copies / "math-train.jsonl.gz", "wt") as file:
+    with (copies / "math-train.jsonl").open("w") as file:
         for rows in HUB["EleutherAI/hendrycks_math"].values():
             file.writelines(json.dumps(row) + "\n" for row in rows["train"])
     gsm8k = HUB["openai/gsm8k"]["main"]
@@ -129,9 +128,8 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     for name, rows in (("gsm8k-train", gsm8k["train"]), ("gsm8k", gsm8k["test"]),
                        ("math500", math500)):
         (copies / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = {"math-train": "math-train.jsonl.gz", "gsm8k-train": "gsm8k-train.jsonl",
-             "gsm8k": "gsm8k.jsonl", "math500": "math500.jsonl"}
-    words = [f"{name}={copies / file}" for name, file in files.items()]
+    names = "math-train", "gsm8k-train", "gsm8k", "math500"
+    words = [f"{name}={copies / name}.jsonl" for name in names]
     command = workers.python("-m", "tools.data", folder, *words, "gsm8k-math1-train")
     printed = subprocess.check_output(command, cwd=workers.ROOT, text=True)
     assert "math-train.jsonl: 3 problems; in a box, 3 of 3 golds pass the verifier\n" in printed

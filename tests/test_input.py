@@ -244,9 +244,9 @@ def readers(path):
     yield lambda: data.read_copy(path, "math500")
     yield lambda: data.read_copy(path, "synlogic")
     yield lambda: data.read_copy(path, "bbh")
-    yield tables.printable_exit()(lambda: tables.read(path))
-    yield tables.printable_exit()(lambda: plots.read_rows(path, ("step",), "start again"))
-    yield tables.printable_exit()(lambda: plots.run_settings(path.parent, "start again"))
+    yield lambda: tables.read(path)
+    yield lambda: plots.read_log(path)
+    yield lambda: plots.run_settings(path.parent)
     yield lambda: cli.check_log(path)
     yield lambda: cli.differences(cli.read_settings(path, path.read_bytes()), {"lambda_top1": 1})
     yield lambda: cli.check_responses(path, {})
@@ -470,12 +470,12 @@ def test_what_a_model_or_file_says_does_not_steer_the_terminal(run, tmp_path, ca
     report["settings"]["prompt_template"] = ESCAPE
     (tmp_path / "run" / "eval_000001" / "eval.json").write_text(json.dumps(report))
     shown = []
-    for module, *words in ((tables, "--text"), (tables,), (plots, "-o", tmp_path / "figures")):
+    for module, *words in ((tables,), (plots, "-o", tmp_path / "figures")):
         labelled = f"a={tmp_path / 'run'}", f"b{ESCAPE}={folder}"
         monkeypatch.setattr(sys, "argv", ["x", *labelled, *map(str, words)])
         module.main()
         shown += [*capfd.readouterr()]
-    assert r"test\x1b]0;owned" in shown[0] and r"\u202e\u2028\ud800" in shown[2]
+    assert r"test\x1b]0;owned" in shown[0] and r"\u202e\u2028\ud800" in shown[0]
     name = tmp_path / f"{ESCAPE}.jsonl"
     for module, *words in (
             (verify, name), (tables, name), (plots, name, "-o", tmp_path),
