@@ -164,9 +164,10 @@ def settings_table(rows, names):
             if entry := row.sets.get(name):
                 line = name, *(str(entry[key]) for key in SETTINGS)
                 lines.setdefault(line, {})[row.label] = f"{100 * entry['truncated']:.1f}"
-    head = ["set", *SETTINGS.values(), "truncated, %: " + " / ".join(labels)]
-    return [head, *([*line, " / ".join(shares.get(label, "–") for label in labels)]
-                    for line, shares in lines.items())]
+    table = [["set", *SETTINGS.values(), "truncated, %: " + " / ".join(labels)]]
+    for line, shares in lines.items():
+        table.append([*line, " / ".join(shares.get(label, "–") for label in labels)])
+    return table
 
 
 def differences(rows, names, paper):
