@@ -53,6 +53,7 @@ def read(path):
             n, right = entry["n"], [*entry["correct"].values()]
             if not (all(isinstance(entry[name], int | float) for name in NUMBERS)
                     and label.startswith(entry["set"]) and 0 < len(right) == entry["problems"]
+                    and isinstance(n, int)
                     and all(isinstance(c, int) and 0 <= c <= n for c in right)):
                 raise ValueError(f"the parts of {label} do not fit together")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
