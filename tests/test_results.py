@@ -1,49 +1,94 @@
-"""The laptop study: what study.py chooses, results.py's statistics, docs/results.md against what it prints."""
+"""Tests of the laptop study: what tools/study.py chooses, the statistics of tools/results.py, and
+docs/results.md against what it prints."""
 import json
 import re
-import subprocess
-import sys
 
+import pandas as pd
 import pytest
 
-from tests.workers import ROOT
+from tests import workers
+from tests.conftest import write_rows
 from tools import results, study
 
 
-def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path, monkeypatch):
+def write_tune(folder):
+    """Writes a few rows as the stage tune has them. GRPO has its best mean at rate 2, step 100."""
+    found = [
+        ("grpo", 1, 0, (0.90, 1.00)), ("grpo", 1, 100, (0.50, 0.60)),
+        ("grpo", 2, 100, (0.40, 0.72)), ("grpo", 2, 200, (0.55, 0.56)),
+        ("psr", 1, 100, (0.10, 0.20))]
+    write_rows(folder / "tune.jsonl", [
+        {"run": f"{method} learning_rate={rate}", "method": method,
+         "settings": {"learning_rate": rate}, "step": step, "pass": dict(zip("12", values))}
+        for method, rate, step, values in found])
+
+
+def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path):
+    write_tune(tmp_path)
+    rows = study.read("tune", tmp_path)
+    assert rows[[1, 2]].iloc[0].tolist() == [90, 100]  # pass@K in %
+    assert study.choose(rows) == {
+        "grpo": ({"learning_rate": 2}, 100), "psr": ({"learning_rate": 1}, 100)}
+
+
+def test_nothing_is_chosen_before_all_settings_were_tried(tmp_path, monkeypatch):
+    write_tune(tmp_path)
+    monkeypatch.setattr(study, "read", lambda name, read=study.read: read(name, tmp_path))
     monkeypatch.setattr(study, "RESULTS", tmp_path)
-    monkeypatch.setattr(study, "rows", lambda name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()])
-    found = [("grpo", 1, 0, (90, 100)), ("grpo", 1, 100, (50, 60)), ("grpo", 2, 100, (40, 72)),
-             ("grpo", 2, 200, (55, 56)), ("psr", 1, 100, (10, 20))]
-    (tmp_path / "tune.jsonl").write_text("".join(json.dumps({
-        "run": f"{method} learning_rate={lr}", "method": method, "settings": {"lr": lr}, "step": step,
-        "pass": dict(zip(("1", "2"), values))}) + "\n" for method, lr, step, values in found))
-    assert study.choose() == {"grpo": ({"lr": 2}, 100), "psr": ({"lr": 1}, 100)}
     with pytest.raises(SystemExit, match="main needs the settings that tune finds"):
-        study.main_stage()  # most of tune has not run
+        study.main_stage()
     assert [path.name for path in tmp_path.iterdir()] == ["tune.jsonl"]
 
 
+def test_rows_of_a_study_are_read_or_named(tmp_path):
+    assert study.read("tune", tmp_path).empty  # it has not begun
+    write_tune(tmp_path)
+    path = tmp_path / "tune.jsonl"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(SystemExit, match="tune.jsonl, line 5 cannot be read"):
+        study.read("tune", tmp_path)
+    with pytest.raises(SystemExit, match="chosen.json cannot be read .*tools.study tune main"):
+        study.comparisons(tmp_path)
+
+
 def test_a_difference_has_students_interval():
-    assert results.difference([1, 2, 3, 4, 5]) == "+3.0 [+1.0, +5.0] 5 of 5"  # 3 ± 2.776 * sqrt(2.5 / 5)
-    assert results.difference([-1, 0, 4], 2) == "+1.00 [-5.57, +7.57] 1 of 3"  # 1 ± 4.303 * sqrt(7 / 3)
-    assert results.difference([2]) == "+2.0" and results.with_error([2]) == "2.0"
-    assert results.with_error([1, 2, 3, 4, 5], 2) == "3.00 ± 0.71"
+    values = pd.Series([1, 2, 3, 4, 5])
+    # 3 ± 2.776 * sqrt(2.5 / 5) and 1 ± 4.303 * sqrt(7 / 3)
+    assert results.difference(values) == "+3.0 [+1.0, +5.0] 5 of 5"
+    assert results.difference(pd.Series([-1, 0, 4]), 2) == "+1.00 [-5.57, +7.57] 1 of 3"
+    assert results.with_error(values, 2) == "3.00 ± 0.71"
+    one = pd.Series([2])
+    assert (results.difference(one), results.with_error(one)) == ("+2.0", "2.0")
 
 
-@pytest.mark.parametrize("target, expected", [(25, 100), (30, 95), (35, 90), (40, 80), (44, 65), (50, 70), (52, None),
-                                              (20, None)])
+def test_differences_are_paired_by_seed():
+    ours = pd.DataFrame({1: [5.0, 3.0, 9.0]}, index=[2, 0, 7])
+    theirs = pd.DataFrame({1: [1.0, 1.0, 0.0]}, index=[0, 2, 5])
+    # Seed 0 has 3 - 1 and seed 2 has 5 - 1. The seeds 5 and 7 have nothing to be paired with.
+    assert results.paired(ours, theirs, [1]) == [results.difference(pd.Series([2.0, 4.0]))]
+    assert results.paired(ours, theirs.loc[[5]], [1]) == []
+
+
+@pytest.mark.parametrize("target, expected", [
+    (25, 100), (30, 95), (35, 90), (40, 80), (44, 65), (50, 70), (52, None), (20, None)])
 def test_a_path_is_met_where_it_first_reaches_pass_at_1(target, expected):
-    path = {0: {1: 25, 16: 100}, 50: {1: 35, 16: 90}, 100: {1: 40, 16: 80}, 150: {1: 38, 16: 60}, 200: {1: 50, 16: 70}}
-    found = results.at_equal_pass1(path, target)
-    assert (found and found[16]) == expected
+    path = pd.DataFrame({1: [25, 35, 40, 38, 50], 16: [100, 90, 80, 60, 70]},
+                        index=[0, 50, 100, 150, 200])
+    for rows in (path, path[::-1]):  # the order of the rows makes no difference
+        found = results.at_equal_pass1(rows, target)
+        assert (found if found is None else found[16]) == expected
 
 
 def test_the_page_shows_what_the_rows_say():
-    command = [sys.executable, ROOT / "tools" / "results.py", ROOT / "docs" / "laptop"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    printed = workers.run(workers.python("-m", "tools.results", "docs/laptop")).strip()
+    page = (workers.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     parts = printed.split("\n\n")  # title, table, title, table, ...
     tables = ["\n\n".join(parts[i:i + 2]) for i in range(0, len(parts), 2)]
     assert len(tables) > 8 and [part for part in tables if part not in page] == []
-    assert len(re.findall(r"^\|---", page, re.MULTILINE)) == len(tables)  # no table of an earlier day is left
+    # No table of an earlier day is left.
+    assert len(re.findall(r"^\|---", page, re.MULTILINE)) == len(tables)
+
+
+def test_the_chosen_settings_are_those_of_the_rows():
+    chosen = json.loads((study.RESULTS / "chosen.json").read_text())
+    assert chosen == json.loads(json.dumps(study.choose(study.read("tune"))))

@@ -48,6 +48,9 @@ from tools.study import ABLATION_STEPS, NAMES, SHARED, SWEEPS, comparisons, pass
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+plt.rcParams |= {
+    "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
+    "legend.frameon": False, "savefig.dpi": 150}
 # They can be told apart by colour and, in grey prints, by line and marker.
 STYLES = [
     ("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), ("#009e73", "-.", "^"),
@@ -61,15 +64,9 @@ CURVES = {"reward": "reward", "entropy": "entropy, nats", "Lambda": r"$\Lambda$,
 
 # ---------------------------------------------------------------- drawing
 def grid(lines, columns, width, height, **options):
-    """A figure of equal panels, with a thin frame for dark pages, and its
-    axes (lines, columns)."""
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(width * columns, height * lines), squeeze=False,
-        layout="constrained", linewidth=1, edgecolor="#bbbbbb", **options)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    """A figure of equal panels, and its axes (lines, columns)."""
+    return plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False,
+                        layout="constrained", **options)
 
 
 def legend(figure):
@@ -78,8 +75,7 @@ def legend(figure):
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles))
-    figure.legend(found.values(), found, loc="outside lower center", frameon=False,
-                  ncols=max(2, int(figure.get_figwidth() / 2)))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2)))
     return figure
 
 
@@ -404,7 +400,7 @@ def path_figure(title, response, found, word, most=24):
                               parse_math=False, color="black" if rank else "white", zorder=4)
                 below += height
         axis.set(ylabel=label, ylim=(0, 1), yticks=(0, 0.5, 1), xlim=(-0.6, len(shown) - 0.4))
-        axis.grid(visible=False)
+        axis.grid(False)
     ticks = [word(response[place]) for place in shown]
     if len(shown) < len(response):
         ticks = [f"{text}\n{place + 1}" for text, place in zip(ticks, shown)]
@@ -482,8 +478,7 @@ def main():
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(options.output / f"{name}.png", dpi=150, facecolor="white",
-                           edgecolor=figure.get_edgecolor())
+            figure.savefig(options.output / f"{name}.png")
             plt.close(figure)
     except OSError as error:
         fail(f"-o {options.output} cannot be written ({error.strerror}): name another folder")

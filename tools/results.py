@@ -68,11 +68,8 @@ def at_equal_pass1(path, target):
 
 def reached(rows, run, targets):
     """pass@K of the seeds that come to their targets {seed: pass@1}."""
-    own = rows[rows.run == run]
-    found = {}
-    for seed, target in targets.items():
-        path = own[own.seed == seed].set_index("step")[KS]
-        found[seed] = at_equal_pass1(path, target)
+    paths = {seed: path.set_index("step")[KS] for seed, path in rows[rows.run == run].groupby("seed")}
+    found = {seed: at_equal_pass1(paths[seed], target) for seed, target in targets.items() if seed in paths}
     return pd.DataFrame({seed: row for seed, row in found.items() if row is not None}).T
 
 
@@ -81,25 +78,26 @@ def tuning(folder, chosen):
     rows = read("tune", folder).dropna(axis=1)
     rows["mean"] = rows[[name for name in rows if isinstance(name, int)]].mean(axis=1)
 
-    def line(row):
+    def best(found):
+        row = found.loc[found["mean"].idxmax()]
         return [row.step, *(f"{row[name]:.1f}" for name in ("mean", 1, 16, 64))]
 
     lines = []
     for method, (run, step) in chosen.items():
         tried = rows[rows.method == method].run.nunique()
-        best = rows[(rows.run == run) & (rows.step == step)].iloc[-1]
-        lines.append([NAMES[method], tried, run.partition(" ")[2], *line(best)])
+        found = rows[(rows.run == run) & (rows.step == step)]
+        lines.append([NAMES[method], tried, run.partition(" ")[2], *best(found)])
+    head = ["step", "mean", "pass@1", "@16", "@64"]
     table("Settings chosen on validation problems (seed 0, n = 64): highest mean over K = 1, 2, 4, ..., 64",
-          ["method", "settings tried", "chosen", "step", "mean", "pass@1", "@16", "@64"], lines)
+          ["method", "settings tried", "chosen", *head], lines)
     lines = []
-    for rate, methods in ((1e-4, chosen), (RATE, SHARED)):
-        for method in methods:
-            settings = {**(SIMKO if method == "simko" else {}), "learning_rate": rate}
-            own = rows[(rows.run == run_name(method, settings)) & (rows.step > 0)]
-            if len(own):
-                lines.append([NAMES[method], f"{rate:g}", *line(own.loc[own["mean"].idxmax()])])
+    for method, rate in [*((method, 1e-4) for method in chosen), *((method, RATE) for method in SHARED)]:
+        settings = {**(SIMKO if method == "simko" else {}), "learning_rate": rate}
+        found = rows[(rows.run == run_name(method, settings)) & (rows.step > 0)]
+        if len(found):
+            lines.append([NAMES[method], f"{rate:g}", *best(found)])
     table("The same with one learning rate, each method at its best step",
-          ["method", "learning rate", "step", "mean", "pass@1", "@16", "@64"], lines)
+          ["method", "learning rate", *head], lines)
 
 
 def methods(title, rates, ks=KS):

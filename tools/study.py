@@ -11,19 +11,14 @@ its evaluations go to docs/laptop/STAGE.jsonl, a row each, and its training
 curve goes to docs/laptop/curves.jsonl. Seed s stands for base model s,
 the problems made with it, and sampling from s.
 
-tune      The validation problems of seed 0. A method gets the settings and
-          the number of steps with the highest mean of pass@K over K = 1, 2,
-          4, ..., 64: docs/laptop/chosen.json. No test problem plays a part.
-main      The chosen settings on the test problems of seeds 0 to 4, n = 256,
-          every 50 steps up to the chosen one. GRPO and SimKO go on to the
-          end, are evaluated at T = 0.6 too, and run once more with the
-          laptop recipe's learning rate.
-wordy     Longer responses in which fewer tokens are decisions (--wordy of
-          tools.laptop): GRPO, and SimKO with the paper's settings and with
-          the laptop's, seeds 0 to 2. On seed 0 at the recipe's rate too.
-short     GRPO and SimKO with the paper's settings, on usual responses.
-ablation  SimKO's settings one at a time at the recipe's learning rate,
-          200 steps, seeds 0 to 2.
+tune      chooses each method's settings and steps by the mean of pass@K
+          on validation problems of seed 0: docs/laptop/chosen.json
+main      the chosen settings on test problems of seeds 0 to 4; GRPO and
+          SimKO at T = 0.6 and at the laptop recipe's learning rate, too
+wordy     GRPO and SimKO on responses of which fewer tokens are decisions
+short     the same with the paper's settings on the usual responses
+ablation  SimKO's settings one at a time at the recipe's learning rate
+docs/results.md says more about each.
 """
 import argparse
 import json
@@ -140,10 +135,6 @@ class Job:
         self.run = run_name(self.method, self.settings)
         self.data = RUNS / f"{'wordy' if self.wordy else 'data'}_{self.seed}"
 
-    def base(self, temperature):
-        """The folder of the base model's evaluation."""
-        return self.data / f"eval_{self.problems}_{self.n}_T{temperature}"
-
 
 def tune():
     return [Job(method, settings, 0, STEPS, 100, "valid", 64)
@@ -161,7 +152,8 @@ def main_stage():
         for method, (settings, steps) in chosen.items():
             if method in SHARED:
                 pair.append(Job(method, settings, seed, STEPS, 50, cool=steps))
-                pair.append(Job(method, SHARED[method], seed, STEPS, 50))
+                if settings != SHARED[method]:
+                    pair.append(Job(method, SHARED[method], seed, STEPS, 50))
             else:
                 others.append(Job(method, settings, seed, steps, 50))
     return pair + others
@@ -221,18 +213,10 @@ def simko(command, job, folder, log, **flags):
         fail(f"a run failed or was stopped, see {log}")
 
 
-def make_base(jobs):
-    """Makes the base model and the problems that jobs share, and evaluates
-    the model as they will need it."""
-    data = jobs[0].data
-    words = [sys.executable, "-m", "tools.laptop", data, "--seed", str(jobs[0].seed)]
-    subprocess.run(words + ["--wordy"] * jobs[0].wordy, cwd=ROOT, check=True)
-    for job in jobs:
-        for temperature in (1.0, 0.6) if job.cool else (1.0,):
-            folder = job.base(temperature)
-            if not (folder / "eval.json").exists():
-                simko("eval", job, folder, data.with_suffix(".log"), model=data / "base",
-                      output_dir=folder, eval_temperature=temperature)
+def make_base(job):
+    """Makes the base model that a job starts from, and its problems."""
+    words = [sys.executable, "-m", "tools.laptop", job.data, "--seed", str(job.seed)]
+    subprocess.run(words + ["--wordy"] * job.wordy, cwd=ROOT, check=True)
 
 
 def evaluations(folder, **about):
@@ -254,14 +238,15 @@ def run(stage, job, lock):
               output_dir=folder, model=job.data / "base", train_data=job.data / "train.jsonl",
               eval_steps=job.eval_steps, **job.settings)
 
-    shutil.copytree(job.base(1.0), folder / "eval_000000", dirs_exist_ok=True)
     if job.cool:
         cool = folder / "cool"
         if not (cool / "eval.json").exists():
             train(job.cool)
-            simko("eval", job, cool, log, model=folder / "hf", output_dir=cool, eval_temperature=0.6)
-        found["cool"] = evaluations(job.base(0.6), **about, step=0)
-        found["cool"] += evaluations(cool, **about, step=job.cool)
+        found["cool"] = []
+        for step, model, to in ((0, job.data / "base", folder / "cool_0"), (job.cool, folder / "hf", cool)):
+            if not (to / "eval.json").exists():
+                simko("eval", job, to, log, model=model, output_dir=to, eval_temperature=0.6)
+            found["cool"] += evaluations(to, **about, step=step)
     train(job.steps)
     found[stage] = []
     for path in sorted(folder.glob("eval_*")):
@@ -298,11 +283,8 @@ def main():
         done = {(row.run, row.seed, row.steps[-1]) for row in curves[curves.stage == stage].itertuples()}
         jobs = [job for job in jobs if (job.run, job.seed, job.steps) not in done]
         print(f"{stage}: {len(done)} runs are there, {len(jobs)} to do", flush=True)
-        bases = {}
-        for job in jobs:
-            bases.setdefault(job.data, []).append(job)
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(make_base, bases.values()))
+            list(pool.map(make_base, {job.data: job for job in jobs}.values()))
             futures = [pool.submit(run, stage, job, lock) for job in jobs]
             try:
                 for future in as_completed(futures):

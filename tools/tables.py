@@ -53,6 +53,7 @@ def read(path):
             n, right = entry["n"], [*entry["correct"].values()]
             if not (all(isinstance(entry[name], int | float) for name in NUMBERS)
                     and label.startswith(entry["set"]) and 0 < len(right) == entry["problems"]
+                    and isinstance(n, int)
                     and all(isinstance(c, int) and 0 <= c <= n for c in right)):
                 raise ValueError(f"the parts of {label} do not fit together")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -164,9 +165,10 @@ def settings_table(rows, names):
             if entry := row.sets.get(name):
                 line = name, *(str(entry[key]) for key in SETTINGS)
                 lines.setdefault(line, {})[row.label] = f"{100 * entry['truncated']:.1f}"
-    head = ["set", *SETTINGS.values(), "truncated, %: " + " / ".join(labels)]
-    return [head, *([*line, " / ".join(shares.get(label, "–") for label in labels)]
-                    for line, shares in lines.items())]
+    table = [["set", *SETTINGS.values(), "truncated, %: " + " / ".join(labels)]]
+    for line, shares in lines.items():
+        table.append([*line, " / ".join(shares.get(label, "–") for label in labels)])
+    return table
 
 
 def differences(rows, names, paper):
