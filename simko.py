@@ -1,903 +1,758 @@
-"""SimKO: Simple Pass@K Policy Optimization, in one file to read beside the paper.
+"""SimKO: Simple Pass@K Policy Optimization, to read beside the paper.
 
-RLVR with GRPO makes a model better at its first answer (pass@1) and worse at finding one in K tries (pass@K), because
-every update piles probability on the rank-1 token. SimKO changes two things, at high-entropy tokens only: a correct
-response shares its gradient with the top-K candidates (Eq. 6), a wrong one is pushed down harder where it took the
-rank-1 candidate (Sec. 4.3). Both live in `simko_ratio` below; the rest is what a real run needs: vLLM rollouts in the
-training process, a rule-based reward (verify.py), FSDP2 updates on packed tokens, evaluation, checkpoints.
+Reinforcement learning with verifiable rewards makes a language model
+better at its first answer (pass@1) and worse at finding an answer in K
+tries (pass@K), because GRPO piles probability on the rank-1 token.
+SimKO changes two things, at high-entropy tokens only. A correct response
+shares its gradient with the top-K candidates (Eq. 6). A wrong response
+is pushed down harder where it took the rank-1 candidate (Sec. 4.3).
+Both changes are in `simko_ratio` below. The rest of this file is GRPO.
 
-    bash train.sh                                       # picks a recipe by the hardware, makes its own environment
-    torchrun --nproc_per_node 8 simko.py train --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math
-    python simko.py eval --model runs/simko/hf --prompt-template qwen-math --eval-data math500 --output runs/math500
-    python simko.py train --help                        # every setting, where its default comes from
+    bash train.sh                        # a recipe that fits this machine
+    torchrun --nproc_per_node 8 simko.py train --model Qwen/Qwen2.5-7B
+    python simko.py eval --model runs/simko/hf --eval-data math500
+    python simko.py train --help         # all settings
 
-Left out on purpose: value networks, reward models, multi-turn and tools, LoRA, tensor-parallel training, asynchronous
-rollouts, models with logit soft-capping or an output bias. Read on: settings, objective, token statistics, rollout,
-update, main. What a first reading can do without is in tools/: data.py (data sets), prompts.py, checks.py (before a
-run), hf_rollout.py (without vLLM), evaluation.py, checkpoints.py, log.py, faults.py (when something goes wrong).
+Read on: settings, objective, token statistics, rollout, policy, loop,
+evaluation, main. runtime/ holds what a first reading can do without:
+the methods compared with, packing, checkpoints, checks, error messages.
+
+There are no value networks, reward models, tools or multi-turn prompts,
+no tensor-parallel training and no asynchronous rollouts.
 """
-import dataclasses
-import json
 import math
 import os
-import random
 import sys
-from contextlib import closing, contextmanager
+from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from tqdm import tqdm
-from transformers.hf_argparser import HfArg
-from transformers.utils import logging as transformers_logging
+
+from runtime import baselines, chunked, cli, faults, log, responses
+from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
+from runtime.cli import SystemConfig, setting
+from runtime.common import gather, process_group, seed_everything, sum_over_ranks
+from runtime.data import prompt_order
+from runtime.log import Clock, Log, Progress
+from runtime.packing import Sample, balance_across_ranks, load_model, micro_batches, pack
+from runtime.vllm_setup import repack_heads, set_vllm_environment
+from verify import Verifier
 
 
-# ------------------------------------------------------------------------------------------------------- settings
-@dataclass
-class RunConfig:
-    _argument_group_name = "model and run"
-    model: str = HfArg(default="Qwen/Qwen2.5-Math-7B", help="hub id or folder (Sec. 5.1)")
-    output: str = HfArg(default="runs/simko", help="run folder: settings, metrics, checkpoints, evaluations")
-    seed: int = HfArg(default=0, help="every random stream is a function of (seed, step, rank)")
-    task: str = HfArg(default="math", help="how answers are checked where rows name no task: see verify.TASKS")
-    data_dir: str = HfArg(default="", help="folder of NAME.jsonl instead of the hub: python tools/data.py writes it")
-    prompt_template: str = HfArg(default="chat", help="chat (the model's own), qwen-math, plain, raw: tools/prompts.py")
-    max_prompt_tokens: int = HfArg(default=1024, help="longer prompts are dropped and counted (released recipe)")
-    rollout: Literal["auto", "vllm", "hf"] = HfArg(default="auto", help="auto: vLLM where it can be imported")
-    dtype: Literal["auto", "bfloat16", "float32"] = HfArg(default="auto", help="compute; auto: bfloat16 on GPUs")
-    engine_memory: float = HfArg(default=0.6, help="vLLM's share of GPU memory; on CPUs the GiB of its KV cache")
-    tensor_parallel: int = HfArg(default=1, help="neighbouring ranks of a node that share a vLLM engine")
-
-
+# ---------------------------------------------------------------- settings
+# The defaults are the paper's, where it names one.
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
-    method: Literal["simko", "grpo", "psr", "nsr", "w-reinforce", "forking", "entropy-adv", "kl-cov", "pass-at-k"] = (
-        HfArg(default="simko", help="see METHODS"))
-    alpha: float = HfArg(default=0.01, help="share of a correct token's gradient given to the top-K, Eq. 6 (Sec. 5.1)")
-    K: int = HfArg(default=3, help="number of candidates in Eq. 6 and of the logged Lambda^(k) (Sec. 3)")
-    q: float = HfArg(default=0.8, help="entropy quantile tau(q) above which Eq. 3 acts (Sec. 5.1)")
-    lam: float = HfArg(default=1.1, help="lambda_top1 of Sec. 4.3 (Sec. 5.1; Qwen2.5-7B: 1.05)")
-    tau_scope: Literal["response", "batch"] = HfArg(default="response", help="tokens behind tau(q) (released code)")
-    clip_low: float = HfArg(default=0.2, help="epsilon below 1 (GRPO's usual value; the paper gives none)")
-    clip_high: float = HfArg(default=0.2, help="epsilon above 1 (logic runs of the released recipes: 0.28)")
-    kl_beta: float = HfArg(default=0.0, help="beta of the KL penalty to the starting model (0 in every experiment)")
-    loss_norm: Literal["response", "token"] = HfArg(default="response", help="1/G sum 1/|y| (Sec. 2) or token mean")
-    grpo_steps: int = HfArg(default=0, help="first steps, made with grpo before the method (released logic recipe: 50)")
-    positive_weight: float = HfArg(default=0.1, help="w-reinforce: A of a correct response")
-    forking_share: float = HfArg(default=0.2, help="forking: share of all tokens that is trained on")
-    entropy_weight: float = HfArg(default=0.4, help="entropy-adv: factor of H")
-    kl_cov_share: float = HfArg(default=0.002, help="kl-cov: share of all tokens that is penalised")
-    kl_cov_weight: float = HfArg(default=1.0, help="kl-cov: factor of |log gamma|")
-    pass_k: int = HfArg(default=4, help="pass-at-k: k")
+    method: str = setting("simko", "see the list below")
+    alpha: float = setting(0.01, "share of the gradient given to the top-K, Eq. 6")
+    K: int = setting(3, "candidates in Eq. 6, and Lambda^(k) in the log")
+    q: float = setting(0.8, "entropy quantile: tau(q) of Eq. 3")
+    lambda_top1: float = setting(1.1, "lambda, Sec. 4.3; Qwen2.5-7B: 1.05")
+    tau_scope: str = setting("response", "tau(q) is over a response or a batch")
+    epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
+    epsilon_high: float = setting(0.2, "clip above 1; released logic recipe: 0.28")
+    beta: float = setting(0.0, "weight of the KL penalty; 0 in all experiments")
+    loss_type: str = setting(
+        "grpo", "grpo: mean over each response, then over responses (Sec. 2); "
+        "dapo: mean over all tokens (released code)")
+    grpo_warmup_steps: int = setting(0, "first steps, with grpo; logic recipe: 50")
 
 
 @dataclass
 class TrainConfig:
     _argument_group_name = "training"
-    train_data: str = HfArg(default="math", help="math, gsm8k, gsm8k-math1, synlogic, a JSONL file or a hub id")
-    steps: int = HfArg(default=140, help="rollouts, of batch // mini_batch updates each (20 epochs of MATH)")
-    batch: int = HfArg(default=1024, help="prompts a step over all ranks (Sec. 5.1)")
-    group_size: int = HfArg(default=8, help="G, responses a prompt (Sec. 5.1)")
-    mini_batch: int = HfArg(default=256, help="prompts an update (Sec. 5.1)")
-    dynamic_sampling: int = HfArg(default=0, help="most rollouts a step, to replace groups of equal reward; 0: no")
-    max_response_tokens: int = HfArg(default=3072, help="longer responses are cut: truncated (released recipe)")
-    temperature: float = HfArg(default=1.0, help="of rollouts, and so of every probability in the loss (Sec. 5.1)")
-    lr: float = HfArg(default=1e-6, help="AdamW's learning rate (Sec. 5.1)")
-    lr_warmup: int = HfArg(default=0, help="updates of linear warm-up (the paper gives none)")
-    weight_decay: float = HfArg(default=0.0, help="AdamW's (the paper gives none)")
-    grad_clip: float = HfArg(default=1.0, help="largest gradient norm (the usual value; the paper gives none)")
-    micro_batch_tokens: int = HfArg(default=16384, help="packed tokens a forward pass: memory, not results")
-    gradient_checkpointing: bool = HfArg(default=True, help="recompute each layer in the backward pass")
-    save_every: int = HfArg(default=20, help="steps between checkpoints; the last two are kept")
-    eval_every: int = HfArg(default=0, help="steps between evaluations, the first before any; 0: only after the last")
-    resume: bool = HfArg(default=True, help="go on from the run folder's last checkpoint")
+    train_data: str = setting(
+        "math", "math, gsm8k, gsm8k-math1, synlogic, a JSONL file or hub data set")
+    steps: int = setting(140, "rollouts; 140 are 20 epochs of MATH")
+    batch_size: int = setting(1024, "prompts a step, over all ranks")
+    mini_batch_size: int = setting(256, "prompts an update")
+    num_generations: int = setting(8, "responses a prompt: G of Sec. 2")
+    max_sampling_rounds: int = setting(
+        0, "rollouts a step at most, to replace groups whose rewards are all "
+        "equal (dynamic sampling); 0 keeps them")
+    max_completion_length: int = setting(3072, "tokens of a response")
+    temperature: float = setting(1.0, "of rollouts, and of pi in the loss")
+    learning_rate: float = setting(1e-6, "of AdamW")
+    warmup_steps: int = setting(0, "updates of a rising learning rate")
+    weight_decay: float = setting(0.0, "of AdamW; not in the paper")
+    max_grad_norm: float = setting(1.0, "longer gradients shrink; not in the paper")
+    eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
 
 
 @dataclass
 class EvalConfig:
     _argument_group_name = "evaluation"
-    eval_data: list[str] = HfArg(default_factory=list, help="names or groups in tools/data.py, JSONL files")
-    eval_n: int | None = HfArg(default=None, help="samples a problem; default: the set's (Sec. 5.1), else 256")
-    eval_temperature: list[float] | None = HfArg(default=None, help="one or several (Table 5); math 0.6, logic 0.7")
-    eval_top_p: float | None = HfArg(default=None, help="0.95 (released recipes)")
-    eval_max_tokens: int | None = HfArg(default=None, help="response limit, tokens; math 4096, logic 8192 (released)")
+    eval_data: list[str] = setting([], "benchmarks, groups of them, JSONL files")
+    eval_n: int | None = setting(
+        None, "samples a problem (default: 256; AIME, AMC 300; logic 128)")
+    eval_temperature: list[float] | None = setting(
+        None, "one or several (default: 0.6; logic 0.7)")
+    eval_top_p: float | None = setting(None, "(default: 0.95)")
+    eval_max_tokens: int | None = setting(
+        None, "tokens of a response (default: 4096; logic 8192)")
 
 
 @dataclass
-class Config(RunConfig, ObjectiveConfig, TrainConfig, EvalConfig):
-    pass
+class RunConfig:
+    _argument_group_name = "model and run"
+    model: str = setting("Qwen/Qwen2.5-Math-7B", "hub id or folder")
+    output_dir: str = setting("runs/simko", "settings, log, checkpoints, results")
+    seed: int = setting(0, "random streams are functions of (seed, step, rank)")
+    prompt_template: str = setting("chat", "chat (the model's), qwen-math, plain, raw")
+    max_prompt_length: int = setting(1024, "tokens; longer prompts are left out")
+    task: str = setting("math", "how answers are checked where rows do not say")
 
 
-# ------------------------------------------------------------------------------------------------------ objective
-# Pure functions, tensors in and out. `logp` is log pi_theta(y|s) of the sampled token at the rollout temperature.
-# The paper prints pi_ref under the ratio gamma; as in every implementation it is the policy that sampled the batch.
-def group_advantage(rewards, group_size):
-    """GRPO's advantage (Sec. 2): each reward against its group. rewards: (N,), groups of `group_size` in a row.
-    Returns (N,); a group whose rewards are all equal gets exactly 0. ValueError if groups do not fit."""
-    if group_size < 2 or rewards.numel() % group_size:
-        raise ValueError(f"{rewards.numel()} rewards do not make groups of {group_size} (at least 2)")
-    group = rewards.reshape(-1, group_size)
-    advantage = (group - group.mean(1, keepdim=True)) / (group.std(1, keepdim=True) + 1e-6)
-    equal = group.amax(1, keepdim=True) == group.amin(1, keepdim=True)  # the mean may be an ulp off: not an advantage
+@dataclass
+class Config(ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig):
+    """All settings. Those of SystemConfig change time and memory alone."""
+
+
+# --------------------------------------------------------------- objective
+# These functions are pure: tensors in, tensors out.
+def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lambda_top1):
+    """The ratio of Eq. 3, which takes gamma's place in GRPO's loss.
+
+    logp: log pi_theta(y|s) of the sampled token y, (...,).
+    old_logp: log pi_old(y|s), by the policy that sampled it, (...,). The
+        paper prints pi_ref here; every implementation uses pi_old.
+    topk_logp: log pi_theta of its own top-K candidates, (..., K).
+    is_top1: whether y is the rank-1 candidate, bool (...,).
+    advantage: A of y's response, (...,).
+    gate: whether the entropy at s is above tau(q), bool (...,).
+
+    Returns (...,). Where A > 0 its value is exactly gamma. With alpha = 0
+    and lambda_top1 = 1, or an empty gate, it is gamma, bit for bit."""
+    gamma = (logp - old_logp).exp()
+
+    # Eq. 6 has sg(gamma / gamma_k) gamma_k with gamma_k = pi_k / pi_old,k.
+    # That equals sg(gamma) pi_k / sg(pi_k): the old policy's probability
+    # of a candidate cancels, so nobody has to compute it.
+    # The first detach leaves the gradient of log pi_k, at the value 1.
+    # The second detach leaves the candidates' gradient alone, weighted
+    # with the importance weight of the sampled token.
+    ratio_k = (topk_logp - topk_logp.detach()).exp()
+    shared = gamma.detach() * ratio_k.mean(-1)
+    gamma_pos = gamma + alpha * (shared - gamma)               # Eq. 6
+
+    # lambda is in the ratio, so it acts before the clip.
+    gamma_neg = torch.where(is_top1, lambda_top1 * gamma, gamma)  # Sec. 4.3
+
+    inside = torch.where(advantage > 0, gamma_pos, gamma)
+    inside = torch.where(advantage < 0, gamma_neg, inside)
+    return torch.where(gate, inside, gamma)                    # Eq. 3
+
+
+def clipped_loss(gamma, advantage, epsilon, epsilon_high):
+    """GRPO's loss of each token (Sec. 2). All shapes are (...,)."""
+    clipped = gamma.clamp(1 - epsilon, 1 + epsilon_high)
+    return -torch.minimum(gamma * advantage, clipped * advantage)
+
+
+def group_advantage(rewards, num_generations):
+    """GRPO's advantage: each reward, standardised in its group (Sec. 2).
+
+    rewards: (N,), one group after another. Returns (N,).
+    Raises ValueError if the rewards do not form groups of at least 2."""
+    if num_generations < 2 or rewards.numel() % num_generations:
+        raise ValueError(f"{rewards.numel()} rewards do not form groups of {num_generations}")
+    group = rewards.reshape(-1, num_generations)
+    mean = group.mean(1, keepdim=True)
+    std = group.std(1, keepdim=True)
+    advantage = (group - mean) / (std + 1e-6)
+    # The mean of equal rewards can be off by a rounding error,
+    # which must not become an advantage.
+    equal = group.amax(1, keepdim=True) == group.amin(1, keepdim=True)
     return advantage.masked_fill(equal, 0).reshape(rewards.shape)
 
 
-def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lam):
-    """gamma-tilde of Eq. 3, which takes gamma's place in GRPO's loss.
+def entropy_threshold(entropy, lengths, q):
+    """tau(q) of Sec. 4.1 within each response, for each of its tokens.
 
-    logp, old_logp, is_top1 (bool), advantage, gate (bool: entropy above tau): (...,); topk_logp: (..., K), the current
-    policy's log-probs of its own top-K candidates. Any float dtype. Returns (...,). Its value is gamma exactly where
-    A > 0; alpha = 0 with lam = 1, or an empty gate, gives gamma and its gradient bit for bit."""
-    gamma = (logp - old_logp).exp()
-    # sg(gamma / gamma_k) gamma_k = sg(gamma) pi_k / sg(pi_k): the old policy's top-K cancels, so it is never computed.
-    # First detach: what is left is the gradient of each candidate, at the sampled token's importance weight.
-    # Second detach: the ratio is worth 1 and only its numerator is differentiated, so sum_k gives sum_k grad log pi_k.
-    shared = gamma.detach() * (topk_logp - topk_logp.detach()).exp().mean(-1)
-    gamma_pos = torch.lerp(gamma, shared, alpha)  # Eq. 6: (1 - alpha) gamma + alpha/K sum_k sg(gamma/gamma_k) gamma_k
-    gamma_neg = torch.where(is_top1, lam * gamma, gamma)  # Sec. 4.3; inside the ratio, so lambda acts before the clip
-    inside = torch.where(advantage > 0, gamma_pos, torch.where(advantage < 0, gamma_neg, gamma))
-    return torch.where(gate, inside, gamma)  # Eq. 3
-
-
-def pass_at_k_advantage(right, group_size, k):
-    """Advantage if a set of k responses is rewarded when one of them is right (Chen et al., 2025a): the mean reward of
-    the sets of k that hold the response less that of all sets, rho, over their standard deviation.
-
-    right: (N,) bool, groups of `group_size` in a row. Returns (N,)."""
-    wrong = (~right).view(-1, group_size).sum(1).repeat_interleave(group_size)
-    shares = [[math.comb(max(m - i, 0), k - i) / math.comb(group_size - i, k - i) for m in range(group_size + 1)]
-              for i in (0, 1)]
-    failure, with_wrong = torch.tensor(shares)[:, wrong]  # of all sets 1 - rho; of those with a given wrong response
-    return (failure - torch.where(right, 0, with_wrong)) / ((failure * (1 - failure)).sqrt() + 1e-6)
-
-
-def clipped_loss(gamma, advantage, clip_low, clip_high):
-    """Per-token loss -min(gamma A, clip(gamma, 1 - clip_low, 1 + clip_high) A) (Sec. 2). All (...,)."""
-    return -torch.minimum(gamma * advantage, gamma.clamp(1 - clip_low, 1 + clip_high) * advantage)
-
-
-def entropy_threshold(entropy, lengths, q, scope):
-    """tau(q) for every token: the q-quantile (linear interpolation) of the entropies of its response, or of them all.
-
-    entropy: (T,) nats, responses one after another; lengths: (R,) tokens of each; scope: "response" or "batch"."""
-    if not len(entropy):
+    The gate of Eq. 3 is open strictly above it: `entropy > tau`.
+    entropy: (T,) in nats, one response after another.
+    lengths: (R,) tokens of each response, at least 1. Returns (T,)."""
+    tau = [h.double().quantile(q) for h in entropy.split(lengths.tolist())]
+    if not tau:
         return entropy
-    rows, count = list(entropy.split(lengths.tolist())), lengths
-    if scope == "batch":
-        rows, count = [entropy], torch.tensor([entropy.numel()], device=entropy.device)
-    ordered = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.inf).sort(1).values
-    position = q * (count - 1).clamp(min=0).double()  # double: a batch has more tokens than float32 counts exactly
-    low, high = (ordered.gather(1, index.long()[:, None])[:, 0] for index in (position.floor(), position.ceil()))
-    tau = torch.lerp(low, high, (position - position.floor()).to(low))
-    return tau.repeat_interleave(lengths) if scope == "response" else tau.expand_as(entropy)
-
-
-def entropy_gate(entropy, lengths_or_mask, q, scope="response"):
-    """True where Eq. 3 acts: entropy strictly above tau(q) (Sec. 4.1), so q = 1 lets no token through.
-
-    entropy: (T,) with lengths (R,), responses one after another; or (R, L), padded on the right, with lengths (R,) or
-    a bool mask (R, L). Returns bools of entropy's shape, False on padding. Scopes as in `entropy_threshold`."""
-    if entropy.dim() == 1:
-        return entropy > entropy_threshold(entropy, lengths_or_mask, q, scope)
-    mask = lengths_or_mask
-    if mask.dtype != torch.bool:
-        mask = torch.arange(entropy.shape[1], device=entropy.device) < lengths_or_mask[:, None]
-    gate = torch.zeros_like(mask)
-    gate[mask] = entropy_gate(entropy[mask], mask.sum(1), q, scope)
-    return gate
+    return torch.stack(tau).to(entropy.dtype).repeat_interleave(lengths)
 
 
 def kl_penalty(logp, ref_logp):
-    """Per-token estimate of KL(pi_theta || pi_ref), unbiased and never negative (GRPO's). (...,) -> (...,)."""
-    return (ref_logp - logp).exp() - (ref_logp - logp) - 1
+    """GRPO's estimate of KL(pi_theta || pi_ref) at each token (Sec. 2).
+    It is unbiased and never negative. Shapes: (...,)."""
+    log_ratio = ref_logp - logp
+    return log_ratio.exp() - log_ratio - 1
 
 
 def pass_at_k(n, c, k):
-    """Unbiased pass@k of each problem (Sec. 5.1): 1 - C(n-c, k) / C(n, k), from exact integers, rounded once.
+    """pass@k of each problem: 1 - C(n-c, k) / C(n, k) (Sec. 5.1).
 
-    n samples, c of them correct: ints or tensors that broadcast. Returns float64 of that shape. ValueError if k is not
-    in 1..n or c not in 0..n: no estimate exists."""
+    It is unbiased, and rounded once. n: samples, c: correct samples, as
+    integers or tensors that broadcast. Returns float64 of that shape.
+    Raises ValueError unless 1 <= k <= n and 0 <= c <= n."""
     n, c = torch.broadcast_tensors(torch.as_tensor(n), torch.as_tensor(c))
-    if not ((1 <= k) & (n >= k) & (0 <= c) & (c <= n)).all():
-        raise ValueError(f"pass@{k} needs 1 <= k <= n and 0 <= c <= n; n = {n.tolist()}, c = {c.tolist()}")
-    values = [(math.comb(i, k) - math.comb(i - j, k)) / math.comb(i, k)
-              for i, j in zip(n.reshape(-1).tolist(), c.reshape(-1).tolist())]
+    if not ((1 <= k) & (k <= n) & (0 <= c) & (c <= n)).all():
+        raise ValueError(
+            f"pass@{k} needs 1 <= k <= n and 0 <= c <= n, "
+            f"but n = {n.tolist()} and c = {c.tolist()}")
+    values = []
+    for n_i, c_i in zip(n.reshape(-1).tolist(), c.reshape(-1).tolist()):
+        sets = math.comb(n_i, k)
+        failures = math.comb(n_i - c_i, k)
+        values.append((sets - failures) / sets)
     return torch.tensor(values, dtype=torch.float64).reshape(n.shape)
 
 
-# ----------------------------------------------------------------------------------------------- token statistics
-class TokenStatistics(torch.autograd.Function):
-    """What the loss needs of pi_theta at each token, without the (tokens x vocabulary) logits of the batch.
+# -------------------------------------------------------- token statistics
+def token_statistics(hidden, weight, token, K, temperature=1.0):
+    """What the loss needs to know of pi_theta at each token.
 
-    The forward pass makes the logits of a chunk of tokens, keeps a few numbers per token and drops them; the backward
-    pass makes them once more. d log pi(j) / d z = e_j - pi (Eq. 4), so their gradient is written down, not traced."""
+    hidden: (T, D), the state that predicts each token.
+    weight: (V, D), the output head. token: (T,).
+    Returns logp (T,) and topk_logp (T, K), descending, with a gradient;
+    entropy (T,) in nats and is_top1 (T,) bool, without.
 
-    @staticmethod
-    def logits(hidden, weight, temperature):
-        z = hidden @ weight.T  # in the compute dtype, as the engine does; statistics in float32 at least
-        return z.to(torch.promote_types(z.dtype, torch.float32)).div_(temperature)
-
-    @staticmethod
-    def of_chunk(h, weight, y, K, temperature):
-        """h: (t, D), y: (t,). Returns logp (t,), topk_logp (t, K), entropy (t,), log Z (t, 1), y with its candidates
-        (t, 1 + K)."""
-        z = TokenStatistics.logits(h, weight, temperature)
-        top = z.topk(K, dim=-1)
-        exp = (z - top.values[:, :1]).exp_()
-        total = exp.sum(-1, keepdim=True)
-        lse = top.values[:, :1] + total.log()
-        logp = (z.gather(1, y[:, None]) - lse)[:, 0]
-        entropy = (lse - exp.mul_(z).sum(-1, keepdim=True) / total)[:, 0]  # H = log Z - E[z]
-        return logp, top.values - lse, entropy, lse, torch.cat([y[:, None], top.indices], 1)
-
-    @staticmethod
-    def logits_gradient(h, weight, lse, index, grad, temperature):
-        """(t, V), in weight's dtype: d loss / d z, of the gradient `grad` (t, 1 + K) of the log-probs at `index`."""
-        z = TokenStatistics.logits(h, weight, temperature)
-        grad_z = z.sub_(lse).exp_().mul_(-grad.sum(1, keepdim=True))
-        return grad_z.scatter_add_(1, index, grad).to(weight.dtype)
-
-    @staticmethod
-    def forward(ctx, hidden, weight, token, K, temperature, chunk):
-        parts = [TokenStatistics.of_chunk(h, weight, y, K, temperature)
-                 for h, y in zip(hidden.split(chunk), token.split(chunk))]
-        logp, topk_logp, entropy, lse, index = map(torch.cat, zip(*parts))
-        is_top1 = logp >= topk_logp[:, 0]  # by value: tokens that tie for the highest probability are all rank-1
-        ctx.save_for_backward(hidden, weight, lse, index)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy, is_top1)
-        return logp, topk_logp, entropy, is_top1
-
-    @staticmethod
-    def backward(ctx, grad_logp, grad_topk, *_):
-        hidden, weight, lse, index = ctx.saved_tensors
-        grads = torch.cat([grad_logp[:, None], grad_topk], 1) / ctx.temperature  # at the token and its K candidates
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for start in range(0, len(hidden), ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            grad_z = TokenStatistics.logits_gradient(hidden[rows], weight, lse[rows], index[rows], grads[rows],
-                                                     ctx.temperature)
-            torch.mm(grad_z, weight, out=grad_hidden[rows])
-            grad_weight.addmm_(grad_z.T, hidden[rows])
-            del grad_z  # before the next chunk's is made
-        return grad_hidden, grad_weight, None, None, None, None
+    This is the definition. It holds T x V logits in memory, so the loop
+    uses `chunked.token_statistics`, which does not."""
+    logits = hidden @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_pi = (logits / temperature).log_softmax(-1)
+    logp = log_pi.gather(1, token[:, None])[:, 0]
+    topk_logp = log_pi.topk(K).values
+    # The log and the gate read the entropy. It gets no gradient.
+    log_pi = log_pi.detach()
+    entropy = -(log_pi.exp() * log_pi).sum(-1)
+    # Tokens that tie for the highest probability are all rank-1.
+    is_top1 = logp >= topk_logp[:, 0]
+    return logp, topk_logp, entropy, is_top1
 
 
-def token_statistics(hidden, weight, token, K, temperature=1.0, chunk=None):
-    """hidden: (T, D) states that predict `token` (T,); weight: (V, D) of the output head; K candidates of V.
+def policy_forward(model, packed, K, temperature):
+    """`token_statistics` of all response tokens.
 
-    Returns logp (T,) and topk_logp (T, K), descending, both with gradient; entropy (T,) in nats and is_top1 (T,) bool,
-    without. All at `temperature`. chunk: tokens at a time, by default 1 GiB of float32 logits on GPUs, 1/4 on CPUs."""
-    chunk = chunk or max(1, (2**28 if hidden.is_cuda else 2**26) // len(weight))
-    return TokenStatistics.apply(hidden, weight, token, K, temperature, chunk)
-
-
-class Packed(NamedTuple):
-    """Prompts with their responses in one row of tokens, without padding."""
-    tokens: torch.Tensor     # (T,)
-    positions: torch.Tensor  # (T,) from 0 in each sequence
-    bounds: torch.Tensor     # (R + 1,) int32: where each sequence starts; the last is T
-    predicts: torch.Tensor   # (N,) where in the row each response token is predicted: one place before it
-    targets: torch.Tensor    # (N,) the response tokens
-    lengths: torch.Tensor    # (R,) response tokens of each sequence
-    longest: int             # tokens of the longest sequence
-
-
-def pack(samples, device):
-    """Samples -> Packed. Of no samples: one token that predicts nothing."""
-    rows = [(s.prompt_ids, s.response_ids) for s in samples] or [(np.zeros(1, np.int64), np.zeros(0, np.int64))]
-    prompts, lengths = (np.array([len(ids) for ids in column]) for column in zip(*rows))
-    sizes, tokens = prompts + lengths, np.concatenate([ids for row in rows for ids in row])
-    positions = np.concatenate([np.arange(size) for size in sizes])
-    response = np.flatnonzero(positions >= prompts.repeat(sizes))
-    arrays = (tokens, positions, np.cumsum([0, *sizes], dtype=np.int32), response - 1, tokens[response],
-              lengths[:len(samples)])
-    return Packed(*(torch.from_numpy(array).to(device) for array in arrays), int(sizes.max()))
-
-
-def packed_attention(module, query, key, value, attention_mask, scaling, cu_seq_lens_q, max_length_q,
-                     sliding_window=None, softcap=None, s_aux=None, **_):
-    """Causal attention within each packed sequence: (1, heads, T, d) -> (1, T, heads, d). transformers calls it by the
-    name "packed"; its own attentions keep sequences apart only while neither a mask nor a cache is passed."""
-    if (sliding_window or math.inf) < max_length_q or softcap is not None or s_aux is not None:
-        fail("this model's attention has a sliding window below the sequence length, soft-capping or sinks: not built")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, d)
-    grouped = q.shape[1] != k.shape[1]
-    if q.is_cuda and q.dtype != torch.float32:  # the kernel knows half precision only
-        from torch.nn.attention.varlen import varlen_attn
-        return varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
-                           window_size=(-1, 0), enable_gqa=grouped)[None], None
-    out, start = [], 0
-    for length, count in zip(*(x.tolist() for x in cu_seq_lens_q.diff().unique_consecutive(return_counts=True))):
-        run = (x[start:start + length * count].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(*run, is_causal=True, scale=scaling, enable_gqa=grouped)
-        out.append(attended.transpose(1, 2).flatten(0, 1))
-        start += length * count
-    return torch.cat(out)[None], None
-
-
-def load_model(path, dtype):
-    """A causal language model with `packed_attention`; only safetensors, and no code from the checkpoint."""
-    from transformers import AttentionInterface, AutoModelForCausalLM
-    AttentionInterface.register("packed", packed_attention)
-    try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation="packed", use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        fail(f"--model {path}: {one_line(error)}")
-    if found["missing_keys"]:  # which transformers would draw at random
-        fail(f"--model {path} lacks weights: {', '.join(sorted(found['missing_keys'])[:3])} ...")
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # pi_old and pi_theta must be functions of their input
-    return model
-
-
-def policy_statistics(model, packed, K, temperature):
-    """`token_statistics` of every response token. A method of the model, so that FSDP gathers the weights of body and
-    head around it, and the head's weight is an ordinary tensor here."""
-    body = model.base_model(input_ids=packed.tokens[None], position_ids=packed.positions[None], use_cache=False,
-                            cu_seq_lens_q=packed.bounds, max_length_q=packed.longest)
+    FSDP knows it as a method of the model, and gathers the weights of
+    body and head around it."""
+    body = model.base_model(
+        input_ids=packed.tokens[None], position_ids=packed.positions[None],
+        cu_seq_lens_q=packed.bounds, max_length_q=packed.longest, use_cache=False)
     hidden = body.last_hidden_state[0, packed.predicts]
-    return token_statistics(hidden, model.get_output_embeddings().weight, packed.targets, K, temperature)
+    head = model.get_output_embeddings().weight
+    return chunked.token_statistics(hidden, head, packed.targets, K, temperature)
 
 
-# -------------------------------------------------------------------------------------------------------- rollout
-def prompt_order(step, batch, count, seed):
-    """Indices of a step's prompts, out of `count`: permutation after permutation, a function of (seed, step) alone."""
-    epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
-    return np.concatenate([np.random.default_rng([seed, epoch]).permutation(count)[places[epochs == epoch]]
-                           for epoch in np.unique(epochs)]).tolist()
-
-
-@dataclass
-class Sample:
-    """One response. Arrays are numpy, so that gathering them over ranks is cheap."""
-    prompt: int               # index of its prompt in the batch
-    prompt_ids: np.ndarray    # (P,) int64
-    response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
-    engine_logp: np.ndarray   # (L,) float32: what the engine sampled with; (0,) in evaluation
-    truncated: bool           # met the length limit before EOS
-    id: str = ""              # of its problem
-    text: str = ""
-    reward: float = 0.0
-    advantage: float = 0.0
-    weight: float = 1.0       # in the log's means
-    old_logp: torch.Tensor | None = None  # (L,) log pi_old by the trainer
-    ref_logp: torch.Tensor | None = None  # (L,) log pi_ref, with --kl-beta
-    chosen: torch.Tensor | None = None    # (L,) bool, with kl-cov: the tokens it penalises
-
-
-def seed_everything(*key):
-    """Both engines draw from the process's global generators, and move them when they start: seed before each use."""
-    value = int(np.random.SeedSequence(key).generate_state(1)[0])
-    random.seed(value)
-    np.random.seed(value)
-    torch.manual_seed(value)
-
-
+# ----------------------------------------------------------------- rollout
 class VLLMEngine:
-    """vLLM inside the training process. max_tokens: of any response.
+    """vLLM inside the training process, on the training GPU.
 
-    cfg.tensor_parallel neighbouring ranks share an engine, each with a part of the model. Each schedules and samples
-    for itself: they agree because `generate`, a collective then, hands all of them the same prompts in the same order,
-    and because they draw from one random stream.
+    load_format: "dummy" (random weights until the first load_weights, so
+    that a mistake there cannot pass unseen) or "auto" (cfg.model's own).
+    max_tokens: the longest response that will be asked for.
 
-    weights "dummy": random until the first sync, so that a gap in it cannot pass unseen; "auto": those of cfg.model."""
+    With tensor_parallel_size > 1 so many neighbouring ranks share an
+    engine, and `generate` is a collective call. Each rank schedules and
+    samples by itself. They agree, as all get the same prompts in the same
+    order and draw from the same random stream."""
 
-    def __init__(self, cfg, stop_ids, device, dtype, weights, max_tokens):
-        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0",  # the engine in this process: its weights can be reached
-                          VLLM_CPU_OMP_THREADS_BIND="nobind",  # else it pins the whole process to one core
-                          VLLM_NO_USAGE_STATS="1")
-        from tools.faults import keep_log
-        keep_log()  # errors on screen, and the last lines where it fails
+    def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
+        set_vllm_environment()
         from vllm import LLM
-        self.cuda = device.type == "cuda"
-        memory = ({"gpu_memory_utilization": cfg.engine_memory, "enable_sleep_mode": True} if self.cuda
-                  else {"kv_cache_memory_bytes": int(cfg.engine_memory * 2**30)})
-        self.llm = LLM(cfg.model, load_format=weights, dtype=dtype, skip_tokenizer_init=True,
-                       max_model_len=cfg.max_prompt_tokens + max_tokens, tensor_parallel_size=cfg.tensor_parallel,
-                       distributed_executor_backend="external_launcher",  # each rank its own GPU; default: all cuda:0
-                       logprobs_mode="processed_logprobs",                # after temperature: those it sampled from
-                       seed=cfg.seed, **memory)
-        self.stop_ids, self.ranks = stop_ids, cfg.tensor_parallel
+        self.on_gpu = device.type == "cuda"
+        self.asleep = False
+        self.stop_ids = stop_ids
+        self.ranks = cfg.tensor_parallel_size
+        # On CPUs each rank would claim most of the machine by default.
+        gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
+        memory = {"kv_cache_memory_bytes": int(gib * 2**30)}
+        if self.on_gpu:
+            memory = {"gpu_memory_utilization": cfg.gpu_memory_utilization,
+                      "enable_sleep_mode": True}
+        self.llm = LLM(
+            cfg.model, load_format=load_format, dtype=dtype, seed=cfg.seed,
+            max_model_len=cfg.max_prompt_length + max_tokens,
+            tensor_parallel_size=cfg.tensor_parallel_size,
+            # Each rank drives its own GPU. Otherwise all use cuda:0.
+            distributed_executor_backend="external_launcher",
+            # Log-probs after temperature: of what is sampled from.
+            logprobs_mode="processed_logprobs",
+            skip_tokenizer_init=True, **memory)
 
     def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
-        """n Samples for each of the prompts (int arrays), one prompt after another."""
+        """Returns n Samples of each prompt, one prompt after another.
+
+        prompts: int arrays. logprobs: fill in `engine_logp`."""
         from vllm import SamplingParams
-        params = SamplingParams(n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens, detokenize=False,
-                                stop_token_ids=self.stop_ids, flat_logprobs=True,
-                                logprobs=0 if logprobs else None)  # 0: the sampled token's alone
-        everyone, skip = prompts, 0
-        if self.ranks > 1:  # the engine's prompts are those of its ranks; this rank keeps the samples of its own
-            place = dist.get_rank() % self.ranks
-            shares = gather([prompts])[dist.get_rank() - place:][:self.ranks]
-            everyone, skip = sum(shares, []), len(sum(shares[:place], []))
-        outputs = self.llm.generate([{"prompt_token_ids": p.tolist()} for p in everyone], params,
-                                    use_tqdm=False if progress.keywords["disable"] else progress)
-        return [Sample(i, prompts[i], np.array(o.token_ids, np.int64),
-                       np.array(o.logprobs.logprobs if logprobs else [], np.float32), o.finish_reason == "length")
-                for i, output in enumerate(outputs[skip:skip + len(prompts)]) for o in output.outputs]
+        params = SamplingParams(
+            n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
+            stop_token_ids=self.stop_ids, detokenize=False, flat_logprobs=True,
+            logprobs=0 if logprobs else None)  # 0: of the sampled token alone
+        before, everyone = 0, prompts
+        if self.ranks > 1:
+            # All ranks of an engine get the prompts of all of them.
+            rank = dist.get_rank()
+            first = rank - rank % self.ranks
+            shares = gather([prompts])[first:first + self.ranks]
+            before = sum(len(share) for share in shares[:rank - first])
+            everyone = [prompt for share in shares for prompt in share]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": ids.tolist()} for ids in everyone],
+            params, use_tqdm=progress if progress.shown else False)
+        samples = []
+        for i, prompt_ids in enumerate(prompts):
+            for out in outputs[before + i].outputs:
+                logp = out.logprobs.logprobs if logprobs else []
+                samples.append(Sample(
+                    i, prompt_ids, np.array(out.token_ids, np.int64),
+                    np.array(logp, np.float32),
+                    truncated=out.finish_reason == "length"))
+        return samples
 
     def sleep(self):
-        if self.cuda:
-            self.llm.sleep(level=1)
+        """Gives the GPU's memory to the trainer.
 
-    def sync(self, named_weights):
-        """Takes the trainer's weights: (name, tensor) pairs under their Hugging Face names, each read once."""
-        if self.cuda:
+        Level 2 drops the weights, where level 1 would keep a copy in
+        pinned host memory. `load_weights` replaces them all; should it
+        miss one, `check_gap` ends the run."""
+        if self.on_gpu:
+            self.llm.sleep(level=2)
+            self.asleep = True
+
+    def load_weights(self, named_weights):
+        """Takes the trainer's weights: an iterator over (name, tensor)
+        under their Hugging Face names."""
+        if self.asleep:
             torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_weights})
-        if self.cuda:
+        if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
-        else:
+            self.asleep = False
+        if not self.on_gpu:
             self.llm.apply_model(repack_heads)
-        self.llm.reset_prefix_cache()  # it holds keys and values of the old weights
+        # It holds keys and values that the old weights computed.
+        self.llm.reset_prefix_cache()
 
     def close(self):
+        if self.asleep:
+            # Shutting down frees memory, which must be mapped for that.
+            self.llm.wake_up()
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def repack_heads(model):
-    """vllm-cpu keeps a packed copy of a tied output head that a reload leaves as it was: pack it again."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
+def score(samples, problems, tokenizer, verifier):
+    """Fills in `id`, `text` and `reward` of samples whose `prompt` is
+    their problem's place in `problems`."""
+    texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True) for s in samples]
+    answers = [problems[s.prompt]["answer"] for s in samples]
+    tasks = [problems[s.prompt]["task"] for s in samples]
+    rewards = verifier.score(texts, answers, tasks)
+    for s, text, reward in zip(samples, texts, rewards):
+        s.id, s.text, s.reward = problems[s.prompt]["id"], text, reward
 
 
-def make_engine(cfg, stop_ids, device, dtype, weights, max_tokens):
-    """The engine --rollout names; auto is vLLM where it can be imported."""
-    backend = cfg.rollout
-    if backend != "hf":
-        try:
-            import vllm  # noqa: F401
-        except ImportError as error:
-            if backend == "vllm" or cfg.tensor_parallel > 1:
-                fail(f"rollouts by vLLM, which cannot be imported ({error}): install it, or choose --rollout hf")
-            backend = "hf"
-            print(f"rollouts by transformers' generate, since vLLM cannot be imported: {error}", flush=True)
-    if backend == "hf":
-        from tools.hf_rollout import HFEngine as Engine
-    else:
-        Engine = VLLMEngine
-    return Engine(cfg, stop_ids, device, dtype, weights, max_tokens)
-
-
-# --------------------------------------------------------------------------------------------------------- update
-def micro_batches(samples, tokens):
-    """Splits samples into lists of at most `tokens` prompt and response tokens (a longer sample stands alone), longest
-    first, so that sequences of one length lie side by side."""
-    batches, room = [], 0
-    for sample in sorted(samples, key=lambda s: -len(s.prompt_ids) - len(s.response_ids)):
-        size = len(sample.prompt_ids) + len(sample.response_ids)
-        if size > room:
-            batches.append([])
-            room = max(tokens, size)
-        batches[-1].append(sample)
-        room -= size
-    return batches
-
-
-def deal(samples, rank, world):
-    """This rank's share: longest first and to and fro over the ranks, so that each gets about as many tokens; first
-    those with a gradient, then those without."""
-    order = sorted(samples, key=lambda s: (s.advantage == 0, -len(s.prompt_ids) - len(s.response_ids)))
-    return [s for i, s in enumerate(order) if (i % world if i // world % 2 == 0 else world - 1 - i % world) == rank]
-
-
-def choose_by_covariance(samples, share):
-    """Fills in `chosen` (KL-Cov): the `share` of all ranks' tokens, at least one, with the largest product of A and
-    log pi_old, each less its mean. Of pi_old, so that neither micro-batches nor the updates before change it."""
-    rows = [torch.stack([s.old_logp.cpu(), torch.full(s.old_logp.shape, s.advantage)]) for s in samples]
-    everyone = torch.cat(gather(rows and [torch.cat(rows, 1)]), 1).double()
-    means = everyone.mean(1, keepdim=True)
-    least = (everyone - means).prod(0).topk(max(1, int(share * everyone.shape[1]))).values[-1]
-    for sample, row in zip(samples, rows):
-        sample.chosen = ((row - means).prod(0) >= least).to(sample.old_logp.device)
-
-
-# What the paper compares with (Sec. 5.1), as changes of grpo; the numbers are their authors', and settings. Dispatched
-# in the functions below; in `Trainer.update`, where psr and nsr leave responses out; in `train_step`, which finds the
-# tokens of the batch for forking and kl-cov.
-METHODS = {
-    "simko": "Eq. 3: --alpha, --K, --lam, --q, --tau-scope",
-    "grpo": "the same loop without Eq. 3",
-    "psr": "correct responses only, A = 1 (Zhu et al., 2025)",
-    "nsr": "incorrect responses only, A = -1 (Zhu et al., 2025)",
-    "w-reinforce": "A = 0.1 or -1, no baseline (Zhu et al., 2025)",
-    "forking": "loss on the fifth of all tokens that has the highest entropy (Wang et al., 2025)",
-    "entropy-adv": "A + min(0.4 H, |A|/2) in place of A (Cheng et al., 2025)",
-    "kl-cov": "no clip, + |log gamma| on the 0.002 of all tokens where A and log pi covary most (Cui et al., 2025)",
-    "pass-at-k": "A of sets of k responses, right if one of them is (Chen et al., 2025a)",
-}
-
-
-def without_gradient(sample, cfg):
-    """Whether the response adds nothing to the gradient: A = 0, and the loss has no term without A."""
-    return sample.advantage == 0 and not cfg.kl_beta and cfg.method != "kl-cov"
-
-
-def response_advantage(rewards, cfg):
-    """cfg.method's advantage of each response. rewards: (N,), groups in a row. Returns (N,); 0 in PSR and NSR is a
-    response to leave out."""
-    right = rewards > 0
-    if cfg.method in ("psr", "nsr"):
-        return right.float() - float(cfg.method == "nsr")
-    if cfg.method == "w-reinforce":
-        return torch.where(right, cfg.positive_weight, -1.0)
-    if cfg.method == "pass-at-k":
-        return pass_at_k_advantage(right, cfg.group_size, cfg.pass_k)
-    return group_advantage(rewards, cfg.group_size)
-
-
-def token_losses(stats, old_logp, advantage, gate, cfg):
-    """Per-token loss of the method, and where the clip took its gradient: (loss, clipped), each (N,)."""
-    logp, topk_logp, entropy, is_top1 = stats
-    gamma = (logp - old_logp).exp()
-    if cfg.method == "kl-cov":  # where gamma is 1 up to rounding, chance decides the sign of its gradient
-        penalty = torch.where(gate, cfg.kl_cov_weight * (logp - old_logp).abs(), 0)
-        return penalty - gamma * advantage, torch.zeros_like(gate)
-    if cfg.method == "simko":
-        gamma = simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, cfg.alpha, cfg.lam)
-    if cfg.method == "entropy-adv":  # H detached: it scales gamma's gradient, and is not itself driven up
-        advantage = advantage + torch.minimum(cfg.entropy_weight * entropy.detach(), advantage.abs() / 2)
-    loss = clipped_loss(gamma, advantage, cfg.clip_low, cfg.clip_high)
-    clipped = loss > -gamma * advantage
-    if cfg.method == "forking":  # the others still count in the denominator
-        loss, clipped = torch.where(gate, loss, 0), clipped & gate
-    return loss, clipped
-
-
-ENTROPY_BINS = 41  # of the log's histogram: 0.1 nats wide, the last one open
-
-
+# ------------------------------------------------------------------ policy
 class Trainer:
-    """The policy under FSDP2 with its optimizer: old log-probs, updates, weights for the engine."""
+    """The policy under FSDP2, with its optimizer."""
 
     def __init__(self, cfg, device, dtype):
         self.cfg, self.device, self.dtype = cfg, device, dtype
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.policy = self.build()
-        self.reference = self.build().requires_grad_(False) if cfg.kl_beta else None
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-        self.updates = self.refused = 0  # refused: in a row, as not finite
+        self.policy = self.build_model()
+        self.reference = None
+        if cfg.beta:
+            self.reference = self.build_model().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+        self.updates = 0
+        self.refused = 0  # updates in a row that were not finite
 
-    def build(self):
-        """The checkpoint in float32 (bfloat16 would round an update of 1e-6 away), sharded, computing in self.dtype."""
+    def build_model(self):
+        """Loads cfg.model and shards it over the ranks.
+
+        The weights are float32, since bfloat16 would round updates of
+        1e-6 away. The computation is in self.dtype."""
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-        model = load_model(self.cfg.model, torch.float32)
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import register_fsdp_forward_method
+        model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
-        local = int(os.environ["LOCAL_WORLD_SIZE"])  # several nodes: a replica each, sharded within
-        mesh = (init_device_mesh(self.device.type, (self.world,)) if local == self.world else init_device_mesh(
-            self.device.type, (self.world // local, local), mesh_dim_names=("replicate", "shard")))
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        if local == self.world:
+            mesh = init_device_mesh(self.device.type, (self.world,))
+        else:  # several nodes: each holds a replica, sharded within
+            mesh = init_device_mesh(
+                self.device.type, (self.world // local, local),
+                mesh_dim_names=("replicate", "shard"))
         precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
+        shard = partial(fully_shard, mesh=mesh, mp_policy=precision)
+        # Layer by layer: no rank ever holds the whole model in float32.
         for layer in model.base_model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=precision)
-        fully_shard(model, mesh=mesh, mp_policy=precision)
-        model.policy_statistics = partial(policy_statistics, model)
-        register_fsdp_forward_method(model, "policy_statistics")
+            shard(layer.to(self.device, torch.float32))
+        shard(model.to(self.device, torch.float32))
+        model.policy_forward = partial(policy_forward, model)
+        register_fsdp_forward_method(model, "policy_forward")
         return model
 
     def named_weights(self):
-        """(name, whole tensor in the engine's dtype), one at a time. Every rank must read it to the end."""
+        """Yields (name, whole tensor) for the engine, in its dtype. Every
+        rank must read to the end, as each tensor is gathered."""
         for name, parameter in self.policy.named_parameters():
-            yield name, parameter.detach().to(self.dtype).full_tensor()  # detached: the engine needs no gradient
+            # The detach leaves no gradient; the engine needs none.
+            yield name, parameter.detach().to(self.dtype).full_tensor()
 
     def passes(self, samples):
-        """Micro-batches of this rank's samples, and empty ones up to the rank that has most: FSDP's gathers and
-        reductions wait for every rank. At least one, so that a gradient of 0 is not a missing one."""
-        batches = micro_batches(samples, self.cfg.micro_batch_tokens) or [[]]
-        count = torch.tensor(len(batches), device=self.device)
+        """This rank's micro-batches, and empty ones until it has as many
+        as any other rank: FSDP's collectives wait for every rank. At
+        least one, so that gradients are zero rather than None."""
+        batches = micro_batches(samples, self.cfg.micro_batch_tokens)
+        count = torch.tensor(max(len(batches), 1), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX)
         return batches + [[]] * (int(count) - len(batches))
 
     @torch.no_grad()
-    def old_statistics(self, samples, progress):
-        """Fills in old_logp (and ref_logp). Returns (entropies (N,), sums for the log) of this rank's tokens. The sums:
-        Lambda, Lambda^(k) and entropy of responses, by `weight`; gap to the engine; tokens; and, by `weight`, tokens in
-        ENTROPY_BINS."""
-        entropies = [torch.zeros(0, device=self.device)]
-        sums = torch.zeros(self.cfg.K + 4 + ENTROPY_BINS, dtype=torch.float64)
+    def compute_old_logp(self, samples, progress):
+        """Fills in `old_logp`, and `ref_logp` if there is a reference.
+
+        Returns the entropies (N,) of this rank's tokens, and a dict for
+        the log, over all ranks."""
+        cfg, entropies, sums = self.cfg, [], Counter()
         for batch in progress(self.passes(samples), desc="log-probs"):
             packed = pack(batch, self.device)
-            logp, topk_logp, entropy, _ = self.policy.policy_statistics(packed, self.cfg.K, self.cfg.temperature)
             lengths = packed.lengths.tolist()
-            for sample, part in zip(batch, logp.split(lengths)):
-                sample.old_logp = part
-            if self.reference is not None:
-                ref_logp = self.reference.policy_statistics(packed, 1, self.cfg.temperature)[0]
-                for sample, part in zip(batch, ref_logp.split(lengths)):
-                    sample.ref_logp = part
+            logp, topk_logp, entropy, _ = self.policy.policy_forward(
+                packed, cfg.K, cfg.temperature)
+            for s, part in zip(batch, logp.split(lengths)):
+                s.old_logp = part
+            if self.reference:
+                ref_logp, *_ = self.reference.policy_forward(packed, 1, cfg.temperature)
+                for s, part in zip(batch, ref_logp.split(lengths)):
+                    s.ref_logp = part
             entropies.append(entropy)
-            if batch:
-                gap = (logp.cpu() - torch.from_numpy(np.concatenate([s.engine_logp for s in batch]))).abs()
-                weight = torch.tensor([s.weight for s in batch], device=self.device).repeat_interleave(packed.lengths)
-                length = packed.lengths.repeat_interleave(packed.lengths)
-                rows = torch.stack([logp, *topk_logp.unbind(1), entropy]) / length
-                bins = (entropy / 0.1).long().clamp(0, ENTROPY_BINS - 1)
-                bins = torch.bincount(bins, weight, minlength=ENTROPY_BINS)
-                sums += torch.cat([(rows * weight).sum(1).double().cpu(),  # Eq. 2: mean over L, then over responses
-                                   torch.tensor([gap.sum(), len(gap)]), bins.cpu()])
+
+            # Eq. 2: a mean over the tokens of each response.
+            length = packed.lengths.repeat_interleave(packed.lengths)
+            sums["Lambda"] += (logp / length).sum().double()
+            for k in range(cfg.K):
+                sums[f"Lambda_{k + 1}"] += (topk_logp[:, k] / length).sum().double()
+            sums["entropy"] += (entropy / length).sum().double()
+            # The engine's log-probs tell whether it has the same policy.
+            engine_logp = [torch.from_numpy(s.engine_logp) for s in batch]
+            gap = logp.cpu() - torch.cat([logp[:0].cpu(), *engine_logp])
+            sums["logp_gap"] += gap.abs().sum().double()
+            sums["tokens"] += len(logp)
+            sums["responses"] += len(batch)
+            sums["entropy_histogram"] += log.entropy_histogram(entropy)
         for model in filter(None, (self.policy, self.reference)):
-            model.reshard()  # the root's weights, which a forward pass without a backward leaves whole
-        return torch.cat(entropies), sums
+            model.reshard()  # without a backward pass the root stays gathered
+        return torch.cat(entropies), log.policy_metrics(sum_over_ranks(sums))
 
-    def update(self, samples, tau, progress):
-        """One optimizer step on this rank's share of a mini-batch. tau: the batch's threshold, or None for each
-        response's own. Returns the log's sums over ranks and the gradient norm before clipping. PSR and NSR remove
-        responses; where none is left on any rank, nothing is stepped, nor where loss or gradient are not finite.
+    def update(self, samples, method, tau, progress):
+        """One optimizer step on this rank's share of a mini-batch.
 
-        The loss is a sum over tokens, divided once by a count over all ranks: how samples are split into micro-batches
-        and over ranks changes nothing. FSDP averages gradients over ranks, hence the factor `world`."""
+        tau: one threshold for the whole batch, or None for that of each
+        response. Returns a dict of sums over all ranks for the log.
+
+        The loss is a sum over tokens, divided once by a count over all
+        ranks. So it does not matter how samples are split into
+        micro-batches and over ranks. If the loss or its gradient is not
+        finite, the weights stay as they are."""
         cfg = self.cfg
-        samples = [s for s in samples if s.advantage or cfg.method not in ("psr", "nsr")]
-        count = torch.tensor([len(samples), sum(len(s.response_ids) for s in samples)], device=self.device)
+        baseline = baselines.METHODS.get(method)
+        clip = partial(clipped_loss, epsilon=cfg.epsilon, epsilon_high=cfg.epsilon_high)
+        if baseline and baseline.drops_zero_advantage:
+            samples = [s for s in samples if s.advantage]
+        count = len(samples)
+        if cfg.loss_type == "dapo":
+            count = sum(len(s.response_ids) for s in samples)
+        count = torch.tensor(count, device=self.device)
         dist.all_reduce(count)
-        denominator = count[0 if cfg.loss_norm == "response" else 1]
         self.updates += 1
-        self.optimizer.param_groups[0]["lr"] = cfg.lr * min(1, self.updates / (cfg.lr_warmup + 1))
-        if not count[0]:
-            return torch.zeros(5), 0.0  # AdamW's momentum and weight decay would move the weights without a gradient
-        samples = [s for s in samples if not without_gradient(s, cfg)]  # the others have been counted, and need no pass
+        warmup = min(1, self.updates / (cfg.warmup_steps + 1))
+        self.optimizer.param_groups[0]["lr"] = cfg.learning_rate * warmup
+        if not count:
+            # Without a gradient, AdamW's momentum would still step.
+            return Counter()
+        # The others are counted above, but they need no pass.
+        samples = [s for s in samples if baselines.has_gradient(s, method, cfg.beta)]
         self.optimizer.zero_grad()
-        sums, finite = torch.zeros(5, device=self.device), []
+        sums, finite = Counter(), []
         for batch in progress(self.passes(samples), desc="update"):
             packed = pack(batch, self.device)
-            stats = self.policy.policy_statistics(packed, cfg.K, cfg.temperature)
-            logp, entropy, lengths = stats[0], stats[2], packed.lengths
+            lengths = packed.lengths
+            logp, topk_logp, entropy, is_top1 = self.policy.policy_forward(
+                packed, cfg.K, cfg.temperature)
             old_logp = torch.cat([logp.new_zeros(0), *(s.old_logp for s in batch)])
-            advantage = torch.tensor([s.advantage for s in batch], device=self.device).repeat_interleave(lengths)
-            gate = entropy_gate(entropy, lengths, cfg.q) if tau is None else entropy > tau
-            if cfg.method == "kl-cov":
+            A = torch.tensor([s.advantage for s in batch], device=self.device)
+            A = A.repeat_interleave(lengths)
+            threshold = tau
+            if tau is None:
+                threshold = entropy_threshold(entropy, lengths, cfg.q)
+            gate = entropy > threshold
+            if baseline and baseline.choose:
                 gate = torch.cat([gate[:0], *(s.chosen for s in batch)])
-            loss, clipped = token_losses(stats, old_logp, advantage, gate, cfg)
-            if cfg.kl_beta:
+
+            gamma = (logp - old_logp).exp()
+            if method == "simko":
+                gamma = simko_ratio(
+                    logp, old_logp, topk_logp, is_top1, A, gate,
+                    cfg.alpha, cfg.lambda_top1)
+            loss = clip(gamma, A)
+            if baseline and baseline.token_loss:
+                loss = baseline.token_loss(
+                    clip, gamma, logp, old_logp, entropy, A, gate)
+            if cfg.beta:
                 ref_logp = torch.cat([logp.new_zeros(0), *(s.ref_logp for s in batch)])
-                loss = loss + cfg.kl_beta * kl_penalty(logp, ref_logp)
-            if cfg.loss_norm == "response":
+                loss = loss + cfg.beta * kl_penalty(logp, ref_logp)
+            if cfg.loss_type == "grpo":
                 loss = loss / lengths.repeat_interleave(lengths)
-            # KL(pi_old || pi_theta) on pi_old's samples. This detach and the next leave no gradient: for the log only.
-            moved = kl_penalty(old_logp, logp.detach())
-            finite.append((batch, (loss + moved).isfinite()))
-            loss = loss.sum() / denominator
+
+            # These detaches leave no gradient: the log alone reads them.
+            # KL(pi_old || pi_theta), since pi_old made the samples.
+            approx_kl = kl_penalty(old_logp, logp.detach())
+            finite.append((batch, (loss + approx_kl).isfinite().detach()))
+            loss = loss.sum() / count
+            # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
-            tokens = lengths.sum()
-            sums += torch.stack([loss.detach(), gate.sum(), clipped.sum(), moved.sum(), tokens]).to(sums)
-        dist.all_reduce(sums)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.grad_clip).full_tensor()
-        if not (torch.isfinite(norm) and torch.isfinite(sums[0])):  # both over all ranks: they agree
-            from tools.faults import refuse_update
-            refuse_update(self, finite, sums[0].item(), norm.item())
-            return torch.zeros(5), math.nan
+            above = (gamma > 1 + cfg.epsilon_high) & (A > 0)
+            below = (gamma < 1 - cfg.epsilon) & (A < 0)
+            sums["loss"] += loss.detach()
+            sums["gate_share"] += gate.sum()
+            sums["clip_frac"] += (above | below).sum()
+            sums["approx_kl"] += approx_kl.sum()
+            sums["tokens"] += lengths.sum()
+        sums = sum_over_ranks(sums)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.max_grad_norm)
+        sums["grad_norm"] = norm.full_tensor().item()
+        # Both are the same on all ranks.
+        if not np.isfinite(sums["loss"] + sums["grad_norm"]):
+            faults.refuse_update(self, finite, sums["loss"], sums["grad_norm"])
+            return Counter(grad_norm=math.nan)
         self.refused = 0
         self.optimizer.step()
-        return sums.cpu(), norm.item()
+        return Counter(sums)
 
 
-def score(samples, problems, tokenizer, verifier):
-    """Fills in id, text and reward; `prompt` of each sample is its place in `problems`."""
-    texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True) for s in samples]
-    own = [problems[s.prompt] for s in samples]
-    rewards = verifier.score(texts, [problem["answer"] for problem in own], [problem["task"] for problem in own])
-    for sample, problem, text, reward in zip(samples, own, texts, rewards):
-        sample.id, sample.text, sample.reward = problem["id"], text, reward
-
-
+# -------------------------------------------------------------------- loop
 def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress):
-    """Rollouts, and batch // mini_batch updates on them. Returns the row for metrics.jsonl."""
-    from tools.faults import check_gap
-    from tools.log import Clock
+    """Rollouts, and batch_size // mini_batch_size updates on them.
+    Returns a row for metrics.jsonl."""
     rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
-    cfg = trainer.cfg = dataclasses.replace(cfg, method="grpo" if step < cfg.grpo_steps else cfg.method)
-    mine, rolled, most = range(cfg.batch)[rank::world], [], max(cfg.dynamic_sampling, 1)
-    for attempt in range(most):
-        order = prompt_order(step * most + attempt, cfg.batch, len(problems), cfg.seed)
-        own = [problems[order[i]] for i in mine]
-        seed_everything(cfg.seed, step, rank // cfg.tensor_parallel, 2 * attempt)  # evaluation's last number is odd
-        samples = engine.generate([problem["prompt_ids"] for problem in own], cfg.group_size, cfg.temperature, 1.0,
-                                  cfg.max_response_tokens, progress)
+    method = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
+    baseline = baselines.METHODS.get(method)
+
+    # Each rank samples for its share of the prompts, and gets all samples.
+    # One round will do, unless max_sampling_rounds allows for more.
+    most, rounds = max(cfg.max_sampling_rounds, 1), 0
+    groups, sampled = [], []
+    while len(groups) < cfg.batch_size and rounds < most:
+        order = prompt_order(step * most + rounds, cfg.batch_size, len(problems), cfg.seed)
+        own = [problems[i] for i in order[rank::world]]
+        # The last number is even here and odd in evaluations.
+        seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * rounds)
+        samples = engine.generate(
+            [problem["prompt_ids"] for problem in own], cfg.num_generations,
+            cfg.temperature, 1.0, cfg.max_completion_length, progress)
         clock.lap("rollout")
         score(samples, own, tokenizer, verifier)
-        for sample in samples:
-            sample.prompt = mine[sample.prompt]  # from its place in this rank's prompts to that in the batch
-        rolled += sorted(gather(samples), key=lambda s: s.prompt)  # from here on every rank holds the whole batch
-        groups = [rolled[i:i + cfg.group_size] for i in range(0, len(rolled), cfg.group_size)]
-        if cfg.dynamic_sampling:
-            groups = [group for group in groups if len({s.reward for s in group}) > 1][:cfg.batch]
+        for s in samples:
+            s.prompt = rank + world * s.prompt  # its place among all prompts
+        sampled += sorted(gather(samples), key=lambda s: s.prompt)
+        groups = groups_to_train_on(sampled, cfg)
+        rounds += 1
         clock.lap("reward")
-        if len(groups) == cfg.batch:
-            break
     engine.sleep()
+    faults.check_groups(step, groups, cfg)
     clock.lap("rollout")
-    if len(groups) < cfg.batch and rank == 0:
-        tqdm.write(f"step {step + 1}: --dynamic-sampling {most} found {len(groups)} of {cfg.batch} groups with unequal "
-                   f"rewards, {'updating on these' if groups else 'no update'}; raise it, or change --train-data")
-    samples = [sample for group in groups for sample in group]
-    advantages = response_advantage(torch.tensor([s.reward for s in samples]), cfg).tolist() if samples else []
-    for sample, advantage in zip(samples, advantages):
-        sample.advantage = advantage
 
-    size = cfg.mini_batch * cfg.group_size
-    shares = [deal(samples[i:i + size], rank, world) for i in range(0, cfg.batch * cfg.group_size, size)]
-    dealt = [sample for share in shares for sample in share]
-    q, scope = (1 - cfg.forking_share, "batch") if cfg.method == "forking" else (cfg.q, cfg.tau_scope)
-    if scope == "response":  # of the responses without a gradient every fourth is looked at, for the log
-        start = np.random.default_rng([cfg.seed, step, rank]).integers(4)
-        for i, sample in enumerate(sample for sample in dealt if without_gradient(sample, cfg)):
-            sample.weight = 4.0 * (i % 4 == start)
-    entropies, sums = trainer.old_statistics([sample for sample in dealt if sample.weight], progress)
-    dist.all_reduce(sums)
-    *means, gap, tokens = sums[:-ENTROPY_BINS].tolist()
-    gap /= tokens or 1
-    check_gap(gap, trainer.dtype)
-    tau = None
-    if scope == "batch":  # of pi_old's entropies: pi_theta's exist for one micro-batch at a time
-        everyone = torch.cat(gather([entropies.cpu()])).to(trainer.device)
-        tau = entropy_threshold(everyone, torch.tensor([len(everyone)], device=trainer.device), q, scope)[:1]
-    if cfg.method == "kl-cov" and samples:
-        choose_by_covariance(dealt, cfg.kl_cov_share)
+    samples = [s for group in groups for s in group]
+    rewards = torch.tensor([s.reward for s in samples])
+    advantage_of = (baseline and baseline.advantage) or group_advantage
+    advantages = advantage_of(rewards, cfg.num_generations)
+    for s, advantage in zip(samples, advantages.tolist()):
+        s.advantage = advantage
+
+    # Together the ranks make the update that one rank would make.
+    size = cfg.mini_batch_size * cfg.num_generations
+    mini_batches = [balance_across_ranks(samples[i:i + size], rank, world)
+                    for i in range(0, cfg.batch_size * cfg.num_generations, size)]
+    own = [s for mini_batch in mini_batches for s in mini_batch]
+    with faults.phase("log-probs"):
+        entropies, before = trainer.compute_old_logp(own, progress)
+        faults.check_gap(before["logp_gap"], trainer.dtype)
+        tau = batch_threshold(entropies, baseline, cfg)
+        if baseline and baseline.choose and samples:
+            baseline.choose(own)
     clock.lap("logprobs")
 
-    log, norms = zip(*(trainer.update(share, tau, progress) for share in shares))
-    loss, gated, clipped, moved, trained = torch.stack(log).sum(0).tolist()
-    trainer.optimizer.zero_grad()  # the engine gets the gradients' memory
+    updates = Counter()
+    with faults.phase("update"):
+        for mini_batch in mini_batches:
+            updates.update(trainer.update(mini_batch, method, tau, progress))
+        trainer.optimizer.zero_grad()  # frees the gradients' memory
     clock.lap("update")
-    engine.sync(trainer.named_weights())
+    engine.load_weights(trainer.named_weights())
     clock.lap("sync")
-
-    rewards, seconds = torch.tensor([s.reward for s in rolled]), clock.seconds
-    right, sampled = (rewards > 0).view(-1, cfg.group_size), sum(len(s.response_ids) for s in rolled)
-    names = ["Lambda", *(f"Lambda_{k}" for k in range(1, cfg.K + 1)), "entropy"]  # Lambda and Lambda^(k) of Eq. 2
     return {
-        "step": step + 1, "method": cfg.method, "rollouts": attempt + 1, "groups": len(groups),
-        "reward": rewards.mean().item(), f"pass@{cfg.group_size}": right.any(1).float().mean().item(),
-        "mixed_groups": (right.any(1) & ~right.all(1)).float().mean().item(),
-        **{name: total / len(samples) if samples else math.nan for name, total in zip(names, means)},
-        **{name: total / (trained or 1)
-           for name, total in (("gate_share", gated), ("clip_share", clipped), ("approx_kl", moved))},
-        "loss": loss / len(shares), "grad_norm": sum(norms) / len(norms), "lr": trainer.optimizer.param_groups[0]["lr"],
-        "response_tokens": sampled / len(rolled), "truncated": sum(s.truncated for s in rolled) / len(rolled),
-        "logp_gap": gap, "entropy_histogram": sums[-ENTROPY_BINS:].tolist(),
-        **{f"seconds_{name}": value for name, value in seconds.items()},
-        **{f"tokens_per_s_{name}": count / seconds[name]
-           for name, count in (("rollout", sampled), ("logprobs", tokens), ("update", trained))},
-        "peak_memory_gib": clock.peak_memory()}
+        "step": step + 1, "method": method, "sampling_rounds": rounds,
+        **log.rollout_metrics(sampled, cfg.num_generations),
+        **before, **log.update_metrics(updates, len(mini_batches)),
+        "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+        **clock.metrics(rollout=sum(len(s.response_ids) for s in sampled),
+                        logprobs=before["tokens"], update=updates["tokens"])}
 
 
-# ----------------------------------------------------------------------------------------------------------- main
-def printable(text):
-    """The text with escapes for what is not one: a response or file must not command the terminal that shows it."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def groups_to_train_on(samples, cfg):
+    """Groups of samples. With max_sampling_rounds, those whose rewards are
+    not all equal, and at most batch_size of them."""
+    size = cfg.num_generations
+    groups = [samples[i:i + size] for i in range(0, len(samples), size)]
+    if cfg.max_sampling_rounds:
+        groups = [group for group in groups if len({s.reward for s in group}) > 1]
+    return groups[:cfg.batch_size]
 
 
-def one_line(error):
-    return printable(" ".join(str(error).split())[:300])
+def batch_threshold(entropies, baseline, cfg):
+    """tau over the tokens of all ranks, or None if it is over those of
+    each response. It is taken from pi_old's entropies: pi_theta's exist
+    for one micro-batch at a time."""
+    q = baseline.batch_quantile if baseline else None
+    if q is None and cfg.tau_scope == "batch":
+        q = cfg.q
+    if q is None:
+        return None
+    everyone = torch.cat(gather([entropies.double().cpu()]))
+    # torch.quantile takes 16 million numbers at most.
+    return float(np.quantile(everyone.numpy(), q)) if len(everyone) else 0.0
 
 
-def fail(message):
-    """Stop with one line for the user."""
-    raise SystemExit(f"simko.py: error: {printable(message)}")
+# -------------------------------------------------------------- evaluation
+def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
+    """Samples n responses to each problem of each benchmark, and writes
+    pass@K to folder/eval.json and to the screen.
+
+    Each response goes to folder/LABEL.jsonl with its verdict. If an
+    evaluation is stopped, the same call goes on after the last whole
+    chunk of problems. It comes to the same samples, which are a function
+    of (seed, chunk, rank)."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    chunk = 64
+    results = {}
+    for benchmark in benchmarks:
+        n, problems = benchmark.n, benchmark.problems
+        path = folder / f"{benchmark.label}.jsonl"
+        rows = responses.resume(path, benchmark, cfg, n * chunk) if rank == 0 else []
+        rows = gather(rows)
+        starts = range(len(rows) // n, len(problems), chunk)
+        for start in progress(starts, desc=benchmark.label):
+            own = problems[start:start + chunk][rank::world]
+            # The last number is odd here and even in training.
+            seed_everything(cfg.seed, start, rank // cfg.tensor_parallel_size, 1)
+            samples = engine.generate(
+                [problem["prompt_ids"] for problem in own], n,
+                benchmark.temperature, benchmark.top_p,
+                benchmark.max_tokens, progress, logprobs=False)
+            score(samples, own, tokenizer, verifier)
+            new = gather([responses.row(s) for s in samples])
+            if rank == 0:
+                responses.append(path, new)
+            rows += new
+        correct = {problem["id"]: 0 for problem in problems}
+        for row in rows:
+            correct[row["id"]] += row["correct"]
+        c = torch.tensor(list(correct.values()))
+        ks = [2**i for i in range(n.bit_length())]
+        results[benchmark.label] = {
+            **benchmark.settings(cfg), "problems": len(problems), "correct": correct,
+            "truncated": sum(row["truncated"] for row in rows) / len(rows),
+            "pass": {k: pass_at_k(n, c, k).mean().item() for k in ks}}
+    if rank == 0:
+        responses.report(folder, cfg, results)
 
 
-def write_whole(path, text):
-    """The whole text or, if anything goes wrong, the file as it was."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def gather(items):
-    """The lists of all ranks, one after another, on every rank."""
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
-
-
-@contextmanager
-def process_group():
-    """torch.distributed, under torchrun or for this process alone: gives the device, and ends it whatever happened."""
-    meeting = {}
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on a port that it finds free
-        meeting = {"store": store, "rank": 0, "world_size": 1}
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting,
-                            timeout=timedelta(hours=2))  # ranks wait for the slowest rollout, and for rank 0 to export
-    try:
-        yield device
-    finally:
-        if dist.is_initialized():  # the end of vLLM's engine takes the process group with it
-            dist.destroy_process_group()
+# -------------------------------------------------------------------- main
+def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
+    """The engine that --rollout names. auto: vLLM if it is installed."""
+    arguments = cfg, stop_ids, device, dtype, load_format, max_tokens
+    if cli.uses_vllm(cfg):
+        return VLLMEngine(*arguments)
+    from runtime.hf_engine import HFEngine
+    return HFEngine(*arguments)
 
 
 def main(arguments):
-    from tools import faults
-    from tools.checkpoints import load_checkpoint, save_checkpoint, save_hf
-    from tools.checks import prepare, run_settings
-    from tools.evaluation import evaluate
-    from tools.log import Log
-    from verify import Verifier
     faults.check_restart()
-    command, cfg, tokenizer, stop_ids, sets, tests = prepare(arguments)
-    with process_group() as device, Verifier() as verifier, faults.explained(cfg):
-        rank, world = dist.get_rank(), dist.get_world_size()
-        automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
-        dtype = automatic if cfg.dtype == "auto" else getattr(torch, cfg.dtype)
-        progress = partial(tqdm, leave=False, dynamic_ncols=True, disable=rank > 0 or not sys.stderr.isatty())
-        if progress.keywords["disable"]:
-            transformers_logging.disable_progress_bar()
-        folder = Path(cfg.output)
+    job = cli.prepare(arguments, Config)
+    cfg, tokenizer, training = job.cfg, job.tokenizer, job.command == "train"
+    folder = Path(cfg.output_dir)
+    with (process_group() as device, Verifier() as verifier,
+          faults.claimed(folder), faults.explained(cfg, verifier) as stack):
+        rank = dist.get_rank()
+        dtype = cli.compute_dtype(cfg, device)
+        progress = Progress(rank == 0 and sys.stderr.isatty())
         if rank == 0:
-            for source, (problems, dropped) in sets.items():
-                print(f"{source}: {len(problems)} problems; {dropped} over {cfg.max_prompt_tokens} tokens dropped")
-            what = cfg.method if command == "train" else "evaluation"
-            print(f"{folder}: {what} on {world} x {device.type}, {dtype}", flush=True)
-        run_eval = partial(evaluate, cfg, tests=tests, tokenizer=tokenizer, verifier=verifier, progress=progress)
-        weights, limits = "auto", [test.max_tokens for test in tests]
-        if command == "train":
-            weights, limits = "dummy", limits + [cfg.max_response_tokens]
-            problems, _ = sets[cfg.train_data]
-        start = partial(make_engine, cfg, stop_ids, device, dtype, weights, max(limits))
-        with (faults.claimed(folder),
-              closing(faults.GuardedEngine(start, shared=cfg.tensor_parallel > 1)) as engine):
-            if command == "train":
-                engine.sleep()  # on a GPU the engine starts first, takes what memory it may have, and steps aside
-                trainer = Trainer(cfg, device, dtype)
+            cli.announce(job, dist.get_world_size(), device, dtype)
+        run_eval = partial(
+            evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,
+            verifier=verifier, progress=progress)
+
+        # On a GPU the engine starts first, measures the free memory and
+        # steps aside for the trainer.
+        start = partial(
+            make_engine, cfg, job.stop_ids, device, dtype,
+            "dummy" if training else "auto", job.max_tokens)
+        engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
+        stack.enter_context(closing(engine))
+        if not training:
+            run_eval(folder, engine=engine)
+            return dist.barrier()
+
+        engine.sleep()
+        with faults.phase("loading of the policy"):
+            trainer = Trainer(cfg, device, dtype)
+            settings = cli.run_settings(cfg, job.problems)
+            first = start_or_resume(folder, settings, trainer)
+        write_row = Log(folder, first, cfg) if rank == 0 else None
+        engine.load_weights(trainer.named_weights())
+        faults.try_sampling(job.benchmarks, engine, progress)
+
+        checkpoints = folder / "checkpoints"
+        try:
+            for step in range(first, cfg.steps):
+                if job.benchmarks and cfg.eval_steps and step % cfg.eval_steps == 0:
+                    run_eval(folder / f"eval_{step:06d}", engine=engine)
+                row = train_step(step, cfg, job.problems, tokenizer, engine,
+                                 trainer, verifier, progress)
                 if rank == 0:
-                    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                    write_whole(folder / "config.json", json.dumps(run_settings(cfg, problems), indent=1))
-                faults.check_shared(folder)
-                first = load_checkpoint(folder / "checkpoints", trainer)
-                if first > cfg.steps:
-                    fail(f"{folder} has come to step {first} already: --steps {cfg.steps} is behind it")
-                log = Log(folder, first, cfg) if rank == 0 else None
-                if rank == 0:
-                    faults.rewind(folder, first, cfg.steps)
-                engine.sync(trainer.named_weights())
-                try:
-                    for step in range(first, cfg.steps):
-                        if tests and cfg.eval_every and step % cfg.eval_every == 0:
-                            run_eval(folder / f"eval_{step:06d}", engine=engine)
-                        row = train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress)
-                        if rank == 0:
-                            log(row)
-                            faults.check_rewards(log.path)
-                        if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                            save_checkpoint(folder / "checkpoints", step + 1, trainer)
-                except faults.Stopped:  # in a rollout, on every rank: the weights are those after `step` steps
-                    if step > first and step % cfg.save_every:
-                        save_checkpoint(folder / "checkpoints", step, trainer)
-                    raise
-                if first < cfg.steps or not (folder / "hf").exists():
-                    save_hf(folder / "hf", trainer, tokenizer, stop_ids)
-                folder = folder / f"eval_{cfg.steps:06d}"
-            if tests:
-                run_eval(folder, engine=engine)
-            dist.barrier()  # the end of an engine takes its process group along: not before every rank is done
+                    write_row(row)
+                    faults.check_rewards(folder / "metrics.jsonl")
+                if (step + 1) % cfg.save_steps == 0 or step + 1 == cfg.steps:
+                    save_checkpoint(checkpoints, step + 1, trainer)
+        except faults.Stopped:
+            # Raised in a rollout, on every rank: `step` steps are made.
+            if step > first and step % cfg.save_steps:
+                save_checkpoint(checkpoints, step, trainer)
+            raise
+        if first < cfg.steps or not (folder / "hf").exists():
+            with faults.phase("export"):
+                save_hf(folder / "hf", trainer, tokenizer, job.stop_ids)
+        if job.benchmarks:
+            run_eval(folder / f"eval_{cfg.steps:06d}", engine=engine)
+        # Closing vLLM's engine ends the process group. All ranks must be here.
+        dist.barrier()
 
 
 if __name__ == "__main__":
-    sys.modules["simko"] = sys.modules["__main__"]  # what tools/ import is this module, not another copy of it
     from torch.distributed.elastic.multiprocessing.errors import record
     try:
-        record(main)(sys.argv[1:])  # torchrun shows the error of the rank that failed first
+        # torchrun then shows the error of the rank that failed first.
+        record(main)(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit("simko.py: stopped; the same command goes on from the last checkpoint")

@@ -4,6 +4,9 @@
     python tools/bench.py step laptop --trl-python other/bin/python            # a training step, by phase, against TRL
     python tools/bench.py scale                    # update time and memory against tokens and samples
     python tools/bench.py gpu                      # tokens/s and FLOPs utilisation of random-weight Qwen2.5 shapes
+    python tools/bench.py gpu --shape 7b --layers 4 --tokens 16384             # 4 of the 28 layers; the rest extrapolated
+    python tools/bench.py gpu --shape 7b --fake-world 8 --ways simko           # one rank of eight, without communication
+    python tools/bench.py gpu --shape 0.5b --profile --ways simko few-passes   # what the card spends its time on
     python tools/bench.py verifier                 # responses a second
 
 What has been measured is in docs/performance.md. Times are medians; a ratio is the median over rounds of the ratio
@@ -11,6 +14,7 @@ within a round, so that what else the machine does falls on both sides. Memory i
 PyTorch's on GPUs, the process's resident size on CPUs (Linux with glibc alone).
 """
 import argparse
+import copy
 import ctypes
 import itertools
 import json
@@ -26,7 +30,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, closing, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -35,19 +39,21 @@ from statistics import mean, median
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.autograd import DeviceType
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 from transformers import AttentionInterface, AutoModelForCausalLM, Qwen2Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko  # noqa: E402
-from tools.log import Log  # noqa: E402
+from runtime import chunked  # noqa: E402
+from runtime.log import Log  # noqa: E402
 
 ENVIRONMENT = dict(os.environ)  # as it was: simko.process_group adds its address to it
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 QUIET = partial(tqdm, disable=True)
-PIECES = "of_chunk", "logits_gradient"  # of simko.TokenStatistics, to compile
 COMPILES = bool(shutil.which("g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
@@ -79,19 +85,28 @@ def ratio(seconds, name, base):
     return median(a / b for a, b in zip(seconds[name], seconds[base])) if {name, base} <= seconds.keys() else "-"
 
 
-def peak(run):
-    """GiB that `run` takes at its peak above what there is before."""
+def resident(field):
+    """GiB of memory that the system counts for this process: VmRSS is what it has, VmHWM the most it had."""
+    return int(re.search(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+
+
+def memory(run):
+    """(GiB held before `run`, GiB that it takes at its peak above them)."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated() / 2**30
         run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
-    resident = lambda field: int(re.search(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+        return before, torch.cuda.max_memory_allocated() / 2**30 - before
     ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = resident("VmRSS")
     run()
-    return resident("VmHWM") - before
+    return before, resident("VmHWM") - before
+
+
+def peak(run):
+    """GiB that `run` takes at its peak above what there is before."""
+    return memory(run)[1]
 
 
 # ----------------------------------------------------------------------------------------------------------- loss
@@ -148,8 +163,8 @@ def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=1
         states, weight, token = head_inputs(count, size, vocabulary)
         lengths = torch.tensor([count // 8] * 8, device=DEVICE)
         advantage = torch.tensor([1.0, -1.0] * 4, device=DEVICE).repeat_interleave(lengths)
-        runs = {"SimKO": partial(run, simko.token_statistics, "simko"),
-                "GRPO": partial(run, simko.token_statistics, "grpo"),
+        runs = {"SimKO": partial(run, chunked.token_statistics, "simko"),
+                "GRPO": partial(run, chunked.token_statistics, "grpo"),
                 "released": partial(run, full_statistics, "simko"), "products": partial(products, states, weight)}
         if 4 * count * vocabulary * (3 * cfg.K + 3) / 2**30 > memory:
             del runs["released"]
@@ -165,11 +180,11 @@ def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=1
 # ----------------------------------------------------------------------------------------------------------- step
 CASES = {  # flags of simko.py; those behind the case on the command line win
     "laptop": ["--model", "runs/laptop/data/base", "--train-data", "runs/laptop/data/train.jsonl",
-               "--task", "countdown", "--prompt-template", "raw", "--batch", "32", "--mini-batch", "8",
-               "--lr", "4e-4", "--loss-norm", "token", "--max-prompt-tokens", "16", "--max-response-tokens", "12"],
-    "smollm2": ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct", "--train-data", "gsm8k", "--batch", "8",
-                "--group-size", "4", "--mini-batch", "2", "--max-prompt-tokens", "256", "--max-response-tokens", "128",
-                "--engine-memory", "1"],
+               "--task", "countdown", "--prompt-template", "raw", "--batch-size", "32", "--mini-batch-size", "8",
+               "--learning-rate", "4e-4", "--loss-type", "token", "--max-prompt-length", "16", "--max-completion-length", "12"],
+    "smollm2": ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct", "--train-data", "gsm8k", "--batch-size", "8",
+                "--num-generations", "4", "--mini-batch-size", "2", "--max-prompt-length", "256", "--max-completion-length", "128",
+                "--gpu-memory-utilization", "1"],
 }
 
 
@@ -187,8 +202,8 @@ def simko_steps(cfg, problems, tokenizer, stop_ids, device, verifier):
             return result
         setattr(owner, name, wrapper)
 
-    with closing(simko.make_engine(cfg, stop_ids, device, torch.float32, "dummy", cfg.max_response_tokens)) as engine:
-        trainer, log = simko.Trainer(cfg, device, torch.float32), Log(Path(cfg.output), 0, cfg)
+    with closing(simko.make_engine(cfg, stop_ids, device, torch.float32, "dummy", cfg.max_completion_length)) as engine:
+        trainer, log = simko.Trainer(cfg, device, torch.float32), Log(Path(cfg.output_dir), 0, cfg)
         engine.sync(trainer.named_weights())
         for phase, owner, name in (
                 ("forward", trainer.policy, "policy_statistics"), ("forward", simko, "entropy_gate"),
@@ -200,7 +215,7 @@ def simko_steps(cfg, problems, tokenizer, stop_ids, device, verifier):
             row = simko.train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, QUIET)
             with redirect_stdout(sys.stderr):
                 log(row)
-            yield {"tokens": row["response_tokens"], **spent,
+            yield {"tokens": row["response_length"], **spent,
                    **{phase: row[f"seconds_{phase}"] for phase in ("rollout", "reward", "sync")}}
 
 
@@ -208,11 +223,11 @@ def trl_steps(python, cfg, problems, tokenizer, steps):
     """Makes a step of TRL's GRPOTrainer with each `next`, on the prompts that simko.py takes, in the same order; gives
     tokens a response."""
     ids = [problems[i]["prompt_ids"].tolist() for step in range(steps)
-           for i in simko.prompt_order(step, cfg.batch, len(problems), cfg.seed)]
+           for i in simko.prompt_order(step, cfg.batch_size, len(problems), cfg.seed)]
     special = cfg.prompt_template != "raw"  # raw prompts get theirs from the tokenizer
-    settings = {"output_dir": cfg.output, "per_device_train_batch_size": cfg.mini_batch * cfg.group_size,
-                "steps_per_generation": cfg.batch // cfg.mini_batch, "num_generations": cfg.group_size,
-                "max_completion_length": cfg.max_response_tokens, "learning_rate": cfg.lr}
+    settings = {"output_dir": cfg.output_dir, "per_device_train_batch_size": cfg.mini_batch_size * cfg.num_generations,
+                "steps_per_generation": cfg.batch_size // cfg.mini_batch_size, "num_generations": cfg.num_generations,
+                "max_completion_length": cfg.max_completion_length, "learning_rate": cfg.learning_rate}
     job = {"model": cfg.model, "prompts": [tokenizer.decode(i, skip_special_tokens=not special) for i in ids],
            "prompt_ids": ids, "settings": settings}
     with subprocess.Popen([python, Path(__file__).with_name("trl_steps.py")], stdin=subprocess.PIPE,
@@ -226,7 +241,7 @@ def trl_steps(python, cfg, problems, tokenizer, steps):
 def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
     """A whole training step by phase, on our two rollout backends and, if `trl_python` of an environment with TRL is
     named, against TRL's. case: laptop or smollm2; further flags are simko.py's."""
-    from tools.checks import prepare
+    from runtime.cli import prepare
     from verify import Verifier
     if DEVICE == "cuda":  # TRL's side is on the CPU, and phases are timed without waiting for a GPU
         sys.exit("bench.py: error: step compares on CPUs: CUDA_VISIBLE_DEVICES= python tools/bench.py step ...")
@@ -234,7 +249,7 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         _, cfg, tokenizer, stop_ids, sets, _ = prepare(["train", *CASES[case], "--no-gradient-checkpointing", *flags,
-                                                        "--output", folder])
+                                                        "--output-dir", folder])
         problems, device = sets[cfg.train_data][0], stack.enter_context(simko.process_group())
         verifier = stack.enter_context(Verifier())
         if trl_python:  # every group half right, here and there, so that no response is without a gradient
@@ -267,10 +282,19 @@ SHAPES = {"laptop": qwen2(94, 64, 192, 3, 2, 2), "tiny-qwen": qwen2(4096, 128, 5
           "7b": qwen2(152064, 3584, 18944, 28, 28, 4, tied=False)}
 
 
-def random_model(name, dtype=torch.float32):
+def shape_of(name, layers=0):
+    """The configuration of a shape, with its first `layers` layers alone unless that is 0."""
+    config = copy.deepcopy(SHAPES[name])
+    if layers:
+        config.num_hidden_layers = layers
+        config.layer_types = config.layer_types[:layers]
+    return config
+
+
+def random_model(config, dtype=torch.float32):
     AttentionInterface.register("packed", simko.packed_attention)
     with torch.device(DEVICE):
-        return AutoModelForCausalLM.from_config(SHAPES[name], dtype=dtype, attn_implementation="packed")
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="packed")
 
 
 def random_samples(count, length, name):
@@ -281,10 +305,16 @@ def random_samples(count, length, name):
                          False, advantage=1.0 - i % 2 * 2, old_logp=old_logp) for i in range(count)]
 
 
-def random_trainer(name, device, **settings):
-    """simko.Trainer on random weights: what it would load is made instead."""
-    simko.load_model = lambda path, dtype: random_model(name, dtype)
-    return simko.Trainer(simko.Config(model=name, **settings), device, DTYPE)
+def random_trainer(config, device, prepare=None, **settings):
+    """simko.Trainer on random weights: what it would load is made instead, and handed to `prepare`."""
+    def load(path, dtype):
+        model = random_model(config, dtype)
+        if prepare:
+            prepare(model)
+        return model
+
+    simko.load_model = load
+    return simko.Trainer(simko.Config(model="random", **settings), device, DTYPE)
 
 
 def scale(*, shape=("laptop", "tiny-qwen"), tokens=(2048, 4096, 8192, 16384, 32768, 65536), rounds=3):
@@ -293,7 +323,7 @@ def scale(*, shape=("laptop", "tiny-qwen"), tokens=(2048, 4096, 8192, 16384, 327
         table("shape", "tokens", "samples", "s an update", "us a token", "/ the first's",
               "GiB above weights, gradients, optimizer")
         with simko.process_group() as device:
-            trainer = random_trainer(name, device, micro_batch_tokens=4096, gradient_checkpointing=False)
+            trainer = random_trainer(SHAPES[name], device, micro_batch_tokens=4096, gradient_checkpointing=False)
             cases = [(count // 512, 512) for count in tokens] + [(max(tokens) // size, size) for size in (128, 32)]
             runs = {case: partial(trainer.update, random_samples(*case, name), None, QUIET) for case in cases}
             seconds = in_turn(runs, rounds)
@@ -303,31 +333,124 @@ def scale(*, shape=("laptop", "tiny-qwen"), tokens=(2048, 4096, 8192, 16384, 327
                      ratio(each, case, cases[0]), peak(run))
 
 
-def model_flops(name, model, samples):
+def model_flops(model, samples):
     """FLOPs that an update on `samples` needs: 6 a weight and token, the head on response tokens alone; causal
     attention. What gradient checkpointing computes again is not in it."""
-    shape, tokens = SHAPES[name], [len(s.prompt_ids) + len(s.response_ids) for s in samples]
+    shape, tokens = model.config, [len(s.prompt_ids) + len(s.response_ids) for s in samples]
     layers = sum(p.numel() for p in model.base_model.layers.parameters())
     head = shape.vocab_size * shape.hidden_size * sum(len(s.response_ids) for s in samples)
     attention = shape.num_hidden_layers * shape.hidden_size * sum(n * n for n in tokens)
     return 6 * (layers * sum(tokens) + head + attention)
 
 
-def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384), generate=512, rounds=3):
-    """Update tokens/s, model-FLOPs utilisation (of the rate of a matrix product) and memory of GRPO, SimKO, SimKO with
-    torch.compile on its chunks (where a compiler and Python's headers are at hand) and GRPO on full logits, in updates
-    of four micro-batches of `tokens`; tokens/s that vLLM generates, in responses of `generate` tokens (0: not
-    measured)."""
+# Other ways to compute a chunk of the head, to take the place of runtime/chunked.py's `chunk_statistics` and
+# `chunk_gradient`. On a card the head waits for passes over the float32 logits; these make fewer or smaller passes.
+def top_k_by_blocks(z, K, size=64):
+    """z.topk(K), exact, in one pass over z: the K largest are in those K blocks whose maxima are the largest."""
+    if z.shape[1] % size or z.shape[1] // size < K:
+        return z.topk(K)
+    blocks = z.unflatten(1, (-1, size))
+    best = blocks.amax(-1).topk(K).indices
+    values, place = blocks.gather(1, best[:, :, None].expand(-1, -1, size)).flatten(1).topk(K)
+    return values, best.gather(1, place // size) * size + place % size
+
+
+def statistics_top_k_first(h, weight, y, K, temperature, top_k=torch.topk):
+    """`chunked.chunk_statistics` with the top-K taken of the logits in the model's dtype, of half the bytes: neither
+    the cast nor the division changes their order."""
+    z = h @ weight.T
+    values, top = top_k(z, K)
+    wide = torch.promote_types(z.dtype, torch.float32)
+    values = values.to(wide) / temperature
+    largest = values[:, :1]
+
+    z = z.to(wide)
+    if temperature != 1:
+        z.div_(temperature)
+    exp = (z - largest).exp_()
+    total = exp.sum(-1, keepdim=True)
+    log_z = largest + total.log()
+    mean_z = exp.mul_(z).sum(-1, keepdim=True) / total
+
+    logp = z.gather(1, y[:, None]) - log_z
+    return logp[:, 0], values - log_z, (log_z - mean_z)[:, 0], log_z, top
+
+
+def statistics_in_few_passes(h, weight, y, K, temperature):
+    """Block-wise top-K; cast, division and subtraction in one pass; sum_j exp_j z_j as a dot product, which writes no
+    product down."""
+    z = h @ weight.T
+    values, top = top_k_by_blocks(z, K)
+    values = values.to(torch.promote_types(z.dtype, torch.float32)) / temperature
+    largest = values[:, :1]
+    sampled = z.gather(1, y[:, None]).to(values.dtype) / temperature
+
+    z = torch.add(-largest, z, alpha=1 / temperature)  # float32 of bfloat16 logits, without a copy in between
+    exp = z.exp()
+    total = exp.sum(-1, keepdim=True)
+    log_total = total.log()
+    mean_z = torch.bmm(exp[:, None, :], z[:, :, None])[:, 0] / total  # of logits less the largest
+    log_z = largest + log_total
+    return (sampled - log_z)[:, 0], values - log_z, (log_total - mean_z)[:, 0], log_z, top
+
+
+def gradient_in_few_passes(h, weight, log_z, columns, grad, temperature):
+    """`chunked.chunk_gradient` with cast, division and subtraction in one pass."""
+    z = h @ weight.T
+    pi = torch.add(-log_z, z, alpha=1 / temperature).exp_()
+    grad_z = pi.mul_(-grad.sum(1, keepdim=True))
+    return grad_z.scatter_add_(1, columns, grad).to(weight.dtype)
+
+
+HEADS = {  # a way's own functions of a chunk, (statistics, gradient)
+    "topk-first": (statistics_top_k_first, chunked.chunk_gradient),
+    "topk-blocks": (partial(statistics_top_k_first, top_k=top_k_by_blocks), chunked.chunk_gradient),
+    "few-passes": (statistics_in_few_passes, gradient_in_few_passes),
+}
+WAYS = {
+    "grpo": "the same update with GRPO's loss",
+    "simko": "as simko.py trains",
+    "full-logits": "GRPO's loss on the logits of the whole micro-batch",
+    "topk-first": "top-K of the logits before they are cast to float32",
+    "topk-blocks": "the same, by blocks of 64",
+    "few-passes": "the same, with exp, its sums and the gradient in as few passes as PyTorch's functions allow",
+    "compiled-chunks": "torch.compile on what is computed for a chunk",
+    "compiled-layers": "layer.compile(), attention left out, lengths dynamic",
+    "half-checkpointed": "every second layer checkpointed, micro-batches of half the tokens",
+}
+
+
+def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384), layers=0, fake_world=1, profile=False,
+        ways=("grpo", "simko", "compiled-chunks", "full-logits"), generate=512, rounds=3):
+    """Tokens/s, model-FLOPs utilisation (of the rate of a matrix product) and memory of updates of four micro-batches
+    of `tokens`, in several ways, see WAYS. layers: measure with that many of the shape's layers and with half as many,
+    and extrapolate to all. fake_world: one rank of as many, without communication. profile: the operations that took
+    most time. generate: tokens/s that vLLM generates in responses of so many tokens (0: not measured)."""
     if DEVICE == "cpu" and "tiny-qwen" not in shape:
         sys.exit("bench.py: error: no GPU here; a dry run on the CPU: gpu --shape tiny-qwen --tokens 1024")
-    print(torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU")
+    if layers and not all(2 <= layers <= SHAPES[name].num_hidden_layers for name in shape):
+        sys.exit(f"bench.py: error: --layers {layers}: at least 2, and no more than the shape has")
+    if not COMPILES:
+        print("without compiled ways: torch.compile needs a C++ compiler and Python's headers")
+        ways = [way for way in ways if not way.startswith("compiled")]
+    where = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
+    print(where, *[f"as one rank of {fake_world}, communication left out"] * (fake_world > 1), sep=", ")
     table("shape", "tokens a micro-batch", "", "update tokens/s", "TFLOP/s of a product", "FLOPs utilisation %",
-          "time / GRPO's", "GiB above weights, gradients, optimizer")
+          "time / grpo's", "GiB above weights, gradients, optimizer", "GiB in all")
+    profiles = []
     for name, count in itertools.product(shape, tokens):
-        ways = ["GRPO", "SimKO", *["SimKO, compiled"] * COMPILES, "GRPO, full logits"]
-        while ways and (lost := afresh(update_rates, name, count, rounds, ways)):  # FSDP is of no use after it
-            show(name, count, lost, "out of memory", *"----")
-            ways.remove(lost)
+        remaining = list(ways)
+        job = partial(measured_updates, name, count, rounds, fake_world)
+        measured = measure_what_fits(job, layers, remaining, profile)
+        show_updates(f"{name}, {layers} layers" if layers else name, count, measured)
+        profiles += [(name, way, kernels) for way, kernels in measured["profiles"].items()]
+        if layers:
+            half = measure_what_fits(job, layers // 2, remaining, False)
+            every = SHAPES[name].num_hidden_layers
+            label = f"{name}, {every} layers, extrapolated from {layers // 2} and {layers}"
+            show_updates(label, count, extrapolated(half, measured, layers // 2, layers, every))
+    if profile:
+        show_profiles(profiles)
     if generate:
         table("shape", "vLLM, tokens/s generated")
         for name in shape:
@@ -340,37 +463,149 @@ def afresh(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def update_rates(name, tokens, rounds, ways):
-    """Prints a line for each of the ways, or returns the one that ran out of memory."""
-    def run(way):
-        trainer.cfg.method = "simko" if "SimKO" in way else "grpo"
-        simko.token_statistics = partial(full_statistics, copies=False) if "full" in way else chunked
-        for piece, function in (compiled if "compiled" in way else plain).items():
-            setattr(simko.TokenStatistics, piece, staticmethod(function))
-        trainer.update(samples, None, QUIET)
+def measure_what_fits(job, layers, ways, profile):
+    """What `measured_updates` measures of those ways that do not run out of memory; the others leave the list."""
+    lost = []
+    while ways:  # afresh after each loss, since FSDP is of no use once it ran out of memory
+        measured = afresh(job, layers, ways, profile)
+        if "lost" not in measured:
+            return measured | {"out of memory": lost}
+        lost.append(measured["lost"])
+        ways.remove(measured["lost"])
+    return {"rate": math.nan, "tokens": 0, "seconds": {}, "profiles": {}, "out of memory": lost}
 
-    size, chunked, gib = 8192 if DEVICE == "cuda" else 512, simko.token_statistics, {}
-    plain = {piece: getattr(simko.TokenStatistics, piece) for piece in PIECES}
-    # dynamic: the last chunk of a micro-batch is shorter
-    compiled = {piece: torch.compile(function, dynamic=True) for piece, function in plain.items()}
+
+def show_updates(label, count, measured):
+    for way in measured["out of memory"]:
+        show(label, count, way, "out of memory", *"-----")
+    for way, times in measured["seconds"].items():
+        above, whole = measured["memory"][way]
+        utilisation = 100 * measured["flops"] / median(times) / measured["rate"]
+        show(label, count, way, measured["tokens"] / median(times), measured["rate"] / 1e12, utilisation,
+             ratio(measured["seconds"], way, "grpo"), above, whole)
+
+
+def extrapolated(half, full, few, many, every):
+    """What `every` layers would give if each took what a layer more took between `few` and `many`."""
+    def line(a, b):
+        return b + (b - a) / (many - few) * (every - many)
+
+    ways = full["seconds"].keys() & half["seconds"].keys()
+    return full | {
+        "out of memory": [],
+        "flops": line(half["flops"], full["flops"]) if ways else math.nan,
+        "seconds": {way: [line(median(half["seconds"][way]), median(times))]
+                    for way, times in full["seconds"].items() if way in ways},
+        "memory": {way: [line(*pair) for pair in zip(half["memory"][way], full["memory"][way])] for way in ways}}
+
+
+def show_profiles(profiles):
+    for name, way, (took, kernels) in profiles:
+        total = sum(milliseconds for _, _, milliseconds in kernels)
+        table(f"{name}, {way}: {total:.4g} ms of operations in an update of {took:.4g} ms", "calls", "ms", "% of them")
+        for operation, calls, milliseconds in kernels[:20]:
+            show(operation.replace("|", "/")[:90], calls, milliseconds, 100 * milliseconds / total)
+
+
+@contextmanager
+def process_group(world):
+    """simko.py's, or that of rank 0 of `world` ranks of which no other exists: what they would send is taken to be
+    what this rank holds. So shapes, memory and computation are those of a real run, and the numbers are not."""
+    if world == 1:
+        with simko.process_group() as device:
+            yield device
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    os.environ["LOCAL_WORLD_SIZE"] = str(world)
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        yield torch.device(DEVICE, 0)
+    finally:
+        dist.destroy_process_group()
+
+
+def compile_layers(model):
+    """With `dynamic`, neither another number of tokens nor of sequences compiles anything anew. Attention is left out:
+    its kernel is fast as it is, and the longest sequence, a Python number, would be compiled in."""
+    AttentionInterface.register("packed", torch.compiler.disable(simko.packed_attention))
+    for layer in model.base_model.layers:
+        layer.compile(dynamic=True)
+
+
+def compiled_head():
+    """(statistics, gradient) of a chunk, compiled; dynamic, as the last chunk of a micro-batch is shorter."""
+    allowed = torch.compiler.set_stance("default")  # the layers around them may be held to eager mode
+    return [allowed(torch.compile(function, dynamic=True))
+            for function in (chunked.chunk_statistics, chunked.chunk_gradient)]
+
+
+def set_head(statistics, gradient):
+    chunked.chunk_statistics, chunked.chunk_gradient = statistics, gradient
+
+
+def set_statistics(function):
+    """What the trainer calls for the statistics of its tokens."""
+    simko.token_statistics = function
+
+
+def product_rate():
+    """FLOP/s of a product of two square matrices."""
+    size = 8192 if DEVICE == "cuda" else 512
     square = torch.randn(size, size, device=DEVICE, dtype=DTYPE)
     timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
-    rate = 2 * size**3 / timer.blocked_autorange(min_run_time=1).median
-    del square, timer
-    with simko.process_group() as device:
+    return 2 * size**3 / timer.blocked_autorange(min_run_time=1).median
+
+
+def measured_updates(name, tokens, rounds, world, layers, ways, profile):
+    """A dict: FLOP/s of a product, tokens and FLOPs of an update, and of each way seconds, memory (above what is held
+    before, in all) and, with `profile`, operations. Or {"lost": the way that ran out of memory}."""
+    plain = chunked.chunk_statistics, chunked.chunk_gradient
+    heads = HEADS | ({"compiled-chunks": compiled_head()} if "compiled-chunks" in ways else {})
+
+    def run(way):
+        trainer.cfg.method = "grpo" if way in ("grpo", "full-logits") else "simko"
+        trainer.cfg.micro_batch_tokens = tokens // 2 if way == "half-checkpointed" else tokens
+        for layer in trainer.policy.base_model.layers[1::2]:
+            layer.gradient_checkpointing = way != "half-checkpointed"
+        set_head(*heads.get(way, plain))
+        set_statistics(partial(full_statistics, copies=False) if way == "full-logits" else chunked.token_statistics)
+        with torch.compiler.set_stance("default" if way == "compiled-layers" else "force_eager"):
+            _, norm = trainer.update(samples, None, QUIET)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"{way}: the gradient's norm is {norm}: the optimizer was not measured")
+
+    rate, memories = product_rate(), {}
+    with process_group(world) as device:
         way, samples = ways[0], random_samples(4 * tokens // 1024, 1024, name)
         try:
-            trainer = random_trainer(name, device, micro_batch_tokens=tokens)
+            trainer = random_trainer(shape_of(name, layers), device, micro_batch_tokens=tokens,
+                                     prepare=compile_layers if "compiled-layers" in ways else None)
             for way in ways:
                 run(way)  # gradients and the optimizer's state stay
-                gib[way] = peak(partial(run, way))
+                held, above = memory(partial(run, way))
+                memories[way] = above, held + above
         except torch.OutOfMemoryError:
-            return way
+            return {"lost": way}
         seconds = in_turn({way: partial(run, way) for way in ways}, rounds)
-        flops = model_flops(name, trainer.policy, samples)
-        for way, times in seconds.items():
-            show(name, tokens, way, 4 * tokens / median(times), rate / 1e12, 100 * flops / median(times) / rate,
-                 ratio(seconds, way, "GRPO"), gib[way])
+        return {"rate": rate, "tokens": 4 * tokens, "flops": model_flops(trainer.policy, samples), "seconds": seconds,
+                "memory": memories,
+                "profiles": {way: operations(partial(run, way)) for way in ways} if profile else {}}
+
+
+def operations(run):
+    """(ms that `run` takes, [(operation, calls, ms in it alone)], longest first): kernels on a GPU, else PyTorch's
+    operators."""
+    activities, kind = torch.profiler.supported_activities(), DeviceType.CUDA if DEVICE == "cuda" else DeviceType.CPU
+    with torch.profiler.profile(activities=activities) as profiler:
+        start = time.perf_counter()
+        run()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        took = 1e3 * (time.perf_counter() - start)
+    spent = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
+    rows = [(event.key, event.count, getattr(event, spent) / 1e3)
+            for event in profiler.key_averages() if event.device_type == kind]
+    return took, sorted(rows, key=lambda row: -row[2])
 
 
 def generation_rate(name, response, rounds):
@@ -378,7 +613,7 @@ def generation_rate(name, response, rounds):
     prompts, counts = list(np.random.default_rng(0).integers(SHAPES[name].vocab_size, size=(32, 256))), []
     with tempfile.TemporaryDirectory() as folder, simko.process_group() as device:
         SHAPES[name].save_pretrained(folder)
-        cfg = simko.Config(model=folder, max_prompt_tokens=256)
+        cfg = simko.Config(model=folder, max_prompt_length=256)
         with closing(simko.VLLMEngine(cfg, [2], device, DTYPE, "dummy", response)) as engine:
             def generate():
                 engine.llm.reset_prefix_cache()  # as each sync does: these prompts would be known from the last round
@@ -437,6 +672,9 @@ def verifier(*, rows=2048):
 
 
 # ----------------------------------------------------------------------------------------------------------- main
+CHOICES = {"shape": SHAPES, "ways": WAYS}
+
+
 def main():
     """The command line: a function's name, and its parameters as flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -444,9 +682,13 @@ def main():
     for run in (loss, step, scale, gpu, verifier):
         command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         for name, default in run.__kwdefaults__.items():
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(default, bool):
+                command.add_argument(flag, action="store_true")
+                continue
             several = isinstance(default, tuple)
-            command.add_argument(f"--{name.replace('_', '-')}", type=type(default[0] if several else default),
-                                 nargs="+" if several else None, default=default, help="default: %(default)s")
+            command.add_argument(flag, type=type(default[0] if several else default), default=default,
+                                 nargs="+" if several else None, choices=CHOICES.get(name), help="default: %(default)s")
         if run is step:
             command.add_argument("case", choices=CASES)
     options, flags = parser.parse_known_args()

@@ -130,7 +130,8 @@ def curve(folder, width=25):
 def simko(command, log, data, evaluation, **own):
     """simko.py COMMAND with the laptop recipe's flags and then one's own; what it says goes to the file `log`. Without
     eval.json in the folder `evaluation` it has not come to its end: a run that is asked to stop exits with 0."""
-    flags = subprocess.check_output(["bash", "train.sh", "--list", "laptop"], cwd=ROOT, text=True).split()
+    # psr: a method for which the laptop recipe has no flags of its own
+    flags = subprocess.check_output(["bash", "train.sh", "--list", "laptop", "psr"], cwd=ROOT, text=True).split()
     own = [part for name, value in own.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     limits = {"train": ("--max-response-tokens", "--eval-max-tokens"), "eval": ("--eval-max-tokens",)}[command]
     if command == "eval":

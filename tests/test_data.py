@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -12,10 +11,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools import checks, data, laptop
+from runtime import cli, data, laptop
 from tools.data import DATASETS, GROUPS
-from tools.prompts import BOXED, encode_prompts
+from runtime.prompts import BOXED, encode_prompts
 from verify import Verifier, is_correct
 
 GAME = {"question": "?", "answer": "A,C", "metadata": {}}
@@ -101,7 +99,7 @@ def test_any_hub_set_with_its_columns_named(hub):
         {"id": "0", "problem": "Pears?", "answer": "18"}]
 
 
-def test_copies_become_a_folder_for_data_dir(tmp_path):
+def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     copies, folder = tmp_path / "copies", tmp_path / "data"
     copies.mkdir()
     with gzip.open(copies / "math-train.jsonl.gz", "wt") as file:
@@ -121,8 +119,10 @@ def test_copies_become_a_folder_for_data_dir(tmp_path):
     (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
     for word, message in ((f"aime24={copies}/none.jsonl", "none.jsonl cannot be read"), ("aime23", "aime23: none of"),
                           (f"aime24={copies}/bad.jsonl", "bad.jsonl, line 2")):
-        failed = subprocess.run([*command[:3], word], capture_output=True, text=True, check=False)
-        assert failed.returncode == 1 and message in failed.stderr and failed.stderr.count("\n") == 1
+        monkeypatch.setattr(sys, "argv", ["data.py", str(folder), word])
+        with pytest.raises(SystemExit, match=message) as stop:
+            data.main()
+        assert "\n" not in stop.value.code
 
 
 def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys):
@@ -185,7 +185,7 @@ def make_tokenizer(chat_template):
 @pytest.mark.parametrize("template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
 def test_prompts_are_in_the_models_published_format(template, chat):
     tokenizer = make_tokenizer(chat)
-    cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_tokens=1000)
+    cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_length=1000)
     (problem,), dropped = encode_prompts([{"id": "0", "problem": "1 + 1?", "answer": "2"}], tokenizer, cfg)
     assert tokenizer.decode(problem["prompt_ids"]) == PUBLISHED[template, chat] and dropped == 0
     specials = sum(PUBLISHED[template, chat].count(token) for token in tokenizer.all_special_tokens)
@@ -193,7 +193,7 @@ def test_prompts_are_in_the_models_published_format(template, chat):
 
 
 def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
-    cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_tokens=1000)
+    cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_length=1000)
     problems = [{"id": task, "problem": "Q", "answer": "1", "task": task} for task in ("synlogic", "text")]
     tokenizer = make_tokenizer(QWEN)
     texts = [tokenizer.decode(p["prompt_ids"]) for p in encode_prompts(problems, tokenizer, cfg)[0]]

@@ -4,11 +4,9 @@ import math
 import random
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import tables
 
 SIX = ["aime24", "aime25", "amc23", "math500", "minerva", "olympiad"]
@@ -184,10 +182,10 @@ def test_a_run_stands_for_its_last_evaluation(tmp_path):
     assert row.sets["a"]["correct"] == {"a-0": 1000000 % 7} and row.folder == tmp_path
     write(tmp_path, entry("a", [0], 8))  # of another evaluation: it does not hide the run's
     assert tables.load([str(tmp_path)])[0].sets["a"]["correct"] == {"a-0": 1000000 % 7}
-    (tmp_path / "lr=1").mkdir()
-    write(tmp_path / "lr=1", entry("a", [1], 8))
-    rows = tables.load([f"{tmp_path}/lr=1", f"q=0.5={tmp_path}"])
-    assert [row.label for row in rows] == [f"{tmp_path}/lr=1", "q=0.5"]
+    (tmp_path / "learning_rate=1").mkdir()
+    write(tmp_path / "learning_rate=1", entry("a", [1], 8))
+    rows = tables.load([f"{tmp_path}/learning_rate=1", f"q=0.5={tmp_path}"])
+    assert [row.label for row in rows] == [f"{tmp_path}/learning_rate=1", "q=0.5"]
 
 
 @pytest.mark.parametrize("report, sets", [

@@ -1,7 +1,7 @@
 """Bad input gets one line that names the file, row or flag; nothing that came from a checkpoint, a data set or a model
 is run, and none of it steers the terminal.
 
-    python -m pytest tools/test_input.py
+    python -m pytest tests/test_input.py
 """
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko
 import verify
-from test_simko import ENVIRONMENT, HERE, main, metrics, recipe
-from tools import checks, data, laptop, plots, tables
-from tools.log import Log
+from tests import workers
+from tests.conftest import main, metrics, recipe, write_rows
+from runtime import cli, data, laptop, plots, tables
+from runtime.log import Log
 
 VOCABULARY = 128  # of the model; its tokenizer has 94 tokens and those named here
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -55,7 +55,7 @@ def tiny(tmp_path_factory):
     for name in ("train", "test"):
         rows = [{"id": f"{name}{ESCAPE}{i}", "problem": f"{i} {name == 'test':d} 4 > 48 :", "answer": f"48 = {i} 20 4"}
                 for i in range(40)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{name}.jsonl", rows)
     return folder
 
 
@@ -106,14 +106,14 @@ def test_help_names_each_flag_once_and_with_dashes(capsys):
         fields = {checks.flag(f.name) for f in dataclasses.fields(simko.Config if command == "train" else
                                                                   simko.EvalConfig)}
         assert fields <= set(names)
-    assert checks.parse_config(["train", "--max_prompt_tokens", "7"])[1].max_prompt_tokens == 7  # with _ all the same
+    assert checks.parse_config(["train", "--max_prompt_tokens", "7"])[1].max_prompt_length == 7  # with _ all the same
 
 
 @pytest.mark.parametrize("flags", [
-    ("--output", ""), ("--model", " "), ("--eval-data", "x", ""), ("--train-data", f"x{ESCAPE}"), ("--task", "a\nb"),
-    ("--data-dir", "\ud800"), ("--lr", "inf"), ("--lr", "1e400"), ("--batch", str(10**30)), ("--seed", str(2**31)),
-    ("--temperature", "nan"), ("--eval-temperature", "0.5", "inf"), ("--kl-beta", "-inf"), ("--eval-top-p", "nan"),
-    ("--max-prompt", "7"), ("--eval-t", "1"), ("--gradient-checkpointing", "perhaps"), ("--batch", "1" * 5000)])
+    ("--output-dir", ""), ("--model", " "), ("--eval-data", "x", ""), ("--train-data", f"x{ESCAPE}"), ("--task", "a\nb"),
+    ("--data-dir", "\ud800"), ("--learning-rate", "inf"), ("--learning-rate", "1e400"), ("--batch-size", str(10**30)), ("--seed", str(2**31)),
+    ("--temperature", "nan"), ("--eval-temperature", "0.5", "inf"), ("--beta", "-inf"), ("--eval-top-p", "nan"),
+    ("--max-prompt", "7"), ("--eval-t", "1"), ("--gradient-checkpointing", "perhaps"), ("--batch-size", "1" * 5000)])
 def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         checks.parse_config(["train", *flags])
@@ -183,12 +183,12 @@ any_input = partial(settings, suppress_health_check=[HealthCheck.function_scoped
 
 @any_input(max_examples=250)
 @given(line=command_lines())
-@example(line=("train", ["--output", "x" * 300]))
-@example(line=("eval", ["--output", "/dev/null/run"]))
+@example(line=("train", ["--output-dir", "x" * 300]))
+@example(line=("eval", ["--output-dir", "/dev/null/run"]))
 def test_no_command_line_ends_in_a_traceback(tiny, offline, capsys, tmp_path_factory, line):
     command, words = line
     here = os.getcwd()
-    folder = tmp_path_factory.getbasetemp() / "fuzz"  # a relative --output lies in it
+    folder = tmp_path_factory.getbasetemp() / "fuzz"  # a relative --output-dir lies in it
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     try:
@@ -222,7 +222,7 @@ def readers(path):
     yield tables.printable_exit()(lambda: plots.read_rows(path, ("step",), "start again"))
     yield tables.printable_exit()(lambda: plots.run_settings(path.parent, "start again"))
     yield lambda: checks.check_log(path)
-    yield lambda: checks.differences(path, path.read_bytes(), {"lam": 1})
+    yield lambda: checks.differences(path, path.read_bytes(), {"lambda_top1": 1})
     yield lambda: checks.check_responses(path, {})
     with mock.patch.object(sys, "argv", ["verify.py", str(path)]):
         yield verify.main
@@ -266,7 +266,7 @@ def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny
     ((problem,), dropped), = sets.values()
     assert (problem["id"], dropped) == ("2", 1)
     path.write_text(json.dumps(long))
-    with pytest.raises(SystemExit, match="all 1 prompts are longer than --max-prompt-tokens 16"):
+    with pytest.raises(SystemExit, match="all 1 prompts are longer than --max-prompt-length 16"):
         checks.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path))
     assert [*tmp_path.iterdir()] == [path]
 
@@ -374,9 +374,7 @@ def run(tiny, tmp_path_factory):
     """(folder, stdout and stderr) of a step and its evaluation, with secrets in the environment."""
     folder = tmp_path_factory.mktemp("run") / "run"
     command = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 1)
-    done = subprocess.run([sys.executable, HERE / "simko.py", *command], env=ENVIRONMENT | SECRETS, capture_output=True,
-                          timeout=300, check=True)
-    return folder, (done.stdout + done.stderr).decode()
+    return folder, workers.run(workers.python("simko.py", *command), **SECRETS)
 
 
 def test_ids_beyond_the_tokenizer_are_sampled_without_harm(tiny, run):
@@ -517,7 +515,7 @@ def test_a_log_that_lost_rows_goes_on(run, tmp_path):
 
 
 @pytest.mark.parametrize("output, message", [
-    ("/proc/run", "--output /proc/run cannot be used"), ("x" * 300, "--output x+ cannot be used"),
+    ("/proc/run", "--output-dir /proc/run cannot be used"), ("x" * 300, "--output-dir x+ cannot be used"),
     ("/dev/null", "/dev/null is a file"), ("/dev/null/run", "/dev/null/run is a file, or lies in one")])
 @pytest.mark.skipif(sys.platform != "linux", reason="these places are Linux's")
 def test_an_output_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypatch, output, message):
@@ -537,10 +535,10 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
     before[folder / "eval_000001" / "te[s]t.jsonl"] = (folder / "eval_000001" / "te[s]t.jsonl").read_bytes()
     for command, flags, message in (
             ("train", ["--alpha", 0.5], "holds a run with other settings: --alpha was 0.01, is 0.5"),
-            ("train", ["--no-resume"], "holds a run already: choose another --output"),
+            ("train", ["--no-resume"], "holds a run already: choose another --output-dir"),
             ("train", ["--eval-n", 2], "was evaluated with other settings: n was 4, is 2"),
             ("eval", [], "is the folder of a training run"),
-            ("eval", ["--output", folder / "eval_000001", "--eval-data", tmp_path / "te[s]t.jsonl"],
+            ("eval", ["--output-dir", folder / "eval_000001", "--eval-data", tmp_path / "te[s]t.jsonl"],
              "te.s.t.jsonl was evaluated with other settings: set was test, is te.s.t")):
         with pytest.raises(SystemExit, match=message) as stop:
             main(recipe(tiny, command, folder, "--rollout", "hf", *["--steps=1"] * (command == "train"), *flags))
@@ -574,5 +572,5 @@ def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypat
         with pytest.raises(SystemExit, match=f"{place} cannot be") as stop:
             module.main()
         refused(stop.value)
-    done = subprocess.run(["bash", HERE / "train.sh", "nosuch"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", workers.ROOT / "train.sh", "nosuch"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("train.sh: error: no recipe 'nosuch': choose one of")

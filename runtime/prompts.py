@@ -1,7 +1,7 @@
 """What a model is asked: a problem in its prompt template, as tokens."""
 import numpy as np
 
-from simko import fail
+from runtime.common import fail
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 ASK = dict.fromkeys(("math", "choice", "text"), BOXED)  # the problems of other tasks say it themselves
@@ -14,7 +14,7 @@ TEMPLATES = {  # "chat" is the model's own chat template around "{problem}\n{ask
 
 
 def encode_prompts(problems, tokenizer, cfg):
-    """Adds "prompt_ids" and "task" to each problem, drops those over --max-prompt-tokens. Returns (problems, number
+    """Adds "prompt_ids" and "task" to each problem, drops those over --max-prompt-length. Returns (problems, number
     dropped)."""
     kept = []
     for problem in problems:
@@ -28,8 +28,8 @@ def encode_prompts(problems, tokenizer, cfg):
         else:
             template = TEMPLATES[cfg.prompt_template].replace("{ask}", ask)
             ids = tokenizer.encode(template.replace("{problem}", problem["problem"]))
-        if len(ids) <= cfg.max_prompt_tokens:
+        if len(ids) <= cfg.max_prompt_length:
             kept.append({**problem, "task": task, "prompt_ids": np.array(ids, np.int64)})
     if not kept:
-        fail(f"all {len(problems)} prompts are longer than --max-prompt-tokens {cfg.max_prompt_tokens}")
+        fail(f"all {len(problems)} prompts are longer than --max-prompt-length {cfg.max_prompt_length}")
     return kept, len(problems) - len(kept)

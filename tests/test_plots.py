@@ -11,12 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import laptop, plots
 from tools.tables import load
 
 VOCABULARY = laptop.vocabulary()
-SIMKO = {"lr": 1e-3, "alpha": 0.05, "lam": 1.5, "q": 0.5}
+SIMKO = {"lr": 1e-3, "alpha": 0.05, "lambda_top1": 1.5, "q": 0.5}
 CHOSEN = {"grpo": [{"lr": 2e-3}, 400], "simko": [SIMKO, 200], "psr": [{"lr": 1e-3}, 300]}
 
 
@@ -172,7 +171,7 @@ def study(tmp_path):
     main.append({**main[-1], "settings": {"lr": 9}, "pass": {"1": 0, "256": 0}})  # not the chosen settings
     curves.append({**curves[0], "stage": "tune", "reward": [99, 99]})
     changes = [{"alpha": 0.0}, {"alpha": 0.2}, {"q": 0.2, "tau_scope": "response"}, {"q": 0.5, "tau_scope": "response"},
-               {"q": 0.2, "tau_scope": "batch"}, {"alpha": 0.01, "lam": 1.1, "q": 0.8}]
+               {"q": 0.2, "tau_scope": "batch"}, {"alpha": 0.01, "lambda_top1": 1.1, "q": 0.8}]
     for change in changes:
         settings = {**plots.SHARED["simko"], **change}
         ablation += [{"run": "", "method": "simko", "settings": settings, "seed": seed, "step": step,
@@ -285,7 +284,7 @@ def runs(tmp_path):
         laptop.make_tokenizer().save_pretrained(tmp_path / folder)
     folders = {label: tmp_path / label for label in ("GRPO", "SimKO")}
     settings = {"model": str(tmp_path / "base"), "eval_data": [str(problems)], "data_dir": "", "task": "countdown",
-                "prompt_template": "raw", "max_prompt_tokens": 16, "K": 3, "temperature": 0.7, "steps": 4}
+                "prompt_template": "raw", "max_prompt_length": 16, "K": 3, "temperature": 0.7, "steps": 4}
     for folder in folders.values():
         (folder / "config.json").write_text(json.dumps(settings))
     answers = [("p0", 1, "7"), ("p1", 0, "4"), ("p1", 1, "2 + 3 = 5"), ("p1", 1, "8")]

@@ -1,18 +1,13 @@
 """Tests of the methods SimKO is compared with, and of dynamic sampling. Every formula stands here a second time, a
 response and a token at a time; values and gradients are compared, then updates, two processes and whole runs.
 
-    python -m pytest tools/test_methods.py
-
-No network, no download: the checkpoints are made here and in test_simko.py, from seeds."""
+    python -m pytest tests/test_methods.py
+"""
 import itertools
-import json
 import math
-import os
 import random
-import sys
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 from statistics import mean
 from unittest import mock
 
@@ -22,19 +17,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import simko
-import test_simko
 from simko import METHODS, Config, Sample
-from test_simko import distance, load_samples, main, metrics, move, near, plain_logits, plain_model, quiet, randn
-from tools import checks, laptop
-from tools.hf_rollout import HFEngine
-
-VOCABULARY = laptop.vocabulary()
-
-base, group = test_simko.base, test_simko.group  # its fixtures
-one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
-seeds = st.integers(0, 2**32 - 1)
+from test_simko import naive_ratio
+from tests.conftest import (
+    CPU, SHARES, config, distance, load_samples, main, metrics, move, near, one_base, plain_logits, plain_model, quiet,
+    randn, seeds, short_recipe)
+from runtime import cli
+from runtime.hf_engine import HFEngine
 
 
 # ------------------------------------------------------------------------------------------------------ advantages
@@ -60,7 +50,7 @@ def test_advantages(method, N, k, groups, seed):
     k = min(k, N)
     rows = [[int(x > (seed + i) % 3 - 1) for x in randn(N, seed=seed + i)] for i in range(groups)]
     rows += [[0] * N, [1] * N, [1] + [0] * (N - 1), [0] + [1] * (N - 1)]  # every edge: M = 0, 1, N - 1, N
-    got = simko.response_advantage(torch.tensor(sum(rows, [])).float(), Config(method=method, group_size=N, pass_k=k))
+    got = simko.response_advantage(torch.tensor(sum(rows, [])).float(), Config(method=method, num_generations=N, pass_k=k))
     want = [naive_advantage(method, row, i, k) for row in rows for i in range(N)]
     near(got.double(), torch.tensor([0.0 if A is None else A for A in want], dtype=torch.float64), 1e-5)
     if method in ("psr", "nsr"):  # 0 is what marks a response as left out
@@ -72,7 +62,7 @@ def test_advantages(method, N, k, groups, seed):
     (8, 8, 4, None, 0), (8, 0, 4, 0, None), (8, 3, 4, 0, 0), (4, 2, 1, 1, -1)])
 def test_pass_at_k_advantages_worked_out_by_hand(N, M, k, positive, negative):
     rewards = torch.tensor([1.0] * (N - M) + [0.0] * M)
-    got = simko.response_advantage(rewards, Config(method="pass-at-k", group_size=N, pass_k=k)).tolist()
+    got = simko.response_advantage(rewards, Config(method="pass-at-k", num_generations=N, pass_k=k)).tolist()
     assert got == pytest.approx([positive] * (N - M) + [negative] * M, abs=1e-4)
 
 
@@ -85,13 +75,13 @@ def naive_loss(method, z, z_old, y, A, gate, cfg):
     if method == "kl-cov":
         return -A * gamma + (1.0 * abs(pi[y].log() - old[y].log()) if gate else 0), False
     if method == "simko":
-        gamma = test_simko.naive_ratio(z, z_old, y, A, gate, cfg.alpha, cfg.K, cfg.lam)
+        gamma = naive_ratio(z, z_old, y, A, gate, cfg.alpha, cfg.K, cfg.lambda_top1)
     if method == "entropy-adv":
         A = A + min(0.4 * H, abs(A) / 2)
     if method == "forking" and not gate:
         return 0 * gamma, False
-    clipped = A > 0 and gamma > 1 + cfg.clip_high or A < 0 and gamma < 1 - cfg.clip_low
-    return (-A * (1 + cfg.clip_high if A > 0 else 1 - cfg.clip_low) + 0 * gamma if clipped else -A * gamma), clipped
+    clipped = A > 0 and gamma > 1 + cfg.epsilon_high or A < 0 and gamma < 1 - cfg.epsilon
+    return (-A * (1 + cfg.epsilon_high if A > 0 else 1 - cfg.epsilon) + 0 * gamma if clipped else -A * gamma), clipped
 
 
 def real_losses(z, z_old, y, A, gate, cfg):
@@ -112,7 +102,7 @@ def batch_of_tokens(seed, moved, V=7, N=24):
 @given(moved=st.sampled_from([0.2, 0.7]), seed=seeds)
 def test_per_token_losses_and_their_gradients(method, moved, seed):
     tokens, weight = batch_of_tokens(seed, moved), randn(24, seed=seed + 7)
-    cfg = Config(method=method, alpha=0.2, lam=1.6, clip_low=0.1, clip_high=0.15)
+    cfg = Config(method=method, alpha=0.2, lambda_top1=1.6, epsilon=0.1, epsilon_high=0.15)
     real, clipped = real_losses(*tokens, cfg)
     naive, naively = zip(*(naive_loss(method, *row, cfg) for row in zip(*tokens)))
     near(real, torch.stack(naive))
@@ -122,13 +112,13 @@ def test_per_token_losses_and_their_gradients(method, moved, seed):
 
 @pytest.mark.parametrize("method, changes", [
     ("psr", {}), ("nsr", {}), ("w-reinforce", {}), ("pass-at-k", {}),  # other advantages, the same loss
-    ("simko", {"alpha": 0.0, "lam": 1.0}), ("entropy-adv", {"entropy_weight": 0.0}),
+    ("simko", {"alpha": 0.0, "lambda_top1": 1.0}), ("entropy-adv", {"entropy_weight": 0.0}),
     ("kl-cov", {"kl_cov_weight": 0.0}), ("forking", {})])
 @given(seed=seeds)
 def test_each_loss_reduces_to_grpos(method, changes, seed):
     z, z_old, y, A, gate = batch_of_tokens(seed, 0.5)
     gate = gate | (method == "forking")  # of all tokens
-    clip = {"clip_low": 1 - 1e-9, "clip_high": 1e9} if method == "kl-cov" else {}
+    clip = {"epsilon": 1 - 1e-9, "epsilon_high": 1e9} if method == "kl-cov" else {}
     results = []
     for cfg in (Config(method=method, **changes), Config(method="grpo", **clip)):
         loss, _ = real_losses(z, z_old, y, A, gate, cfg)
@@ -147,7 +137,7 @@ def test_advantages_reduce_to_grpos(seed):
 # --------------------------------------------------------------------------------------------------------- updates
 def case(folder, method, **changes):
     """Settings so strong that everything shows, and samples whose rewards go with the signs of their advantages."""
-    cfg = test_simko.config(folder, method=method, kl_cov_share=0.1, group_size=11, **changes)
+    cfg = config(folder, method=method, kl_cov_share=0.1, num_generations=11, **changes)
     samples = load_samples(folder)
     for s in samples:
         s.reward = float(s.advantage > 0)
@@ -188,7 +178,7 @@ def naive_gradient(folder, method, norm):
 
 def real_gradient(cfg, samples):
     """(gradient, log's sums) of `Trainer.update`, prepared as `train_step` does."""
-    trainer = simko.Trainer(cfg, test_simko.CPU, torch.float64)
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
     entropies = torch.cat(simko.gather([trainer.old_statistics(samples, quiet)[0]]))
     if cfg.method == "kl-cov":
@@ -205,32 +195,29 @@ def real_gradient(cfg, samples):
 def test_an_update_has_the_formulas_gradient_however_it_is_split(base, group, method, norm):
     want, gates, count = naive_gradient(base, method, norm)
     for tokens, order in [(1, 1), (40, -1), (10**6, 1)]:
-        cfg, samples = case(base, method, loss_norm=norm, micro_batch_tokens=tokens)
+        cfg, samples = case(base, method, loss_type=norm, micro_batch_tokens=tokens)
         got, sums = real_gradient(cfg, samples[::order])
         assert distance(got, want) < 1e-6
         assert sums[1] == gates > 0 and sums[4] == count and (count == 88) == (method not in ("psr", "nsr"))
 
 
-@one_base
-def test_two_processes_have_the_gradient_of_one(base, group):
-    test_simko.start(*test_simko.TWO_RANKS, __file__, "two_ranks_worker", base)
-    results = torch.load(base / "two_ranks_methods.pt")
+def gradients(folder):
+    """On this rank of two: the methods that need to know of all ranks' tokens, evenly dealt and with one rank idle.
+    {(method, share): what `real_gradient` gives}"""
+    rank, results = torch.distributed.get_rank(), {}
+    for method, share in itertools.product(("psr", "nsr", "forking", "kl-cov"), ("dealt", "idle")):
+        cfg, samples = case(folder, method)
+        results[method, share] = real_gradient(cfg, SHARES[share](samples, rank))
+    return results
+
+
+def test_two_processes_have_the_gradient_of_one(base, two_ranks, group):
+    results = two_ranks["methods", str(base)]
     assert len(results) == 8
     for (method, share), (got, sums) in results.items():
         want, same = real_gradient(*case(base, method))
         assert distance(got, want) < 1e-6
         near(sums, same, 1e-5)
-
-
-def two_ranks_worker(folder):
-    """On this rank of two: the methods that need to know of all ranks' tokens, evenly dealt and with one rank idle."""
-    with simko.process_group():
-        rank, results = torch.distributed.get_rank(), {}
-        for method, share in itertools.product(("psr", "nsr", "forking", "kl-cov"), ("dealt", "idle")):
-            cfg, samples = case(folder, method)
-            results[method, share] = real_gradient(cfg, test_simko.SHARES[share](samples, rank))
-        if rank == 0:
-            torch.save(results, folder / "two_ranks_methods.pt")
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), share=st.sampled_from([0.0, 0.002, 0.01, 1.0]),
@@ -252,8 +239,8 @@ def test_kl_cov_takes_the_share_of_tokens_with_the_largest_covariance(lengths, s
 @one_base
 @pytest.mark.parametrize("method", ["psr", "nsr"])
 def test_an_update_to_which_nothing_is_left_leaves_weights_and_momentum_alone(base, group, method):
-    cfg, samples = case(base, method, lr=1e-3, weight_decay=0.1, lr_warmup=3)
-    trainer = simko.Trainer(cfg, test_simko.CPU, torch.float64)
+    cfg, samples = case(base, method, learning_rate=1e-3, weight_decay=0.1, warmup_steps=3)
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
     start = [p.detach().full_tensor().clone() for p in trainer.policy.parameters()]
     trainer.old_statistics(samples, quiet)
 
@@ -274,63 +261,23 @@ def test_an_update_to_which_nothing_is_left_leaves_weights_and_momentum_alone(ba
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """Folder with a tiny Llama taught 24 Countdown problems, of every three: one right, one wrong, one both ways; and
-    with them as all.jsonl, and hopeless.jsonl, which has no right answers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-    folder, rng, taught, problems = tmp_path_factory.mktemp("methods"), random.Random(0), [], []
-    while len(problems) < 24:
-        numbers = tuple(rng.choices(range(2, 21), k=3))
-        legal = sorted(laptop.chains(tuple(sorted(numbers))))
-        *right, target = rng.choice(legal)
-        others = [chain[:-1] for chain in legal if chain[-1] != target]
-        if target < 40 or not others:
-            continue
-        prompt = laptop.prompt(numbers, target)
-        ways = [[right, right], [others[0]] * 2, [right, others[0]]][len(problems) % 3]
-        taught += [["<bos>", *prompt.split(), *chain, "<eos>"] for chain in ways]
-        problems.append({"problem": prompt, "answer": f"{target} = {' '.join(map(str, numbers))}"})
-    hopeless = [{**row, "answer": "999 = 1 1 1"} for row in problems]
-    for name, rows in (("all", problems), ("hopeless", hopeless)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=96,
-                                         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
-                                         bos_token_id=1, eos_token_id=2, pad_token_id=0))
-    ids = torch.tensor([[VOCABULARY[token] for token in row] for row in taught])
-    labels, optimizer = ids.clone(), torch.optim.AdamW(model.parameters(), 4e-3)
-    labels[:, :7] = -100
-    for _ in range(100):
-        optimizer.zero_grad()
-        model(ids, labels=labels).loss.backward()
-        optimizer.step()
-    model.save_pretrained(folder / "base")
-    laptop.make_tokenizer().save_pretrained(folder / "base")
-    return folder
-
-
-def train(runs, output, *flags):
+def train(taught, output, *flags):
     """Rows of metrics.jsonl, and the weights, of a run by transformers' generate in this process."""
-    main([*(f"train --model {runs}/base --train-data {runs}/all.jsonl --task countdown --prompt-template raw "
-            f"--rollout hf --output {output} --batch 8 --mini-batch 4 --max-prompt-tokens 16 --max-response-tokens 12 "
-            "--eval-max-tokens 12 --lr 1e-3 --loss-norm token --weight-decay 0.1 --no-gradient-checkpointing "
-            "--q 0.5").split(),
-          *map(str, flags)])
+    main(short_recipe(taught, output, "--weight-decay", 0.1, *flags))
     return metrics(output), {name: p for name, p in simko.load_model(output / "hf", torch.float32).named_parameters()}
 
 
-def test_every_method_trains_after_the_same_grpo_step(runs, tmp_path):
+def test_every_method_trains_after_the_same_grpo_step(taught, tmp_path):
     results = {}
     for method in METHODS:
-        rows, weights = results[method] = train(runs, tmp_path / method, "--method", method, "--steps", 3,
-                                                "--grpo-steps", 1)
+        rows, weights = results[method] = train(taught, tmp_path / method, "--method", method, "--steps", 3,
+                                                "--grpo-warmup-steps", 1)
         assert [row["method"] for row in rows] == ["grpo", method, method] and 0 < rows[0]["mixed_groups"] < 1
         for row in rows:
             assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
             assert row["grad_norm"] > 0 and row["rollouts"] == 1 and row["groups"] == 8
         assert rows[0] == results.get("grpo", results["simko"])[0][0]
-        tokens = round(64 * rows[1]["response_tokens"])
+        tokens = round(64 * rows[1]["response_length"])
         if method == "kl-cov":
             assert round(rows[1]["gate_share"] * tokens) == int(0.002 * tokens) > 0
         if method == "forking":
@@ -343,25 +290,25 @@ def test_every_method_trains_after_the_same_grpo_step(runs, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(runs, tmp_path, capsys, method):
-    flags = "--train-data", runs / "hopeless.jsonl", "--dynamic-sampling", 2, "--steps", 1, "--tau-scope", "batch"
-    (row,), weights = train(runs, tmp_path, "--method", method, *flags)
-    assert ("step 1: --dynamic-sampling 2 found 0 of 8 groups with unequal rewards, no update; raise it"
+def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(taught, tmp_path, capsys, method):
+    flags = "--train-data", taught / "hopeless.jsonl", "--max-sampling-rounds", 2, "--steps", 1, "--tau-scope", "batch"
+    (row,), weights = train(taught, tmp_path, "--method", method, *flags)
+    assert ("step 1: --max-sampling-rounds 2 found 0 of 8 groups with unequal rewards, no update; raise it"
             in capsys.readouterr().out)
     unmeasured = {name for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
     assert unmeasured == {"Lambda", "Lambda_1", "Lambda_2", "Lambda_3", "entropy"}  # of no response
     assert (row["rollouts"], row["groups"], row["reward"], row["grad_norm"]) == (2, 0, 0, 0)
-    before = dict(simko.load_model(runs / "base", torch.float32).named_parameters())
+    before = dict(simko.load_model(taught / "base", torch.float32).named_parameters())
     assert distance(weights, before) == 0
 
 
-def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_bit(runs, tmp_path, capsys):
-    flags = "--dynamic-sampling", 9, "--method", "simko", "--seed", 5
+def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_bit(taught, tmp_path, capsys):
+    flags = "--max-sampling-rounds", 9, "--method", "simko", "--seed", 5
     with (mock.patch.object(simko, "seed_everything", wraps=simko.seed_everything) as seed,
           mock.patch.object(simko, "prompt_order", wraps=simko.prompt_order) as order,
           mock.patch.object(HFEngine, "sleep") as sleep,
           mock.patch.object(simko.Trainer, "update", autospec=True, side_effect=simko.Trainer.update) as update):
-        rows, weights = train(runs, tmp_path / "straight", "--steps", 3, *flags)
+        rows, weights = train(taught, tmp_path / "straight", "--steps", 3, *flags)
     rounds = [(row["step"] - 1, r) for row in rows for r in range(row["rollouts"])]
     assert [call.args for call in seed.call_args_list] == [(5, step, 0, 2 * r) for step, r in rounds]
     assert [call.args[0] for call in order.call_args_list] == [9 * step + r for step, r in rounds]
@@ -372,18 +319,18 @@ def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_
     for call in update.call_args_list:  # four groups each, all of them mixed
         signs = [s.advantage > 0 for s in call.args[1]]
         assert len(signs) == 32 and all(s.advantage for s in call.args[1]) and 4 <= sum(signs) <= 28
-    train(runs, tmp_path / "stopped", "--steps", 1, *flags)
-    again, same = train(runs, tmp_path / "stopped", "--steps", 3, *flags)
+    train(taught, tmp_path / "stopped", "--steps", 1, *flags)
+    again, same = train(taught, tmp_path / "stopped", "--steps", 3, *flags)
     assert again == rows and distance(same, weights) == 0
 
 
-def test_a_cap_that_is_met_is_said_and_the_step_goes_on_with_what_there_is(runs, tmp_path, capsys):
-    (whole,), _ = train(runs, tmp_path / "all", "--steps", 1)
-    (row,), _ = train(runs, tmp_path / "mixed", "--steps", 1, "--dynamic-sampling", 1)
+def test_a_cap_that_is_met_is_said_and_the_step_goes_on_with_what_there_is(taught, tmp_path, capsys):
+    (whole,), _ = train(taught, tmp_path / "all", "--steps", 1)
+    (row,), _ = train(taught, tmp_path / "mixed", "--steps", 1, "--max-sampling-rounds", 1)
     groups = round(8 * whole["mixed_groups"])
     assert 0 < groups < 8 and (row["groups"], row["rollouts"]) == (groups, 1) and row["grad_norm"] > 0
-    assert f"--dynamic-sampling 1 found {groups} of 8 groups with unequal rewards, updating" in capsys.readouterr().out
-    for name in ("reward", "response_tokens", "mixed_groups", "truncated"):  # of all that was rolled out
+    assert f"--max-sampling-rounds 1 found {groups} of 8 groups with unequal rewards, updating" in capsys.readouterr().out
+    for name in ("reward", "response_length", "mixed_groups", "truncated"):  # of all that was rolled out
         assert row[name] == whole[name]
 
 
@@ -409,8 +356,3 @@ def test_every_method_has_a_line_of_help(capsys):
         checks.parse_config(["train", "--help"])
     text = "".join(capsys.readouterr().out.split())
     assert all("".join(f"{name}{what}".split()) in text for name, what in METHODS.items())
-
-
-if __name__ == "__main__":
-    assert "RANK" in os.environ
-    globals()[sys.argv[1]](Path(sys.argv[2]))

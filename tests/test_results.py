@@ -3,13 +3,11 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from tools import results, study  # noqa: E402
+from tests.workers import ROOT
+from tools import results, study
 
 
 def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path, monkeypatch):
@@ -18,7 +16,7 @@ def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path, mo
     found = [("grpo", 1, 0, (90, 100)), ("grpo", 1, 100, (50, 60)), ("grpo", 2, 100, (40, 72)),
              ("grpo", 2, 200, (55, 56)), ("psr", 1, 100, (10, 20))]
     (tmp_path / "tune.jsonl").write_text("".join(json.dumps({
-        "run": f"{method} lr={lr}", "method": method, "settings": {"lr": lr}, "step": step,
+        "run": f"{method} learning_rate={lr}", "method": method, "settings": {"lr": lr}, "step": step,
         "pass": dict(zip(("1", "2"), values))}) + "\n" for method, lr, step, values in found))
     assert study.choose() == {"grpo": ({"lr": 2}, 100), "psr": ({"lr": 1}, 100)}
     with pytest.raises(SystemExit, match="main needs the settings that tune finds"):

@@ -1,0 +1,146 @@
+"""The methods that the paper compares SimKO with (Sec. 5.1), as changes
+to GRPO. Their constants are those of their authors.
+
+A method changes the advantage of a response, or the loss of a token, or
+both. simko.py asks METHODS for both, in `train_step` and in
+`Trainer.update`."""
+import math
+from typing import Callable, NamedTuple
+
+import torch
+
+from runtime.common import gather
+
+
+class Baseline(NamedTuple):
+    """What a method changes. None: it is as in GRPO."""
+    about: str
+    # (rewards (N,), num_generations) -> (N,)
+    advantage: Callable | None = None
+    # (clip, gamma, logp, old_logp, entropy, advantage, gate) -> (T,);
+    # clip(gamma, advantage) is GRPO's loss, the others are (T,).
+    token_loss: Callable | None = None
+    # The gate opens above this quantile of all entropies of the batch.
+    batch_quantile: float | None = None
+    # (samples) fills in `chosen`, which then is the gate.
+    choose: Callable | None = None
+    # Responses with A = 0 are left out, and do not count.
+    drops_zero_advantage: bool = False
+    # Responses with A = 0 have a gradient all the same.
+    trains_on_zero_advantage: bool = False
+
+
+def psr_advantage(rewards, num_generations):
+    return (rewards > 0).float()
+
+
+def nsr_advantage(rewards, num_generations):
+    return (rewards > 0).float() - 1
+
+
+def w_reinforce_advantage(rewards, num_generations):
+    return torch.where(rewards > 0, 0.1, -1.0)
+
+
+def pass_at_k_advantage(rewards, num_generations, k=4):
+    """The advantage if sets of k responses are rewarded when one of
+    them is right (Chen et al., 2025a).
+
+    It is the mean reward of the sets of k that hold the response, less
+    the mean reward of all sets, over the standard deviation of the
+    latter. rewards: (N,), one group after another. Returns (N,)."""
+    n = num_generations
+    right = rewards > 0
+    wrong = (~right).view(-1, n).sum(1).repeat_interleave(n)
+    # The share of sets that fail, by the number of wrong responses:
+    # of all sets, and of those that hold a given wrong response.
+    all_sets, with_wrong = [], []
+    for m in range(n + 1):
+        all_sets.append(math.comb(m, k) / math.comb(n, k))
+        others = math.comb(max(m - 1, 0), k - 1)
+        with_wrong.append(others / math.comb(n - 1, k - 1))
+    failure = torch.tensor(all_sets)[wrong]
+    own_failure = torch.tensor(with_wrong)[wrong]
+    own_failure = torch.where(right, 0, own_failure)
+    deviation = (failure * (1 - failure)).sqrt()
+    return (failure - own_failure) / (deviation + 1e-6)
+
+
+def forking_loss(clip, gamma, logp, old_logp, entropy, advantage, gate):
+    """The other tokens still count in the denominator."""
+    return torch.where(gate, clip(gamma, advantage), 0)
+
+
+def entropy_advantage_loss(clip, gamma, logp, old_logp, entropy, advantage, gate):
+    """A + min(0.4 H, |A| / 2) takes the place of A.
+
+    The detach leaves the gradient of gamma alone: H scales it,
+    and is not itself driven up."""
+    bonus = torch.minimum(0.4 * entropy.detach(), advantage.abs() / 2)
+    return clip(gamma, advantage + bonus)
+
+
+def kl_cov_loss(clip, gamma, logp, old_logp, entropy, advantage, gate):
+    """There is no clip. Where gamma is 1 up to rounding, the sign of
+    the penalty's gradient is a matter of chance."""
+    penalty = torch.where(gate, (logp - old_logp).abs(), 0)
+    return penalty - gamma * advantage
+
+
+def choose_by_covariance(samples, share=0.002):
+    """Fills in `chosen`: the share of all ranks' tokens, at least one,
+    with the largest product of A and log pi_old, each less its mean.
+
+    It takes pi_old's log-probs, so that neither micro-batches nor
+    earlier updates change the choice."""
+    rows = []
+    for s in samples:
+        advantage = torch.full(s.old_logp.shape, s.advantage)
+        rows.append(torch.stack([s.old_logp.cpu(), advantage]))
+    own = [torch.cat(rows, 1)] if rows else []
+    everyone = torch.cat(gather(own), 1).double()
+    means = everyone.mean(1, keepdim=True)
+    products = (everyone - means).prod(0)
+    count = max(1, int(share * len(products)))
+    least = products.topk(count).values[-1]
+    for sample, row in zip(samples, rows):
+        chosen = (row - means).prod(0) >= least
+        sample.chosen = chosen.to(sample.old_logp.device)
+
+
+METHODS = {
+    "psr": Baseline(
+        "correct responses only, A = 1 (Zhu et al., 2025)",
+        advantage=psr_advantage, drops_zero_advantage=True),
+    "nsr": Baseline(
+        "incorrect responses only, A = -1 (Zhu et al., 2025)",
+        advantage=nsr_advantage, drops_zero_advantage=True),
+    "w-reinforce": Baseline(
+        "A = 0.1 or -1, no baseline (Zhu et al., 2025)",
+        advantage=w_reinforce_advantage),
+    "forking": Baseline(
+        "loss on the fifth of all tokens that has the highest entropy "
+        "(Wang et al., 2025)",
+        token_loss=forking_loss, batch_quantile=0.8),
+    "entropy-adv": Baseline(
+        "A + min(0.4 H, |A|/2) in place of A (Cheng et al., 2025)",
+        token_loss=entropy_advantage_loss),
+    "kl-cov": Baseline(
+        "no clip, and |log gamma| is added on the 0.2 % of all tokens "
+        "where A and log pi covary most (Cui et al., 2025)",
+        token_loss=kl_cov_loss, choose=choose_by_covariance,
+        trains_on_zero_advantage=True),
+    "pass-at-k": Baseline(
+        "A of sets of 4 responses, right if one of them is "
+        "(Chen et al., 2025a)",
+        advantage=pass_at_k_advantage),
+}
+
+
+def has_gradient(sample, method, beta):
+    """Whether a response adds to the gradient. All terms of the loss have
+    its advantage as a factor, but for the KL penalties."""
+    baseline = METHODS.get(method)
+    if baseline and baseline.trains_on_zero_advantage:
+        return True
+    return sample.advantage != 0 or beta > 0

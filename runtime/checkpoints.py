@@ -1,0 +1,123 @@
+"""Checkpoints, from which a run goes on, and the export of the result as
+an ordinary Hugging Face folder."""
+import json
+import os
+import shutil
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict)
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from runtime import faults
+from runtime.common import fail, gather, write_whole
+
+
+def start_or_resume(folder, settings, trainer):
+    """Makes the run folder, or loads its last checkpoint. Returns the
+    number of steps made so far."""
+    if trainer.rank == 0:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.json", json.dumps(settings, indent=1))
+    faults.check_shared(folder)
+    first = load_checkpoint(folder / "checkpoints", trainer)
+    steps = trainer.cfg.steps
+    if first > steps:
+        fail(f"{folder} has reached step {first} already, which is beyond "
+             f"--steps {steps}")
+    if trainer.rank == 0:
+        faults.rewind(folder, first, steps)
+    return first
+
+
+def checkpoint_state(trainer):
+    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
+    return {"model": model, "optimizer": optimizer}
+
+
+def save_checkpoint(folder, step, trainer):
+    """Saves model and optimizer, each rank its shards. The rename makes
+    it a checkpoint. Keeps the last two.
+
+    After a refused update it saves nothing: the next steps may show that
+    the weights are to blame."""
+    if trainer.refused:
+        return
+    temporary = folder / f"step_{step:06d}.tmp"
+    if trainer.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    dist.barrier()
+    # Returns when every rank has written.
+    dcp.save(checkpoint_state(trainer), checkpoint_id=temporary)
+    if trainer.rank == 0:
+        reach_disk(temporary)
+        temporary.rename(folder / f"step_{step:06d}")
+        reach_disk(folder)
+        for old in sorted(folder.glob("step_??????"))[:-2]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def reach_disk(folder):
+    """Makes sure that the folder's entries survive a power cut, as
+    dcp.save does for its files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def load_checkpoint(folder, trainer):
+    """Loads the last checkpoint that can be read. Returns its step, or 0
+    if there is none. Another number of ranks may have saved it."""
+    # Otherwise the planner's torch.load would run a checkpoint's code.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    own = []
+    if trainer.rank == 0:
+        own = sorted(folder.glob("step_" + 6 * "[0-9]"), reverse=True)
+    found = gather(own)
+    for path in found:
+        state = checkpoint_state(trainer)
+        try:
+            dcp.load(state, checkpoint_id=path)
+        except dcp.CheckpointException as error:
+            # An error on any rank is raised on all of them.
+            faults.skip_checkpoint(path, error, last=path == found[-1])
+            continue
+        set_state_dict(
+            trainer.policy, trainer.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"])
+        step = int(path.name.removeprefix("step_"))
+        cfg = trainer.cfg
+        trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
+        return step
+    return 0
+
+
+def save_hf(folder, trainer, tokenizer, stop_ids):
+    """Writes an ordinary Hugging Face folder, in the dtype the run
+    computed with. Its responses end where the run's did."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(trainer.policy, options=options)
+    if trainer.rank == 0:
+        # fully_shard has changed the policy's class. A plain model holds
+        # the weights instead.
+        config = AutoConfig.from_pretrained(trainer.cfg.model)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=trainer.dtype)
+        before = trainer.policy.generation_config
+        model.generation_config = GenerationConfig(
+            eos_token_id=stop_ids, bos_token_id=before.bos_token_id,
+            pad_token_id=before.pad_token_id)
+        state = {name: weight.to(trainer.dtype)
+                 for name, weight in state.items()}
+        temporary = folder.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary, state_dict=state)
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    dist.barrier()

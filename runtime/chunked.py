@@ -1,0 +1,107 @@
+"""The output head without the logits in memory.
+
+The loss needs a handful of numbers per token: the log-probability of the sampled token, those of the K most probable
+ones, and the entropy. Computed the obvious way, they cost several copies of a (tokens x vocabulary) matrix in float32;
+for 16,384 tokens and a vocabulary of 152,000 one copy alone takes 9 GiB.
+
+`token_statistics` takes the head's input instead of its output. It computes the logits of a chunk of tokens, keeps the
+few numbers, and drops the logits before it computes the next chunk. The backward pass computes each chunk's logits
+once more. Its gradient is exact: the chunks change where memory goes, not what is computed.
+"""
+import torch
+
+# How many float32 logits exist at a time: 1 GiB of them on a GPU, 1/4 GiB on a CPU.
+LOGITS_ON_GPU = 2**28
+LOGITS_ON_CPU = 2**26
+
+
+def token_statistics(hidden, weight, token, K, temperature=1.0, chunk=None):
+    """Returns (logp, topk_logp, entropy, is_top1) of every token, all at `temperature`.
+
+    hidden: (T, D), the states that predict the tokens. weight: (V, D), the output head's. token: (T,) int64.
+    K: how many candidates, at most V. chunk: how many tokens to compute at a time; by default as many as
+    `LOGITS_ON_GPU` or `LOGITS_ON_CPU` allows.
+
+    logp: (T,), log pi(token). topk_logp: (T, K), the K largest log-probabilities, descending. Both have a gradient.
+    entropy: (T,), in nats. is_top1: (T,) bool, whether no token is more probable than the sampled one. Both have none.
+    """
+    if chunk is None:
+        limit = LOGITS_ON_GPU if hidden.is_cuda else LOGITS_ON_CPU
+        chunk = max(1, limit // len(weight))
+    return ChunkedHead.apply(hidden, weight, token, K, temperature, chunk)
+
+
+class ChunkedHead(torch.autograd.Function):
+    """`token_statistics` as a function that autograd can differentiate."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, token, K, temperature, chunk):
+        pieces = []
+        for h, y in zip(hidden.split(chunk), token.split(chunk)):
+            pieces.append(chunk_statistics(h, weight, y, K, temperature))
+        logp, topk_logp, entropy, log_z, top = (torch.cat(piece) for piece in zip(*pieces))
+
+        # Compared by value, so that every token that ties for the highest probability counts as rank 1.
+        is_top1 = logp >= topk_logp[:, 0]
+
+        # The gradient is not zero in these columns alone: the sampled token, then its K candidates.
+        columns = torch.cat([token[:, None], top], dim=1)
+        ctx.save_for_backward(hidden, weight, log_z, columns)
+        ctx.temperature = temperature
+        ctx.chunk = chunk
+        ctx.mark_non_differentiable(entropy, is_top1)
+        return logp, topk_logp, entropy, is_top1
+
+    @staticmethod
+    def backward(ctx, grad_logp, grad_topk, grad_entropy, grad_is_top1):
+        hidden, weight, log_z, columns = ctx.saved_tensors
+        grad = torch.cat([grad_logp[:, None], grad_topk], dim=1)
+        grad = grad / ctx.temperature  # the logits were divided by it
+
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        for start in range(0, len(hidden), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            grad_z = chunk_gradient(hidden[rows], weight, log_z[rows], columns[rows], grad[rows], ctx.temperature)
+            torch.mm(grad_z, weight, out=grad_hidden[rows])
+            grad_weight.addmm_(grad_z.T, hidden[rows])
+            del grad_z  # so that two chunks never exist at once
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def chunk_logits(h, weight, temperature):
+    """(t, V) logits. The product is in the model's dtype, as it is in the engine; what follows needs float32."""
+    z = h @ weight.T
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    if temperature != 1:
+        z.div_(temperature)
+    return z
+
+
+def chunk_statistics(h, weight, y, K, temperature):
+    """The numbers of t tokens: logp (t,), topk_logp (t, K), entropy (t,), log Z (t, 1), candidates (t, K)."""
+    z = chunk_logits(h, weight, temperature)
+    top = z.topk(K, dim=-1)
+    largest = top.values[:, :1]
+
+    exp = (z - largest).exp_()
+    total = exp.sum(-1, keepdim=True)
+    log_z = largest + total.log()
+    mean_z = exp.mul_(z).sum(-1, keepdim=True) / total
+
+    logp = z.gather(1, y[:, None]) - log_z
+    topk_logp = top.values - log_z
+    entropy = log_z - mean_z  # H = -sum_j pi_j log pi_j, where log pi_j = z_j - log Z
+    return logp[:, 0], topk_logp, entropy[:, 0], log_z, top.indices
+
+
+def chunk_gradient(h, weight, log_z, columns, grad, temperature):
+    """d loss / d logits, (t, V), in the weight's dtype.
+
+    grad: (t, 1 + K), d loss / d log pi(j) for each j in `columns` (t, 1 + K). Every one of them adds grad_j (e_j - pi)
+    (Eq. 4): -pi times the sum of all, which is dense, and each its own grad_j in its own column."""
+    z = chunk_logits(h, weight, temperature)
+    pi = z.sub_(log_z).exp_()
+    grad_z = pi.mul_(-grad.sum(1, keepdim=True))
+    grad_z.scatter_add_(1, columns, grad)  # adds twice where the sampled token is a candidate too
+    return grad_z.to(weight.dtype)

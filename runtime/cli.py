@@ -1,0 +1,676 @@
+"""The command line, and what is checked before a model is loaded:
+settings, problems, tokenizer, run folder. What cannot work is refused
+with one line that names the flag, file or row."""
+import argparse
+import dataclasses
+import glob
+import io
+import json
+import math
+import os
+import pickle
+import re
+import sys
+import tempfile
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING as MEMORY_FORMATS)
+from transformers.hf_argparser import HfArg, HfArgumentParser
+
+from runtime.baselines import METHODS
+from runtime.common import fail, one_line, printable
+from runtime.data import (
+    DATASETS, GROUPS, PROTOCOL, load_problems, without_tests)
+from runtime.prompts import TEMPLATES, encode_prompts
+from runtime.responses import Benchmark, digest, read_row
+from verify import TASKS
+
+
+def setting(default, help):
+    """A field of a settings class, with the text that --help shows."""
+    if isinstance(default, list):
+        return HfArg(default_factory=default.copy, help=help)
+    return HfArg(default=default, help=help)
+
+
+@dataclasses.dataclass
+class SystemConfig:
+    """Settings that change time and memory, but no result."""
+    _argument_group_name = "system"
+    rollout: Literal["auto", "vllm", "hf"] = setting(
+        "auto", "what generates; auto: vLLM if it is installed, "
+        "else transformers' generate (hf)")
+    dtype: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto", "of the computation; auto: bfloat16 on GPUs")
+    gpu_memory_utilization: float = setting(
+        0.6, "vLLM's share of a GPU's memory while it generates; on "
+        "CPUs VLLM_CPU_KVCACHE_SPACE is the size of its cache in GiB")
+    tensor_parallel_size: int = setting(
+        1, "neighbouring GPUs of a node that share a vLLM engine")
+    micro_batch_tokens: int = setting(
+        16384, "packed tokens of a forward pass")
+    gradient_checkpointing: bool = setting(
+        True, "recompute each layer in the backward pass")
+    data_dir: str = setting(
+        "", "folder of NAME.jsonl files to use instead of the hub")
+    save_steps: int = setting(
+        20, "steps between checkpoints; the last two are kept")
+    resume: bool = setting(
+        True, "go on from the last checkpoint of the run folder")
+
+
+COMMANDS = "train", "eval"
+
+METHOD_HELP = {
+    "simko": "Eq. 3: --alpha, --K, --q, --lambda-top1, --tau-scope",
+    "grpo": "the same loop without Eq. 3",
+    **{name: method.about for name, method in METHODS.items()}}
+
+# What a text setting may be, apart from Literal types.
+CHOICES = {
+    "method": tuple(METHOD_HELP),
+    "tau_scope": ("response", "batch"),
+    "loss_type": ("grpo", "dapo"),
+    "task": tuple(TASKS),
+    "prompt_template": ("chat", *TEMPLATES)}
+
+ABOVE_0 = (
+    "K", "steps", "batch_size", "mini_batch_size", "max_prompt_length",
+    "max_completion_length", "learning_rate", "temperature",
+    "max_grad_norm", "micro_batch_tokens", "save_steps",
+    "tensor_parallel_size", "eval_n", "eval_max_tokens")
+AT_LEAST_0 = (
+    "seed", "beta", "epsilon_high", "warmup_steps", "weight_decay",
+    "eval_steps", "grpo_warmup_steps", "max_sampling_rounds",
+    "eval_temperature")
+SHARES = ("alpha", "q")
+
+# A run may go on with other values of these.
+CHANGEABLE = (
+    "output_dir", "steps", "resume", "save_steps", "micro_batch_tokens",
+    "gradient_checkpointing", "gpu_memory_utilization",
+    "tensor_parallel_size", "data_dir", "eval_steps", "eval_n",
+    "eval_temperature", "eval_top_p", "eval_max_tokens")
+
+# The objective's settings that only SimKO learns by.
+SIMKO_ONLY = ("alpha", "lambda_top1", "q", "tau_scope")
+
+NUMBERS = re.compile(r"[0-9.]+(,[0-9.]+)+")
+
+
+# ------------------------------------------------------------ command line
+class Job(NamedTuple):
+    """What a checked command line asks for."""
+    command: str        # train or eval
+    cfg: object
+    tokenizer: object
+    stop_ids: list      # token ids that end a response
+    sets: dict          # source -> (problems, number dropped as too long)
+    benchmarks: list    # of Benchmark
+
+    @property
+    def problems(self):
+        """The problems to train on."""
+        return self.sets[self.cfg.train_data][0]
+
+    @property
+    def max_tokens(self):
+        """The longest response that will be asked for."""
+        limits = [benchmark.max_tokens for benchmark in self.benchmarks]
+        if self.command == "train":
+            limits.append(self.cfg.max_completion_length)
+        return max(limits)
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter,
+           argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the epilog's lines as they are."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default == []:
+            return action.help  # the text says what applies
+        return super()._get_help_string(action)
+
+
+class Parser(HfArgumentParser):
+    """Takes each flag with - and with _ and shows the former. Reports a
+    mistake in one line."""
+    command = None
+
+    def format_help(self):
+        twin = r"--[a-z]+_\w*(?: [^-\s]\S*(?: \[.*\])?)?, (?=--)"
+        return re.sub(twin, "", super().format_help())
+
+    def error(self, message):
+        command = self.command or "train"
+        print(f"simko.py: error: {printable(message)} "
+              f"(see: python simko.py {command} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def groups_of(command, Config):
+    """The classes of settings that a command has."""
+    groups = Config.__bases__
+    if command == "eval":
+        names = "evaluation", "model and run", "system"
+        groups = [g for g in groups if g._argument_group_name in names]
+    return groups if command in COMMANDS else ()
+
+
+def make_parser(command, Config):
+    epilog = ""
+    if command != "eval":
+        epilog = "methods:\n" + "".join(
+            f"  {name:14}{about}\n" for name, about in METHOD_HELP.items())
+    parser = Parser(
+        groups_of(command, Config), prog="simko.py",
+        usage="simko.py {train,eval} [--flag value]", allow_abbrev=False,
+        description="Both commands have their own --help.", epilog=epilog,
+        formatter_class=partial(Help, width=100))
+    parser.command = command
+    return parser
+
+
+def parse_config(arguments, Config):
+    """Command line -> (command, Config). An impossible setting ends the
+    program with one line and status 2."""
+    command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else None
+    parser = make_parser(command, Config)
+    if command == "eval":
+        # There is only one kind of temperature here.
+        # --temperature 0.2,0.4 means --eval-temperature 0.2 0.4.
+        words = ["--eval-temperature" if word == "--temperature" else word
+                 for word in arguments]
+        arguments = []
+        for word in words:
+            arguments += word.split(",") if NUMBERS.fullmatch(word) else [word]
+    *parts, unknown = parser.parse_args_into_dataclasses(
+        arguments[bool(command):], return_remaining_strings=True,
+        look_for_args_file=False)
+    if not command:
+        parser.error("say what to do: train or eval")
+    if unknown:
+        parser.error(f"unknown flag or value {unknown[0]!r}")
+    values = {}
+    for part in parts:
+        values |= vars(part)
+    cfg = Config(**values)
+    check_values(cfg, parser)
+    sources = [GROUPS.get(source, [source]) for source in cfg.eval_data]
+    cfg.eval_data = [name for group in sources for name in group]
+    if f"{cfg.train_data}-train" in DATASETS:
+        cfg.train_data = f"{cfg.train_data}-train"
+    for message, holds in conditions(command, cfg):
+        if not holds:
+            parser.error(message)
+    return command, cfg
+
+
+def check_values(cfg, parser):
+    """Refuses texts that cannot be printed, numbers out of range, and
+    what is none of the choices."""
+    for name, value in vars(cfg).items():
+        for v in value if isinstance(value, list) else [value]:
+            if isinstance(v, str):
+                empty = not v.strip() and name != "data_dir"
+                if empty or not v.isprintable():
+                    parser.error(f"{flag(name)} {v!r} is empty, or has "
+                                 "characters that cannot be printed")
+            elif isinstance(v, int | float):
+                if not abs(v) < 2**31:
+                    parser.error(f"{flag(name)} {v} is no number below 2^31")
+                if name in ABOVE_0 and not v > 0:
+                    parser.error(f"{flag(name)} must be above 0")
+                if name in AT_LEAST_0 and not v >= 0:
+                    parser.error(f"{flag(name)} must be at least 0")
+                if name in SHARES and not 0 <= v <= 1:
+                    parser.error(f"{flag(name)} must lie in [0, 1]")
+    for name, choices in CHOICES.items():
+        if getattr(cfg, name) not in choices:
+            parser.error(f"{flag(name)} {getattr(cfg, name)} is none of "
+                         f"{', '.join(choices)}")
+
+
+def conditions(command, cfg):
+    """(message, whether the settings are as they must be) of each rule
+    that is more than a range."""
+    temperatures = cfg.eval_temperature or []
+    names = [set_name(source) for source in cfg.eval_data]
+    parts, ranks = cfg.tensor_parallel_size, processes_of_node()
+    return [
+        ("--lambda-top1 must be at least 1", cfg.lambda_top1 >= 1),
+        ("--epsilon must lie in [0, 1)", 0 <= cfg.epsilon < 1),
+        ("--gpu-memory-utilization must lie in (0, 1]",
+         0 < cfg.gpu_memory_utilization <= 1),
+        ("--num-generations must be at least 2: one response alone has "
+         "no baseline", cfg.num_generations > 1),
+        ("--method pass-at-k needs --num-generations of at least 4",
+         cfg.method != "pass-at-k" or cfg.num_generations >= 4),
+        (f"--mini-batch-size {cfg.mini_batch_size} does not divide "
+         f"--batch-size {cfg.batch_size}",
+         cfg.batch_size % cfg.mini_batch_size == 0),
+        ("--eval-temperature 0 makes all samples the same: choose "
+         "--eval-n 1", 0 not in temperatures or cfg.eval_n == 1),
+        ("--eval-temperature names one twice",
+         len(set(temperatures)) == len(temperatures)),
+        ("--eval-top-p must lie in (0, 1]",
+         cfg.eval_top_p is None or 0 < cfg.eval_top_p <= 1),
+        ("two sets of --eval-data have the same name",
+         len(set(names)) == len(names)),
+        ("eval needs --eval-data", command == "train" or cfg.eval_data),
+        (f"--tensor-parallel-size {parts} is for vLLM, and does not work "
+         "with --rollout hf", parts == 1 or cfg.rollout != "hf"),
+        (f"--tensor-parallel-size {parts} does not divide the {ranks} "
+         "processes of a node (torchrun's --nproc_per_node)",
+         ranks % parts == 0)]
+
+
+def processes_of_node():
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def set_name(source):
+    return Path(source.split(",")[0]).stem
+
+
+def idle_flags(cfg):
+    """The flags of SimKO that were given, if the method is another."""
+    if cfg.method == "simko":
+        return []
+    return [flag(name) for name in SIMKO_ONLY
+            if getattr(cfg, name) != getattr(type(cfg), name)]
+
+
+def compute_dtype(cfg, device):
+    if cfg.dtype != "auto":
+        return getattr(torch, cfg.dtype)
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def uses_vllm(cfg):
+    """Whether vLLM generates."""
+    if cfg.rollout == "hf":
+        return False
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
+            fail(f"vLLM cannot be imported ({one_line(error)}). Install "
+                 "it, or choose --rollout hf")
+        print("vLLM cannot be imported, so transformers' generate makes "
+              f"the rollouts: {one_line(error)}", flush=True)
+        return False
+    return True
+
+
+# --------------------------------------------------------------- the model
+@contextmanager
+def reading(what):
+    """A damaged file can raise anything in the library that reads it.
+    Here it becomes one line that begins with `what`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        fail(f"{what}: {one_line(error) or repr(error)}")
+
+
+def check_weights(folder):
+    """Refuses a model's folder unless it has sound .safetensors files."""
+    index = folder / "model.safetensors.index.json"
+    files = {*folder.glob("*.safetensors")}
+    if index.exists():
+        with reading(index):
+            names = json.loads(index.read_bytes())["weight_map"].values()
+            files = {folder / name for name in names}
+    if not files:
+        fail(f"--model {folder} has no weights in .safetensors. Other "
+             "formats are not read, since they can hold code. Save the "
+             "model with save_pretrained")
+    for file in files:
+        with reading(f"{file} is damaged or missing, fetch it again"):
+            # Reads the header and compares it with the file's size.
+            with safe_open(file, "pt"):
+                pass
+
+
+def load_config(command, cfg):
+    """The config of the model's text part, checked."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    # With None, the default, transformers would ask at a terminal
+    # whether to run the checkpoint's code.
+    no_code = {"trust_remote_code": False}
+    with reading(f"--model {cfg.model}: its config.json is missing, damaged "
+                 "or asks for code of its own (auto_map), which is never run"):
+        config = AutoConfig.from_pretrained(cfg.model, **no_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, **no_code)
+        body = model.base_model
+        config = config.get_text_config()
+    if command == "train" and not hasattr(body, "layers"):
+        fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
+             "trained here, since it has no .layers")
+    if cfg.K > config.vocab_size:
+        fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of "
+             "the model's vocabulary")
+    parts = cfg.tensor_parallel_size
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        size = getattr(config, name, None)
+        # vLLM copies key heads where there are fewer than GPUs.
+        copied = name == "num_key_value_heads" and size and parts % size == 0
+        if isinstance(size, int) and size % parts and not copied:
+            fail(f"--tensor-parallel-size {parts} does not divide the "
+                 f"model's {name}, {size}")
+    return config
+
+
+def context_left(command, cfg, config):
+    """Tokens that the model's context leaves for a response."""
+    context = getattr(config, "max_position_embeddings", None) or math.inf
+    left = context - cfg.max_prompt_length
+    needed = cfg.max_completion_length if command == "train" else 1
+    if left < needed:
+        lengths = f"--max-prompt-length {cfg.max_prompt_length}"
+        if command == "train":
+            lengths += f" and --max-completion-length {needed}"
+        fail(f"the model's context of {context} tokens is too short for "
+             + lengths)
+    return left
+
+
+def load_tokenizer(cfg, vocabulary):
+    from transformers import AutoTokenizer
+    with reading(f"--model {cfg.model}: its tokenizer is missing, damaged "
+                 "or asks for code of its own (auto_map), which is never run"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            cfg.model, trust_remote_code=False)
+        # The vocabulary may be padded beyond the tokenizer's tokens,
+        # and the padding may be sampled.
+        tokenizer.decode([vocabulary - 1])
+    if cfg.prompt_template == "chat" and not tokenizer.chat_template:
+        fail(f"{cfg.model} has no chat template: choose --prompt-template "
+             f"{', '.join(TEMPLATES)}")
+    return tokenizer
+
+
+def end_tokens(cfg, tokenizer, vocabulary):
+    """Sorted ids of the tokens that end a response."""
+    from transformers import GenerationConfig
+    with reading(f"--model {cfg.model}"):
+        try:
+            ends = GenerationConfig.from_pretrained(cfg.model).eos_token_id
+        except OSError:
+            if Path(cfg.model, "generation_config.json").exists():
+                raise
+            ends = None  # the file is optional
+    stops = [tokenizer.eos_token_id]
+    stops += ends if isinstance(ends, list) else [ends]
+    if cfg.prompt_template in ("chat", "qwen-math"):
+        # Qwen's base models end a turn with it, though not their text.
+        stops.append(tokenizer.get_vocab().get("<|im_end|>"))
+    stops = [stop for stop in stops if stop is not None]
+    for stop in stops:
+        if not isinstance(stop, int) or not 0 <= stop < vocabulary:
+            fail(f"{cfg.model}: the end-of-text token {stop!r} is none of "
+                 f"the {vocabulary} of the model's vocabulary: model and "
+                 "tokenizer, or generation_config.json, do not belong "
+                 "together")
+    if not stops:
+        fail(f"{cfg.model} names no end-of-text token, so no response "
+             "would end: give its tokenizer an eos_token")
+    return sorted(set(stops))
+
+
+def encode(source, rows, tokenizer, vocabulary, cfg):
+    """encode_prompts, and a check that the model knows all tokens."""
+    with reading(f"{cfg.model}: its chat template or tokenizer cannot make "
+                 f"a prompt of {source}; another --prompt-template may do"):
+        problems, dropped = encode_prompts(rows, tokenizer, cfg)
+    for problem in problems:
+        ids = problem["prompt_ids"]
+        what = None
+        if not len(ids):
+            what = "has no tokens"
+        elif ids.max() >= vocabulary:
+            what = (f"has a token of id {ids.max()}, beyond the model's "
+                    f"{vocabulary}")
+        if what:
+            fail(f"{source}: the prompt of {problem['id']!r:.80} {what}: is "
+                 f"{cfg.model}'s tokenizer its own, and does "
+                 f"--prompt-template {cfg.prompt_template} hold the problem?")
+    return problems, dropped
+
+
+def plan_benchmarks(command, cfg, sets, room):
+    """The Benchmarks of --eval-data: as the flags say, else as in the
+    paper. Responses must fit into the room behind a prompt."""
+    weights_of = ""
+    if command == "eval":
+        files = Path(cfg.model).glob("*.safetensors")
+        written = [file.stat().st_mtime for file in files]
+        if written:
+            weights_of = str(datetime.fromtimestamp(max(written)))
+    benchmarks = []
+    for source in cfg.eval_data:
+        kind = "logic" if source in GROUPS["logic"] else "math"
+        temperature, top_p, tokens = PROTOCOL[kind]
+        n = DATASETS[source].n if source in DATASETS else 256
+        temperatures = cfg.eval_temperature or [temperature]
+        for t in temperatures:
+            name = set_name(source)
+            benchmarks.append(Benchmark(
+                label=f"{name}@T{t}" if len(temperatures) > 1 else name,
+                set=name, problems=sets[source][0], n=cfg.eval_n or n,
+                temperature=t, top_p=cfg.eval_top_p or top_p,
+                max_tokens=min(cfg.eval_max_tokens or tokens, room),
+                weights_of=weights_of))
+    return benchmarks
+
+
+# ---------------------------------------------------------- the run folder
+def run_settings(cfg, problems):
+    """What config.json says of a run, and so of one that goes on."""
+    settings = dataclasses.asdict(cfg)
+    return {**settings, "train_data_sha256": digest(problems)}
+
+
+def check_run(cfg, problems):
+    """Refuses a run folder that holds another run, or damage."""
+    folder = Path(cfg.output_dir)
+    check_checkpoints(folder)
+    if (folder / "metrics.jsonl").exists():
+        check_log(folder / "metrics.jsonl")
+    file = folder / "config.json"
+    if not file.exists():
+        if [*folder.glob("checkpoints/step_??????")]:
+            fail(f"{folder} holds checkpoints but no config.json that names "
+                 "their settings: choose another --output-dir")
+        return
+    if not cfg.resume:
+        fail(f"{folder} holds a run already: choose another --output-dir, "
+             "or leave out --no-resume to go on with it")
+    settings = run_settings(cfg, problems)
+    fixed = {name: v for name, v in settings.items() if name not in CHANGEABLE}
+    before = read_settings(file, file.read_bytes())
+    if "output_dir" not in before:
+        fail(f"{file} is of an earlier version of this program, whose runs "
+             "cannot be continued: choose another --output-dir")
+    changed = [f"{flag(name)} {change}"
+               for name, change in differences(before, fixed).items()]
+    if changed:
+        fail(f"{folder} holds a run with other settings: "
+             f"{'; '.join(changed)}. Choose another --output-dir")
+
+
+def check_writable(folder):
+    """Refuses an --output-dir that is no folder. Raises OSError where
+    nothing can be written. Leaves nothing behind."""
+    paths = [folder, *folder.parents]
+    if any(path.exists() and not path.is_dir() for path in paths):
+        fail(f"--output-dir {folder} is a file, or lies in one: name a folder")
+    nearest = next(path for path in paths if path.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
+
+
+# All that the .metadata file of a checkpoint names, apart from dtypes.
+PICKLED = {
+    "torch.Size", "torch.serialization._get_layout",
+    "pathlib.PosixPath", "pathlib._local.PosixPath",
+    *(f"torch.distributed.checkpoint.{name}" for name in (
+        "filesystem._StorageInfo", "metadata.Metadata",
+        "metadata.MetadataIndex", "metadata.StorageMeta",
+        "metadata.TensorStorageMetadata", "metadata.BytesStorageMetadata",
+        "metadata.ChunkStorageMetadata", "metadata.TensorProperties",
+        "metadata._MEM_FORMAT_ENCODING"))}
+# Fixed before any pickle could change the class.
+MEMORY_FORMAT_NAMES = frozenset(MEMORY_FORMATS.__members__)
+
+
+class UnsafePickle(Exception):
+    """A pickle calls something that no checkpoint of ours does."""
+
+
+class MetadataUnpickler(pickle.Unpickler):
+    """Loads the names of PICKLED and dtypes, and nothing else."""
+
+    def find_class(self, module, name):
+        if (module, name) == ("builtins", "getattr"):
+            return self.member
+        is_dtype = (module == "torch" and
+                    isinstance(getattr(torch, name, None), torch.dtype))
+        if is_dtype or f"{module}.{name}" in PICKLED:
+            return super().find_class(module, name)
+        raise UnsafePickle(f"{module}.{name}")
+
+    @staticmethod
+    def member(*arguments):
+        """getattr, as which some Pythons (3.11.2 of Debian 12) pickle a
+        member of an enumeration."""
+        match arguments:
+            case (owner, str(name)):
+                if owner is MEMORY_FORMATS and name in MEMORY_FORMAT_NAMES:
+                    return getattr(owner, name)
+        raise UnsafePickle("getattr")
+
+
+def check_checkpoints(folder):
+    """Refuses checkpoints that would run code when they are loaded.
+
+    torch.distributed.checkpoint unpickles .metadata without a question.
+    A damaged one is left to the loader, which names it."""
+    for path in folder.glob("checkpoints/step_??????/.metadata"):
+        try:
+            MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+        except UnsafePickle as error:
+            fail(f"{path} calls {error}, as no checkpoint of this program "
+                 "does: delete its folder, or choose another --output-dir")
+        except Exception:  # noqa: BLE001, S110
+            pass
+
+
+def check_log(path):
+    """Refuses a metrics.jsonl with a damaged line, apart from a last line
+    that was cut off."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        try:
+            int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            fail(f"{path}, line {number}, is damaged ({error!r}): remove it")
+
+
+def read_settings(path, text):
+    """The JSON object in `text`, which comes from the file `path`."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        fail(f"{path} is damaged ({error}): repair it, or choose another "
+             "--output-dir")
+
+
+def differences(before, settings):
+    """{name: "was this, is that"} of the settings that have changed."""
+    return {name: f"was {before.get(name)}, is {value}"
+            for name, value in settings.items()
+            if before.get(name) != value}
+
+
+def check_responses(path, settings):
+    """Refuses to go on with responses that were made with other settings,
+    as the first line of the file says, or that are damaged."""
+    with path.open("rb") as file:
+        before = read_settings(path, file.readline())
+        changed = [f"{name} {change}"
+                   for name, change in differences(before, settings).items()]
+        if changed:
+            fail(f"{path} was evaluated with other settings: "
+                 f"{'; '.join(changed)}. Choose another --output-dir, or "
+                 "delete it")
+        if not (path.parent / "eval.json").exists():
+            for number, line in enumerate(file, 2):
+                read_row(path, number, line)
+
+
+# ------------------------------------------------------------- all of them
+def prepare(arguments, Config):
+    """Checks the command line and all that it names. Returns a Job.
+
+    Nothing is loaded on a device, and no file is changed."""
+    command, cfg = parse_config(arguments, Config)
+    config = load_config(command, cfg)
+    vocabulary = config.vocab_size
+    tokenizer = load_tokenizer(cfg, vocabulary)
+    stop_ids = end_tokens(cfg, tokenizer, vocabulary)
+    if Path(cfg.model).is_dir():
+        check_weights(Path(cfg.model))
+    room = context_left(command, cfg, config)
+
+    training = command == "train"
+    sources = [cfg.train_data, *cfg.eval_data] if training else cfg.eval_data
+    rows = {s: load_problems(s, cfg.data_dir, cfg.task) for s in sources}
+    if training:
+        rows[cfg.train_data] = without_tests(cfg, rows)
+    sets = {source: encode(source, problems, tokenizer, vocabulary, cfg)
+            for source, problems in rows.items()}
+    benchmarks = plan_benchmarks(command, cfg, sets, room)
+    job = Job(command, cfg, tokenizer, stop_ids, sets, benchmarks)
+
+    folder = Path(cfg.output_dir)
+    with reading(f"--output-dir {folder} cannot be used"):
+        if training:
+            check_run(cfg, job.problems)
+        elif (folder / "config.json").exists():
+            fail(f"--output-dir {folder} is the folder of a training run: "
+                 "name another one for this evaluation")
+        check_writable(folder)
+        for benchmark in benchmarks:
+            name = f"{glob.escape(benchmark.label)}.jsonl"
+            for path in folder.glob(f"eval_*/{name}" if training else name):
+                check_responses(path, benchmark.settings(cfg))
+    if training and os.environ.get("RANK", "0") == "0":
+        if idle := idle_flags(cfg):
+            print(f"note: --method {cfg.method} does not use "
+                  f"{', '.join(idle)}", flush=True)
+    return job
+
+
+def announce(job, world, device, dtype):
+    """Says what is about to run, and on what."""
+    cfg = job.cfg
+    for source, (problems, dropped) in job.sets.items():
+        print(f"{source}: {len(problems)} problems; {dropped} longer than "
+              f"{cfg.max_prompt_length} tokens dropped")
+    what = cfg.method if job.command == "train" else "evaluation"
+    print(f"{cfg.output_dir}: {what} on {world} x {device.type}, {dtype}",
+          flush=True)

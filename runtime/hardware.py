@@ -1,0 +1,346 @@
+"""What this machine has, what each recipe takes, and which recipe fits.
+
+train.sh asks for the list of recipes, and for a plan before it starts one:
+
+    python -m runtime.hardware list
+    python -m runtime.hardware plan --recipe qwen2.5-0.5b
+
+Everything in GB is in units of 10^9 bytes. Before the packages are installed
+there is no PyTorch to ask, so the standard library alone is imported here.
+"""
+import argparse
+import math
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+ENGINE_MEMORY = 0.6  # simko.py's default of --engine-memory
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the memory and the hours of a recipe depend on.
+
+    train.sh holds the recipe's flags; a test compares them with this table.
+    """
+    name: str
+    model: str
+    train_data: str
+    parameters: float    # billions
+    cards: int           # the number of GPUs that its row in the list assumes
+    steps: int
+    responses: int       # a step, over all GPUs
+    tokens: int          # the mean length of a response, which is a guess
+    gated: bool = False  # whether its download needs a login
+
+
+RECIPES = (
+    Recipe("qwen2.5-math-7b", "Qwen/Qwen2.5-Math-7B", "math",
+           parameters=7.6, cards=8, steps=140, responses=8192, tokens=700),
+    Recipe("qwen2.5-7b", "Qwen/Qwen2.5-7B", "math",
+           parameters=7.6, cards=8, steps=140, responses=8192, tokens=700),
+    Recipe("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", "gsm8k-math1",
+           parameters=3.2, cards=8, steps=140, responses=8192, tokens=300,
+           gated=True),
+    Recipe("logic", "Qwen/Qwen2.5-7B", "synlogic",
+           parameters=7.6, cards=8, steps=150, responses=2048, tokens=1500),
+    Recipe("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k",
+           parameters=0.5, cards=1, steps=100, responses=512, tokens=300),
+)
+
+
+# ------------------------------------------------------------- the formula
+def memory_gb(parameters, cards):
+    """An estimate of the GB that a run needs on each of its cards.
+
+    parameters: billions. What must fit changes during a step:
+
+    - In the update a card holds its shard of the float32 weights, gradients
+      and AdamW's two moments: 16 bytes a parameter, divided by the cards.
+      The engine sleeps, but the layers that FSDP has gathered, activations
+      and a chunk of logits lie beside the shard (one H100 showed 3.3 GB of
+      them at 0.5B and 5.0 GB at 1.5B), and so do CUDA's and NCCL's buffers.
+    - In the rollout the gradients are gone, and the engine holds all weights
+      in bfloat16 (2 bytes a parameter) and its cache of keys and values,
+      for which `engine_memory` keeps it to what the trainer leaves.
+
+    16 P / g + 2 P + 12 is above both.
+    """
+    return 16 * parameters / cards + 2 * parameters + 12
+
+
+def engine_memory(parameters, cards, card_gb):
+    """The share of a card that the engine may take in the rollout: the
+    default, or what the trainer leaves where that is less.
+
+    The trainer then holds 12 bytes a parameter, divided by the cards. CUDA,
+    NCCL and the captured graphs, which do not count as the engine's, and the
+    tensors that a sync gathers get 4 GB.
+    """
+    free = card_gb - 12 * parameters / cards - 4
+    return min(ENGINE_MEMORY, math.floor(100 * free / card_gb) / 100)
+
+
+def loading_gb(parameters, cards):
+    """The GB of main memory that the processes need for a moment, in which
+    each of them holds the whole checkpoint in bfloat16."""
+    return 2 * parameters * cards
+
+
+def hours(recipe, cards):
+    """An estimate of the hours of training on so many H100 cards.
+
+    For each token: 10 FLOP a parameter for old log-probs, forward pass,
+    recomputation and backward pass, at 4e14 a second; generation at
+    4e13 / parameters tokens a second; and 45 microseconds that do not depend
+    on the size, which is what one H100 took beyond that at 0.4B (8.5 s for a
+    step of 131,072 tokens). Evaluations are not in it.
+    """
+    seconds_a_token = recipe.parameters * 1e9 * (10 / 4e14 + 1 / 4e13) + 45e-6
+    tokens = recipe.steps * recipe.responses * recipe.tokens
+    return tokens * seconds_a_token / cards / 3600
+
+
+def arithmetic(recipe, cards):
+    """The formula with its figures, for a message."""
+    size = recipe.parameters
+    where = "one GPU" if cards == 1 else f"each of {cards} GPUs"
+    return (f"about {memory_gb(size, cards):.0f} GB on {where} "
+            f"(16 x {size} / {cards} + 2 x {size} + 12)")
+
+
+# ------------------------------------------------- what is in the machine
+def fail(message):
+    """Stop with one line for the user."""
+    print(f"train.sh: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def nvidia_smi():
+    """(GB of each card that nvidia-smi sees, the driver's version).
+
+    A card of unknown size counts as infinite, so that nothing is refused
+    before PyTorch has been asked.
+    """
+    command = ["nvidia-smi", "--query-gpu=memory.total,driver_version",
+               "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # there is no nvidia-smi
+        return [], None
+    if done.returncode:  # there is no driver
+        return [], None
+    cards, driver = [], None
+    for line in done.stdout.splitlines():
+        mib, _, driver = line.partition(", ")
+        cards.append(int(mib) * 2**20 / 1e9 if mib.isdigit() else math.inf)
+    return cards, driver
+
+
+def pytorch_cards():
+    """GB of each card that PyTorch sees, which CUDA_VISIBLE_DEVICES may have
+    hidden. Stops where PyTorch should see some and sees none."""
+    import torch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # check_driver says it in one line
+        available = torch.cuda.is_available()
+    if not available:
+        check_driver(torch)
+        return []
+    return [torch.cuda.get_device_properties(card).total_memory / 1e9
+            for card in range(torch.cuda.device_count())]
+
+
+def check_driver(torch):
+    """Stops where nvidia-smi sees cards that nobody has hidden."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards, driver = nvidia_smi()
+    if not cards or visible in ("", "-1"):
+        return
+    seen = f"nvidia-smi sees {gpus(len(cards))} and PyTorch none"
+    if visible is not None:
+        seen += f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    if torch.version.cuda is None:
+        fail(f"{seen}: PyTorch {torch.__version__} was built for CPUs alone. "
+             "Delete .venv, and the same command installs it for GPUs")
+    fail(f"{seen}: the driver is {driver}, and PyTorch {torch.__version__} "
+         f"was built for CUDA {torch.version.cuda}. Install a driver that "
+         "supports this CUDA")
+
+
+def missing_for_triton():
+    """The Debian packages that this machine lacks to compile C for Triton,
+    whose kernels vLLM uses. Triton takes $CC, gcc or clang, and Python.h."""
+    packages = []
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        packages.append("gcc")
+    scheme = sysconfig.get_default_scheme()
+    if scheme == "posix_local":  # Debian's, where Triton looks in /usr
+        scheme = "posix_prefix"
+    headers = Path(sysconfig.get_paths(scheme)["include"])
+    if not (headers / "Python.h").exists():
+        version = ".".join(map(str, sys.version_info[:2]))
+        packages.append(f"python{version}-dev")
+    return packages
+
+
+def logged_in():
+    """Whether the hub would hand out a gated model here."""
+    from huggingface_hub import get_token
+    return get_token() is not None
+
+
+# ---------------------------------------------------------------- the plan
+def gpus(count):
+    return f"{count} GPU{'s' if count > 1 else ''}"
+
+
+def describe(cards):
+    return f"{gpus(len(cards))} of {min(cards):.0f} GB"
+
+
+def fits(recipe, cards):
+    """Whether the recipe fits these cards, of so many GB each."""
+    if not cards:
+        return False
+    return memory_gb(recipe.parameters, len(cards)) <= min(cards)
+
+
+def largest(recipes):
+    """The recipe with the largest model, the first of equals, or None."""
+    return max(recipes, key=lambda recipe: recipe.parameters, default=None)
+
+
+def choose(cards, login):
+    """The recipe to train where the user names none, and the reason for it.
+
+    cards: GB of each. login: whether gated models can be downloaded.
+    Returns (Recipe, or None for the laptop's; a sentence).
+    """
+    if not cards:
+        return None, "The recipe is laptop, since PyTorch sees no GPU here."
+    fitting = [recipe for recipe in RECIPES if fits(recipe, cards)]
+    best = largest(fitting)
+    chosen = largest(recipe for recipe in fitting
+                     if login or not recipe.gated)
+    if chosen is None:
+        smallest = min(RECIPES, key=lambda recipe: recipe.parameters)
+        return None, (f"The recipe is laptop, since no other fits "
+                      f"{describe(cards)}: {smallest.name} needs "
+                      f"{arithmetic(smallest, len(cards))}.")
+    reason = (f"The recipe is {chosen.name}, the largest that fits "
+              f"{describe(cards)}")
+    if chosen is not best:
+        reason += (f" and needs no login ({best.name} would fit after "
+                   "`hf auth login`)")
+    return chosen, reason + "."
+
+
+def prediction(recipe, cards):
+    """What the recipe will take, in a sentence."""
+    count = len(cards)
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return (f"By estimate it takes {arithmetic(recipe, count)}, "
+            f"{loading_gb(recipe.parameters, count):.0f} GB of main memory "
+            f"while the model loads (this machine has {machine:.0f}), and "
+            f"{hours(recipe, count):.1f} hours at the speed of H100s.")
+
+
+def check_fit(recipe, cards):
+    """Stops, with the arithmetic, where the recipe does not fit."""
+    if fits(recipe, cards):
+        return
+    best = largest(other for other in RECIPES if fits(other, cards))
+    advice = (f"Choose {best.name if best else 'laptop'}, which fits, or add "
+              "--force to start it all the same")
+    needs = arithmetic(recipe, len(cards) or recipe.cards)
+    here = describe(cards) if cards else "no GPU that can be used"
+    fail(f"{recipe.name} needs {needs}, and this machine has {here}. {advice}")
+
+
+def check_compiler():
+    """Stops where Triton could not compile its kernels."""
+    if packages := missing_for_triton():
+        fail("Triton compiles C when a model runs on a GPU, and this machine "
+             f"lacks what it needs: apt install {' '.join(packages)} (on "
+             "Debian and Ubuntu), or add --force to start all the same")
+
+
+def print_plan(recipe, reason, cards, model, force):
+    """Prints two lines. The first is for train.sh: the recipe, the number of
+    GPUs and, where the default is too much, the engine's share of their
+    memory. The second tells the user what was chosen and what it will take.
+
+    recipe: None is the laptop's. cards: GB of each. model: of --model, or
+    None. Only the size of the recipe's own model is known.
+    """
+    if recipe is None:
+        print("laptop", len(cards))
+        print(reason)
+        return
+    known = model in (None, recipe.model)
+    if known and not force:
+        check_fit(recipe, cards)
+    if cards and not force:
+        check_compiler()
+    share = ENGINE_MEMORY
+    if known and fits(recipe, cards):
+        share = engine_memory(recipe.parameters, len(cards), min(cards))
+    print(recipe.name, len(cards), share if share < ENGINE_MEMORY else "")
+    if not known:
+        takes = f"The size of {model} is not known, so nothing is predicted."
+    elif cards:
+        takes = prediction(recipe, cards)
+    else:
+        takes = "PyTorch sees no GPU here, so nothing is predicted."
+    print(reason, takes)
+
+
+def print_list():
+    """Prints the recipes with what they take on the GPUs meant for them."""
+    rows = [("recipe", "model", "data", "GB a GPU", "training"),
+            ("laptop", "172k-parameter Llama", "Countdown", "no GPU",
+             "minutes on 2 CPU cores")]
+    for recipe in RECIPES:
+        memory = memory_gb(recipe.parameters, recipe.cards)
+        rows.append((recipe.name, recipe.model, recipe.train_data,
+                     f"{memory:.0f} on {recipe.cards}",
+                     f"{hours(recipe, recipe.cards):.1f} hours"))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        print("  ".join(cells).rstrip())
+    print("GB and hours are estimates for H100s; README.md has the formula.")
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(prog="train.sh", allow_abbrev=False)
+    parser.add_argument("command", choices=("list", "check", "plan"))
+    parser.add_argument("--recipe", help="plan: the largest if left out")
+    parser.add_argument("--force", action="store_true")
+    parser.add_argument("--model", nargs="?", help="simko.py's flag")
+    options, _ = parser.parse_known_args(arguments)  # simko.py has others
+    recipes = {recipe.name: recipe for recipe in RECIPES}
+    recipe = recipes.get(options.recipe)
+    if options.command == "list":
+        print_list()
+    elif options.command == "check":  # before there is a PyTorch to ask
+        known = recipe and options.model in (None, recipe.model)
+        if known and not options.force:
+            check_fit(recipe, nvidia_smi()[0])
+    else:
+        cards = pytorch_cards()
+        reason = f"The recipe is {options.recipe}."
+        if recipe is None:
+            recipe, reason = choose(cards, logged_in())
+        print_plan(recipe, reason, cards, options.model, options.force)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

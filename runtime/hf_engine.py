@@ -1,0 +1,99 @@
+"""Rollouts by transformers' generate, for machines without vLLM. The
+interface is that of VLLMEngine in simko.py."""
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor
+
+from runtime.packing import Sample, load_model
+
+
+class SampledLogp(LogitsProcessor):
+    """Changes nothing, and keeps the log-probs of the sampled tokens.
+
+    generate calls it with the logits of the next token, and with the ids
+    up to the one that the last call's logits led to. generate's own way
+    to return log-probs would keep all logits until the end."""
+
+    def __init__(self, temperature):
+        self.temperature = temperature
+        self.columns, self.logp = [], None
+
+    def __call__(self, ids, logits):
+        if self.logp is not None:
+            self.columns.append(self.logp.gather(1, ids[:, -1:]))
+        self.logp = (logits.float() / self.temperature).log_softmax(-1)
+        return logits
+
+
+class HFEngine:
+    """Holds its own copy of the model in the compute dtype. It starts
+    with the checkpoint's weights, whatever load_format says."""
+    rows = 256  # responses generated at a time
+
+    def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
+        self.model = load_model(cfg.model, dtype).to(device).eval()
+        self.model.set_attn_implementation("sdpa")
+        # generate() would take what it is not told from the checkpoint's.
+        self.model.generation_config = GenerationConfig()
+        self.stop_ids, self.device = stop_ids, device
+
+    @torch.no_grad()
+    def generate(self, prompts, n, temperature, top_p, max_tokens,
+                 progress, logprobs=True):
+        """Returns n Samples of each prompt, one prompt after another.
+        Temperature 0 is greedy."""
+        sampling = {}
+        if temperature:
+            sampling = {"do_sample": True, "temperature": temperature,
+                        "top_p": top_p, "top_k": 0}
+        settings = GenerationConfig(
+            max_new_tokens=max_tokens, eos_token_id=self.stop_ids,
+            pad_token_id=self.stop_ids[0], **sampling)
+        stop_ids = torch.tensor(self.stop_ids)
+        copies = [i for i in range(len(prompts)) for _ in range(n)]
+        samples = []
+        for start in progress(range(0, len(copies), self.rows), desc="rollout"):
+            rows = copies[start:start + self.rows]
+            ids, mask = self.pad_left([prompts[i] for i in rows])
+            sampled = SampledLogp(temperature)
+            out = self.model.generate(
+                ids.to(self.device), attention_mask=mask.to(self.device),
+                generation_config=settings,
+                logits_processor=[sampled] if logprobs else [])
+            logp = np.zeros((len(rows), 0), np.float32)
+            if logprobs:
+                sampled(out, sampled.logp)  # those of the last token
+                logp = torch.cat(sampled.columns, 1).cpu().numpy()
+            responses = out[:, ids.shape[1]:].cpu()
+            stops = torch.isin(responses, stop_ids)
+            for i, response, p, stop in zip(rows, responses, logp, stops):
+                length = len(response)
+                if stop.any():
+                    length = int(stop.int().argmax()) + 1
+                samples.append(Sample(
+                    i, prompts[i], response[:length].numpy(), p[:length],
+                    truncated=not stop.any()))
+        return samples
+
+    def pad_left(self, prompts):
+        """(ids, mask) of prompts padded on the left, since generate goes
+        on at the right."""
+        sizes = torch.tensor([len(prompt) for prompt in prompts])
+        width = int(sizes.max())
+        mask = torch.arange(width) >= width - sizes[:, None]
+        ids = torch.full((len(prompts), width), self.stop_ids[0])
+        ids[mask] = torch.from_numpy(np.concatenate(prompts))
+        return ids, mask.long()
+
+    def sleep(self):
+        """It keeps its memory."""
+
+    @torch.no_grad()
+    def load_weights(self, named_weights):
+        """Copies (name, tensor) pairs into its model."""
+        own = dict(self.model.named_parameters())
+        for name, weight in named_weights:
+            own[name].copy_(weight)
+
+    def close(self):
+        """Nothing outlives the process."""

@@ -1,0 +1,165 @@
+"""Samples, and how the policy reads many of them in one forward pass:
+side by side in one row of tokens, without padding."""
+import inspect
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from runtime.common import fail, one_line
+
+
+@dataclass
+class Sample:
+    """One response. The engine's arrays are numpy arrays,
+    which are cheap to gather over ranks."""
+    prompt: int               # index of its prompt in the batch
+    prompt_ids: np.ndarray    # (P,) int64
+    response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
+    engine_logp: np.ndarray   # (L,) float32 by the engine; (0,) in evaluation
+    truncated: bool           # it met the length limit before EOS
+    id: str = ""              # of its problem
+    text: str = ""
+    reward: float = 0.0
+    advantage: float = 0.0
+    old_logp: torch.Tensor | None = None  # (L,) log pi_old by the trainer
+    ref_logp: torch.Tensor | None = None  # (L,) log pi_ref, if beta > 0
+    chosen: torch.Tensor | None = None    # (L,) bool, set by kl-cov alone
+
+    def size(self):
+        """Tokens of prompt and response."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+class Packed(NamedTuple):
+    """R prompts with their responses in one row of T tokens."""
+    tokens: torch.Tensor     # (T,)
+    positions: torch.Tensor  # (T,) from 0 in each sequence
+    bounds: torch.Tensor     # (R + 1,) int32: the start of each sequence, then T
+    predicts: torch.Tensor   # (N,) the place before each response token
+    targets: torch.Tensor    # (N,) the response tokens
+    lengths: torch.Tensor    # (R,) response tokens of each sequence
+    longest: int             # tokens of the longest sequence
+
+
+def pack(samples, device):
+    """Packs Samples. Without any, the row is one token
+    that predicts nothing."""
+    if samples:
+        prompts = np.array([len(s.prompt_ids) for s in samples])
+        lengths = np.array([len(s.response_ids) for s in samples])
+        parts = [ids for s in samples for ids in (s.prompt_ids, s.response_ids)]
+        tokens = np.concatenate(parts)
+    else:
+        prompts, tokens = np.array([1]), np.array([0])
+        lengths = np.array([0])
+    sizes = prompts + lengths
+    positions = np.concatenate([np.arange(size) for size in sizes])
+    bounds = np.cumsum([0, *sizes], dtype=np.int32)
+    response = np.flatnonzero(positions >= prompts.repeat(sizes))
+    arrays = (tokens, positions, bounds, response - 1,
+              tokens[response], lengths[:len(samples)])
+    tensors = [torch.from_numpy(array).to(device) for array in arrays]
+    return Packed(*tensors, int(sizes.max()))
+
+
+def micro_batches(samples, tokens):
+    """Splits samples into lists of at most `tokens` tokens.
+
+    A longer sample gets a list of its own. The longest come first, so
+    that sequences of one length lie side by side."""
+    batches, room = [], 0
+    for sample in sorted(samples, key=lambda s: -s.size()):
+        if sample.size() > room:
+            batches.append([])
+            room = max(tokens, sample.size())
+        batches[-1].append(sample)
+        room -= sample.size()
+    return batches
+
+
+def balance_across_ranks(samples, rank, world):
+    """This rank's share of the samples, of about as many tokens as
+    every other rank's.
+
+    Samples with a gradient are dealt first, the longest first. The
+    ranks take turns, forwards and then backwards."""
+    order = sorted(samples, key=lambda s: (s.advantage == 0, -s.size()))
+    turns = [*range(world), *reversed(range(world))]
+    return [s for i, s in enumerate(order) if turns[i % len(turns)] == rank]
+
+
+def packed_attention(module, query, key, value, attention_mask, scaling,
+                     cu_seq_lens_q, max_length_q, sliding_window=None,
+                     softcap=None, s_aux=None, **_):
+    """Causal attention within each packed sequence.
+
+    query, key, value: (1, heads, T, d). Returns (1, T, heads, d).
+    transformers calls it by the name "packed". Its own attentions keep
+    sequences apart only as long as neither a mask nor a cache is passed."""
+    if (sliding_window or math.inf) < max_length_q or softcap is not None or s_aux is not None:
+        fail("this model's attention has a sliding window below the sequence "
+             "length, soft-capping or sinks, which are not implemented")
+    # The heads move behind the tokens: (T, heads, d).
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if q.is_cuda and q.dtype != torch.float32:
+        return varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
+    # Runs of sequences of one length are attended to as a batch.
+    lengths, counts = cu_seq_lens_q.diff().unique_consecutive(return_counts=True)
+    out, start = [], 0
+    for length, count in zip(lengths.tolist(), counts.tolist()):
+        end = start + length * count
+        run = [x[start:end].unflatten(0, (count, length)).transpose(1, 2)
+               for x in (q, k, v)]
+        attended = F.scaled_dot_product_attention(
+            *run, is_causal=True, scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1])
+        out.append(attended.transpose(1, 2).flatten(0, 1))
+        start = end
+    return torch.cat(out)[None], None
+
+
+def varlen_attention(q, k, v, bounds, longest, scaling):
+    """PyTorch's flash attention on packed sequences, for half precision
+    on GPUs. q, k, v: (T, heads, d). Returns (T, heads, d)."""
+    from torch.nn.attention.varlen import varlen_attn
+    grouped = {}
+    # PyTorch 2.11's kernel takes fewer key heads without being told.
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        grouped = {"enable_gqa": q.shape[1] != k.shape[1]}
+    return varlen_attn(q, k, v, bounds, bounds, longest, longest,
+                       scale=scaling, window_size=(-1, 0), **grouped)
+
+
+def load_model(path, dtype):
+    """A causal language model with `packed_attention`.
+
+    dtype: a torch dtype, or "auto" for that of the stored weights. Only
+    safetensors are read, and no code of the checkpoint is run."""
+    from transformers import (
+        AttentionInterface, AutoConfig, AutoModelForCausalLM)
+    AttentionInterface.register("packed", packed_attention)
+    no_code = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, **no_code)
+        # "auto" would otherwise mean the dtype that config.json names,
+        # and reading weights in a lower precision would round them.
+        config.dtype = None
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype,
+            attn_implementation="packed", use_safetensors=True,
+            output_loading_info=True, **no_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        fail(f"--model {path}: {one_line(error)}")
+    if found["missing_keys"]:
+        # transformers would initialise these at random.
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        fail(f"--model {path} lacks weights: {names} ...")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            # pi_old and pi_theta must be functions of their input.
+            module.p = 0.0
+    return model

@@ -1,0 +1,110 @@
+"""What an evaluation keeps: every response with its verdict, and pass@K
+in eval.json."""
+import hashlib
+import json
+from typing import NamedTuple
+
+from runtime.common import fail, write_whole
+
+
+def digest(problems):
+    """SHA-256 of the problems, their answers and how these are checked."""
+    names = "id", "problem", "answer", "task"
+    content = json.dumps([[p[name] for name in names] for p in problems])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class Benchmark(NamedTuple):
+    """A set of problems to evaluate on, and how to sample."""
+    label: str       # its name, with @T and the temperature if there are several
+    set: str
+    problems: list
+    n: int           # samples of each problem
+    temperature: float
+    top_p: float
+    max_tokens: int  # of a response
+    weights_of: str  # when --model's weights were written; "" in training
+
+    def settings(self, cfg):
+        """What the responses depend on, the first line of their file."""
+        own = ("set", "n", "temperature", "top_p", "max_tokens", "weights_of")
+        return {
+            "model": cfg.model, "seed": cfg.seed,
+            "prompt_template": cfg.prompt_template,
+            **{name: getattr(self, name) for name in own},
+            "problems": digest(self.problems)}
+
+
+def row(sample):
+    """A sample as a row of the file of responses."""
+    return {
+        "id": sample.id, "correct": int(sample.reward > 0),
+        "tokens": len(sample.response_ids),
+        "truncated": bool(sample.truncated), "response": sample.text}
+
+
+def append(path, rows):
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_row(path, number, line):
+    """The row in a line, or None if the line was cut off."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+        return {"id": row["id"], "correct": int(row["correct"]),
+                "truncated": bool(row["truncated"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        fail(f"{path}, line {number}, is damaged ({error!r}). Remove this "
+             "line and all that follow: they will be made again")
+
+
+def resume(path, benchmark, cfg, chunk):
+    """Returns the rows that a stopped evaluation has made, and makes its
+    file if there is none.
+
+    Rows after the last whole chunk of so many responses are removed from
+    the file. cli.check_responses has compared the settings already."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(benchmark.settings(cfg)) + "\n")
+    whole = benchmark.n * len(benchmark.problems)
+    rows = []
+    with path.open("rb+") as file:
+        ends = [len(file.readline())]
+        for number, line in enumerate(file, 2):
+            if found := read_row(path, number, line):
+                rows.append(found)
+                ends.append(ends[-1] + len(line))
+        count = len(rows) // chunk * chunk
+        if len(rows) >= whole:
+            count = whole
+        file.truncate(ends[count])
+    return rows[:count]
+
+
+def report(folder, cfg, results):
+    """Writes eval.json, and a table of pass@K in % to the screen."""
+    names = "model", "seed", "prompt_template"
+    settings = {name: getattr(cfg, name) for name in names}
+    write_whole(folder / "eval.json",
+                json.dumps({"settings": settings, "sets": results}))
+    by_length = sorted((row["pass"] for row in results.values()), key=len)
+    print(f"{folder}: pass@K in %")
+    print(f"{'set':16}{'n':>5}{'T':>5}{'top-p':>7}{'tokens':>8}{'K =':>5}"
+          + "".join(f"{k:>7}" for k in by_length[-1]))
+    rows = list(results.items())
+    sets = {row["set"] for row in results.values()}
+    if 1 < len(results) == len(sets):
+        average = {
+            k: sum(row["pass"][k] for row in results.values()) / len(results)
+            for k in by_length[0]}
+        rows.append(("average", {"pass": average}))
+    for label, row in rows:
+        how = [row.get(name, "")
+               for name in ("n", "temperature", "top_p", "max_tokens")]
+        print("{:16}{:>5}{:>5}{:>7}{:>8}     ".format(label[:16], *how)
+              + "".join(f"{100 * value:7.1f}" for value in row["pass"].values()),
+              flush=True)

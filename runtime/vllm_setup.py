@@ -1,0 +1,70 @@
+"""What vLLM needs to run inside the training process, beyond its public
+options: environment variables, its log, and a remedy for CPUs."""
+import logging
+import os
+import sys
+from collections import deque
+
+from runtime.common import printable
+
+
+class Tail(logging.Handler):
+    """Keeps the last lines of a log."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = deque(maxlen=30)
+
+    def emit(self, record):
+        self.lines.append(f"{self.format(record)}\n")
+
+
+tail = Tail()
+
+
+def set_vllm_environment():
+    """To be called before vLLM is imported."""
+    os.environ.update(
+        # The engine in this process, where its weights can be reached.
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        # Otherwise vLLM pins the whole process to one core.
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        VLLM_NO_USAGE_STATS="1")
+    # FlashInfer compiles its sampler when it first meets a top-p, which
+    # is in the first evaluation, and fails where there is no nvcc. vLLM's
+    # own sampler needs no compiler.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    keep_log()
+
+
+def keep_log():
+    """Keeps the last lines that vLLM logs. The screen shows its errors,
+    or what VLLM_LOGGING_LEVEL says. A logging configuration of the
+    user's own stays as it is."""
+    if "VLLM_LOGGING_CONFIG_PATH" in os.environ:
+        return
+    # Otherwise each engine that starts installs vLLM's own handlers.
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    shown = logging.StreamHandler(sys.stdout)
+    shown.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper())
+    logger = logging.getLogger("vllm")
+    logger.handlers, logger.propagate = [shown, tail], False
+    logger.setLevel(min(shown.level, logging.INFO))
+
+
+def last_lines():
+    """The end of vLLM's log, as text for an error message."""
+    if not tail.lines:
+        return " It wrote no log."
+    lines = [f"{printable(line.rstrip())}\n" for line in tail.lines]
+    return "\nThe last lines of its log:\n" + "".join(lines)
+
+
+def repack_heads(model):
+    """On CPUs vLLM keeps a packed copy of a tied output head, which
+    reloading the weights does not refresh. Makes that copy anew."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead)
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

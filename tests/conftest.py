@@ -1,0 +1,237 @@
+"""What the tests share: tiny checkpoints made from seeds, the laptop experiment, and runs in this process.
+
+Nothing is downloaded. Tests that need vLLM carry the mark `needs_vllm`: where it is not installed they are skipped, but
+in CI (the environment variable CI is "true") they fail, because there nothing else would notice.
+"""
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import re
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import settings
+from hypothesis import strategies as st
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+import simko
+from simko import Config, Sample
+from test_simko import near, randn  # noqa: F401  for the other tests
+from tests import workers
+from tools import laptop as laptop_program
+
+STOPS, VOCABULARY = [2, 7], 61  # of the checkpoint `base`, whose own end of text is 2
+CPU, quiet = torch.device("cpu"), partial(tqdm, disable=True)
+seeds = st.integers(0, 2**32 - 1)
+needs_vllm = pytest.mark.needs_vllm
+one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
+settings.register_profile("simko", max_examples=60, deadline=None, derandomize=True)
+settings.load_profile("simko")
+torch.set_num_threads(1)  # tensors this small are slower on more
+# transformers' norm rounds to float32 even in a float64 model. Not here, so that a small difference is a difference.
+LlamaRMSNorm.forward = lambda norm, x: F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("needs_vllm") is None or importlib.util.find_spec("vllm"):
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail("vLLM is not installed, and in CI no test may be skipped for that", pytrace=False)
+    pytest.skip("vLLM is not installed")
+
+
+def distance(got, want):
+    """||got - want|| / ||want|| over a whole gradient {name: tensor}."""
+    assert got.keys() == want.keys()
+    flat = [torch.cat([x[name].detach().double().flatten() for name in want]) for x in (got, want)]
+    return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
+
+
+# ---------------------------------------------------------------------------------- a policy and samples, without a run
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory):
+    """{whether the output head is tied to the embedding: folder of a tiny random Llama with grouped-query attention}.
+
+    Beside each lies samples.json: responses of 1 to 17 tokens, some of one length, sampled from the model where the
+    advantage is positive and greedy elsewhere."""
+    lengths = [1, 7, 9, 7, 2, 17, 11, 9, 7, 5, 13]
+    prompts = [3, 5, 3, 8, 4, 3, 6, 3, 5, 9, 4]
+    advantages = [1.5, -0.9, 0.7, 1.1, -1.2, -0.6, 0.8, 0.0, -1.4, 1.0, 0.9]
+    folders = {}
+    for tied in (False, True):
+        folder, samples = tmp_path_factory.mktemp("checkpoint"), []
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.2,
+            bos_token_id=1, eos_token_id=STOPS[0], pad_token_id=0))
+        for prompt, length, advantage in zip(prompts, lengths, advantages):
+            ids = torch.randint(3, VOCABULARY, (1, prompt))
+            ids = model.generate(ids, do_sample=advantage > 0, min_new_tokens=length, max_new_tokens=length)
+            ids = ids[0].tolist()
+            samples.append([ids[:prompt], ids[prompt:], advantage])
+        model.save_pretrained(folder)
+        (folder / "samples.json").write_text(json.dumps(samples))
+        folders[tied] = folder
+    return folders
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["untied", "tied"])
+def base(request, bases):
+    """One of `bases` after the other."""
+    return bases[request.param]
+
+
+def load_samples(folder):
+    return [Sample(0, np.array(prompt), np.array(response), np.zeros(len(response), np.float32), True, advantage=A)
+            for prompt, response, A in json.loads((folder / "samples.json").read_text())]
+
+
+@torch.no_grad()
+def move(model, seed):
+    """Shifts all weights, sharded or not, by a few percent: seeded noise of 0.01 (they are of size 0.2, or 1)."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    if hasattr(model, "reshard"):
+        model.reshard()  # else it may show gathered weights, which the next pass forgets
+    for i, parameter in enumerate(model.parameters()):
+        noise = 0.01 * randn(*parameter.shape, seed=1000 * seed + i, dtype=torch.float32)
+        if isinstance(parameter, DTensor):
+            noise = distribute_tensor(noise, parameter.device_mesh, parameter.placements)
+        parameter.add_(noise)
+
+
+def plain_model(folder, *seeds):
+    """The checkpoint moved by `seeds`, in float64, with transformers' own attention."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    for seed in seeds:
+        move(model, seed)
+    return model.double()
+
+
+def plain_logits(model, sample):
+    """(L, V): what predicts each response token, from a pass over this sequence alone."""
+    ids = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]))[None]
+    return model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1:-1]
+
+
+def config(folder, **changes):
+    """An objective so strong that each part of it shows in a gradient."""
+    strong = Config(model=str(folder), alpha=0.2, lambda_top1=1.6, q=0.4, epsilon=0.1, epsilon_high=0.15, max_grad_norm=1e9, learning_rate=0.0,
+                    micro_batch_tokens=40, max_prompt_length=200, max_completion_length=24, eval_max_tokens=24)
+    return dataclasses.replace(strong, **changes)
+
+
+@pytest.fixture
+def group():
+    """torch.distributed for this process alone; its environment variables leave with it."""
+    with mock.patch.dict(os.environ), simko.process_group():
+        yield
+
+
+@pytest.fixture(scope="session")
+def two_ranks(bases, tmp_path_factory):
+    """What two processes computed for test_trainer.py and test_methods.py: {(whose, folder of the base): results}."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
+    workers.run(workers.two_ranks(*workers.worker("gradients", folder)))
+    return torch.load(folder / "results.pt")
+
+
+SHARES = {  # how two ranks divide the samples: evenly, so that one has most of the micro-batches, or all of them
+    "dealt": lambda samples, rank: simko.deal(samples, rank, 2),
+    "uneven": lambda samples, rank: samples[1:] if rank else samples[:1],
+    "idle": lambda samples, rank: [] if rank else samples,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- whole runs
+@pytest.fixture(scope="session")
+def laptop(tmp_path_factory):
+    """The laptop experiment's folder, its base model trained just enough to be rewarded now and then."""
+    folder = tmp_path_factory.mktemp("laptop") / "data"
+    workers.run(workers.python("tools/laptop.py", folder, "--seed", 0, "--steps", 250))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """Folder with a tiny Llama taught 24 Countdown problems, of every three: one right, one wrong, one both ways; and
+    with them as all.jsonl, and hopeless.jsonl, which has no right answers."""
+    words = laptop_program.vocabulary()
+    folder, rng, taught, problems = tmp_path_factory.mktemp("taught"), random.Random(0), [], []
+    while len(problems) < 24:
+        numbers = tuple(rng.choices(range(2, 21), k=3))
+        legal = sorted(laptop_program.chains(tuple(sorted(numbers))))
+        *right, target = rng.choice(legal)
+        others = [chain[:-1] for chain in legal if chain[-1] != target]
+        if target < 40 or not others:
+            continue
+        prompt = laptop_program.prompt(numbers, target)
+        ways = [[right, right], [others[0]] * 2, [right, others[0]]][len(problems) % 3]
+        taught += [["<bos>", *prompt.split(), *chain, "<eos>"] for chain in ways]
+        problems.append({"problem": prompt, "answer": f"{target} = {' '.join(map(str, numbers))}"})
+    hopeless = [{**row, "answer": "999 = 1 1 1"} for row in problems]
+    write_rows(folder / "all.jsonl", problems)
+    write_rows(folder / "hopeless.jsonl", hopeless)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), hidden_size=64, intermediate_size=96,
+                                         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
+                                         bos_token_id=1, eos_token_id=2, pad_token_id=0))
+    ids = torch.tensor([[words[token] for token in row] for row in taught])
+    labels, optimizer = ids.clone(), torch.optim.AdamW(model.parameters(), 4e-3)
+    labels[:, :7] = -100
+    for _ in range(100):
+        optimizer.zero_grad()
+        model(ids, labels=labels).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder / "base")
+    laptop_program.make_tokenizer().save_pretrained(folder / "base")
+    return folder
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe(data, command, output, *flags):
+    """Arguments of the laptop recipe's `train`, or of an evaluation of its base model."""
+    line = (f"{command} --model {data}/base --output-dir {output} --task countdown --prompt-template raw --eval-n 4 "
+            f"--max-prompt-length 16 --eval-max-tokens 12 --eval-data {data}/test.jsonl --eval-temperature 1 "
+            "--eval-top-p 1")
+    if command == "train":
+        line += (f" --train-data {data}/train.jsonl --batch-size 32 --mini-batch-size 8 --learning-rate 4e-4 --max-completion-length 12"
+                 " --loss-type dapo --no-gradient-checkpointing --save-steps 1")
+    return [*line.split(), *map(str, flags)]
+
+
+def short_recipe(data, output, *flags):
+    """Arguments of a run on `taught` of steps so short, with a rate so high, that three of them show something."""
+    line = (f"train --model {data}/base --train-data {data}/all.jsonl --task countdown --prompt-template raw --q 0.5 "
+            f"--rollout hf --output-dir {output} --batch-size 8 --mini-batch-size 4 --max-prompt-length 16 --max-completion-length 12 "
+            "--eval-max-tokens 12 --learning-rate 1e-3 --loss-type dapo --no-gradient-checkpointing")
+    return [*line.split(), *map(str, flags)]
+
+
+def main(arguments):
+    """simko.py in this process, whose environment variables it leaves as they were."""
+    with mock.patch.dict(os.environ):
+        simko.main(arguments)
+
+
+def metrics(run):
+    """Rows of metrics.jsonl without what depends on the machine's load."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not re.search("second|_per_s|memory", name)} for row in rows]
+
+
+def checkpoints(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())

@@ -1,0 +1,106 @@
+"""Both engines sample from the trainer's policy after each sync, by their seeds, and say where a response ends."""
+import itertools
+import json
+import os
+import statistics
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import simko
+from tests import workers
+from tests.conftest import CPU, STOPS, config, load_samples, move, needs_vllm, quiet
+
+
+def engine_prompts(folder):
+    return [s.prompt_ids for s in load_samples(folder)] + [np.arange(150) % 50 + 3]  # the last: for the prefix cache
+
+
+def try_engine(folder, backend):
+    """Syncs an engine with a trainer, moves all weights, syncs again; writes what the tests below ask for."""
+    cfg, report, rollouts = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000), {}, {}
+    with closing(simko.make_engine(cfg, STOPS, CPU, torch.float32, "dummy", 24)) as engine:
+        trainer = simko.Trainer(cfg, CPU, torch.float32)
+
+        def rollout(*key):
+            simko.seed_everything(*key)
+            return engine.generate(engine_prompts(folder), 4, cfg.temperature, 1.0, 16, quiet)
+
+        def compare(samples):  # largest difference of log-probs; mean of log pi + H: 0 for tokens drawn from pi
+            entropies, _ = trainer.old_statistics(samples, quiet)
+            logp, engine_logp = (torch.cat([torch.as_tensor(x) for x in column]) for column in zip(
+                *((s.old_logp, s.engine_logp) for s in samples)))
+            return (logp - engine_logp).abs().max().item(), (logp.sum() + entropies.sum()).item() / len(logp)
+
+        engine.sync(trainer.named_weights())
+        before = rollout(0, 0, 0)
+        report["synced"] = compare(before)
+        move(trainer.policy, 1)
+        report["stale"] = compare(before)
+        trainer.policy.reshard()
+        engine.sync(trainer.named_weights())
+        rollouts = {str(key): rollout(*key) for key in [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)]}
+        rollouts["again"] = rollout(0, 0, 0)
+        report["moved"] = list(map(compare, rollouts.values()))
+        row = lambda s: (s.prompt, s.prompt_ids.tolist(), s.response_ids.tolist(), s.truncated)
+        report["samples"] = {key: list(map(row, samples)) for key, samples in rollouts.items()}
+        (folder / f"{backend}.json").write_text(json.dumps(report))
+
+
+def try_engine_alone(folder, backend):
+    with mock.patch.dict(os.environ), simko.process_group():
+        try_engine(folder, backend)
+
+
+def vllm_engines(folder):
+    """An engine for each of the checkpoints, in forks of this process, which imports vLLM once for both."""
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"  # test_runs.py has engines that are compiled, which takes twice as long
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+    for base in json.loads((folder / "bases.json").read_text()):
+        pid = workers.fork(partial(try_engine_alone, Path(base), "vllm"), folder / "log")
+        if workers.end_of(pid):
+            raise SystemExit((folder / "log").read_text())
+
+
+@pytest.fixture(scope="session")
+def vllm_reports(bases, tmp_path_factory):
+    """Leaves a report of `try_engine` in the folder of each base."""
+    folder = tmp_path_factory.mktemp("engines")
+    (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
+    workers.run(workers.python(*workers.worker("engines", folder)))
+
+
+@pytest.fixture(scope="session", params=["hf", pytest.param("vllm", marks=needs_vllm)])
+def engine(request, base):
+    """The report of `try_engine`."""
+    if request.param == "vllm":
+        request.getfixturevalue("vllm_reports")
+    else:
+        try_engine_alone(base, "hf")
+    return json.loads((base / f"{request.param}.json").read_text())
+
+
+def test_an_engine_samples_from_the_trainers_policy_after_each_sync(engine):
+    gaps, surprises = zip(engine["synced"], *engine["moved"])
+    assert max(gaps) < 1e-4 and engine["stale"][0] > 0.1
+    assert abs(statistics.mean(surprises[:-1])) < 0.1  # about 4 standard errors
+
+
+def test_the_same_seeds_give_the_same_tokens_and_another_seed_step_or_rank_others(engine):
+    responses = {key: [row[2] for row in rows] for key, rows in engine["samples"].items()}
+    assert responses.pop("again") == responses["(0, 0, 0)"]
+    assert all(a != b for a, b in itertools.combinations(responses.values(), 2)) and len(responses) == 4
+
+
+def test_responses_come_in_order_keep_their_end_and_say_when_they_were_cut(engine, base):
+    samples, prompts = engine["samples"]["(0, 0, 0)"], enumerate(engine_prompts(base))
+    assert [row[:2] for row in samples] == [[i, prompt.tolist()] for i, prompt in prompts for _ in range(4)]
+    for *_, tokens, truncated in samples:
+        assert not set(STOPS).intersection(tokens[:-1]) and (len(tokens) == 16 or not truncated)
+        assert truncated == (tokens[-1] not in STOPS)
+    assert {row[3] for row in samples} == {False, True} and len({tuple(row[2]) for row in samples}) > 24

@@ -1,0 +1,249 @@
+"""Which recipe fits which cards, what it takes there, and what is said where
+something is missing.
+
+    python -m pytest tests/test_hardware.py
+"""
+import os
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from runtime import hardware
+from simko import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = {recipe.name: recipe for recipe in hardware.RECIPES}
+SMALL, MIDDLE, PAPER = "qwen2.5-0.5b", "llama3.2-3b", "qwen2.5-math-7b"
+MEMORY = {7.6: {1: 148.8, 2: 88.0, 4: 57.6, 8: 42.4},
+          3.2: {1: 69.6, 2: 44.0, 4: 31.2, 8: 24.8},
+          0.5: {1: 21.0, 2: 17.0, 4: 15.0, 8: 14.0}}  # GB, worked out by hand
+DEFAULT = {24: {1: SMALL, 2: SMALL, 4: SMALL, 8: SMALL},
+           40: {1: SMALL, 2: SMALL, 4: MIDDLE, 8: MIDDLE},
+           48: {1: SMALL, 2: MIDDLE, 4: MIDDLE, 8: PAPER},
+           80: {1: MIDDLE, 2: MIDDLE, 4: PAPER, 8: PAPER},
+           141: {1: MIDDLE, 2: PAPER, 4: PAPER, 8: PAPER}}
+BOXES = [(card_gb, cards) for card_gb in DEFAULT for cards in (1, 2, 4, 8)]
+
+
+@pytest.mark.parametrize("size", MEMORY)
+def test_memory_is_the_formula_of_the_readme(size):
+    for cards, expected in MEMORY[size].items():
+        assert hardware.memory_gb(size, cards) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("card_gb, cards", BOXES)
+def test_the_default_is_the_largest_recipe_that_fits(card_gb, cards):
+    box = [card_gb] * cards
+    chosen, reason = hardware.choose(box, login=True)
+    assert chosen.name == DEFAULT[card_gb][cards]
+    assert chosen.name in reason and hardware.describe(box) in reason
+    for recipe in hardware.RECIPES:
+        fits = MEMORY[recipe.parameters][cards] <= card_gb
+        assert hardware.fits(recipe, box) == fits
+        assert recipe.parameters <= chosen.parameters or not fits
+
+
+@pytest.mark.parametrize("card_gb, cards", BOXES)
+def test_the_default_needs_no_login_where_there_is_none(card_gb, cards):
+    chosen, reason = hardware.choose([card_gb] * cards, login=False)
+    if DEFAULT[card_gb][cards] == MIDDLE:
+        assert chosen.name == SMALL
+        assert f"{MIDDLE} would fit after `hf auth login`" in reason
+    else:
+        assert chosen.name == DEFAULT[card_gb][cards]
+        assert "login" not in reason
+
+
+@pytest.mark.parametrize("card_gb, cards", BOXES)
+def test_engine_and_trainer_fit_beside_each_other_in_the_rollout(card_gb,
+                                                                 cards):
+    for recipe in hardware.RECIPES:
+        size = recipe.parameters
+        if not hardware.fits(recipe, [card_gb] * cards):
+            continue
+        share = hardware.gpu_memory_utilization(size, cards, card_gb)
+        trainer = 12 * size / cards
+        assert share <= Config.gpu_memory_utilization
+        assert share * card_gb + trainer <= card_gb - 4
+        # The engine has room for its weights and 5 GB of cache at least.
+        assert share * card_gb >= 2 * size + 5
+
+
+def test_the_formula_is_above_what_one_card_showed():
+    """An H100 needed 3.05 and 4.61 GiB above weights, gradients and optimizer
+    for updates of 16,384 tokens."""
+    for size, gib in ((0.494, 3.05), (1.54, 4.61)):
+        shown = 16 * size + gib * 2**30 / 1e9
+        assert shown < hardware.memory_gb(size, 1) < shown + 12
+
+
+def test_hours_scale_with_the_cards():
+    for recipe in hardware.RECIPES:
+        one = hardware.hours(recipe, 1)
+        for cards in (2, 4, 8):
+            assert hardware.hours(recipe, cards) == pytest.approx(one / cards)
+
+
+def test_the_readme_shows_the_formula_s_figures():
+    readme = (ROOT / "README.md").read_text()
+    for recipe in hardware.RECIPES:
+        row = re.search(rf"^\| `{recipe.name}` \|.*$", readme, re.M).group()
+        memory = hardware.memory_gb(recipe.parameters, recipe.cards)
+        hours = hardware.hours(recipe, recipe.cards)
+        seconds = 3600 * hours / recipe.steps
+        assert row.endswith(f"| {memory:.0f} on {recipe.cards} "
+                            f"| {hours:.1f} ({seconds:.0f}) |")
+
+
+def test_the_list_has_every_recipe(capsys):
+    hardware.main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines[1:-1]]
+    assert names == ["laptop", *RECIPES]
+    assert "42 on 8" in lines[2] and "11.8 hours" in lines[2]
+
+
+def test_without_a_card_or_without_room_it_is_the_laptop_s():
+    chosen, reason = hardware.choose([], login=True)
+    assert chosen is None and "PyTorch sees no GPU" in reason
+    chosen, reason = hardware.choose([8.6], login=True)
+    assert chosen is None
+    assert "no other fits 1 GPU of 9 GB: qwen2.5-0.5b needs" in reason
+
+
+def test_the_smallest_of_unequal_cards_decides():
+    box = [84.9, 84.9, 25.3, 84.9]
+    assert hardware.choose(box, login=True)[0].name == SMALL
+    assert hardware.describe(box) == "4 GPUs of 25 GB"
+
+
+@pytest.mark.parametrize("name, box, words", [
+    (PAPER, [25.3], ["about 149 GB on one GPU (16 x 7.6 / 1 + 2 x 7.6 + 12)",
+                     "1 GPU of 25 GB", f"Choose {SMALL}, which fits"]),
+    ("logic", [42.3] * 4, ["about 58 GB on each of 4 GPUs (16 x 7.6 / 4",
+                           "4 GPUs of 42 GB", f"Choose {MIDDLE}"]),
+    (SMALL, [], ["no GPU that can be used", "Choose laptop"])])
+def test_a_recipe_that_cannot_fit_is_refused(name, box, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        hardware.check_fit(RECIPES[name], box)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    for part in [f"train.sh: error: {name} needs", *words, "--force"]:
+        assert part in error
+
+
+def test_what_a_plan_says(capsys):
+    """The first line is for train.sh, the second for the user."""
+    box = [84.9] * 8
+    hardware.print_plan(RECIPES[PAPER], "Why.", box, None, force=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == [PAPER, "8"]
+    for part in ("Why. By estimate", "42 GB on each of 8 GPUs", "11.8 hours",
+                 "122 GB of main memory"):
+        assert part in second
+    box = [84.9]
+    hardware.print_plan(RECIPES[MIDDLE], "Why.", box, None, force=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == [MIDDLE, "1", "0.5"]
+
+
+def test_nothing_is_predicted_for_a_model_of_another_size(capsys):
+    box = [25.3]
+    hardware.print_plan(RECIPES[PAPER], "Why.", box, "my/model", force=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == [PAPER, "1"]
+    assert second == ("Why. The size of my/model is not known, so nothing is "
+                      "predicted.")
+
+
+def program(folder, name, text):
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("output, cards", [
+    ("echo '81559, 580.159'; echo '81559, 580.159'", [85.52] * 2),
+    ("echo '[N/A], 580.159'", [float("inf")]),
+    ("echo 'NVIDIA-SMI has failed'; exit 9", [])])
+def test_nvidia_smi(output, cards, tmp_path, monkeypatch):
+    program(tmp_path, "nvidia-smi", output)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found, driver = hardware.nvidia_smi()
+    assert found == pytest.approx(cards, rel=1e-3)
+    assert driver == ("580.159" if cards else None)
+
+
+def test_no_nvidia_smi(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hardware.nvidia_smi() == ([], None)
+
+
+@pytest.fixture
+def build_tools(tmp_path, monkeypatch):
+    """A machine with neither compiler nor Python.h: (programs, headers)."""
+    programs, headers = tmp_path / "programs", tmp_path / "headers"
+    programs.mkdir()
+    headers.mkdir()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr(hardware.sysconfig, "get_paths",
+                        lambda scheme: {"include": str(headers)})
+    return programs, headers
+
+
+def test_packages_that_triton_needs(build_tools, monkeypatch, capsys):
+    programs, headers = build_tools
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"
+    assert hardware.missing_for_triton() == ["gcc", python]
+    with pytest.raises(SystemExit):
+        hardware.check_compiler()
+    error = capsys.readouterr().err
+    assert f"apt install gcc {python}" in error and error.count("\n") == 1
+    program(programs, "clang", "")
+    assert hardware.missing_for_triton() == [python]
+    (headers / "Python.h").touch()
+    assert hardware.missing_for_triton() == []
+    hardware.check_compiler()
+    monkeypatch.setenv("CC", str(programs / "cc"))  # which is not there
+    assert hardware.missing_for_triton() == ["gcc"]
+    program(programs, "cc", "")
+    assert hardware.missing_for_triton() == []
+
+
+def pretended_torch(cuda):
+    return types.SimpleNamespace(
+        __version__="2.13.0", version=types.SimpleNamespace(cuda=cuda))
+
+
+@pytest.mark.parametrize("cuda, visible, words", [
+    ("13.0", None, ["2 GPUs and PyTorch none:", "driver is 470.57",
+                    "PyTorch 2.13.0 was built for CUDA 13.0"]),
+    ("13.0", "7", ["CUDA_VISIBLE_DEVICES is '7'", "470.57"]),
+    (None, None, ["was built for CPUs alone", "Delete .venv"])])
+def test_cards_that_only_nvidia_smi_sees(cuda, visible, words, tmp_path,
+                                         monkeypatch, capsys):
+    program(tmp_path, "nvidia-smi", "echo '81559, 470.57'; "
+                                    "echo '81559, 470.57'")
+    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.defpath)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(SystemExit) as stop:
+        hardware.check_driver(pretended_torch(cuda))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    for part in words:
+        assert part in error
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_cards_may_be_hidden(hidden, tmp_path, monkeypatch):
+    program(tmp_path, "nvidia-smi", "echo '81559, 470.57'")
+    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.defpath)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    hardware.check_driver(pretended_torch("13.0"))

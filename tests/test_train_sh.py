@@ -1,0 +1,349 @@
+"""train.sh on machines that are pretended: `box` is a clone that is set up,
+with an nvidia-smi, a PyTorch and a torchrun of its own. They say what a test
+wants them to, and write down what they are asked.
+
+    python -m pytest tests/test_train_sh.py
+"""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from runtime import hardware
+from runtime import cli, laptop
+
+ROOT = Path(__file__).resolve().parents[1]
+LINKED = ("train.sh", "pyproject.toml", "runtime", "tools", "simko.py",
+          "verify.py")
+
+# Each is a shell script. Python runs for train.sh's questions to
+# runtime/hardware.py and, where the test wants it, for the check of the flags.
+PYTHON = """
+case "$*" in
+  *runtime.hardware*) PYTHONPATH="$BOX/pretended" exec "$PYTHON" "$@" ;;
+  -c*) [ -z "$REAL_CHECK" ] || exec "$PYTHON" "$@" ;;
+  *) echo "python $*" >>"$BOX/log" ;;
+esac
+"""
+TORCHRUN = """
+echo "torchrun $*" >>"$BOX/log"
+echo "visible ${CUDA_VISIBLE_DEVICES-all}" >>"$BOX/log"
+"""
+NVIDIA_SMI = """
+[ -n "$SMI_CARDS" ] || exit 9
+for gb in $SMI_CARDS; do
+  case $1 in
+    -L) echo "GPU 0: NVIDIA ($gb GB)" ;;
+    *) echo "$((gb * 1000000000 / 1048576)), 580.159" ;;
+  esac
+done
+"""
+PYTORCH = """
+import os
+import sysconfig
+from types import SimpleNamespace
+
+cards = [float(gb) * 1e9 for gb in os.environ["TORCH_CARDS"].split()]
+__version__ = "2.13.0"
+version = SimpleNamespace(cuda="13.0")
+cuda = SimpleNamespace(
+    is_available=lambda: bool(cards), device_count=lambda: len(cards),
+    get_device_properties=lambda i: SimpleNamespace(total_memory=cards[i]))
+headers = {"include": os.environ["BOX"]}  # where the box has its Python.h
+sysconfig.get_paths = lambda scheme: headers
+"""
+HUB = "def get_token(): return 'a token'"
+
+
+class Box:
+    """A clone with pretended programs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in LINKED:
+            (folder / name).symlink_to(ROOT / name)
+        self.program(".venv/bin/python", PYTHON)
+        self.program(".venv/bin/torchrun", TORCHRUN)
+        self.program("programs/nvidia-smi", NVIDIA_SMI)
+        self.program("programs/gcc", "")
+        (folder / "pretended").mkdir()
+        (folder / "pretended/torch.py").write_text(PYTORCH)
+        (folder / "pretended/huggingface_hub.py").write_text(HUB)
+        (folder / "Python.h").touch()
+
+    def program(self, name, text):
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}")
+        path.chmod(0o755)
+
+    def run(self, *words, cards=(), smi=None, set_up=True, **environment):
+        """train.sh with these words. cards: GB of each card that PyTorch
+        sees; smi: of those that nvidia-smi sees, if others."""
+        smi = cards if smi is None else smi
+        with (self.folder / "pyproject.toml").open() as file:
+            checksum = subprocess.check_output(["cksum"], stdin=file, text=True)
+        stamp = f"{'gpu' if smi else 'cpu'} {checksum}"
+        installed = self.folder / ".venv/installed"
+        installed.write_text(stamp if set_up else "another")
+        inherited = {name: value for name, value in os.environ.items()
+                     if name not in ("CC", "CUDA_VISIBLE_DEVICES")}
+        path = f"{self.folder / 'programs'}{os.pathsep}{os.environ['PATH']}"
+        environment = {
+            **inherited, "PATH": path, "BOX": str(self.folder),
+            "PYTHON": sys.executable, "REAL_CHECK": "", "HF_HUB_OFFLINE": "1",
+            "TORCH_CARDS": " ".join(map(str, cards)),
+            "SMI_CARDS": " ".join(map(str, smi)), **environment}
+        return subprocess.run(
+            ["bash", self.folder / "train.sh", *map(str, words)],
+            capture_output=True, text=True, env=environment, check=False)
+
+    def log(self):
+        """What was started."""
+        path = self.folder / "log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def started(self):
+        """(processes, words behind `simko.py train`) of the one run."""
+        line, = (line for line in self.log() if line.startswith("torchrun"))
+        before, _, after = line.partition(" simko.py train ")
+        return int(before.split()[-1]), after.split()
+
+
+@pytest.fixture
+def box(tmp_path):
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    return Box(folder)
+
+
+def listed(*words):
+    """The words of `train.sh --list`, here."""
+    return subprocess.check_output(
+        ["bash", ROOT / "train.sh", "--list", *words], text=True).split()
+
+
+def refused(done):
+    """The one line of a refusal."""
+    assert done.returncode == 2, done
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("train.sh: error: ")
+    return done.stderr
+
+
+def value(words, flag):
+    """The value of the flag, the last if it is there twice."""
+    places = [i for i, word in enumerate(words) if word == flag]
+    return words[places[-1] + 1] if places else None
+
+
+# --------------------------------------------------------------- the recipes
+def test_help_and_list_name_the_recipes(box):
+    names = ["laptop", *(recipe.name for recipe in hardware.RECIPES)]
+    usage = box.run("-h").stdout
+    assert f"Recipes: {', '.join(names)}." in usage
+    assert "bash train.sh [RECIPE]" in usage and "--force" in usage
+    table = box.run("--list").stdout.splitlines()
+    assert [line.split()[0] for line in table[1:-1]] == names
+    assert box.log() == []
+
+
+@pytest.mark.parametrize("recipe", hardware.RECIPES, ids=lambda r: r.name)
+def test_flags_of_a_recipe_are_those_its_estimate_is_for(recipe):
+    _, cfg = checks.parse_config(["train", *listed(recipe.name)])
+    assert cfg.model == recipe.model
+    assert cfg.train_data.removesuffix("-train") == recipe.train_data
+    assert cfg.steps == recipe.steps
+    assert cfg.batch_size * cfg.num_generations == recipe.responses
+    assert cfg.gpu_memory_utilization == hardware.ENGINE_MEMORY
+
+
+def test_list_laptop_is_what_its_simko_run_gets(box):
+    box.run("laptop", "--method", "simko")
+    _, words = box.started()
+    words = [word for word in words if word not in (
+        "--output-dir", "runs/laptop/simko", "--method", "simko")]
+    assert words == listed("laptop")
+    assert [value(words, flag) for flag in ("--alpha", "--lambda-top1", "--q")] == [
+        "0.05", "1.5", "0.5"]
+    assert "--alpha" not in listed("laptop", "psr")
+
+
+@pytest.mark.parametrize("words", [["nosuch"], ["--list", "nosuch"]])
+def test_unknown_recipe(box, words):
+    assert "no recipe 'nosuch': choose one of laptop" in refused(
+        box.run(*words))
+
+
+# ----------------------------------------------------- without a GPU, laptop
+def test_without_gpus_the_laptop_s_two_runs(box):
+    done = box.run("--seed", "1")
+    assert done.returncode == 0, done.stderr
+    assert "The recipe is laptop, since PyTorch sees no GPU" in done.stdout
+    shared = " ".join(listed("laptop", "psr"))
+    runs = {line for line in box.log() if line.startswith("torchrun")}
+    start = f"torchrun --standalone --nproc_per_node 1 simko.py train {shared}"
+    assert runs == {
+        f"{start} --output-dir runs/laptop/grpo --method grpo --eval-steps 500 "
+        "--seed 1",
+        f"{start} --output-dir runs/laptop/simko --method simko --alpha 0.05 "
+        "--lambda-top1 1.5 --q 0.5 --seed 1"}
+    others = [line.split()[1] for line in box.log() if "python" in line]
+    assert others == ["tools/laptop.py", "tools/tables.py", "tools/plots.py"]
+
+
+def test_the_laptop_leaves_gpus_alone(box):
+    done = box.run("laptop", "--method=psr", cards=[80] * 8)
+    assert done.returncode == 0, done.stderr
+    processes, words = box.started()
+    assert processes == 1
+    assert value(words, "--rollout") == "hf"
+    assert "visible " in box.log()  # none
+
+
+def test_the_laptop_names_its_folders(box):
+    assert "leave out --output-dir" in refused(box.run("laptop", "--output-dir", "x"))
+
+
+# ------------------------------------------------------------- with GPUs
+def test_a_process_for_each_gpu_that_pytorch_sees(box):
+    done = box.run("qwen2.5-0.5b", cards=[80, 80], smi=[80] * 8)
+    assert done.returncode == 0, done.stderr
+    processes, words = box.started()
+    assert processes == 2
+    assert value(words, "--output-dir") == "runs/qwen2.5-0.5b"
+    assert "visible all" in box.log()
+
+
+def test_hidden_gpus_are_none(box):
+    done = box.run(smi=[80] * 8, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    assert "The recipe is laptop" in done.stdout
+    runs = [line for line in box.log() if line.startswith("torchrun")]
+    assert len(runs) == 2
+    assert all("--rollout hf" in line for line in runs)
+
+
+def test_a_driver_that_pytorch_cannot_use(box):
+    line = refused(box.run(smi=[80] * 8))
+    for part in ("8 GPUs and PyTorch none", "driver is 580.159",
+                 "built for CUDA 13.0"):
+        assert part in line
+    assert box.log() == []
+
+
+@pytest.mark.parametrize("cards, name", [
+    ([24], "qwen2.5-0.5b"), ([80], "llama3.2-3b"),
+    ([80] * 8, "qwen2.5-math-7b")])
+def test_the_default_is_the_largest_that_fits(box, cards, name):
+    done = box.run("--method", "grpo", cards=cards)
+    assert done.returncode == 0, done.stderr
+    line, = done.stdout.splitlines()
+    assert f"The recipe is {name}, the largest that fits" in line
+    assert "By estimate" in line and "hours" in line
+    processes, words = box.started()
+    assert processes == len(cards)
+    assert value(words, "--output-dir") == f"runs/{name}"
+    assert value(words, "--method") == "grpo"
+
+
+def test_the_engine_takes_what_the_trainer_leaves(box):
+    box.run("llama3.2-3b", "--gpu-memory-utilization", "0.3", cards=[80])
+    _, words = box.started()
+    given = [words[i + 1] for i, word in enumerate(words)
+             if word == "--gpu-memory-utilization"]
+    assert given == ["0.46", "0.3"]  # one's own comes last, and wins
+
+
+def test_a_recipe_that_cannot_fit(box):
+    line = refused(box.run("qwen2.5-math-7b", cards=[24]))
+    assert "149 GB on one GPU (16 x 7.6 / 1 + 2 x 7.6 + 12)" in line
+    assert "1 GPU of 24 GB" in line
+    assert box.log() == []
+
+
+@pytest.mark.parametrize("words", [
+    ["--force", "qwen2.5-math-7b"], ["qwen2.5-math-7b", "--force"]])
+def test_force(box, words):
+    done = box.run(*words, cards=[24], CC="/no/compiler")
+    assert done.returncode == 0, done.stderr
+    processes, words = box.started()
+    assert processes == 1 and "--force" not in words
+
+
+def test_a_model_of_one_s_own_is_not_judged_by_the_recipe_s_size(box):
+    done = box.run("qwen2.5-math-7b", "--model", "my/model", cards=[24])
+    assert done.returncode == 0, done.stderr
+    assert "my/model is not known" in done.stdout
+    assert value(box.started()[1], "--model") == "my/model"
+
+
+def test_what_cannot_fit_is_refused_before_set_up(box):
+    """`PYTHON -m venv` would say that it makes no virtual environments."""
+    box.program("programs/python", f"""
+[ "$2" != venv ] || exit 1
+exec {sys.executable} "$@"
+""")
+    python = {"PYTHON": str(box.folder / "programs/python")}
+    for smi in ([24], []):
+        line = refused(box.run("logic", smi=smi, set_up=False, **python))
+        assert "logic needs about" in line
+    for words in (["qwen2.5-0.5b"], ["logic", "--force"], []):
+        done = box.run(*words, smi=[24], set_up=False, **python)
+        assert "makes no virtual environments" in refused(done)
+
+
+def test_packages_that_triton_needs(box):
+    (box.folder / "Python.h").unlink()
+    line = refused(box.run("qwen2.5-0.5b", cards=[80], CC="/no/compiler"))
+    major, minor = sys.version_info[:2]
+    assert f"apt install gcc python{major}.{minor}-dev" in line
+    assert box.log() == []
+
+
+# ------------------------------------------------ the check of simko.py's flags
+@pytest.fixture
+def tiny(tmp_path):
+    """A model with random weights, train.jsonl and test.jsonl."""
+    folder = tmp_path / "tiny"
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=128, hidden_size=16, intermediate_size=32,
+        num_hidden_layers=1, num_attention_heads=2, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0)).save_pretrained(folder)
+    laptop.make_tokenizer().save_pretrained(folder)
+    for name, answer in (("train", "12 = 3 4"), ("test", "15 = 3 5")):
+        row = {"problem": f"{answer} :", "answer": answer}
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_tensor_parallel_is_checked_against_the_number_of_gpus(box, tiny):
+    words = ["qwen2.5-0.5b", "--model", tiny, "--train-data",
+             tiny / "train.jsonl", "--eval-data", tiny / "test.jsonl",
+             "--task", "countdown", "--prompt-template", "raw"]
+    real = {"cards": [80] * 4, "REAL_CHECK": "yes"}
+    done = box.run(*words, "--tensor-parallel-size", "3", **real)
+    assert "does not divide the processes of a node: 4" in done.stderr
+    assert done.returncode == 2 and box.log() == []
+    done = box.run(*words, "--tensor-parallel-size", "2", **real)
+    assert done.returncode == 0, done.stderr
+    processes, words = box.started()
+    assert processes == 4 and value(words, "--tensor-parallel-size") == "2"
+
+
+# --------------------------------------------------------------- other uses
+def test_flags_of_the_tests_reach_pytest(box):
+    box.run("test", "-x", "-k", "gpu", cards=[80])
+    box.run("laptop-study", "tune")
+    assert box.log() == ["python -m pytest -x -k gpu",
+                         "python tools/study.py tune"]
+
+
+def test_help_behind_a_recipe_is_simko_s(box):
+    done = box.run("logic", "--help")
+    assert done.returncode == 0, done.stderr
+    assert box.log() == ["python simko.py train --help"]

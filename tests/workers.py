@@ -1,0 +1,112 @@
+"""Tests that need processes of their own start them here: ranks, engines, and runs that are killed.
+
+A process can hold only one vLLM engine in its life, and a rank is a process. Each of them calls a function that stands
+beside its test and takes a folder, through which it gets its input and hands back its results:
+
+    python -m tests.workers NAME FOLDER
+"""
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = dict(os.environ)  # as it was before a test changed it
+LIMIT = 1800  # seconds; only what hangs takes so long, even on a machine that is busy
+
+WORKERS = {
+    "gradients": "tests.workers:gradients",
+    "engines": "tests.test_engines:vllm_engines",
+    "runs": "tests.test_runs:vllm_runs",
+    "one rank": "tests.test_runs:one_rank",
+    "killed": "tests.test_faults:killed_runs",
+    "faulty rank": "tests.test_faults:faulty_rank",
+    "shared engine": "tests.test_faults:shared_engines",
+}
+
+
+def torchrun(*options):
+    """The start of a command line that runs a program or `-m module` on several ranks."""
+    return [sys.executable, "-m", "torch.distributed.run", *map(str, options)]
+
+
+def worker(name, folder):
+    """The end of a command line that calls a worker, for Python or torchrun."""
+    return ["-m", "tests.workers", name, str(folder)]
+
+
+def two_ranks(*command):
+    return [*torchrun("--standalone", "--nproc_per_node", 2), *map(str, command)]
+
+
+def python(*command):
+    return [sys.executable, *map(str, command)]
+
+
+def run(command, **environment):
+    """Runs a command in the project's folder; fails with what it printed if it fails. Returns what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-9000:]}"
+    return done.stdout
+
+
+def fork(function, log):
+    """Calls function() in a fork of this process, which writes to the file `log`. Returns its pid.
+
+    What is imported here the fork need not import: of an engine's start that takes longest."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        function()
+        code = 0
+    except SystemExit as stop:
+        print(stop.code, file=sys.stderr)
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def end_of(pid):
+    """How a process ended: its exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def gradients(folder):
+    """What test_trainer.py and test_methods.py ask of two ranks, all in one start of them."""
+    import torch
+
+    import simko
+    from tests import test_methods, test_trainer
+    results = {}
+    with simko.process_group():
+        for base in json.loads((folder / "bases.json").read_text()):
+            results["trainer", base] = test_trainer.gradients(Path(base))
+            results["methods", base] = test_methods.gradients(Path(base))
+        if torch.distributed.get_rank() == 0:
+            torch.save(results, folder / "results.pt")
+
+
+if __name__ == "__main__":
+    name, folder = sys.argv[1:]
+    pkgutil.resolve_name(WORKERS[name])(Path(folder))
