@@ -18,7 +18,7 @@ from math import ceil, comb, factorial, floor
 import mpmath
 
 MAX_BITS = 30_000  # of an exact number, and of the exponent of another
-POINTS = 6
+POINTS, FAR = 6, 100  # points from FAR on lie up to 100 from zero
 TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
 mp = mpmath.MPContext()  # our own, so that nobody else changes its precision
 mp.dps = 500
@@ -63,6 +63,12 @@ DERIVATIVE = re.compile(
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
 CONSTANTS = {"π", "e", "i"}
 MINUS_ONE = ("number", Fraction(-1))
+
+
+NO_PRODUCT = "|".join((  # of letters, but words, or names such as ABC
+    "[A-Za-z]{4,}", "[A-Z]{2,}",
+    r"(?:for|if|is|are|the|all|any|not|odd|when)\b"))
+WORDS = re.compile(rf"\\text|(?<![\\A-Za-z_{{])(?:{NO_PRODUCT})")
 
 
 class Reader:
@@ -168,8 +174,6 @@ class Reader:
     def atom(self):
         token = self.take()
         if token[0].isdecimal() or token[0] == "." and len(token) > 1:
-            if self.peek() == "_":
-                raise Unreadable("a number in a base")
             return ("number", Fraction(token))
         if token in ("(", "[", "{"):
             return self.enclosed({"(": ")", "[": "]", "{": "}"}[token])
@@ -284,7 +288,12 @@ class Reader:
 
 @functools.lru_cache(4096)
 def parse(text):
-    """The tree of a formula; raises Unreadable, RecursionError if too deep."""
+    """The tree of a formula. Raises Unreadable, and RecursionError if the text
+    is nested too deeply."""
+    if re.search("[0-9]_|:", text):
+        raise Unreadable("bases, ratios and times are compared as text")
+    if WORDS.search(text):
+        raise Unreadable("words are compared as text")
     reader = Reader(text)
     tree = reader.sum()
     if reader.peek():
@@ -297,6 +306,12 @@ def symbols(tree):
     if tree[0] == "symbol":
         return {tree[1]}
     return set().union(*(symbols(x) for x in tree if isinstance(x, tuple)))
+
+
+def derivatives(tree):
+    """The symbols of a tree that are derivatives, dy/dx or y'."""
+    return {name for name in symbols(tree)
+            if "'" in name or re.search(r"/(?:d|\\partial)", name)}
 
 
 def replace(tree, name, value):
@@ -341,6 +356,8 @@ def exact(tree, point):
             raise NotExact
         return Fraction(EXACT_CALLS[name](*(exact(x, point) for x in parts)))
     a, b = (exact(part, point) for part in parts)
+    if a == 0 and kind == "^" and b <= 0 or b == 0 and kind == "/":
+        raise ZeroDivisionError("division by zero")
     if kind == "^":
         if b.denominator > 1:
             raise NotExact
@@ -396,7 +413,8 @@ def letter(name, point, real):
     size = mp.mpf(draw.getrandbits(200) + 1) / 2 ** 200
     if point == 0:
         return size
-    return (2 * size + mp.mpf(1) / 4) * (1 if point == 1 else draw.choice((-1, 1)))
+    size = 100 * size if point >= FAR else 2 * size + mp.mpf(1) / 4
+    return size if point % FAR <= 1 else draw.choice((-1, 1)) * size
 
 
 def add(a, b):
@@ -436,7 +454,7 @@ def call(name, values, real):
     if max(abs(value) for value in values) > MAX_BITS:
         raise OverflowError("too large")
     if name in ("abs", "floor", "ceil"):
-        if not real:
+        if not real and name != "abs":
             raise Unreadable(f"{name} of a complex number")
         return {"abs": abs, "floor": mp.floor, "ceil": mp.ceil}[name](*values)
     if name == "factorial":
@@ -459,19 +477,28 @@ def samples(*trees):
 
     The values are fractions if all trees have exact values. Else they are real
     numbers, and complex ones if there are real values at fewer than two points."""
-    one_point = set().union(*map(symbols, trees)) <= CONSTANTS
+    letters = set().union(*map(symbols, trees))
+    one_point = letters <= CONSTANTS
     try:
         points = range(1 if one_point else 3)
         return [[exact(tree, at) for tree in trees] for at in points]
     except NotExact:
         points = range(1 if one_point else POINTS)
-    for real in (True, False):
+    if not one_point and any(rounds(tree) for tree in trees):
+        points = range(FAR, FAR + 10 * POINTS)
+    for real in (False,) if "i" in letters else (True, False):
         rows = [[value_or_none(tree, at, real) for tree in trees]
                 for at in points]
         valued = [row for row in rows if row != [None] * len(trees)]
         if len(valued) >= min(2, len(points)):
             return valued
     return rows
+
+
+def rounds(tree):
+    """Whether a tree rounds: then near points could hide a difference."""
+    return tree[:2] in (("call", "floor"), ("call", "ceil")) or any(
+        rounds(part) for part in tree if isinstance(part, tuple))
 
 
 def value_or_none(tree, point, real):

@@ -34,27 +34,38 @@ def extract_answer(response, phrase=False):
         return after_phrase(response) if phrase else None
     start = max(0, last - MAX_ANSWER)
     window = response[start:last + MAX_ANSWER]
-    for begin, end in boxes(window):
-        if begin <= last - start < end:
-            content = window[BOX.match(window, begin).end() + 1:end]
-            return content.strip() or None
-    opening = BOX.match(window, last - start)
+    last -= start
+    ends = boxes(window)
+    around = [begin for begin in ends if begin <= last < ends[begin]]
+    if around:
+        return content(window, min(around), ends)
+    opening = BOX.match(window, last)
     if opening and not window.startswith("{", opening.end()):
         return bare_box(window[opening.end():])
     return None
 
 
 def boxes(text):
-    """The (begin, end) of all closed boxes with braces, from left to right."""
-    opened, closed = [], []
+    """{begin: end} of all closed boxes with braces."""
+    opened, ends = [], {}
     for token in re.finditer(rf"{BOX.pattern}{{|\\.|[{{}}]", text, re.DOTALL):
         if token[0] == "}" and opened:
-            begin = opened.pop()
-            if begin is not None:
-                closed.append((begin, token.start()))
+            ends[opened.pop()] = token.start()
         elif token[0].endswith("{") and token[0] != r"\{":
             opened.append(token.start() if BOX.match(token[0]) else None)
-    return sorted(closed)
+    ends.pop(None, None)
+    return ends
+
+
+def content(text, begin, ends):
+    """What a box says; where that is nothing but a box, what that one says."""
+    while True:
+        start = BOX.match(text, begin).end() + 1
+        inside = text[start:ends[begin]]
+        inner = start + len(inside) - len(inside.lstrip())
+        if inner not in ends or text[ends[inner] + 1:ends[begin]].strip():
+            return inside.strip() or None
+        begin = inner
 
 
 def bare_box(text):
@@ -65,7 +76,7 @@ def bare_box(text):
         if depth < 0 or depth == 0 and ends:
             end = token.start()
             break
-    return text[:end].rstrip(".,;:") or None
+    return text[:end] or None
 
 
 def after_phrase(response):
@@ -87,11 +98,11 @@ SIGNS = {  # one sign for each of these commands
     " ": ", ; : > quad qquad space enspace thinspace",
     "": "left right big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle "
         "limits hline boxed fbox ! $ % ( ) [ ]",
-    r"\frac": "dfrac tfrac cfrac", r"\binom": "dbinom tbinom",
+    r"\ldots": "dots dotsc dotsb cdots", r"\frac": "dfrac tfrac cfrac", r"\binom": "dbinom tbinom",
     r"\epsilon": "varepsilon", r"\phi": "varphi", r"\theta": "vartheta",
     r"\text": "textbf textit textrm textnormal textsf texttt textsc mathrm mathbf "
               "mathit mathsf mathtt boldsymbol bm mbox hbox operatorname emph",
-    r"\arctan": "arctg", r"\tan": "tg", r"\cot": "ctg", r"\lfloor": "lfloor",
+    r"\arctan": "arctg", r"\tan": "tg", r"\cot": "ctg",
 }
 COMMANDS = {name: sign for sign, names in SIGNS.items() for name in names.split()}
 COMMANDS |= {" ": " ", "\n": " "}
@@ -119,6 +130,8 @@ SYMBOL = r"\\(?:%s)(?![A-Za-z])\s*" % "|".join(
 
 def unwrap(match):
     r"""\text{...} without words is mathematics: \mathbf{25}, \text{(C)}."""
+    if match[2]:
+        return "∨" if match[2] == "or" else ","
     inside = match[1].strip(" ,")
     joined = re.sub(r"\b(?:and|or)\b|&", lambda m: "∨" if m[0] == "or" else ",", inside)
     if not WORDS.search(joined):
@@ -158,17 +171,16 @@ SPELLINGS = [
              "x >= 5, y != 3", "x ≥ 5, y ≠ 3"),
     Spelling("Python's names", r"\b(?:np|math)\.(?=[a-z])", "", "np.arcsin(1)", "arcsin(1)"),
     Spelling("Python's powers", r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^", "x**2", "x^2"),
-    Spelling("words joined", r"(?<![A-Za-z\\])(and|or)(?![A-Za-z])(?![^{}]*\})", lambda m: "∨" if m[1] == "or" else ",", "1 and 2 or 3", "1 , 2 ∨ 3"),
-    Spelling("text without words", r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}", unwrap, r"\text{(C)} \text{12 and 13} \text{cm}", r"(C) 12 , 13 \text{cm}"),
+    Spelling("words in text", r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])", unwrap, r"\text{(C)} \text{12 and 13} or \text{5 or so}", r"(C) 12 , 13 ∨ \text{5 or so}"),
     Spelling("repeated commas", r"[,∨](?:\s*[,∨])+", lambda m: "∨" if "∨" in m[0] else ",", "1, , 2", "1, 2"),
-    Spelling("functions", r"\\text\s*\{\s*(arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|ln|log|exp|gcd|lcm|max|min)\s*\}|(?<![A-Za-z\\])(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|ln|log|exp|sqrt|pi)(?![A-Za-z])",
+    Spelling("functions", r"\\text\s*\{\s*(arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|ln|log|exp)\s*\}|(?<![A-Za-z\\])(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|ln|log|exp|sqrt|pi)(?![A-Za-z])",
              lambda m: "π" if m[2] == "pi" else rf"\{m[1] or m[2]} ", r"sqrt(2) \text{sin} x", r"\sqrt (2) \sin  x"),
     Spelling("root of a bracket", r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", r"\sqrt (2)", r"\sqrt{2}"),
     Spelling("color", r"\\color\s*\{[a-z]+\}", " ", r"\color{red}5", " 5"),
     Spelling("real variable", r"[,∧]\s*[A-Za-z]\s*∈\s*\\mathbb\s*\{?\s*R\}?|(?<=[a-zA-Z])\s*∈\s*\\mathbb\s*\{?\s*R\}?(?=\s*[|:])|[A-Za-z]\s*∈\s*\\mathbb\s*\{?\s*R\}?\s*,", "", r"x∈\mathbb{R} : x>1", "x : x>1"),
     Spelling("degree sign", r"\^\s*(?:\{\s*°\s*\}|°)", "°", r"90^{°}", "90°"),
     Spelling("prime", r"\^\s*(?:\{\s*('+)\s*\}|('))", r"\1\2", "x^{'}", "x'"),
-    Spelling("exponents and subscripts", r"([\^_])\s*(-?[0-9]+(?![0-9.])|-?[A-Za-z]|\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}", "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
+    Spelling("exponents and subscripts", r"([\^_])\s*(-?[0-9]+(?!\.?[0-9])|-?[A-Za-z]|\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}", "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
     Spelling("time of day", r"(?i)(?<=[0-9\s{~])([ap])\.?\s?m\b\.?", lambda m: f"{m[1].lower()}m", "1:58 p.m.", "1:58 pm"),
     Spelling("arguments without braces", r"\\(frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal)\s*([0-9A-Za-zπ]|%s)" % SYMBOL, r"\\\1{\2}", r"\frac ab", r"\frac{a}b"),
     Spelling("second arguments without braces", r"(\\(?:frac|binom)\s*%s)\s*([0-9A-Za-zπ]|%s)" % (GROUP, SYMBOL), r"\1{\2}", r"\frac{a}b", r"\frac{a}{b}"),
@@ -177,14 +189,15 @@ SPELLINGS = [
     Spelling("binomials with choose", r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}", r"{5 \choose 2}", r"\binom{5 }{ 2}"),
     Spelling("repeating digits between dots", r"\\dot\{([0-9])\}([0-9]*)\\dot\{([0-9])\}", r"\\overline{\1\2\3}", r"0.\dot{1}4\dot{2}", r"0.\overline{142}"),
     Spelling("repeating decimals", r"(?<![0-9])([0-9]{0,9})\.([0-9]{0,9})\\(?:overline|bar|dot)\{([0-9]{1,9})\}", repeating, r"0.1\bar{6}", r"(0.10+\frac{6}{90})"),
-    Spelling("second derivatives by time", r"\\ddot\{([A-Za-z]|\\[a-z]+)\}", r"\1''", r"\ddot{x}", "x''"),
-    Spelling("derivatives by time", r"\\dot\{([A-Za-z]|\\[a-z]+)\}", r"\1'", r"\dot{x}", "x'"),
+    Spelling("second derivatives by time", r"\\ddot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r"\1''", r"\ddot{x}", "x''"),
+    Spelling("derivatives by time", r"\\dot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r"\1'", r"\dot{x}", "x'"),
     Spelling("inline derivatives", r"(?<![A-Za-z\\])d([A-Za-z])\s*/\s*d([A-Za-z])(?![A-Za-z])", r"\\frac{d\1}{d\2}", "dy/dx", r"\frac{dy}{dx}"),
     Spelling("number in brackets with a base", r"\(([0-9]+)\)\s*(?=_)", r"\1", "(204)_{5}", "204_{5}"),
     Spelling("base ten", r"(?<![0-9A-Za-z.])([0-9]+)\s*_\{10\}", r"\1", "54_{10}", "54"),
     Spelling("powers of ten", r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", "*", "3 x 10^{5}", "3*10^{5}"),
     Spelling("spaces in numbers", r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])(?!\s*/)", lambda m: m[0].replace(" ", ""), "1 000 000", "1000000"),
     Spelling("mixed numbers", r"(?<![0-9.])([0-9]{1,9})\s+([0-9]{1,9})/([0-9]+)", r"\1\\frac{\2}{\3}", "2 3/4", r"2\frac{3}{4}"),
+    Spelling("empty groups", r"(\\[a-z]+)\s*\{\s*\}", r"\1", r"\ln{} 2", r"\ln 2"),
     Spelling("empty set", r"⦃\s*⦄", "∅", "⦃ ⦄", "∅"),
     Spelling("real numbers", r"(?i)\\text\{\s*all real numbers\s*\}", r"\\mathbb{R}", r"\text{all real numbers}", r"\mathbb{R}"),
     Spelling("begin of a matrix", r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?", "⟦", r"\begin{array}{cc}1", "⟦1"),
@@ -196,6 +209,10 @@ PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPE
 @functools.lru_cache(4096)
 def clean(text):
     """One spelling for what LaTeX can spell in many ways."""
+    text = text.strip("$ \n")
+    grouped = enclosed(text, "{}") and not re.search(r"\\over|\\choose", text)
+    if grouped and len(split(text[1:-1], ",;")) == 1:  # {1,2} is meant as a set
+        return clean(text[1:-1])
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+", lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
     text = re.sub("[₀-₉]+", lambda m: f"_{{{m[0].translate(RAISED)}}}", text)
     text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text.translate(CHARACTERS))
@@ -219,6 +236,19 @@ def strip_lead(text):
         elif tail and sign == "≈":
             text = head
     return text
+
+
+ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{3,}|[A-Z]{2,}")
+
+
+def letters(text):
+    """Cleaned text for comparing as text: spaces left out, except between digits,
+    and words in lower case."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
+    if text.isalpha() and text[1:].islower():
+        return text.lower()
+    return ANY_CASE.sub(lambda match: match[0].lower(), text)
 
 
 # ---- brackets ---------------------------------------------------------------
@@ -277,7 +307,10 @@ message call minute click bean nut fruit vegetable ounce gift present job task h
 book store shop school town city citie country countrie state star planet layer level
 dot line segment stick rod log rope string ribbon bolt nail screw battery batterie
 个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对 厘米 千米 公里 克 吨 毫升"""
-CONNECTIVES = set("per a an of the in each sq square cubic cu square total and 平方 立方 每".split())
+CONNECTIVES = set(
+    "per a an of the each sq square cubic cu total long wide tall high deep old distinct "
+    "different real positive possible ordered red blue green white black 平方 立方 每".split())
+POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 UNITS = {alias: names.split()[0] for names in MEASURES.split(",") for alias in names.split()}
 UNITS |= {noun: noun for noun in COUNTED.split() if noun not in UNITS}
 CJK = "[\u4e00-\u9fff]"
@@ -301,23 +334,36 @@ def split_unit(text, own=frozenset()):
         return text, frozenset()
     if "°" in match["words"] and re.search(r"\\(?:sin|cos|tan|sec|csc|cot)", match["value"]):
         return text, frozenset()  # \sin 1° is not \sin 1
-    words = re.sub(r"\\(?:text|frac)|\^\s*\{-?[0-9]\}", " ", match["words"])
+    words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", match["words"])
     words = re.findall(rf"°[CFcf]?|[A-Za-z'-]+|{CJK}+", words)
     units = [unit_of(word, own) for word in words]
     if None in units or not any(units):
         return text, frozenset()
-    return match["value"], frozenset(filter(None, units))
+    powers = re.findall(r"\^\s*\{-?([0-9])\}", match["words"])
+    powers += [POWERS[word.lower()] for word in words if word.lower() in POWERS]
+    units += [f"^{power}" for power in powers]
+    return match["value"], frozenset(units) - {""}
+
+
+def same_units(one, other):
+    """Whether two sets of units share a unit, and a power where both have any:
+    m/s may be m, but not m^2/s."""
+    powers = [{unit for unit in units if unit[0] == "^"} for units in (one, other)]
+    shared = one & other
+    return bool(shared - powers[0]) and (not all(powers) or powers[0] == powers[1])
 
 
 def unit_of(word, own):
     """The unit's first name, "" for a connective, None for other words."""
     word = word.lower()
+    if word in CONNECTIVES:
+        return ""
     for name in (word, word.removesuffix("s")):
         if name in UNITS:
             return UNITS[name]
         if name in own:
             return name
-    return "" if word in CONNECTIVES else None
+    return None
 
 
 def own_words(gold):

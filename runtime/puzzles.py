@@ -55,17 +55,15 @@ def choice(response, answer, phrase):
     """answer "(C)". C, (C), C. and (C) with some text are right, but not with
     another letter that could be a choice: one letter in the whole answer."""
     found = re.sub(r"\\text\w*|[{}*$\\]", " ", final_answer(response, phrase))
-    letter = re.match(r"\s*\(?\s*([A-Za-z])\s*(?:[).:]|$)", found)
-    if not letter:
+    first = re.match(r"\s*\(?\s*([A-Za-z])\s*(?:[).:]|$)", found)
+    if not first:
         return False
-    rest = found[letter.end():]
-    others = re.findall(r"(?<![\w'])([A-Z])(?![\w'])", rest)
-    article = re.compile(r"A(?=\s+[a-z])")  # "(C) A cat" names no other choice
-    named = {other for other in others if other != letter[1].upper()}
-    if "A" in named and not re.search(r"(?<![\w'])A(?![\w'])", article.sub("", rest)):
-        named.remove("A")
+    rest = found[first.end():]
+    rest = re.sub(r"\bA(?= [a-z])", "a", rest)  # "(C) A cat" names C alone
+    others = re.findall(r"(?<![\w'])([A-Z])(?![\w'])|\(([a-z])\)", rest)
+    named = {first[1].upper(), *"".join(map("".join, others)).upper()}
     denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false)\b", rest)
-    return not named and not denied and letter[1].upper() == answer.strip("() .").upper()
+    return named == {answer.strip("() .").upper()} and not denied
 
 
 def text(response, answer, phrase):

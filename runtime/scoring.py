@@ -140,11 +140,13 @@ def work(judge, timeout_s, memory_mb):
     or WRONG as judge(*pair) says, and again."""
     if sys.platform == "linux":  # macOS refuses the limit
         import resource
-        limit = memory_mb << 20
+        limit = int(memory_mb * 2**20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever is printed is no reply
     signal.signal(signal.SIGVTALRM, signal.default_int_handler)
+    if not judge(r"\sqrt{4}", "2"):
+        sys.exit("the worker has too little memory to compare answers")
     os.write(replies, READY)
     for line in sys.stdin:
         verdict = False
