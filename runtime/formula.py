@@ -66,7 +66,7 @@ MINUS_ONE = ("number", Fraction(-1))
 
 
 NO_PRODUCT = "|".join((  # of letters, but words, or names such as ABC
-    "[A-Za-z]{4,}", "[A-Z]{2,}",
+    "[A-Za-z]{4,}", "[A-Z]{2,}(?![A-Za-z])",
     r"(?:for|if|is|are|the|all|any|not|odd|when)\b"))
 WORDS = re.compile(rf"\\text|(?<![\\A-Za-z_{{])(?:{NO_PRODUCT})")
 
@@ -519,7 +519,10 @@ def close(a, b):
 
 # ---- comparing --------------------------------------------------------------
 def equal(one, other):
-    return all(close(a, b) for a, b in samples(one, other))
+    """Whether two formulas have the same value wherever both have one."""
+    pairs = [row for row in samples(one, other) if None not in row]
+    letters = (symbols(one) | symbols(other)) - CONSTANTS
+    return len(pairs) >= (2 if letters else 1) and all(close(a, b) for a, b in pairs)
 
 
 def difference(left, right):

@@ -123,7 +123,7 @@ CHARACTERS = str.maketrans(CHARACTERS)
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅₆₇₈₉", "0123456789+-nx0123456789")
 
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
-WORDS = re.compile(r"[A-Za-z]{2}|[^\W\d_A-Za-zπ]")
+WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}|[^\W\d_A-Za-zπ]")
 SYMBOL = r"\\(?:%s)(?![A-Za-z])\s*" % "|".join(
     "alpha beta gamma delta epsilon theta lambda mu omega pi infty".split())
 
@@ -172,6 +172,7 @@ SPELLINGS = [
     Spelling("Python's names", r"\b(?:np|math)\.(?=[a-z])", "", "np.arcsin(1)", "arcsin(1)"),
     Spelling("Python's powers", r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^", "x**2", "x^2"),
     Spelling("words in text", r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])", unwrap, r"\text{(C)} \text{12 and 13} or \text{5 or so}", r"(C) 12 , 13 ∨ \text{5 or so}"),
+    Spelling("number in text", r"\\text\s*\{\s*([0-9][0-9.,]*)\s+([^{}]*)\}", r"\1\\text{\2}", r"\text{25 cm}", r"25\text{cm}"),
     Spelling("repeated commas", r"[,∨](?:\s*[,∨])+", lambda m: "∨" if "∨" in m[0] else ",", "1, , 2", "1, 2"),
     Spelling("functions", r"\\text\s*\{\s*(arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|ln|log|exp)\s*\}|(?<![A-Za-z\\])(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|ln|log|exp|sqrt|pi)(?![A-Za-z])",
              lambda m: "π" if m[2] == "pi" else rf"\{m[1] or m[2]} ", r"sqrt(2) \text{sin} x", r"\sqrt (2) \sin  x"),
@@ -180,6 +181,7 @@ SPELLINGS = [
     Spelling("real variable", r"[,∧]\s*[A-Za-z]\s*∈\s*\\mathbb\s*\{?\s*R\}?|(?<=[a-zA-Z])\s*∈\s*\\mathbb\s*\{?\s*R\}?(?=\s*[|:])|[A-Za-z]\s*∈\s*\\mathbb\s*\{?\s*R\}?\s*,", "", r"x∈\mathbb{R} : x>1", "x : x>1"),
     Spelling("degree sign", r"\^\s*(?:\{\s*°\s*\}|°)", "°", r"90^{°}", "90°"),
     Spelling("prime", r"\^\s*(?:\{\s*('+)\s*\}|('))", r"\1\2", "x^{'}", "x'"),
+    Spelling("base of a logarithm", r"\\log\s*_\s*([2-9])(?=[0-9])", r"\\log_{\1}", r"\log_25", r"\log_{2}5"),
     Spelling("exponents and subscripts", r"([\^_])\s*(-?[0-9]+(?!\.?[0-9])|-?[A-Za-z]|\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}", "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
     Spelling("time of day", r"(?i)(?<=[0-9\s{~])([ap])\.?\s?m\b\.?", lambda m: f"{m[1].lower()}m", "1:58 p.m.", "1:58 pm"),
     Spelling("arguments without braces", r"\\(frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal)\s*([0-9A-Za-zπ]|%s)" % SYMBOL, r"\\\1{\2}", r"\frac ab", r"\frac{a}b"),
@@ -201,6 +203,7 @@ SPELLINGS = [
     Spelling("empty set", r"⦃\s*⦄", "∅", "⦃ ⦄", "∅"),
     Spelling("real numbers", r"(?i)\\text\{\s*all real numbers\s*\}", r"\\mathbb{R}", r"\text{all real numbers}", r"\mathbb{R}"),
     Spelling("begin of a matrix", r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?", "⟦", r"\begin{array}{cc}1", "⟦1"),
+    Spelling("empty rows", r"¶(?:\s*¶)+", "¶", "1¶ ¶2", "1¶2"),
     Spelling("end of a matrix", r"[\s¶]*\\end\{(?:[pbB]?matrix|smallmatrix|array)\}", "⟧", r"2¶\end{pmatrix}", "2⟧"),
 ]
 PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPELLINGS]

@@ -28,7 +28,8 @@ def parts(text):
     """(kind, parts), a kind of KINDS. A set of one thing is that thing."""
     inner = text[1:-1].strip()
     several = len(split(inner, ",;∨")) > 1
-    if enclosed(text, "⦃⦄") or several and enclosed(text, "{}"):
+    is_set = enclosed(text, "⦃⦄") and inner != "∅"
+    if is_set or several and enclosed(text, "{}"):
         return parts(inner)
     items = [item for part in split(text, ",;∨") for item in both_signs(part)]
     if len(items) > 1:
@@ -143,9 +144,10 @@ def condition(text):
 
 def set_builder(text):
     """[expression, condition, ...] of a set, with k for the letter that ∈ binds."""
-    if not condition(text):
+    bare_set = re.fullmatch(r"(.*\S)\s*[,(]\s*([A-Za-z]\s*∈[^()]*)\)?", text)
+    if not condition(text) and not bare_set:  # 3n, n∈Z is meant as a set too
         return []
-    head, rest = condition(text)
+    head, rest = condition(text) or bare_set.groups()
     conditions = split(rest, ",;")
     for part in conditions:
         left, *right = split(part, "=")

@@ -131,7 +131,7 @@ def test_equal_values(text, other):
 
 @pytest.mark.parametrize("text, other", [
     (r"\frac{dy}{dx}", r"\frac{y}{x}"), (r"\Delta x", "x"), (r"\gamma", r"\Gamma"), ("x'", "x"), ("f(2)", "2f"),
-    ("f^{-1}(x)", "1/f(x)"), (r"\sqrt{x^{2}}", "x"), (r"\ln x^{2}", r"2\ln x"), (r"\lceil n/2\rceil", r"\lceil n/5\rceil"),
+    ("f^{-1}(x)", "1/f(x)"), (r"\sqrt{x^{2}}", "x"), (r"\lceil n/2\rceil", r"\lceil n/5\rceil"),
     (r"\vec{a}", "a"), (r"n^{\underline{k}}", "n^{k}"), ("e", "2.718281828"), ("π", r"\frac{22}{7}"),
     (r"\sqrt{2}", "1.41421356237309504880168872420969807856967187537694"),
 ])
