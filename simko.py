@@ -1,4 +1,4 @@
-"""SimKO: Simple Pass@K Policy Optimization, to read beside the paper.
+r"""SimKO: Simple Pass@K Policy Optimization, to read beside the paper.
 
 Reinforcement learning with verifiable rewards makes a language model
 better at its first answer (pass@1) and worse at finding an answer in K
@@ -9,16 +9,17 @@ is pushed down harder where it took the rank-1 candidate (Sec. 4.3).
 Both changes are in `simko_ratio` below. The rest of this file is GRPO.
 
     bash train.sh                        # a recipe that fits this machine
-    torchrun --nproc_per_node 8 simko.py train --model Qwen/Qwen2.5-7B
-    python simko.py eval --model runs/simko/hf --eval-data math500
+    torchrun --nproc_per_node 8 simko.py train --prompt-template qwen-math
+    python simko.py eval --model runs/simko/hf --prompt-template qwen-math \
+        --eval-data math500 --output-dir runs/math500
     python simko.py train --help         # all settings
 
-Read on: settings, objective, token statistics, rollout, policy, loop,
-evaluation, main. runtime/ holds what a first reading can do without:
-the methods compared with, packing, checkpoints, checks, error messages.
+The order is: settings, objective, token statistics, rollout, policy,
+loop, evaluation, main. runtime/ holds what a first reading can do
+without: the baselines, packing, checkpoints, checks, error messages.
 
-There are no value networks, reward models, tools or multi-turn prompts,
-no tensor-parallel training and no asynchronous rollouts.
+Left out on purpose: value networks, reward models, tools, multi-turn
+prompts, tensor-parallel training, asynchronous rollouts.
 """
 import math
 import os
@@ -32,29 +33,35 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method)
 
 from runtime import baselines, chunked, cli, faults, log, responses
+from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, setting
-from runtime.common import gather, process_group, seed_everything, sum_over_ranks
+from runtime.common import (
+    device_mesh, gather, process_group, seed_everything, sum_over_ranks)
 from runtime.data import prompt_order
 from runtime.log import Clock, Log, Progress
-from runtime.packing import Sample, balance_across_ranks, load_model, micro_batches, pack
+from runtime.packing import (
+    Sample, balance_across_ranks, groups_to_train_on, load_model, micro_batches, pack)
 from runtime.vllm_setup import repack_heads, set_vllm_environment
 from verify import Verifier
 
 
 # ---------------------------------------------------------------- settings
-# The defaults are the paper's, where it names one.
+# The defaults are the paper's where it names one, else the released code's.
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
-    method: str = setting("simko", "see the list below")
+    method: str = setting("simko", "simko, grpo, or a name in runtime/baselines.py")
     alpha: float = setting(0.01, "share of the gradient given to the top-K, Eq. 6")
     K: int = setting(3, "candidates in Eq. 6, and Lambda^(k) in the log")
     q: float = setting(0.8, "entropy quantile: tau(q) of Eq. 3")
     lambda_top1: float = setting(1.1, "lambda, Sec. 4.3; Qwen2.5-7B: 1.05")
-    tau_scope: str = setting("response", "tau(q) is over a response or a batch")
+    tau_scope: str = setting(
+        "response", "tokens behind tau(q): response (released code) or batch")
     epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
     epsilon_high: float = setting(0.2, "clip above 1; released logic recipe: 0.28")
     beta: float = setting(0.0, "weight of the KL penalty; 0 in all experiments")
@@ -70,18 +77,18 @@ class TrainConfig:
     train_data: str = setting(
         "math", "math, gsm8k, gsm8k-math1, synlogic, a JSONL file or hub data set")
     steps: int = setting(140, "rollouts; 140 are 20 epochs of MATH")
-    batch_size: int = setting(1024, "prompts a step, over all ranks")
-    mini_batch_size: int = setting(256, "prompts an update")
-    num_generations: int = setting(8, "responses a prompt: G of Sec. 2")
+    batch_size: int = setting(1024, "prompts per step, over all ranks")
+    mini_batch_size: int = setting(256, "prompts per update")
+    num_generations: int = setting(8, "responses per prompt: G of Sec. 2")
     max_sampling_rounds: int = setting(
-        0, "rollouts a step at most, to replace groups whose rewards are all "
-        "equal (dynamic sampling); 0 keeps them")
+        0, "most rollouts per step, to replace groups whose rewards are all "
+        "equal (dynamic sampling); 0: one rollout, and such groups are kept")
     max_completion_length: int = setting(3072, "tokens of a response")
     temperature: float = setting(1.0, "of rollouts, and of pi in the loss")
     learning_rate: float = setting(1e-6, "of AdamW")
     warmup_steps: int = setting(0, "updates of a rising learning rate")
     weight_decay: float = setting(0.0, "of AdamW; not in the paper")
-    max_grad_norm: float = setting(1.0, "longer gradients shrink; not in the paper")
+    max_grad_norm: float = setting(1.0, "larger norms are scaled down to it")
     eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
 
 
@@ -90,7 +97,7 @@ class EvalConfig:
     _argument_group_name = "evaluation"
     eval_data: list[str] = setting([], "benchmarks, groups of them, JSONL files")
     eval_n: int | None = setting(
-        None, "samples a problem (default: 256; AIME, AMC 300; logic 128)")
+        None, "samples per problem (default: 256; AIME, AMC 300; logic 128)")
     eval_temperature: list[float] | None = setting(
         None, "one or several (default: 0.6; logic 0.7)")
     eval_top_p: float | None = setting(None, "(default: 0.95)")
@@ -111,7 +118,7 @@ class RunConfig:
 
 @dataclass
 class Config(ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig):
-    """All settings. Those of SystemConfig change time and memory alone."""
+    """All settings."""
 
 
 # --------------------------------------------------------------- objective
@@ -133,11 +140,10 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
 
     # Eq. 6 has sg(gamma / gamma_k) gamma_k with gamma_k = pi_k / pi_old,k.
     # That equals sg(gamma) pi_k / sg(pi_k): the old policy's probability
-    # of a candidate cancels, so nobody has to compute it.
-    # The first detach leaves the gradient of log pi_k, at the value 1.
-    # The second detach leaves the candidates' gradient alone, weighted
-    # with the importance weight of the sampled token.
+    # of a candidate cancels and is never computed.
+    # This detach makes the value 1 and leaves the gradient of log pi_k.
     ratio_k = (topk_logp - topk_logp.detach()).exp()
+    # This one makes gamma a weight: only the candidates get a gradient.
     shared = gamma.detach() * ratio_k.mean(-1)
     gamma_pos = gamma + alpha * (shared - gamma)               # Eq. 6
 
@@ -150,7 +156,7 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
 
 
 def clipped_loss(gamma, advantage, epsilon, epsilon_high):
-    """GRPO's loss of each token (Sec. 2). All shapes are (...,)."""
+    """GRPO's loss of each token (Sec. 2). Shapes: (...,)."""
     clipped = gamma.clamp(1 - epsilon, 1 + epsilon_high)
     return -torch.minimum(gamma * advantage, clipped * advantage)
 
@@ -179,14 +185,13 @@ def entropy_threshold(entropy, lengths, q):
     entropy: (T,) in nats, one response after another.
     lengths: (R,) tokens of each response, at least 1. Returns (T,)."""
     tau = [h.double().quantile(q) for h in entropy.split(lengths.tolist())]
-    if not tau:
-        return entropy
-    return torch.stack(tau).to(entropy.dtype).repeat_interleave(lengths)
+    return entropy.new_tensor(tau).repeat_interleave(lengths)
 
 
 def kl_penalty(logp, ref_logp):
     """GRPO's estimate of KL(pi_theta || pi_ref) at each token (Sec. 2).
-    It is unbiased and never negative. Shapes: (...,)."""
+    It is never negative, and unbiased for samples of pi_theta.
+    Shapes: (...,)."""
     log_ratio = ref_logp - logp
     return log_ratio.exp() - log_ratio - 1
 
@@ -194,8 +199,9 @@ def kl_penalty(logp, ref_logp):
 def pass_at_k(n, c, k):
     """pass@k of each problem: 1 - C(n-c, k) / C(n, k) (Sec. 5.1).
 
-    It is unbiased, and rounded once. n: samples, c: correct samples, as
-    integers or tensors that broadcast. Returns float64 of that shape.
+    It is computed in exact integers, then rounded once. n: samples, c:
+    correct samples, as integers or tensors that broadcast. Returns
+    float64 of that shape.
     Raises ValueError unless 1 <= k <= n and 0 <= c <= n."""
     n, c = torch.broadcast_tensors(torch.as_tensor(n), torch.as_tensor(c))
     if not ((1 <= k) & (k <= n) & (0 <= c) & (c <= n)).all():
@@ -219,15 +225,15 @@ def token_statistics(hidden, weight, token, K, temperature=1.0):
     Returns logp (T,) and topk_logp (T, K), descending, with a gradient;
     entropy (T,) in nats and is_top1 (T,) bool, without.
 
-    This is the definition. It holds T x V logits in memory, so the loop
-    uses `chunked.token_statistics`, which does not."""
+    This is the definition, and the tests' reference. It holds T x V
+    logits in memory. `chunked.token_statistics` does not, and the loop
+    calls that one."""
     logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_pi = (logits / temperature).log_softmax(-1)
     logp = log_pi.gather(1, token[:, None])[:, 0]
     topk_logp = log_pi.topk(K).values
-    # The log and the gate read the entropy. It gets no gradient.
-    log_pi = log_pi.detach()
+    log_pi = log_pi.detach()  # the entropy gets no gradient
     entropy = -(log_pi.exp() * log_pi).sum(-1)
     # Tokens that tie for the highest probability are all rank-1.
     is_top1 = logp >= topk_logp[:, 0]
@@ -237,8 +243,8 @@ def token_statistics(hidden, weight, token, K, temperature=1.0):
 def policy_forward(model, packed, K, temperature):
     """`token_statistics` of all response tokens.
 
-    FSDP knows it as a method of the model, and gathers the weights of
-    body and head around it."""
+    It is registered with FSDP as a forward method of the model, so that
+    the weights of body and head are gathered around it."""
     body = model.base_model(
         input_ids=packed.tokens[None], position_ids=packed.positions[None],
         cu_seq_lens_q=packed.bounds, max_length_q=packed.longest, use_cache=False)
@@ -252,13 +258,13 @@ class VLLMEngine:
     """vLLM inside the training process, on the training GPU.
 
     load_format: "dummy" (random weights until the first load_weights, so
-    that a mistake there cannot pass unseen) or "auto" (cfg.model's own).
+    that a mistake there is noticed) or "auto" (cfg.model's own).
     max_tokens: the longest response that will be asked for.
 
-    With tensor_parallel_size > 1 so many neighbouring ranks share an
+    With tensor_parallel_size > 1 that many neighbouring ranks share an
     engine, and `generate` is a collective call. Each rank schedules and
-    samples by itself. They agree, as all get the same prompts in the same
-    order and draw from the same random stream."""
+    samples by itself. They agree because all get the same prompts in the
+    same order and draw from the same random stream."""
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
         set_vllm_environment()
@@ -267,19 +273,19 @@ class VLLMEngine:
         self.asleep = False
         self.stop_ids = stop_ids
         self.ranks = cfg.tensor_parallel_size
-        # On CPUs each rank would claim most of the machine by default.
-        gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
-        memory = {"kv_cache_memory_bytes": int(gib * 2**30)}
         if self.on_gpu:
             memory = {"gpu_memory_utilization": cfg.gpu_memory_utilization,
                       "enable_sleep_mode": True}
+        else:  # by default each rank would claim most of the machine
+            gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
+            memory = {"kv_cache_memory_bytes": int(gib * 2**30)}
         self.llm = LLM(
             cfg.model, load_format=load_format, dtype=dtype, seed=cfg.seed,
             max_model_len=cfg.max_prompt_length + max_tokens,
             tensor_parallel_size=cfg.tensor_parallel_size,
             # Each rank drives its own GPU. Otherwise all use cuda:0.
             distributed_executor_backend="external_launcher",
-            # Log-probs after temperature: of what is sampled from.
+            # Log-probs of the distribution that is actually sampled.
             logprobs_mode="processed_logprobs",
             skip_tokenizer_init=True, **memory)
 
@@ -292,20 +298,20 @@ class VLLMEngine:
             n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
             stop_token_ids=self.stop_ids, detokenize=False, flat_logprobs=True,
             logprobs=0 if logprobs else None)  # 0: of the sampled token alone
-        before, everyone = 0, prompts
+        offset, everyone = 0, prompts
         if self.ranks > 1:
             # All ranks of an engine get the prompts of all of them.
             rank = dist.get_rank()
             first = rank - rank % self.ranks
             shares = gather([prompts])[first:first + self.ranks]
-            before = sum(len(share) for share in shares[:rank - first])
+            offset = sum(len(share) for share in shares[:rank - first])
             everyone = [prompt for share in shares for prompt in share]
         outputs = self.llm.generate(
             [{"prompt_token_ids": ids.tolist()} for ids in everyone],
             params, use_tqdm=progress if progress.shown else False)
         samples = []
         for i, prompt_ids in enumerate(prompts):
-            for out in outputs[before + i].outputs:
+            for out in outputs[offset + i].outputs:
                 logp = out.logprobs.logprobs if logprobs else []
                 samples.append(Sample(
                     i, prompt_ids, np.array(out.token_ids, np.int64),
@@ -316,9 +322,9 @@ class VLLMEngine:
     def sleep(self):
         """Gives the GPU's memory to the trainer.
 
-        Level 2 drops the weights, where level 1 would keep a copy in
-        pinned host memory. `load_weights` replaces them all; should it
-        miss one, `check_gap` ends the run."""
+        Level 2 drops the weights, whereas level 1 would keep a copy in
+        pinned host memory. `load_weights` replaces them all. If it missed
+        one, `check_gap` would end the run at the next step."""
         if self.on_gpu:
             self.llm.sleep(level=2)
             self.asleep = True
@@ -335,13 +341,16 @@ class VLLMEngine:
             self.asleep = False
         if not self.on_gpu:
             self.llm.apply_model(repack_heads)
-        # It holds keys and values that the old weights computed.
+        # The cache holds keys and values that the old weights computed.
         self.llm.reset_prefix_cache()
 
     def close(self):
         if self.asleep:
-            # Shutting down frees memory, which must be mapped for that.
-            self.llm.wake_up()
+            try:
+                # Shutting down frees memory, which must be mapped first.
+                self.llm.wake_up()
+            except RuntimeError:
+                return  # After an error there may be no room to wake up in.
         self.llm.llm_engine.engine_core.shutdown()
 
 
@@ -364,9 +373,7 @@ class Trainer:
         self.cfg, self.device, self.dtype = cfg, device, dtype
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.policy = self.build_model()
-        self.reference = None
-        if cfg.beta:
-            self.reference = self.build_model().requires_grad_(False)
+        self.reference = self.build_model().requires_grad_(False) if cfg.beta else None
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         self.updates = 0
@@ -377,23 +384,13 @@ class Trainer:
 
         The weights are float32, since bfloat16 would round updates of
         1e-6 away. The computation is in self.dtype."""
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-        from torch.distributed.fsdp import register_fsdp_forward_method
         model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        if local == self.world:
-            mesh = init_device_mesh(self.device.type, (self.world,))
-        else:  # several nodes: each holds a replica, sharded within
-            mesh = init_device_mesh(
-                self.device.type, (self.world // local, local),
-                mesh_dim_names=("replicate", "shard"))
         precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
-        shard = partial(fully_shard, mesh=mesh, mp_policy=precision)
-        # Layer by layer: no rank ever holds the whole model in float32.
+        shard = partial(fully_shard, mesh=device_mesh(self.device), mp_policy=precision)
+        # Layer by layer, so that no GPU ever holds all of it in float32.
         for layer in model.base_model.layers:
             shard(layer.to(self.device, torch.float32))
         shard(model.to(self.device, torch.float32))
@@ -437,7 +434,8 @@ class Trainer:
                     s.ref_logp = part
             entropies.append(entropy)
 
-            # Eq. 2: a mean over the tokens of each response.
+            # Eq. 2: a mean over the tokens of each response. The mean
+            # over responses follows in log.policy_metrics.
             length = packed.lengths.repeat_interleave(packed.lengths)
             sums["Lambda"] += (logp / length).sum().double()
             for k in range(cfg.K):
@@ -454,33 +452,31 @@ class Trainer:
             model.reshard()  # without a backward pass the root stays gathered
         return torch.cat(entropies), log.policy_metrics(sum_over_ranks(sums))
 
-    def update(self, samples, method, tau, progress):
+    def update(self, samples, name, tau, progress):
         """One optimizer step on this rank's share of a mini-batch.
 
-        tau: one threshold for the whole batch, or None for that of each
-        response. Returns a dict of sums over all ranks for the log.
+        name: of the method. tau: one threshold for the whole batch, or
+        None for that of each response. Returns a dict of sums over all
+        ranks for the log.
 
         The loss is a sum over tokens, divided once by a count over all
         ranks. So it does not matter how samples are split into
         micro-batches and over ranks. If the loss or its gradient is not
         finite, the weights stay as they are."""
-        cfg = self.cfg
-        baseline = baselines.METHODS.get(method)
-        clip = partial(clipped_loss, epsilon=cfg.epsilon, epsilon_high=cfg.epsilon_high)
-        if baseline and baseline.drops_zero_advantage:
+        cfg, method = self.cfg, METHODS[name]
+        if method.drops_zero_advantage:
             samples = [s for s in samples if s.advantage]
         count = len(samples)
         if cfg.loss_type == "dapo":
             count = sum(len(s.response_ids) for s in samples)
-        count = torch.tensor(count, device=self.device)
-        dist.all_reduce(count)
+        denominator = torch.tensor(count, device=self.device)
+        dist.all_reduce(denominator)
         self.updates += 1
         warmup = min(1, self.updates / (cfg.warmup_steps + 1))
         self.optimizer.param_groups[0]["lr"] = cfg.learning_rate * warmup
-        if not count:
-            # Without a gradient, AdamW's momentum would still step.
-            return Counter()
-        # The others are counted above, but they need no pass.
+        if not denominator:
+            return Counter()  # AdamW's momentum would still make a step
+        # Samples without a gradient count above, and need no pass.
         samples = [s for s in samples if baselines.has_gradient(s, method, cfg.beta)]
         self.optimizer.zero_grad()
         sums, finite = Counter(), []
@@ -492,40 +488,38 @@ class Trainer:
             old_logp = torch.cat([logp.new_zeros(0), *(s.old_logp for s in batch)])
             A = torch.tensor([s.advantage for s in batch], device=self.device)
             A = A.repeat_interleave(lengths)
-            threshold = tau
-            if tau is None:
-                threshold = entropy_threshold(entropy, lengths, cfg.q)
-            gate = entropy > threshold
-            if baseline and baseline.choose:
-                gate = torch.cat([gate[:0], *(s.chosen for s in batch)])
+            if method.choose:
+                gate = torch.cat([is_top1[:0], *(s.chosen for s in batch)])
+            elif tau is None:
+                gate = entropy > entropy_threshold(entropy, lengths, cfg.q)
+            else:
+                gate = entropy > tau
 
             gamma = (logp - old_logp).exp()
-            if method == "simko":
-                gamma = simko_ratio(
-                    logp, old_logp, topk_logp, is_top1, A, gate,
-                    cfg.alpha, cfg.lambda_top1)
-            loss = clip(gamma, A)
-            if baseline and baseline.token_loss:
-                loss = baseline.token_loss(
-                    clip, gamma, logp, old_logp, entropy, A, gate)
+            if name == "simko":
+                gamma = simko_ratio(logp, old_logp, topk_logp, is_top1, A, gate,
+                                    cfg.alpha, cfg.lambda_top1)
+            if method.token_loss:
+                loss, clipped = method.token_loss(
+                    self.grpo_loss, gamma, logp, old_logp, entropy, A, gate)
+            else:
+                loss, clipped = self.grpo_loss(gamma, A)
             if cfg.beta:
                 ref_logp = torch.cat([logp.new_zeros(0), *(s.ref_logp for s in batch)])
                 loss = loss + cfg.beta * kl_penalty(logp, ref_logp)
             if cfg.loss_type == "grpo":
-                loss = loss / lengths.repeat_interleave(lengths)
+                loss = loss / lengths.repeat_interleave(lengths)    # 1 / |y|
 
-            # These detaches leave no gradient: the log alone reads them.
-            # KL(pi_old || pi_theta), since pi_old made the samples.
+            # KL(pi_old || pi_theta), since pi_old made the samples. The
+            # detach leaves no gradient: only the log reads it.
             approx_kl = kl_penalty(old_logp, logp.detach())
-            finite.append((batch, (loss + approx_kl).isfinite().detach()))
-            loss = loss.sum() / count
+            finite.append((batch, (loss + approx_kl).isfinite()))
+            loss = loss.sum() / denominator                          # 1 / G
             # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
-            above = (gamma > 1 + cfg.epsilon_high) & (A > 0)
-            below = (gamma < 1 - cfg.epsilon) & (A < 0)
-            sums["loss"] += loss.detach()
-            sums["gate_share"] += gate.sum()
-            sums["clip_frac"] += (above | below).sum()
+            sums["loss"] += loss.detach()  # the log needs no gradient
+            sums["gated_tokens"] += gate.sum()
+            sums["clipped_tokens"] += clipped.sum()
             sums["approx_kl"] += approx_kl.sum()
             sums["tokens"] += lengths.sum()
         sums = sum_over_ranks(sums)
@@ -539,17 +533,22 @@ class Trainer:
         self.optimizer.step()
         return Counter(sums)
 
+    def grpo_loss(self, gamma, advantage):
+        """Per-token loss, and where the clip took its gradient."""
+        loss = clipped_loss(gamma, advantage, self.cfg.epsilon, self.cfg.epsilon_high)
+        return loss, loss > -gamma * advantage
+
 
 # -------------------------------------------------------------------- loop
 def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progress):
     """Rollouts, and batch_size // mini_batch_size updates on them.
     Returns a row for metrics.jsonl."""
     rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
-    method = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
-    baseline = baselines.METHODS.get(method)
+    name = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
+    method = METHODS[name]
 
     # Each rank samples for its share of the prompts, and gets all samples.
-    # One round will do, unless max_sampling_rounds allows for more.
+    # There is one round, unless equal groups are to be replaced.
     most, rounds = max(cfg.max_sampling_rounds, 1), 0
     groups, sampled = [], []
     while len(groups) < cfg.batch_size and rounds < most:
@@ -559,7 +558,8 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
         seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * rounds)
         samples = engine.generate(
             [problem["prompt_ids"] for problem in own], cfg.num_generations,
-            cfg.temperature, 1.0, cfg.max_completion_length, progress)
+            cfg.temperature, top_p=1.0, max_tokens=cfg.max_completion_length,
+            progress=progress)
         clock.lap("rollout")
         score(samples, own, tokenizer, verifier)
         for s in samples:
@@ -574,63 +574,56 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
 
     samples = [s for group in groups for s in group]
     rewards = torch.tensor([s.reward for s in samples])
-    advantage_of = (baseline and baseline.advantage) or group_advantage
+    advantage_of = method.advantage or group_advantage
     advantages = advantage_of(rewards, cfg.num_generations)
     for s, advantage in zip(samples, advantages.tolist()):
         s.advantage = advantage
 
     # Together the ranks make the update that one rank would make.
     size = cfg.mini_batch_size * cfg.num_generations
-    mini_batches = [balance_across_ranks(samples[i:i + size], rank, world)
-                    for i in range(0, cfg.batch_size * cfg.num_generations, size)]
+    starts = range(0, cfg.batch_size * cfg.num_generations, size)
+    mini_batches = [balance_across_ranks(samples[i:i + size], rank, world) for i in starts]
     own = [s for mini_batch in mini_batches for s in mini_batch]
     with faults.phase("log-probs"):
-        entropies, before = trainer.compute_old_logp(own, progress)
-        faults.check_gap(before["logp_gap"], trainer.dtype)
-        tau = batch_threshold(entropies, baseline, cfg)
-        if baseline and baseline.choose and samples:
-            baseline.choose(own)
+        entropies, policy = trainer.compute_old_logp(own, progress)
+        faults.check_gap(policy["logp_gap"], trainer.dtype)
+        tau = batch_threshold(entropies, method, cfg)
+        if method.choose and samples:
+            method.choose(own)
     clock.lap("logprobs")
 
     updates = Counter()
     with faults.phase("update"):
         for mini_batch in mini_batches:
-            updates.update(trainer.update(mini_batch, method, tau, progress))
+            # Counter.update adds.
+            updates.update(trainer.update(mini_batch, name, tau, progress))
         trainer.optimizer.zero_grad()  # frees the gradients' memory
     clock.lap("update")
     engine.load_weights(trainer.named_weights())
     clock.lap("sync")
     return {
-        "step": step + 1, "method": method, "sampling_rounds": rounds,
+        "step": step + 1, "method": name, "sampling_rounds": rounds,
         **log.rollout_metrics(sampled, cfg.num_generations),
-        **before, **log.update_metrics(updates, len(mini_batches)),
+        **policy, **log.update_metrics(updates, len(mini_batches)),
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
         **clock.metrics(rollout=sum(len(s.response_ids) for s in sampled),
-                        logprobs=before["tokens"], update=updates["tokens"])}
+                        logprobs=policy["tokens"], update=updates["tokens"])}
 
 
-def groups_to_train_on(samples, cfg):
-    """Groups of samples. With max_sampling_rounds, those whose rewards are
-    not all equal, and at most batch_size of them."""
-    size = cfg.num_generations
-    groups = [samples[i:i + size] for i in range(0, len(samples), size)]
-    if cfg.max_sampling_rounds:
-        groups = [group for group in groups if len({s.reward for s in group}) > 1]
-    return groups[:cfg.batch_size]
-
-
-def batch_threshold(entropies, baseline, cfg):
+def batch_threshold(entropies, method, cfg):
     """tau over the tokens of all ranks, or None if it is over those of
     each response. It is taken from pi_old's entropies: pi_theta's exist
     for one micro-batch at a time."""
-    q = baseline.batch_quantile if baseline else None
+    q = method.batch_quantile
     if q is None and cfg.tau_scope == "batch":
         q = cfg.q
     if q is None:
         return None
-    everyone = torch.cat(gather([entropies.double().cpu()]))
+    everyone = torch.cat(gather([entropies.double().cpu()])).numpy()
+    if not len(everyone):
+        return 0.0
     # torch.quantile takes 16 million numbers at most.
-    return float(np.quantile(everyone.numpy(), q)) if len(everyone) else 0.0
+    return float(np.quantile(everyone, q))
 
 
 # -------------------------------------------------------------- evaluation
@@ -639,16 +632,17 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
     pass@K to folder/eval.json and to the screen.
 
     Each response goes to folder/LABEL.jsonl with its verdict. If an
-    evaluation is stopped, the same call goes on after the last whole
-    chunk of problems. It comes to the same samples, which are a function
-    of (seed, chunk, rank)."""
+    evaluation is stopped, the same call resumes after the last whole
+    chunk of problems. With as many ranks it draws the same samples, which
+    are a function of (seed, chunk, rank)."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    chunk = 64
-    results = {}
+    chunk, results = 64, {}
     for benchmark in benchmarks:
         n, problems = benchmark.n, benchmark.problems
         path = folder / f"{benchmark.label}.jsonl"
-        rows = responses.resume(path, benchmark, cfg, n * chunk) if rank == 0 else []
+        rows = []
+        if rank == 0:
+            rows = responses.resume(path, benchmark, cfg, n * chunk)
         rows = gather(rows)
         starts = range(len(rows) // n, len(problems), chunk)
         for start in progress(starts, desc=benchmark.label):
@@ -679,7 +673,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
 
 # -------------------------------------------------------------------- main
 def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
-    """The engine that --rollout names. auto: vLLM if it is installed."""
+    """Builds the engine that --rollout chooses."""
     arguments = cfg, stop_ids, device, dtype, load_format, max_tokens
     if cli.uses_vllm(cfg):
         return VLLMEngine(*arguments)
@@ -699,20 +693,18 @@ def main(arguments):
         progress = Progress(rank == 0 and sys.stderr.isatty())
         if rank == 0:
             cli.announce(job, dist.get_world_size(), device, dtype)
-        run_eval = partial(
-            evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,
-            verifier=verifier, progress=progress)
+        run_eval = partial(evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,
+                           verifier=verifier, progress=progress)
 
-        # On a GPU the engine starts first, measures the free memory and
-        # steps aside for the trainer.
-        start = partial(
-            make_engine, cfg, job.stop_ids, device, dtype,
-            "dummy" if training else "auto", job.max_tokens)
+        # On a GPU the engine starts first, and then steps aside.
+        start = partial(make_engine, cfg, job.stop_ids, device, dtype,
+                        "dummy" if training else "auto", job.max_tokens)
         engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
         stack.enter_context(closing(engine))
         if not training:
             run_eval(folder, engine=engine)
-            return dist.barrier()
+            dist.barrier()
+            return
 
         engine.sleep()
         with faults.phase("loading of the policy"):
@@ -721,9 +713,8 @@ def main(arguments):
             first = start_or_resume(folder, settings, trainer)
         write_row = Log(folder, first, cfg) if rank == 0 else None
         engine.load_weights(trainer.named_weights())
-        faults.try_sampling(job.benchmarks, engine, progress)
+        faults.try_sampling(cfg, job.benchmarks, engine, progress)
 
-        checkpoints = folder / "checkpoints"
         try:
             for step in range(first, cfg.steps):
                 if job.benchmarks and cfg.eval_steps and step % cfg.eval_steps == 0:
@@ -734,18 +725,19 @@ def main(arguments):
                     write_row(row)
                     faults.check_rewards(folder / "metrics.jsonl")
                 if (step + 1) % cfg.save_steps == 0 or step + 1 == cfg.steps:
-                    save_checkpoint(checkpoints, step + 1, trainer)
+                    save_checkpoint(folder, step + 1, trainer)
         except faults.Stopped:
-            # Raised in a rollout, on every rank: `step` steps are made.
+            # Raised in a rollout, on every rank, after `step` whole steps.
             if step > first and step % cfg.save_steps:
-                save_checkpoint(checkpoints, step, trainer)
+                save_checkpoint(folder, step, trainer)
             raise
-        if first < cfg.steps or not (folder / "hf").exists():
+        exported = gather([(folder / "hf").exists()])[0]  # as rank 0 sees it
+        if first < cfg.steps or not exported:
             with faults.phase("export"):
                 save_hf(folder / "hf", trainer, tokenizer, job.stop_ids)
         if job.benchmarks:
             run_eval(folder / f"eval_{cfg.steps:06d}", engine=engine)
-        # Closing vLLM's engine ends the process group. All ranks must be here.
+        # Closing vLLM's engine ends the process group, so all ranks wait.
         dist.barrier()
 
 
@@ -755,4 +747,4 @@ if __name__ == "__main__":
         # torchrun then shows the error of the rank that failed first.
         record(main)(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit("simko.py: stopped; the same command goes on from the last checkpoint")
+        sys.exit("simko.py: stopped; run the same command to continue from the last checkpoint")

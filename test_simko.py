@@ -12,7 +12,6 @@ Nothing is downloaded and vLLM is not needed. tests/ holds all other tests.
 import itertools
 import os
 import statistics
-from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -21,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tqdm import tqdm
 
 import simko
+from runtime.common import process_group
+from runtime.log import Progress
+from runtime.packing import Sample
 
 settings.register_profile("simko", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("simko")
@@ -89,7 +90,7 @@ def test_one_token_of_a_vocabulary_of_four():
 
 
 # ---------------------------------------------------------- the ratio
-def naive_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
+def naive_ratio(z, z_old, y, advantage, gate, alpha, K, lambda_top1):
     """Eq. 3 at one token as the paper prints it, with the old policy's
     probabilities of the top K. z, z_old: (V,) logits."""
     pi = z.softmax(0)
@@ -101,11 +102,11 @@ def naive_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
         shared = sum((gamma / g).detach() * g for g in gamma_k)
         return (1 - alpha) * gamma + alpha / K * shared
     if gate and advantage < 0 and y == top[0]:  # Sec. 4.3
-        return lam * gamma
+        return lambda_top1 * gamma
     return gamma
 
 
-def real_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
+def real_ratio(z, z_old, y, advantage, gate, alpha, K, lambda_top1):
     """The same for (N,) tokens by simko_ratio. z, z_old: (N, V) logits."""
     log_pi = z.log_softmax(-1)
     old_log_pi = z_old.log_softmax(-1)
@@ -117,12 +118,13 @@ def real_ratio(z, z_old, y, advantage, gate, alpha, K, lam):
         advantage,
         gate,
         alpha,
-        lam,
+        lambda_top1,
     )
 
 
-@given(V=st.integers(1, 9), K=st.integers(1, 9), alpha=st.floats(0, 1), lambda_top1=st.floats(1, 3), seed=seeds)
-def test_the_ratio_is_the_papers_whose_old_top_k_cancels(V, K, alpha, lam, seed):
+@given(V=st.integers(1, 9), K=st.integers(1, 9), alpha=st.floats(0, 1),
+       lambda_top1=st.floats(1, 3), seed=seeds)
+def test_the_ratio_is_the_papers_whose_old_top_k_cancels(V, K, alpha, lambda_top1, seed):
     K = min(K, V)
     z = randn(24, V, seed=seed).requires_grad_()
     z_old = randn(24, V, seed=seed) + 0.7 * randn(24, V, seed=seed + 1)
@@ -132,14 +134,15 @@ def test_the_ratio_is_the_papers_whose_old_top_k_cancels(V, K, alpha, lam, seed)
     gate = randn(24, seed=seed + 5) > -0.5
     weight = randn(24, seed=seed + 6)
 
-    real = real_ratio(z, z_old, y, advantage, gate, alpha, K, lam)
+    real = real_ratio(z, z_old, y, advantage, gate, alpha, K, lambda_top1)
     tokens = zip(z, z_old, y, advantage, gate)
-    naive = torch.stack([naive_ratio(*token, alpha, K, lam) for token in tokens])
+    naive = torch.stack([naive_ratio(*token, alpha, K, lambda_top1) for token in tokens])
     near(real, naive)
     near(gradient(real * weight, z), gradient(naive * weight, z))
 
 
-@given(V=st.integers(2, 12), K=st.integers(1, 12), alpha=st.floats(0, 1), inside=st.booleans(), seed=seeds)
+@given(V=st.integers(2, 12), K=st.integers(1, 12), alpha=st.floats(0, 1),
+       inside=st.booleans(), seed=seeds)
 def test_eq6_has_the_gradient_of_eq5_and_the_value_of_gamma(V, K, alpha, inside, seed):
     K = min(K, V)
     z = randn(1, V, seed=seed).requires_grad_()
@@ -167,10 +170,10 @@ def test_alpha_0_with_lambda_1_and_q_1_are_grpo_bit_for_bit(dtype, V, alpha, see
     z_old = randn(32, V, seed=seed + 1, dtype=dtype)
     y = randn(32, V, seed=seed + 2).argmax(-1)
     A = randn(32, seed=seed + 3, dtype=dtype).round()
-    policy = torch.distributions.Categorical(logits=z.detach().float())
+    entropy = torch.distributions.Categorical(logits=z.detach().float()).entropy()
     lengths = torch.tensor([20, 12])
-    half = simko.entropy_gate(policy.entropy(), lengths, q=0.5)
-    none = simko.entropy_gate(policy.entropy(), lengths, q=1.0)
+    half = entropy > simko.entropy_threshold(entropy, lengths, q=0.5)
+    none = entropy > simko.entropy_threshold(entropy, lengths, q=1.0)
     assert half.any() and not none.any()
 
     def loss_and_gradient(ratio):
@@ -208,7 +211,8 @@ def test_lambda_acts_before_the_clip():
     near(gradient(loss, logp), want)
 
 
-@given(gamma=st.floats(0.1, 3), A=st.floats(-2, 2), low=st.floats(0.05, 0.9), high=st.floats(0.05, 1))
+@given(gamma=st.floats(0.1, 3), A=st.floats(-2, 2),
+       low=st.floats(0.05, 0.9), high=st.floats(0.05, 1))
 def test_the_clip_stops_gains_beyond_the_interval_and_nothing_else(gamma, A, low, high):
     leaf = torch.tensor(gamma, dtype=torch.float64, requires_grad=True)
     advantage = torch.tensor(A, dtype=torch.float64)
@@ -241,31 +245,26 @@ def test_equal_rewards_are_no_advantage_whatever_their_mean_rounds_to(size, valu
     assert not simko.group_advantage(rewards, size).any()
 
 
-@pytest.mark.parametrize("scope", ["response", "batch"])
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), eighths=st.integers(0, 8), seed=seeds)
-def test_the_gate_opens_strictly_above_the_quantile(scope, lengths, eighths, seed):
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+       eighths=st.integers(0, 8), seed=seeds)
+def test_tau_is_the_quantile_within_each_response(lengths, eighths, seed):
     q = eighths / 8
     entropy = (randn(sum(lengths), seed=seed) * 4).round() / 4  # with ties
-    rows = entropy.split(lengths)
-    tau = [np.quantile(entropy if scope == "batch" else x, q) for x in rows]
+    tau = [np.quantile(row, q) for row in entropy.split(lengths)]
     tau = torch.from_numpy(np.repeat(tau, lengths))
-    lengths = torch.tensor(lengths)
-    near(simko.entropy_threshold(entropy, lengths, q, scope), tau)
-    gate = simko.entropy_gate(entropy, lengths, q, scope)
-    assert torch.equal(gate, entropy > tau)
+    assert torch.equal(simko.entropy_threshold(entropy, torch.tensor(lengths), q), tau)
 
 
-@pytest.mark.parametrize("entropy, lengths, scope, want", [
-    ([1, 5, 2, 4, 3, 0], [6], "response", [0, 1, 0, 0, 0, 0]),
-    ([1, 5, 2, 5, 3, 0], [6], "response", [0] * 6),  # tau(0.8) is the tie
-    ([.3] * 7, [7], "response", [0] * 7),  # all tie, so none is above
-    ([1, 2, 3], [1, 1, 1], "response", [0, 0, 0]),  # each its own quantile
-    ([1, 9, 2, 3], [2, 2], "response", [0, 1, 0, 1]),
-    ([1, 9, 2, 3], [2, 2], "batch", [0, 1, 0, 0]),
+@pytest.mark.parametrize("entropy, lengths, want", [
+    ([1, 5, 2, 4, 3, 0], [6], [0, 1, 0, 0, 0, 0]),
+    ([1, 5, 2, 5, 3, 0], [6], [0] * 6),  # tau(0.8) is the tie
+    ([.3] * 7, [7], [0] * 7),  # all tie, so none is above
+    ([1, 2, 3], [1, 1, 1], [0, 0, 0]),  # each is its own quantile
+    ([1, 9, 2, 3], [2, 2], [0, 1, 0, 1]),
 ])
-def test_gates_worked_out_by_hand(entropy, lengths, scope, want):
+def test_gates_worked_out_by_hand(entropy, lengths, want):
     entropy, lengths = torch.tensor(entropy).float(), torch.tensor(lengths)
-    gate = simko.entropy_gate(entropy, lengths, 0.8, scope)
+    gate = entropy > simko.entropy_threshold(entropy, lengths, q=0.8)
     assert gate.int().tolist() == want
 
 
@@ -300,17 +299,17 @@ def test_splitting_a_batch_into_micro_batches_changes_nothing(tmp_path):
         prompt = rng.integers(19, size=3)
         response = rng.integers(19, size=length)
         engine_logp = np.zeros(length, np.float32)
-        sample = simko.Sample(0, prompt, response, engine_logp, False)
+        sample = Sample(0, prompt, response, engine_logp, truncated=False)
         sample.advantage = A
         samples.append(sample)
 
-    gradients, quiet = [], partial(tqdm, disable=True)
-    with mock.patch.dict(os.environ), simko.process_group() as device:
+    gradients, quiet = [], Progress(shown=False)
+    with mock.patch.dict(os.environ), process_group() as device:
         for tokens in (1, 15, 1000):
             cfg = simko.Config(model=str(tmp_path), micro_batch_tokens=tokens)
             trainer = simko.Trainer(cfg, device, torch.float64)
-            trainer.old_statistics(samples, quiet)
-            trainer.update(samples, None, quiet)
+            trainer.compute_old_logp(samples, quiet)
+            trainer.update(samples, "simko", None, quiet)
             parts = [p.grad.full_tensor() for p in trainer.policy.parameters()]
             gradients.append(torch.cat([part.flatten() for part in parts]))
     one_by_one, some, whole = gradients

@@ -2,8 +2,8 @@
 to GRPO. Their constants are those of their authors.
 
 A method changes the advantage of a response, or the loss of a token, or
-both. simko.py asks METHODS for both, in `train_step` and in
-`Trainer.update`."""
+both. simko.py asks METHODS for the former in `train_step` and for the
+latter in `Trainer.update`."""
 import math
 from typing import Callable, NamedTuple
 
@@ -12,17 +12,18 @@ import torch
 from runtime.common import gather
 
 
-class Baseline(NamedTuple):
-    """What a method changes. None: it is as in GRPO."""
+class Method(NamedTuple):
+    """What a method changes. The defaults change nothing."""
     about: str
     # (rewards (N,), num_generations) -> (N,)
     advantage: Callable | None = None
-    # (clip, gamma, logp, old_logp, entropy, advantage, gate) -> (T,);
-    # clip(gamma, advantage) is GRPO's loss, the others are (T,).
+    # (grpo_loss, gamma, logp, old_logp, entropy, advantage, gate) ->
+    # (loss, whether it is clipped). All are (T,), except for the function
+    # grpo_loss(gamma, advantage), which returns the same two for GRPO.
     token_loss: Callable | None = None
     # The gate opens above this quantile of all entropies of the batch.
     batch_quantile: float | None = None
-    # (samples) fills in `chosen`, which then is the gate.
+    # (samples) fills in `chosen`, which is then the gate.
     choose: Callable | None = None
     # Responses with A = 0 are left out, and do not count.
     drops_zero_advantage: bool = False
@@ -66,25 +67,26 @@ def pass_at_k_advantage(rewards, num_generations, k=4):
     return (failure - own_failure) / (deviation + 1e-6)
 
 
-def forking_loss(clip, gamma, logp, old_logp, entropy, advantage, gate):
+def forking_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
     """The other tokens still count in the denominator."""
-    return torch.where(gate, clip(gamma, advantage), 0)
+    loss, clipped = grpo_loss(gamma, advantage)
+    return torch.where(gate, loss, 0), clipped & gate
 
 
-def entropy_advantage_loss(clip, gamma, logp, old_logp, entropy, advantage, gate):
+def entropy_advantage_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
     """A + min(0.4 H, |A| / 2) takes the place of A.
 
     The detach leaves the gradient of gamma alone: H scales it,
     and is not itself driven up."""
     bonus = torch.minimum(0.4 * entropy.detach(), advantage.abs() / 2)
-    return clip(gamma, advantage + bonus)
+    return grpo_loss(gamma, advantage + bonus)
 
 
-def kl_cov_loss(clip, gamma, logp, old_logp, entropy, advantage, gate):
-    """There is no clip. Where gamma is 1 up to rounding, the sign of
-    the penalty's gradient is a matter of chance."""
+def kl_cov_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
+    """There is no clip. Where gamma is 1 up to rounding, the sign of the
+    penalty's gradient is a matter of chance."""
     penalty = torch.where(gate, (logp - old_logp).abs(), 0)
-    return penalty - gamma * advantage
+    return penalty - gamma * advantage, torch.zeros_like(gate)
 
 
 def choose_by_covariance(samples, share=0.002):
@@ -109,28 +111,30 @@ def choose_by_covariance(samples, share=0.002):
 
 
 METHODS = {
-    "psr": Baseline(
+    "simko": Method("Eq. 3: --alpha, --K, --q, --lambda-top1, --tau-scope"),
+    "grpo": Method("the same loop without Eq. 3"),
+    "psr": Method(
         "correct responses only, A = 1 (Zhu et al., 2025)",
         advantage=psr_advantage, drops_zero_advantage=True),
-    "nsr": Baseline(
+    "nsr": Method(
         "incorrect responses only, A = -1 (Zhu et al., 2025)",
         advantage=nsr_advantage, drops_zero_advantage=True),
-    "w-reinforce": Baseline(
+    "w-reinforce": Method(
         "A = 0.1 or -1, no baseline (Zhu et al., 2025)",
         advantage=w_reinforce_advantage),
-    "forking": Baseline(
+    "forking": Method(
         "loss on the fifth of all tokens that has the highest entropy "
         "(Wang et al., 2025)",
         token_loss=forking_loss, batch_quantile=0.8),
-    "entropy-adv": Baseline(
+    "entropy-adv": Method(
         "A + min(0.4 H, |A|/2) in place of A (Cheng et al., 2025)",
         token_loss=entropy_advantage_loss),
-    "kl-cov": Baseline(
+    "kl-cov": Method(
         "no clip, and |log gamma| is added on the 0.2 % of all tokens "
         "where A and log pi covary most (Cui et al., 2025)",
         token_loss=kl_cov_loss, choose=choose_by_covariance,
         trains_on_zero_advantage=True),
-    "pass-at-k": Baseline(
+    "pass-at-k": Method(
         "A of sets of 4 responses, right if one of them is "
         "(Chen et al., 2025a)",
         advantage=pass_at_k_advantage),
@@ -139,8 +143,7 @@ METHODS = {
 
 def has_gradient(sample, method, beta):
     """Whether a response adds to the gradient. All terms of the loss have
-    its advantage as a factor, but for the KL penalties."""
-    baseline = METHODS.get(method)
-    if baseline and baseline.trains_on_zero_advantage:
+    its advantage as a factor, except for the KL penalties."""
+    if method.trains_on_zero_advantage:
         return True
     return sample.advantage != 0 or beta > 0

@@ -38,13 +38,14 @@ def checkpoint_state(trainer):
 
 
 def save_checkpoint(folder, step, trainer):
-    """Saves model and optimizer, each rank its shards. The rename makes
-    it a checkpoint. Keeps the last two.
+    """Saves model and optimizer in the run folder, each rank its shards.
+    The rename makes it a checkpoint. Keeps the last two.
 
     After a refused update it saves nothing: the next steps may show that
     the weights are to blame."""
     if trainer.refused:
         return
+    folder = folder / "checkpoints"
     temporary = folder / f"step_{step:06d}.tmp"
     if trainer.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -42,7 +42,8 @@ def setting(default, help):
 
 @dataclasses.dataclass
 class SystemConfig:
-    """Settings that change time and memory, but no result."""
+    """How a run uses its machine. Apart from rounding and the engine's
+    random streams, these settings change time and memory alone."""
     _argument_group_name = "system"
     rollout: Literal["auto", "vllm", "hf"] = setting(
         "auto", "what generates; auto: vLLM if it is installed, "
@@ -68,14 +69,9 @@ class SystemConfig:
 
 COMMANDS = "train", "eval"
 
-METHOD_HELP = {
-    "simko": "Eq. 3: --alpha, --K, --q, --lambda-top1, --tau-scope",
-    "grpo": "the same loop without Eq. 3",
-    **{name: method.about for name, method in METHODS.items()}}
-
 # What a text setting may be, apart from Literal types.
 CHOICES = {
-    "method": tuple(METHOD_HELP),
+    "method": tuple(METHODS),
     "tau_scope": ("response", "batch"),
     "loss_type": ("grpo", "dapo"),
     "task": tuple(TASKS),
@@ -172,7 +168,7 @@ def make_parser(command, Config):
     epilog = ""
     if command != "eval":
         epilog = "methods:\n" + "".join(
-            f"  {name:14}{about}\n" for name, about in METHOD_HELP.items())
+            f"  {name:14}{method.about}\n" for name, method in METHODS.items())
     parser = Parser(
         groups_of(command, Config), prog="simko.py",
         usage="simko.py {train,eval} [--flag value]", allow_abbrev=False,

@@ -8,6 +8,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 
 def printable(text):
@@ -98,3 +99,14 @@ def process_group():
         # Closing vLLM's engine may have destroyed it already.
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def device_mesh(device):
+    """The mesh that FSDP shards over. On several nodes each node holds a
+    replica of the model, which is sharded within the node."""
+    world = dist.get_world_size()
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    if local == world:
+        return init_device_mesh(device.type, (world,))
+    return init_device_mesh(device.type, (world // local, local),
+                            mesh_dim_names=("replicate", "shard"))

@@ -26,7 +26,8 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
-from runtime.common import fail, gather, one_line, printable
+from runtime.common import (
+    fail, gather, one_line, printable, seed_everything)
 from runtime.vllm_setup import last_lines
 
 # Seconds for an engine to start: it may have to download its model.
@@ -317,13 +318,15 @@ class GuardedEngine:
         self.engine.close()
 
 
-def try_sampling(benchmarks, engine, progress):
+def try_sampling(cfg, benchmarks, engine, progress):
     """Samples a few tokens in each way in which the benchmarks will. What
     cannot work should fail in the first minute of a run, not after hours
     of training."""
     ways = {(b.temperature, b.top_p): b for b in benchmarks}
     for (temperature, top_p), benchmark in ways.items():
         prompt = benchmark.problems[0]["prompt_ids"]
+        # Ranks that share an engine must draw from one random stream.
+        seed_everything(cfg.seed)
         engine.generate(
             [prompt], 1, temperature, top_p, min(8, benchmark.max_tokens),
             progress, logprobs=False)

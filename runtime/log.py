@@ -148,9 +148,9 @@ def policy_metrics(sums):
 def update_metrics(sums, updates):
     """Means over the tokens that were trained on, or over updates."""
     tokens = sums["tokens"] or 1
-    metrics = {}
-    for name in ("gate_share", "clip_frac", "approx_kl"):
-        metrics[name] = sums[name] / tokens
-    for name in ("loss", "grad_norm"):
-        metrics[name] = sums[name] / updates
-    return metrics
+    return {
+        "gate_share": sums["gated_tokens"] / tokens,
+        "clip_frac": sums["clipped_tokens"] / tokens,
+        "approx_kl": sums["approx_kl"] / tokens,
+        "loss": sums["loss"] / updates,
+        "grad_norm": sums["grad_norm"] / updates}

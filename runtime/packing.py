@@ -3,11 +3,13 @@ side by side in one row of tokens, without padding."""
 import inspect
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 
 from runtime.common import fail, one_line
 
@@ -81,6 +83,16 @@ def micro_batches(samples, tokens):
     return batches
 
 
+def groups_to_train_on(samples, cfg):
+    """Groups of samples. With max_sampling_rounds, those whose rewards are
+    not all equal, and at most batch_size of them."""
+    size = cfg.num_generations
+    groups = [samples[i:i + size] for i in range(0, len(samples), size)]
+    if cfg.max_sampling_rounds:
+        groups = [group for group in groups if len({s.reward for s in group}) > 1]
+    return groups[:cfg.batch_size]
+
+
 def balance_across_ranks(samples, rank, world):
     """This rank's share of the samples, of about as many tokens as
     every other rank's.
@@ -134,6 +146,17 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
                        scale=scaling, window_size=(-1, 0), **grouped)
 
 
+def holds_float32(folder):
+    """Whether a model's folder has weights in float32, at least in part.
+    transformers would give all weights the dtype of the first."""
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():
+                if weights.get_slice(name).get_dtype() == "F32":
+                    return True
+    return False
+
+
 def load_model(path, dtype):
     """A causal language model with `packed_attention`.
 
@@ -143,6 +166,8 @@ def load_model(path, dtype):
         AttentionInterface, AutoConfig, AutoModelForCausalLM)
     AttentionInterface.register("packed", packed_attention)
     no_code = {"trust_remote_code": False}
+    if dtype == "auto" and holds_float32(path):
+        dtype = torch.float32
     try:
         config = AutoConfig.from_pretrained(path, **no_code)
         # "auto" would otherwise mean the dtype that config.json names,

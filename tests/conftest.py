@@ -1,7 +1,9 @@
-"""What the tests share: tiny checkpoints made from seeds, the laptop experiment, and runs in this process.
+"""What the tests share: tiny checkpoints made from seeds, the laptop experiment, and runs in this
+process.
 
-Nothing is downloaded. Tests that need vLLM carry the mark `needs_vllm`: where it is not installed they are skipped, but
-in CI (the environment variable CI is "true") they fail, because there nothing else would notice.
+Nothing is downloaded. Tests that need vLLM carry the mark `needs_vllm`. Where it is not installed
+they are skipped, but in CI (the environment variable CI is "true") they fail, because nothing
+else would notice there.
 """
 import dataclasses
 import importlib.util
@@ -9,60 +11,67 @@ import json
 import os
 import random
 import re
-from functools import partial
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import settings
-from hypothesis import strategies as st
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import simko
-from simko import Config, Sample
-from test_simko import near, randn  # noqa: F401  for the other tests
+from runtime.common import process_group
+from runtime.log import Progress
+from runtime.packing import Sample, balance_across_ranks
+# It also sets hypothesis' profile, and PyTorch to one thread.
+from test_simko import near, randn, seeds  # noqa: F401
 from tests import workers
 from tools import laptop as laptop_program
 
 STOPS, VOCABULARY = [2, 7], 61  # of the checkpoint `base`, whose own end of text is 2
-CPU, quiet = torch.device("cpu"), partial(tqdm, disable=True)
-seeds = st.integers(0, 2**32 - 1)
+CPU, quiet = torch.device("cpu"), Progress(shown=False)
 needs_vllm = pytest.mark.needs_vllm
 one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
-settings.register_profile("simko", max_examples=60, deadline=None, derandomize=True)
-settings.load_profile("simko")
-torch.set_num_threads(1)  # tensors this small are slower on more
-# transformers' norm rounds to float32 even in a float64 model. Not here, so that a small difference is a difference.
-LlamaRMSNorm.forward = lambda norm, x: F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def exact_norm(norm, x):
+    """transformers' own norm rounds to float32 even in a float64 model. This one does not, so
+    that tests can compare to the last digits."""
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+LlamaRMSNorm.forward = exact_norm
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     if item.get_closest_marker("needs_vllm") is None or importlib.util.find_spec("vllm"):
         return
+    reason = f"{item.name} needs vLLM, which is not installed"
     if os.environ.get("CI") == "true":
-        pytest.fail("vLLM is not installed, and in CI no test may be skipped for that", pytrace=False)
-    pytest.skip("vLLM is not installed")
+        pytest.fail(f"{reason}; in CI no test may be skipped for that", pytrace=False)
+    pytest.skip(reason)
 
 
 def distance(got, want):
     """||got - want|| / ||want|| over a whole gradient {name: tensor}."""
     assert got.keys() == want.keys()
-    flat = [torch.cat([x[name].detach().double().flatten() for name in want]) for x in (got, want)]
-    return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
+
+    def flat(tensors):
+        return torch.cat([tensors[name].detach().double().flatten() for name in want])
+
+    return ((flat(got) - flat(want)).norm() / flat(want).norm()).item()
 
 
-# ---------------------------------------------------------------------------------- a policy and samples, without a run
+# ----------------------------------------------------------- a policy and samples, without a run
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """{whether the output head is tied to the embedding: folder of a tiny random Llama with grouped-query attention}.
+    """Folders of tiny random Llamas with grouped-query attention, by whether the output head is
+    tied to the embedding.
 
-    Beside each lies samples.json: responses of 1 to 17 tokens, some of one length, sampled from the model where the
-    advantage is positive and greedy elsewhere."""
+    Beside each lies samples.json: responses of 1 to 17 tokens, some of one length. They are
+    sampled from the model where the advantage is positive, and greedy elsewhere."""
     lengths = [1, 7, 9, 7, 2, 17, 11, 9, 7, 5, 13]
     prompts = [3, 5, 3, 8, 4, 3, 6, 3, 5, 9, 4]
     advantages = [1.5, -0.9, 0.7, 1.1, -1.2, -0.6, 0.8, 0.0, -1.4, 1.0, 0.9]
@@ -71,12 +80,14 @@ def bases(tmp_path_factory):
         folder, samples = tmp_path_factory.mktemp("checkpoint"), []
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=tied, initializer_range=0.2,
+            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
+            tie_word_embeddings=tied, initializer_range=0.2,
             bos_token_id=1, eos_token_id=STOPS[0], pad_token_id=0))
         for prompt, length, advantage in zip(prompts, lengths, advantages):
             ids = torch.randint(3, VOCABULARY, (1, prompt))
-            ids = model.generate(ids, do_sample=advantage > 0, min_new_tokens=length, max_new_tokens=length)
+            ids = model.generate(
+                ids, do_sample=advantage > 0, min_new_tokens=length, max_new_tokens=length)
             ids = ids[0].tolist()
             samples.append([ids[:prompt], ids[prompt:], advantage])
         model.save_pretrained(folder)
@@ -92,16 +103,17 @@ def base(request, bases):
 
 
 def load_samples(folder):
-    return [Sample(0, np.array(prompt), np.array(response), np.zeros(len(response), np.float32), True, advantage=A)
-            for prompt, response, A in json.loads((folder / "samples.json").read_text())]
+    rows = json.loads((folder / "samples.json").read_text())
+    return [Sample(0, np.array(prompt), np.array(response), np.zeros(len(response), np.float32),
+                   truncated=True, advantage=A) for prompt, response, A in rows]
 
 
 @torch.no_grad()
 def move(model, seed):
-    """Shifts all weights, sharded or not, by a few percent: seeded noise of 0.01 (they are of size 0.2, or 1)."""
+    """Shifts all weights, sharded or not, by seeded noise of 0.01. They are of size 0.2, or 1."""
     from torch.distributed.tensor import DTensor, distribute_tensor
     if hasattr(model, "reshard"):
-        model.reshard()  # else it may show gathered weights, which the next pass forgets
+        model.reshard()  # otherwise its parameters may be gathered ones, which the next pass drops
     for i, parameter in enumerate(model.parameters()):
         noise = 0.01 * randn(*parameter.shape, seed=1000 * seed + i, dtype=torch.float32)
         if isinstance(parameter, DTensor):
@@ -111,52 +123,58 @@ def move(model, seed):
 
 def plain_model(folder, *seeds):
     """The checkpoint moved by `seeds`, in float64, with transformers' own attention."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa")
     for seed in seeds:
         move(model, seed)
     return model.double()
 
 
 def plain_logits(model, sample):
-    """(L, V): what predicts each response token, from a pass over this sequence alone."""
+    """The logits (L, V) of the response tokens, from a pass over this sequence alone."""
     ids = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]))[None]
     return model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1:-1]
 
 
 def config(folder, **changes):
     """An objective so strong that each part of it shows in a gradient."""
-    strong = Config(model=str(folder), alpha=0.2, lambda_top1=1.6, q=0.4, epsilon=0.1, epsilon_high=0.15, max_grad_norm=1e9, learning_rate=0.0,
-                    micro_batch_tokens=40, max_prompt_length=200, max_completion_length=24, eval_max_tokens=24)
+    strong = simko.Config(
+        model=str(folder), alpha=0.2, lambda_top1=1.6, q=0.4, epsilon=0.1, epsilon_high=0.15,
+        max_grad_norm=1e9, learning_rate=0.0, micro_batch_tokens=40, max_prompt_length=200,
+        max_completion_length=24, eval_max_tokens=24)
     return dataclasses.replace(strong, **changes)
 
 
 @pytest.fixture
 def group():
     """torch.distributed for this process alone; its environment variables leave with it."""
-    with mock.patch.dict(os.environ), simko.process_group():
+    with mock.patch.dict(os.environ), process_group():
         yield
 
 
 @pytest.fixture(scope="session")
 def two_ranks(bases, tmp_path_factory):
-    """What two processes computed for test_trainer.py and test_methods.py: {(whose, folder of the base): results}."""
+    """What two processes computed for test_trainer.py and test_methods.py, by (whose, folder of
+    the base)."""
     folder = tmp_path_factory.mktemp("two_ranks")
     (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
     workers.run(workers.two_ranks(*workers.worker("gradients", folder)))
     return torch.load(folder / "results.pt")
 
 
-SHARES = {  # how two ranks divide the samples: evenly, so that one has most of the micro-batches, or all of them
-    "dealt": lambda samples, rank: simko.deal(samples, rank, 2),
+# How two ranks divide the samples: evenly, or so that one rank has most of them, or all.
+SHARES = {
+    "dealt": lambda samples, rank: balance_across_ranks(samples, rank, 2),
     "uneven": lambda samples, rank: samples[1:] if rank else samples[:1],
     "idle": lambda samples, rank: [] if rank else samples,
 }
 
 
-# ---------------------------------------------------------------------------------------------------------- whole runs
+# ----------------------------------------------------------------------------------- whole runs
 @pytest.fixture(scope="session")
 def laptop(tmp_path_factory):
-    """The laptop experiment's folder, its base model trained just enough to be rewarded now and then."""
+    """The laptop experiment's folder. Its base model is trained just enough to be rewarded now
+    and then."""
     folder = tmp_path_factory.mktemp("laptop") / "data"
     workers.run(workers.python("tools/laptop.py", folder, "--seed", 0, "--steps", 250))
     return folder
@@ -164,8 +182,10 @@ def laptop(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory):
-    """Folder with a tiny Llama taught 24 Countdown problems, of every three: one right, one wrong, one both ways; and
-    with them as all.jsonl, and hopeless.jsonl, which has no right answers."""
+    """A folder with a tiny Llama that was taught 24 Countdown problems. Of every three it was
+    taught one right, one wrong and one both ways.
+
+    all.jsonl has the problems. hopeless.jsonl has them with answers that nobody can reach."""
     words = laptop_program.vocabulary()
     folder, rng, taught, problems = tmp_path_factory.mktemp("taught"), random.Random(0), [], []
     while len(problems) < 24:
@@ -183,9 +203,10 @@ def taught(tmp_path_factory):
     write_rows(folder / "all.jsonl", problems)
     write_rows(folder / "hopeless.jsonl", hopeless)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), hidden_size=64, intermediate_size=96,
-                                         num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
-                                         bos_token_id=1, eos_token_id=2, pad_token_id=0))
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(words), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=32,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0))
     ids = torch.tensor([[words[token] for token in row] for row in taught])
     labels, optimizer = ids.clone(), torch.optim.AdamW(model.parameters(), 4e-3)
     labels[:, :7] = -100
@@ -204,33 +225,40 @@ def write_rows(path, rows):
 
 def recipe(data, command, output, *flags):
     """Arguments of the laptop recipe's `train`, or of an evaluation of its base model."""
-    line = (f"{command} --model {data}/base --output-dir {output} --task countdown --prompt-template raw --eval-n 4 "
-            f"--max-prompt-length 16 --eval-max-tokens 12 --eval-data {data}/test.jsonl --eval-temperature 1 "
-            "--eval-top-p 1")
+    line = f"""
+        {command} --model {data}/base --output-dir {output} --task countdown
+        --prompt-template raw --max-prompt-length 16 --eval-data {data}/test.jsonl --eval-n 4
+        --eval-max-tokens 12 --eval-temperature 1 --eval-top-p 1"""
     if command == "train":
-        line += (f" --train-data {data}/train.jsonl --batch-size 32 --mini-batch-size 8 --learning-rate 4e-4 --max-completion-length 12"
-                 " --loss-type dapo --no-gradient-checkpointing --save-steps 1")
+        line += f"""
+            --train-data {data}/train.jsonl --batch-size 32 --mini-batch-size 8
+            --learning-rate 4e-4 --max-completion-length 12 --loss-type dapo
+            --no-gradient-checkpointing --save-steps 1"""
     return [*line.split(), *map(str, flags)]
 
 
 def short_recipe(data, output, *flags):
-    """Arguments of a run on `taught` of steps so short, with a rate so high, that three of them show something."""
-    line = (f"train --model {data}/base --train-data {data}/all.jsonl --task countdown --prompt-template raw --q 0.5 "
-            f"--rollout hf --output-dir {output} --batch-size 8 --mini-batch-size 4 --max-prompt-length 16 --max-completion-length 12 "
-            "--eval-max-tokens 12 --learning-rate 1e-3 --loss-type dapo --no-gradient-checkpointing")
+    """Arguments of a run on `taught`, whose steps are so short and whose rate is so high that
+    three of them show something."""
+    line = f"""
+        train --model {data}/base --output-dir {output} --task countdown --prompt-template raw
+        --train-data {data}/all.jsonl --q 0.5 --rollout hf --batch-size 8 --mini-batch-size 4
+        --max-prompt-length 16 --max-completion-length 12 --eval-max-tokens 12
+        --learning-rate 1e-3 --loss-type dapo --no-gradient-checkpointing"""
     return [*line.split(), *map(str, flags)]
 
 
 def main(arguments):
-    """simko.py in this process, whose environment variables it leaves as they were."""
+    """Runs simko.py in this process, and leaves its environment variables as they were."""
     with mock.patch.dict(os.environ):
         simko.main(arguments)
 
 
 def metrics(run):
-    """Rows of metrics.jsonl without what depends on the machine's load."""
+    """The rows of metrics.jsonl without what depends on the machine's load."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not re.search("second|_per_s|memory", name)} for row in rows]
+    return [{name: value for name, value in row.items()
+             if not re.search("second|_per_s|memory", name)} for row in rows]
 
 
 def checkpoints(run):

@@ -15,15 +15,18 @@ from tests import conftest
     (None, True, True, None),
     ("true", False, False, None),
 ])
-def test_a_test_that_needs_vllm_is_skipped_without_it_but_fails_in_ci(monkeypatch, ci, installed, marked, outcome):
+def test_a_test_that_needs_vllm_is_skipped_without_it_but_fails_in_ci(
+        monkeypatch, ci, installed, marked, outcome):
     if ci is None:
         monkeypatch.delenv("CI", raising=False)
     else:
         monkeypatch.setenv("CI", ci)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "vllm" and installed or None)
-    item = SimpleNamespace(get_closest_marker=lambda name: marked and name == "needs_vllm" or None)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name == "vllm" and installed or None)
+    item = SimpleNamespace(
+        get_closest_marker=lambda name: marked and name == "needs_vllm" or None)
     if outcome is None:
         conftest.pytest_runtest_setup(item)
     else:
-        with pytest.raises(outcome, match="vLLM is not installed"):
+        with pytest.raises(outcome, match="test_x needs vLLM, which is not installed"):
             conftest.pytest_runtest_setup(item)

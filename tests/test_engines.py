@@ -1,4 +1,5 @@
-"""Both engines sample from the trainer's policy after each sync, by their seeds, and say where a response ends."""
+"""Both engines sample from the trainer's policy after each load of its weights, by their seeds, and
+say where a response ends."""
 import itertools
 import json
 import os
@@ -13,53 +14,64 @@ import pytest
 import torch
 
 import simko
+from runtime.common import process_group, seed_everything
 from tests import workers
 from tests.conftest import CPU, STOPS, config, load_samples, move, needs_vllm, quiet
 
 
 def engine_prompts(folder):
-    return [s.prompt_ids for s in load_samples(folder)] + [np.arange(150) % 50 + 3]  # the last: for the prefix cache
+    """The last one is long enough for vLLM's prefix cache."""
+    return [s.prompt_ids for s in load_samples(folder)] + [np.arange(150) % 50 + 3]
 
 
 def try_engine(folder, backend):
-    """Syncs an engine with a trainer, moves all weights, syncs again; writes what the tests below ask for."""
-    cfg, report, rollouts = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000), {}, {}
+    """Loads a trainer's weights into an engine, moves all of them, and loads them again. Writes
+    what the tests below ask for."""
+    cfg = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000)
+    report = {}
     with closing(simko.make_engine(cfg, STOPS, CPU, torch.float32, "dummy", 24)) as engine:
         trainer = simko.Trainer(cfg, CPU, torch.float32)
 
         def rollout(*key):
-            simko.seed_everything(*key)
+            seed_everything(*key)
             return engine.generate(engine_prompts(folder), 4, cfg.temperature, 1.0, 16, quiet)
 
-        def compare(samples):  # largest difference of log-probs; mean of log pi + H: 0 for tokens drawn from pi
-            entropies, _ = trainer.old_statistics(samples, quiet)
-            logp, engine_logp = (torch.cat([torch.as_tensor(x) for x in column]) for column in zip(
-                *((s.old_logp, s.engine_logp) for s in samples)))
-            return (logp - engine_logp).abs().max().item(), (logp.sum() + entropies.sum()).item() / len(logp)
+        def compare(samples):
+            """The largest difference of log-probs; and the mean of log pi + H, which is 0 on
+            average if the tokens are drawn from pi."""
+            entropies, _ = trainer.compute_old_logp(samples, quiet)
+            logp = torch.cat([s.old_logp for s in samples])
+            engine_logp = torch.cat([torch.from_numpy(s.engine_logp) for s in samples])
+            surprise = (logp.sum() + entropies.sum()).item() / len(logp)
+            return (logp - engine_logp).abs().max().item(), surprise
 
-        engine.sync(trainer.named_weights())
+        engine.load_weights(trainer.named_weights())
         before = rollout(0, 0, 0)
-        report["synced"] = compare(before)
+        report["loaded"] = compare(before)
         move(trainer.policy, 1)
         report["stale"] = compare(before)
-        trainer.policy.reshard()
-        engine.sync(trainer.named_weights())
-        rollouts = {str(key): rollout(*key) for key in [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)]}
+        engine.load_weights(trainer.named_weights())
+        keys = (0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)
+        rollouts = {str(key): rollout(*key) for key in keys}
         rollouts["again"] = rollout(0, 0, 0)
-        report["moved"] = list(map(compare, rollouts.values()))
-        row = lambda s: (s.prompt, s.prompt_ids.tolist(), s.response_ids.tolist(), s.truncated)
-        report["samples"] = {key: list(map(row, samples)) for key, samples in rollouts.items()}
+        report["moved"] = [compare(samples) for samples in rollouts.values()]
+        report["samples"] = {
+            key: [(s.prompt, s.prompt_ids.tolist(), s.response_ids.tolist(), s.truncated)
+                  for s in samples]
+            for key, samples in rollouts.items()}
         (folder / f"{backend}.json").write_text(json.dumps(report))
 
 
 def try_engine_alone(folder, backend):
-    with mock.patch.dict(os.environ), simko.process_group():
+    with mock.patch.dict(os.environ), process_group():
         try_engine(folder, backend)
 
 
 def vllm_engines(folder):
-    """An engine for each of the checkpoints, in forks of this process, which imports vLLM once for both."""
-    os.environ["TORCH_COMPILE_DISABLE"] = "1"  # test_runs.py has engines that are compiled, which takes twice as long
+    """An engine for each of the checkpoints, in forks of this process, which imports vLLM once for
+    both."""
+    # test_runs.py has engines that are compiled, which takes twice as long.
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"
     import vllm.v1.worker.cpu_worker  # noqa: F401
     for base in json.loads((folder / "bases.json").read_text()):
         pid = workers.fork(partial(try_engine_alone, Path(base), "vllm"), folder / "log")
@@ -85,8 +97,8 @@ def engine(request, base):
     return json.loads((base / f"{request.param}.json").read_text())
 
 
-def test_an_engine_samples_from_the_trainers_policy_after_each_sync(engine):
-    gaps, surprises = zip(engine["synced"], *engine["moved"])
+def test_an_engine_samples_from_the_trainers_policy_after_each_load_of_its_weights(engine):
+    gaps, surprises = zip(engine["loaded"], *engine["moved"])
     assert max(gaps) < 1e-4 and engine["stale"][0] > 0.1
     assert abs(statistics.mean(surprises[:-1])) < 0.1  # about 4 standard errors
 
@@ -94,13 +106,17 @@ def test_an_engine_samples_from_the_trainers_policy_after_each_sync(engine):
 def test_the_same_seeds_give_the_same_tokens_and_another_seed_step_or_rank_others(engine):
     responses = {key: [row[2] for row in rows] for key, rows in engine["samples"].items()}
     assert responses.pop("again") == responses["(0, 0, 0)"]
-    assert all(a != b for a, b in itertools.combinations(responses.values(), 2)) and len(responses) == 4
+    assert len(responses) == 4
+    assert all(a != b for a, b in itertools.combinations(responses.values(), 2))
 
 
 def test_responses_come_in_order_keep_their_end_and_say_when_they_were_cut(engine, base):
-    samples, prompts = engine["samples"]["(0, 0, 0)"], enumerate(engine_prompts(base))
-    assert [row[:2] for row in samples] == [[i, prompt.tolist()] for i, prompt in prompts for _ in range(4)]
+    samples = engine["samples"]["(0, 0, 0)"]
+    prompts = [[i, prompt.tolist()] for i, prompt in enumerate(engine_prompts(base))]
+    assert [row[:2] for row in samples] == [prompt for prompt in prompts for _ in range(4)]
     for *_, tokens, truncated in samples:
-        assert not set(STOPS).intersection(tokens[:-1]) and (len(tokens) == 16 or not truncated)
+        assert not set(STOPS).intersection(tokens[:-1])
+        assert len(tokens) == 16 or not truncated
         assert truncated == (tokens[-1] not in STOPS)
-    assert {row[3] for row in samples} == {False, True} and len({tuple(row[2]) for row in samples}) > 24
+    assert {row[3] for row in samples} == {False, True}
+    assert len({tuple(row[2]) for row in samples}) > 24

@@ -217,8 +217,9 @@ def killed_runs(folder):
         port = free_port()
         for part in folders:
             (folder / part).mkdir(exist_ok=True)
-        report[name] = [end_of(pid) for pid in [fork(folder / f"{name}_log", partial(see_folder, folder / part, i, port))
-                                              for i, part in enumerate(folders)]]
+        pids = [fork(folder / f"{name}_log", partial(see_folder, folder / part, rank, port))
+                for rank, part in enumerate(folders)]
+        report[name] = [end_of(pid) for pid in pids]
     (folder / "report.json").write_text(json.dumps(report))
 
 

@@ -43,7 +43,8 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     rows = [json.loads(line) for line in (laptop / "test.jsonl").read_text().splitlines()[:2]]
     problems = [{**row, "answer": row["answer"].split()[0], "task": "digits"} for row in rows]
     write_rows(tmp_path / "mine.jsonl", problems)
-    evaluate = recipe(laptop, "eval", tmp_path / "eval", "--rollout", "hf", "--eval-data", "mine", "--data-dir", tmp_path)
+    evaluate = recipe(laptop, "eval", tmp_path / "eval", "--rollout", "hf",
+                      "--eval-data", "mine", "--data-dir", tmp_path)
     place = evaluate.index("--eval-n")
     del evaluate[place:place + 2]  # the set of the first diff has its own number of samples
     run(root, *evaluate)

@@ -1,4 +1,4 @@
-"""Sequences in one row: each response as if it stood alone, micro-batches, and shares of the ranks."""
+"""Sequences in one row, each as if it stood alone; micro-batches; and the ranks' shares."""
 import itertools
 
 import numpy as np
@@ -8,59 +8,110 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simko
-from simko import Sample
+from runtime.packing import (
+    Sample, balance_across_ranks, load_model, micro_batches, pack, packed_attention)
 from tests.conftest import (
     CPU, VOCABULARY, distance, load_samples, near, plain_logits, plain_model, randn)
 
 
 def test_packed_statistics_are_those_of_each_response_alone(base):
-    model, plain, samples = simko.load_model(base, torch.float64), plain_model(base), load_samples(base)
-    for order in (samples, samples[::-1], samples[3:4], sorted(samples, key=lambda s: len(s.prompt_ids))):
-        got = simko.policy_statistics(model, simko.pack(order, CPU), 3, 0.7)
-        log_pi = torch.cat([plain_logits(plain, s) for s in order]).div(0.7).log_softmax(-1)
+    model, plain = load_model(base, torch.float64), plain_model(base)
+    samples = load_samples(base)
+    by_prompt = sorted(samples, key=lambda s: len(s.prompt_ids))
+    for order in (samples, samples[::-1], samples[3:4], by_prompt):
+        got = simko.policy_forward(model, pack(order, CPU), 3, 0.7)
+        logits = torch.cat([plain_logits(plain, s) for s in order])
+        log_pi = (logits / 0.7).log_softmax(-1)
         token = torch.from_numpy(np.concatenate([s.response_ids for s in order]))
         logp = log_pi.gather(1, token[:, None])[:, 0]
-        want = logp, log_pi.topk(3).values, -(log_pi.exp() * log_pi).sum(-1), token == log_pi.argmax(-1)
+        entropy = -(log_pi.exp() * log_pi).sum(-1)
+        want = logp, log_pi.topk(3).values, entropy, token == log_pi.argmax(-1)
         for x, y in zip(got, want):
             near(x, y, 1e-12)
-        gradients = [dict(enumerate(torch.autograd.grad(x @ randn(len(token)), [*some_model.parameters()])))
-                     for some_model, x in ((model, got[0]), (plain, logp))]
+        gradients = []
+        for some_model, x in ((model, got[0]), (plain, logp)):
+            parts = torch.autograd.grad(x @ randn(len(token)), [*some_model.parameters()])
+            gradients.append(dict(enumerate(parts)))
         assert distance(*gradients) < 1e-12
 
 
 @pytest.mark.parametrize("changed", range(11))
 def test_no_token_sees_another_response(base, changed):
-    model, samples = simko.load_model(base, torch.float32), load_samples(base)
-    samples.sort(key=lambda s: -len(s.prompt_ids) - len(s.response_ids))  # equal lengths side by side
-    before = simko.policy_statistics(model, simko.pack(samples, CPU), 3, 1.0)
-    samples[changed].prompt_ids, samples[changed].response_ids = (
-        (ids + 1) % VOCABULARY for ids in (samples[changed].prompt_ids, samples[changed].response_ids))
-    packed = simko.pack(samples, CPU)
-    others = torch.arange(len(samples)).repeat_interleave(packed.lengths) != changed
-    for x, y in zip(before, simko.policy_statistics(model, packed, 3, 1.0)):
-        near(x[others], y[others], 1e-6)
-        assert x.dtype == torch.bool or not torch.isclose(x[~others], y[~others]).all()
+    model, samples = load_model(base, torch.float32), load_samples(base)
+    samples.sort(key=lambda s: -s.size())  # equal lengths side by side
+    before = simko.policy_forward(model, pack(samples, CPU), 3, 1.0)
+    other = samples[changed]
+    other.prompt_ids = (other.prompt_ids + 1) % VOCABULARY
+    other.response_ids = (other.response_ids + 1) % VOCABULARY
+    packed = pack(samples, CPU)
+    same = torch.arange(len(samples)).repeat_interleave(packed.lengths) != changed
+    for x, y in zip(before, simko.policy_forward(model, packed, 3, 1.0)):
+        near(x[same], y[same], 1e-6)
+        assert x.dtype == torch.bool or not torch.isclose(x[~same], y[~same]).all()
 
 
-@given(lengths=st.lists(st.integers(1, 30), max_size=25), budget=st.integers(1, 80), world=st.integers(1, 5))
-def test_micro_batches_and_ranks_share_out_every_sample_once_and_evenly(lengths, budget, world):
-    blank = lambda lengths: [Sample(i, np.zeros(2), np.zeros(n), np.zeros(n), False) for i, n in enumerate(lengths)]
-    samples = blank(lengths)
-    size = lambda share: sum(len(s.prompt_ids) + len(s.response_ids) for s in share)
-    batches, shares = simko.micro_batches(samples, budget), [simko.deal(samples, rank, world) for rank in range(world)]
-    for parts in (batches, shares):
-        assert sorted(s.prompt for part in parts for s in part) == list(range(len(samples)))
+def blank_samples(lengths):
+    """Samples with a gradient, of 2 prompt tokens and so many response tokens."""
+    return [Sample(i, np.zeros(2), np.zeros(n), np.zeros(n), False, advantage=1.0)
+            for i, n in enumerate(lengths)]
+
+
+def size(samples):
+    return sum(s.size() for s in samples)
+
+
+def assert_whole(parts, samples):
+    """Every sample is in one of the parts, once."""
+    assert sorted(s.prompt for part in parts for s in part) == list(range(len(samples)))
+
+
+many_lengths = st.lists(st.integers(1, 30), max_size=25)
+
+
+@given(lengths=many_lengths, budget=st.integers(1, 80))
+def test_micro_batches_keep_to_their_budget_and_none_is_closed_too_early(lengths, budget):
+    samples = blank_samples(lengths)
+    batches = micro_batches(samples, budget)
+    assert_whole(batches, samples)
     assert all(len(batch) == 1 or size(batch) <= budget for batch in batches)
-    assert all(size(a) + size(b[:1]) > budget for a, b in itertools.pairwise(batches))  # none is closed too early
-    for measure, most in ((len, 1), (size, max(lengths, default=0) + 2)):
-        assert max(map(measure, shares)) - min(map(measure, shares)) <= most
-    stairs = blank(range(1, 4 * world + 1))
-    assert len({size(simko.deal(stairs, rank, world)) for rank in range(world)}) == 1
+    assert all(size(a) + size(b[:1]) > budget for a, b in itertools.pairwise(batches))
 
 
-@pytest.mark.parametrize("feature", [{"sliding_window": 2}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}])
+@given(lengths=many_lengths, world=st.integers(1, 5), data=st.data())
+def test_ranks_get_even_shares_of_the_samples_with_a_gradient_and_of_the_others(
+        lengths, world, data):
+    samples = blank_samples(lengths)
+    for s in samples:
+        s.advantage = data.draw(st.sampled_from([-1.0, 0.0, 1.0]))
+    shares = [balance_across_ranks(samples, rank, world) for rank in range(world)]
+    assert_whole(shares, samples)
+    trained = [[s for s in share if s.advantage] for share in shares]
+    for parts, measure, most in (
+            (shares, len, 1), (trained, len, 1),
+            (trained, size, max(lengths, default=0) + 2),
+            (shares, size, 2 * max(lengths, default=0) + 4)):
+        measured = [measure(part) for part in parts]
+        assert max(measured) - min(measured) <= most
+
+
+@given(world=st.integers(1, 5))
+def test_ranks_take_turns_forwards_and_backwards(world):
+    stairs = blank_samples(range(1, 4 * world + 1))
+    assert len({size(balance_across_ranks(stairs, rank, world)) for rank in range(world)}) == 1
+
+
+@pytest.mark.parametrize("feature", [
+    {"sliding_window": 2}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}])
 def test_attention_that_would_be_computed_wrongly_is_refused(feature):
     x, bounds = randn(1, 1, 3, 4), torch.tensor([0, 3], dtype=torch.int32)
-    simko.packed_attention(None, x, x, x, None, 0.5, bounds, 3, sliding_window=3)
-    with pytest.raises(SystemExit, match="not built"):
-        simko.packed_attention(None, x, x, x, None, 0.5, bounds, 3, **feature)
+    packed_attention(None, x, x, x, None, 0.5, bounds, 3, sliding_window=3)
+    with pytest.raises(SystemExit, match="not implemented"):
+        packed_attention(None, x, x, x, None, 0.5, bounds, 3, **feature)
+
+
+def test_without_samples_the_row_is_one_token_that_predicts_nothing(base):
+    """A rank without samples has to make the same passes as the others."""
+    packed = pack([], CPU)
+    assert len(packed.tokens) == packed.longest == 1
+    statistics = simko.policy_forward(load_model(base, torch.float32), packed, 3, 1.0)
+    assert [x.shape for x in statistics] == [(0,), (0, 3), (0,), (0,)]

@@ -1,4 +1,5 @@
-"""Log-probs, candidates and entropies without the batch's logits, against plain softmax over all of them."""
+"""The statistics of a token: simko.py's definition against softmax, and runtime/chunked.py, which
+never holds the batch's logits, against the definition."""
 from functools import partial
 
 import pytest
@@ -7,48 +8,133 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simko
+from runtime import chunked
 from tests.conftest import near, randn, seeds
 
 
-def plain_statistics(hidden, weight, token, K, temperature):
-    """`token_statistics` with all logits at once."""
-    log_pi = (hidden @ weight.T / temperature).log_softmax(-1)
-    logp = log_pi.gather(1, token[:, None])[:, 0]
-    return logp, log_pi.topk(K).values, -(log_pi.exp() * log_pi).sum(-1).detach(), logp == log_pi.amax(-1)
+def inputs(T, V, tied, seed):
+    """States, the head's weight and sampled tokens, some of them rank-1, with what to
+    differentiate by.
+
+    Tied: the states also come out of the head's weight, as in models that share it with the
+    embedding, so that its gradient arrives on two paths."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = randn(V, 5, seed=seed).requires_grad_()
+    leaf = randn(T, 5, seed=seed + 1).requires_grad_()
+    hidden = leaf.tanh()
+    if tied:
+        hidden = hidden + weight[torch.randint(V, (T,), generator=generator)].sin()
+    token = torch.randint(V, (T,), generator=generator)
+    token[::3] = (hidden @ weight.T).argmax(-1)[::3]
+    return hidden, weight, token, (leaf, weight)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@given(T=st.integers(0, 9), V=st.integers(1, 11), K=st.integers(1, 11), chunk=st.sampled_from([None, 1, 2, 3, 100]),
-       temperature=st.sampled_from([1.0, 0.6, 1.7]), seed=seeds)
-def test_token_statistics_are_those_of_plain_logits(tied, T, V, K, chunk, temperature, seed):
-    token, K, results = torch.randint(V, (T,), generator=torch.Generator().manual_seed(seed)), min(K, V), []
-    for function in (partial(simko.token_statistics, chunk=chunk), plain_statistics):
-        weight, states = randn(V, 5, seed=seed).requires_grad_(), randn(T, 5, seed=seed + 1).requires_grad_()
-        hidden = states.tanh() + (weight[token.flip(0)].sin() if tied else 0)  # tied: the head embeds the input, too
-        logp, topk_logp, entropy, is_top1 = function(hidden, weight, token, K, temperature)
-        assert not entropy.requires_grad and not is_top1.requires_grad
-        total = (logp * randn(T, seed=seed + 2)).sum() + (topk_logp * randn(T, K, seed=seed + 3)).sum()
-        results.append([logp, topk_logp, entropy, *torch.autograd.grad(total, (states, weight)), is_top1])
-    for got, want in zip(*results):
+def statistics_and_gradients(function, T, V, K, temperature, tied, seed):
+    """The four statistics, and the gradients of a weighted sum of those that have one."""
+    hidden, weight, token, leaves = inputs(T, V, tied, seed)
+    logp, topk_logp, entropy, is_top1 = function(hidden, weight, token, K, temperature)
+    assert not entropy.requires_grad and not is_top1.requires_grad
+    total = (logp * randn(T, seed=seed + 2)).sum()
+    total = total + (topk_logp * randn(T, K, seed=seed + 3)).sum()
+    return logp, topk_logp, entropy, is_top1, *torch.autograd.grad(total, leaves)
+
+
+cases = given(
+    T=st.integers(0, 9), V=st.integers(1, 11), K=st.integers(1, 11),
+    temperature=st.sampled_from([1.0, 0.6, 1.7]), tied=st.booleans(), seed=seeds)
+
+
+@cases
+def test_the_definition_says_what_softmax_says_of_each_token(T, V, K, temperature, tied, seed):
+    K = min(K, V)
+    hidden, weight, token, _ = inputs(T, V, tied, seed)
+    got = simko.token_statistics(hidden, weight, token, K, temperature)
+    for h, y, logp, topk_logp, entropy, is_top1 in zip(hidden, token, *got):
+        pi = torch.softmax(weight @ h / temperature, dim=0)
+        near(logp, pi[y].log())
+        near(topk_logp, pi.sort(descending=True).values[:K].log())
+        near(entropy, torch.distributions.Categorical(pi).entropy().detach(), 1e-10)
+        assert is_top1 == (y == pi.argmax())
+    assert [len(x) for x in got] == [T] * 4
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3, 7, 100])
+@cases
+def test_chunks_have_the_values_and_gradients_of_the_definition(
+        chunk, T, V, K, temperature, tied, seed):
+    case = T, V, min(K, V), temperature, tied, seed
+    in_chunks = partial(chunked.token_statistics, chunk=chunk)
+    for got, want in zip(statistics_and_gradients(in_chunks, *case),
+                         statistics_and_gradients(simko.token_statistics, *case)):
         near(got, want)
-    weight = torch.tensor([[1.0], [2.0], [2.0]])  # a tie for the highest probability: both are rank-1
-    assert simko.token_statistics(torch.ones(3, 1), weight, torch.arange(3), 1)[3].tolist() == [False, True, True]
+
+
+def test_many_tokens_and_a_larger_vocabulary():
+    case = 48, 610, 3, 0.7, True, 1
+    for chunk in (None, 1, 7, 48, 1000):
+        in_chunks = partial(chunked.token_statistics, chunk=chunk)
+        for got, want in zip(statistics_and_gradients(in_chunks, *case),
+                             statistics_and_gradients(simko.token_statistics, *case)):
+            near(got, want, 1e-11)
+
+
+@pytest.mark.parametrize("function", [simko.token_statistics, chunked.token_statistics])
+def test_tokens_that_tie_for_the_highest_probability_are_all_rank_1(function):
+    weight = torch.tensor([[1.0], [2.0], [2.0]])
+    is_top1 = function(torch.ones(3, 1), weight, torch.arange(3), 1)[3]
+    assert is_top1.tolist() == [False, True, True]
+
+
+def test_the_loop_holds_the_logits_of_one_chunk_at_a_time(monkeypatch):
+    """And the default size of a chunk keeps to its limit."""
+    V, shapes = 50, []
+    logits_of = chunked.chunk_logits
+
+    def watched(h, weight, temperature):
+        shapes.append((len(h), len(weight)))
+        return logits_of(h, weight, temperature)
+
+    monkeypatch.setattr(chunked, "chunk_logits", watched)
+    monkeypatch.setattr(chunked, "LOGITS_ON_CPU", 8 * V + 3)
+    statistics_and_gradients(chunked.token_statistics, 20, V, 3, 1.0, False, 0)
+    assert shapes == 2 * [(8, V), (8, V), (4, V)]  # forwards, then backwards
+
+
+def bfloat16_inputs():
+    hidden, weight = randn(40, 64, seed=1).bfloat16(), (randn(97, 64, seed=2) / 4).bfloat16()
+    return hidden, weight, randn(40, 97, seed=3).argmax(1)
 
 
 @pytest.mark.parametrize("chunk", [40, 16, 7])
-def test_bfloat16_token_statistics_stay_within_the_rounding_of_their_logits(chunk):
-    hidden, weight = randn(40, 64, seed=1, dtype=torch.bfloat16), (randn(97, 64, seed=2) / 4).bfloat16()
-    token, results, real = randn(40, 97, seed=3).argmax(1), [], partial(simko.token_statistics, chunk=chunk)
-    for function, dtype in ((real, torch.bfloat16), (plain_statistics, torch.float64)):
+def test_bfloat16_statistics_stay_within_the_rounding_of_their_logits(chunk):
+    hidden, weight, token = bfloat16_inputs()
+    in_chunks, results = partial(chunked.token_statistics, chunk=chunk), []
+    for function, dtype in ((in_chunks, torch.bfloat16), (simko.token_statistics, torch.float64)):
         h, w = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
         logp, topk_logp, entropy, _ = function(h, w, token, 3, 0.8)
-        total = (logp * randn(40, seed=4)).sum()  # not of the candidates: rounding may swap two that are close
+        # The sum leaves out the candidates: rounding may swap two that are close.
+        total = (logp * randn(40, seed=4)).sum()
         results.append([logp, topk_logp, entropy, *torch.autograd.grad(total, (h, w))])
-    # bfloat16 keeps 8 bits, so a logit z moves by up to 2^-8 |z|, log pi by twice the largest of these; what follows is
-    # float32. Gradients are rounded as grad_z, as the product and once more a chunk: 2^-8 each, not all one way.
+    # bfloat16 keeps 8 bits, so a logit z moves by up to 2^-8 |z|, and log pi by twice the largest
+    # of these. What follows is in float32. Gradients are rounded as the logits' gradient, as the
+    # product and once more a chunk: by 2^-8 each, and not all one way.
     largest = (hidden.double() @ weight.double().T).abs().max().item() / 0.8
     for i, (got, want) in enumerate(zip(*results)):
         if i < 3:
-            assert got.dtype == torch.float32 and (got - want).abs().max() < 2 * 2**-8 * largest
+            assert got.dtype == torch.float32
+            assert (got - want).abs().max() < 2 * 2**-8 * largest
         else:
-            assert got.dtype == torch.bfloat16 and (got.double() - want).norm() < 2 * 2**-8 * want.norm()
+            assert got.dtype == torch.bfloat16
+            assert (got.double() - want).norm() < 2 * 2**-8 * want.norm()
+
+
+@pytest.mark.parametrize("function", [
+    simko.token_statistics, partial(chunked.token_statistics, chunk=9)])
+def test_what_follows_bfloat16_logits_is_in_float32(function):
+    hidden, weight, token = bfloat16_inputs()
+    log_pi = ((hidden @ weight.T).float() / 0.8).log_softmax(-1)
+    logp, topk_logp, entropy, _ = function(hidden, weight, token, 3, 0.8)
+    assert logp.dtype == topk_logp.dtype == entropy.dtype == torch.float32
+    near(logp, log_pi.gather(1, token[:, None])[:, 0], 1e-5)
+    near(topk_logp, log_pi.topk(3).values, 1e-5)
+    near(entropy, -(log_pi.exp() * log_pi).sum(-1), 1e-5)

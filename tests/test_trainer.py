@@ -1,6 +1,8 @@
-"""Updates of the policy against the paper's gradient, computed a response and a token at a time: however the samples are
-split, ordered and dealt to ranks; and what a step of the optimizer does."""
+"""Updates of the policy against the paper's gradient, which is computed a response and a token at
+a time, however the samples are split, ordered and dealt to ranks; what a step of the optimizer
+does; and the precision of the weights."""
 import itertools
+import json
 import math
 from collections import Counter
 from functools import cache
@@ -9,101 +11,143 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import simko
+from runtime import baselines
 from test_simko import naive_ratio
 from tests.conftest import (
-    CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet)
+    CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet,
+    randn)
 
 CASES = {
-    "response": {"loss_type": "response"},
-    "token": {"loss_type": "token", "temperature": 0.8, "gradient_checkpointing": False},
-    "kl": {"loss_type": "response", "beta": 0.3, "temperature": 1.3},
-    "kl-token-tau": {"loss_type": "token", "beta": 0.3, "tau_scope": "batch"},
+    "grpo": {"loss_type": "grpo"},
+    "dapo": {"loss_type": "dapo", "temperature": 0.8, "gradient_checkpointing": False},
+    "kl": {"loss_type": "grpo", "beta": 0.3, "temperature": 1.3},
+    "kl-dapo-tau": {"loss_type": "dapo", "beta": 0.3, "tau_scope": "batch"},
 }
 TAU = 2.5  # nats: stands for the rollout batch's threshold where tau_scope is "batch"
 
 
 @cache
 def naive_gradient(folder, case):
-    """Gradient of the paper's objective, a response and a token at a time; tokens in each of its branches."""
+    """The gradient of the paper's objective, a response and a token at a time, and how many tokens
+    are in each of its branches."""
     cfg = config(folder, **CASES[case])
-    reference, old, policy = plain_model(folder), plain_model(folder, 1), plain_model(folder, 1, 2)
+    reference, old, policy = (
+        plain_model(folder), plain_model(folder, 1), plain_model(folder, 1, 2))
     samples, branches, losses = load_samples(folder), Counter(), []
     for s in samples:
-        z, z_old, z_ref = (plain_logits(m, s) / cfg.temperature for m in (policy, old, reference))
-        entropy, A = torch.distributions.Categorical(logits=z.detach()).entropy(), s.advantage
+        z, z_old, z_ref = (
+            plain_logits(model, s) / cfg.temperature for model in (policy, old, reference))
+        A, length = s.advantage, len(s.response_ids)
+        entropy = torch.distributions.Categorical(logits=z.detach()).entropy()
         tau = TAU if cfg.tau_scope == "batch" else np.quantile(entropy, cfg.q)
         for l, y in enumerate(s.response_ids):
             gate = entropy[l] > tau
-            gamma = naive_ratio(z[l], z_old[l], y, A, gate, cfg.alpha, cfg.K, cfg.lambda_top1)
+            gamma = naive_ratio(
+                z[l], z_old[l], y, A, gate, cfg.alpha, cfg.K, cfg.lambda_top1)
             rho = z_ref[l].softmax(0)[y].detach() / z[l].softmax(0)[y]
             J = min(gamma * A, gamma.clamp(1 - cfg.epsilon, 1 + cfg.epsilon_high) * A)
             J = J - cfg.beta * (rho - rho.log() - 1)
-            losses.append(-J / (len(s.response_ids) * len(samples) if cfg.loss_type == "response" else 1))
-            taken = gate and A > 0, gate and A < 0 and y == z[l].argmax(), gate and (A or cfg.beta)
-            clipped = A < 0 and gamma < 1 - cfg.epsilon, A > 0 and gamma > 1 + cfg.epsilon_high
-            branches.update(name for name, yes in zip(["pos", "neg", "gate", "low", "high"], taken + clipped) if yes)
-    (sum(losses) / (1 if cfg.loss_type == "response" else len(losses))).backward()
+            losses.append(-J / length if cfg.loss_type == "grpo" else -J)
+            in_branch = {
+                "pos": gate and A > 0,
+                "neg": gate and A < 0 and y == z[l].argmax(),
+                "gate": gate and (A or cfg.beta),  # of the tokens that need a pass
+                "low": A < 0 and gamma < 1 - cfg.epsilon,
+                "high": A > 0 and gamma > 1 + cfg.epsilon_high,
+            }
+            branches.update(name for name, yes in in_branch.items() if yes)
+    count = len(samples) if cfg.loss_type == "grpo" else len(losses)
+    (sum(losses) / count).backward()
     return {name: p.grad for name, p in policy.named_parameters()}, branches
 
 
+def gradient_of(trainer):
+    return {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()}
+
+
+def weights_of(trainer):
+    return {name: p.detach().full_tensor().clone()
+            for name, p in trainer.policy.named_parameters()}
+
+
 def real_update(folder, cfg, samples):
-    """It through Trainer: old log-probs by policy 1, an update of policy 2; at lr 0 another, since the first must leave
-    nothing behind. Returns (gradient, log's sums, norm, trainer)."""
+    """The same by Trainer: policy 1 computes the old log-probs, and policy 2 is updated.
+
+    At a learning rate of 0 it is updated twice, since the first update must leave nothing behind.
+    Returns (gradient, the sums for the log, trainer)."""
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
-    trainer.old_statistics(samples, quiet)
+    trainer.compute_old_logp(samples, quiet)
     move(trainer.policy, 2)
+    tau = TAU if cfg.tau_scope == "batch" else None
     for _ in range(1 if cfg.learning_rate else 2):
-        sums, norm = trainer.update(samples, torch.tensor(TAU) if cfg.tau_scope == "batch" else None, quiet)
-    return {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()}, sums, norm, trainer
+        sums = trainer.update(samples, cfg.method, tau, quiet)
+    return gradient_of(trainer), sums, trainer
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("tokens, order", [(1, 1), (40, -1), (10**6, 1)])
-def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(base, group, case, tokens, order):
+def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
+        base, group, case, tokens, order):
     want, branches = naive_gradient(base, case)
     cfg = config(base, micro_batch_tokens=tokens, **CASES[case])
-    gradient, sums, norm, _ = real_update(base, cfg, load_samples(base)[::order])
+    gradient, sums, _ = real_update(base, cfg, load_samples(base)[::order])
     assert distance(gradient, want) < 1e-6
-    assert len(branches) == 5 and min(branches.values()) >= 3  # every part of the objective was at work
-    near(norm, math.sqrt(sum(x.square().sum().item() for x in want.values())), 1e-6)
-    assert sums[1:3].tolist() == [branches["gate"], branches["low"] + branches["high"]]
+    # Every part of the objective was at work.
+    assert len(branches) == 5 and min(branches.values()) >= 3
+    norm = math.sqrt(sum(x.square().sum().item() for x in want.values()))
+    near(sums["grad_norm"], norm, 1e-6)
+    assert sums["gated_tokens"] == branches["gate"]
+    assert sums["clipped_tokens"] == branches["low"] + branches["high"]
 
 
 @pytest.mark.parametrize("zeros", [5, 11])
 def test_responses_whose_advantage_is_0_count_but_need_no_pass(base, group, zeros):
-    """Nor old log-probs; where all are 0, AdamW's momentum and decay go on as if their gradient had been computed."""
+    """Nor does the update need their old log-probs. Where all are 0, AdamW's momentum and decay
+    go on as if their gradient had been computed."""
     updates = []
     for spare in (True, False):
-        cfg, samples = config(base, learning_rate=1e-3, weight_decay=0.1, loss_type="token"), load_samples(base)
+        cfg = config(base, learning_rate=1e-3, weight_decay=0.1, loss_type="dapo")
+        samples = load_samples(base)
         trainer = simko.Trainer(cfg, CPU, torch.float64)
-        trainer.old_statistics(samples, quiet)
-        trainer.update(samples, None, quiet)
+        trainer.compute_old_logp(samples, quiet)
+        trainer.update(samples, "simko", None, quiet)
         for s in samples[:zeros]:
-            s.advantage, s.old_logp = 0.0, None if spare else s.old_logp
-        with (mock.patch.object(simko, "without_gradient", simko.without_gradient if spare else lambda *_: False),
+            s.advantage = 0.0
+            if spare:
+                s.old_logp = None
+        has_gradient = baselines.has_gradient if spare else lambda *_: True
+        with (mock.patch.object(baselines, "has_gradient", has_gradient),
               mock.patch.object(simko, "pack", wraps=simko.pack) as pack):
-            sums, _ = trainer.update(samples, None, quiet)
+            sums = trainer.update(samples, "simko", None, quiet)
         passed = [s for call in pack.call_args_list for s in call.args[0]]
-        assert len(passed) == (11 - zeros - sum(not s.advantage for s in samples[zeros:]) if spare else 11)
-        assert sums[4] == sum(len(s.response_ids) for s in passed)
-        updates.append({name: p.detach().full_tensor().clone() for name, p in trainer.policy.named_parameters()})
+        trained = [s for s in samples if s.advantage] if spare else samples
+        assert sorted(map(id, passed)) == sorted(map(id, trained))
+        assert sums["tokens"] == sum(len(s.response_ids) for s in passed)
+        updates.append(weights_of(trainer))
     assert distance(*updates) < 1e-12
 
 
 def test_simko_reduces_to_grpo_bit_for_bit_in_the_trainer(base, group):
-    gradient = lambda **changes: real_update(base, config(base, **changes), load_samples(base))[0]
+    def gradient(**changes):
+        return real_update(base, config(base, **changes), load_samples(base))[0]
+
     grpo = gradient(method="grpo")
-    assert distance(gradient(alpha=0.0, lambda_top1=1.0), grpo) == distance(gradient(q=1.0), grpo) == 0
+    assert distance(gradient(alpha=0.0, lambda_top1=1.0), grpo) == 0
+    assert distance(gradient(q=1.0), grpo) == 0
     assert distance(gradient(), grpo) > 0.01
 
 
 def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
-    cfg = config(base, learning_rate=1e-3, max_grad_norm=0.05, warmup_steps=2, weight_decay=0.1)
-    gradient, _, norm, trainer = real_update(base, cfg, load_samples(base))
-    want = {name: x * 0.05 / norm for name, x in naive_gradient(base, "response")[0].items()}
+    cfg = config(
+        base, learning_rate=1e-3, max_grad_norm=0.05, warmup_steps=2, weight_decay=0.1)
+    gradient, sums, trainer = real_update(base, cfg, load_samples(base))
+    norm = sums["grad_norm"]
+    want = {name: x * 0.05 / norm for name, x in naive_gradient(base, "grpo")[0].items()}
     assert norm > 0.1 and distance(gradient, want) < 1e-5
     plain = plain_model(base, 1, 2).float()
     optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.1)
@@ -115,24 +159,99 @@ def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
         got = {name: weight.float() for name, weight in trainer.named_weights()}
         near(got, {name: parameter.data for name, parameter in plain.named_parameters()}, 1e-6)
         samples = load_samples(base)
-        trainer.old_statistics(samples, quiet)
-        trainer.update(samples, None, quiet)
-        gradient = {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()}
+        trainer.compute_old_logp(samples, quiet)
+        trainer.update(samples, "simko", None, quiet)
+        gradient = gradient_of(trainer)
 
 
+# --------------------------------------------------------------------------------- old log-probs
+def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(base, group):
+    """Responses without a gradient count as much as the others."""
+    cfg, samples = config(base, temperature=0.8), load_samples(base)
+    assert any(s.advantage == 0 for s in samples)
+    for i, s in enumerate(samples):
+        s.engine_logp = randn(len(s.response_ids), seed=i, dtype=torch.float32).numpy()
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
+    entropies, row = trainer.compute_old_logp(samples, quiet)
+
+    means, gaps, plain = Counter(), [], plain_model(base)
+    for s in samples:
+        log_pi = (plain_logits(plain, s) / cfg.temperature).log_softmax(-1)
+        logp = log_pi[range(len(log_pi)), s.response_ids]
+        near(s.old_logp, logp.detach(), 1e-12)
+        gaps += (logp - torch.from_numpy(s.engine_logp)).abs().tolist()
+        means["Lambda"] += logp.mean().item() / len(samples)
+        for k, column in enumerate(log_pi.sort(descending=True).values.T[:3], start=1):
+            means[f"Lambda_{k}"] += column.mean().item() / len(samples)
+        means["entropy"] += -(log_pi.exp() * log_pi).sum(-1).mean().item() / len(samples)
+    assert len(means) == 5
+    near({name: row[name] for name in means}, dict(means), 1e-12)
+    near(row["logp_gap"], sum(gaps) / len(gaps), 1e-12)
+    assert len(entropies) == row["tokens"] == sum(row["entropy_histogram"]) == len(gaps)
+
+
+# ------------------------------------------------------------------------------------- precision
+def bfloat16_checkpoint(base, folder):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return torch.bfloat16
+
+
+def mislabelled_checkpoint(base, folder):
+    """float32 weights whose config.json says bfloat16."""
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(folder)
+    file = folder / "config.json"
+    names = json.loads(file.read_text())
+    assert names["dtype"] == "float32"
+    file.write_text(json.dumps({**names, "dtype": "bfloat16", "torch_dtype": "bfloat16"}))
+    return torch.float32
+
+
+@pytest.mark.parametrize("checkpoint", [bfloat16_checkpoint, mislabelled_checkpoint])
+def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
+        base, group, tmp_path, checkpoint):
+    """Bit for bit. In a float32 copy of a large model each rank would need twice the memory
+    until the weights are sharded."""
+    dtype = checkpoint(base, tmp_path)
+    loaded = {}
+    load_model = simko.load_model
+
+    def watched(*arguments, **options):
+        model = load_model(*arguments, **options)
+        loaded.update({name: p.dtype for name, p in model.named_parameters()})
+        return model
+
+    with mock.patch.object(simko, "load_model", watched):
+        trainer = simko.Trainer(config(tmp_path), CPU, torch.float32)
+    assert {*loaded.values()} == {dtype}
+    stored = load_file(tmp_path / "model.safetensors")
+    held = weights_of(trainer)
+    assert held.keys() == loaded.keys() == stored.keys()
+    for name, weight in stored.items():
+        assert weight.dtype == dtype and held[name].dtype == torch.float32
+        assert torch.equal(held[name], weight.float()), name
+    assert checkpoint is bfloat16_checkpoint or any(
+        not torch.equal(weight, weight.bfloat16().float()) for weight in stored.values())
+    policy = trainer.policy
+    tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
+    assert tied == policy.config.tie_word_embeddings
+
+
+# --------------------------------------------------------------------------------- two processes
 def gradients(folder):
-    """Every case and share on this rank of two: {(case, share): what `real_update` gives}."""
+    """Every case and share on this rank of two, by (case, share): what `real_update` gives."""
     rank, results = torch.distributed.get_rank(), {}
     for case, share in itertools.product(CASES, SHARES):
         samples = SHARES[share](load_samples(folder), rank)
-        results[case, share] = real_update(folder, config(folder, **CASES[case]), samples)[:3]
+        gradient, sums, _ = real_update(folder, config(folder, **CASES[case]), samples)
+        results[case, share] = gradient, dict(sums)
     return results
 
 
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_have_the_gradient_of_one(base, two_ranks, group, case, share):
-    want, sums, norm, _ = real_update(base, config(base, **CASES[case]), load_samples(base))
-    got, got_sums, got_norm = two_ranks["trainer", str(base)][case, share]
+    want, sums, _ = real_update(base, config(base, **CASES[case]), load_samples(base))
+    got, got_sums = two_ranks["trainer", str(base)][case, share]
     assert distance(got, want) < 1e-6
-    near((got_sums, got_norm), (sums, norm), 1e-5)
+    near(got_sums, dict(sums), 1e-5)

@@ -1,7 +1,8 @@
 """Tests that need processes of their own start them here: ranks, engines, and runs that are killed.
 
-A process can hold only one vLLM engine in its life, and a rank is a process. Each of them calls a function that stands
-beside its test and takes a folder, through which it gets its input and hands back its results:
+A process can hold only one vLLM engine in its life, and a rank is a process. Each process calls a
+function that stands beside its test. The function takes a folder, in which it finds its input and
+leaves its results:
 
     python -m tests.workers NAME FOLDER
 """
@@ -47,7 +48,8 @@ def python(*command):
 
 
 def run(command, **environment):
-    """Runs a command in the project's folder; fails with what it printed if it fails. Returns what it printed."""
+    """Runs a command in the project's folder. Returns what it printed, or fails with that if the
+    command fails."""
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -96,10 +98,10 @@ def gradients(folder):
     """What test_trainer.py and test_methods.py ask of two ranks, all in one start of them."""
     import torch
 
-    import simko
+    from runtime.common import process_group
     from tests import test_methods, test_trainer
     results = {}
-    with simko.process_group():
+    with process_group():
         for base in json.loads((folder / "bases.json").read_text()):
             results["trainer", base] = test_trainer.gradients(Path(base))
             results["methods", base] = test_methods.gradients(Path(base))
