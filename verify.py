@@ -37,7 +37,6 @@ stopped when they take too long (runtime/scoring.py).
 import argparse
 import functools
 import json
-import re
 import sys
 from typing import NamedTuple
 
@@ -71,8 +70,6 @@ def judge(gold, pred):
         return compare(clean(gold), clean(pred))
     except RecursionError:
         return wrong("value: nested too deeply")
-    except (formula.Unreadable, ArithmeticError) as error:
-        return wrong(f"value: {error}")
 
 
 def compare(gold, pred):
@@ -83,32 +80,22 @@ def compare(gold, pred):
         return wrong("text: one side is empty")
     if max(len(gold), len(pred)) > MAX_FORMULA:
         return wrong("text: different, and too long for a formula")
-    verdict = by_structure_or_grouping(gold, pred)
+    verdict = by_structure(gold, pred)
     if verdict.right:
         return verdict
     return by_unit(gold, pred) or verdict
 
 
 # ---- 3. structure -----------------------------------------------------------
-def by_structure_or_grouping(gold, pred):
-    """1,234 is a number, and no list; 101,234 may be either."""
-    numbers = [structure.without_grouping(text) for text in (gold, pred)]
-    verdict = by_structure(*numbers)
-    grouped = numbers[0] != gold
-    if grouped and not re.search("(?<![0-9])[0-9]{3},", gold):
-        return verdict
-    if verdict.right or numbers == [gold, pred]:
-        return verdict
-    return by_structure(gold, pred)
-
-
 def by_structure(gold, pred):
-    if structure.is_relation(gold) or structure.is_relation(pred):
-        return by_relation(gold, pred)
-    golds, preds = structure.sides(gold), structure.sides(pred)
-    if len(golds) > 1 or len(preds) > 1:
-        return by_equation(golds, preds)
-    return by_parts(gold, pred)
+    for reading in structure.readings(gold, pred):  # of 1,234, say
+        try:
+            verdict = by_relation(*reading) or by_equation(*reading) or by_parts(*reading)
+        except (formula.Unreadable, ArithmeticError) as error:
+            verdict = wrong(f"value: {error}")
+        if verdict.right:
+            break
+    return verdict
 
 
 def by_parts(gold, pred):
@@ -145,14 +132,17 @@ def any_order(name, golds, preds, same=compare):
 
 
 # ---- 3a. equations ----------------------------------------------------------
-def by_equation(golds, preds):
+def by_equation(gold, pred):
     """x = 5 names its answer, and 2 + 3 = 5 derives it: whatever a side claims,
     other than by a name, must be the gold answer. Two equations must have the
-    same solutions."""
+    same solutions. None if neither side is an equation."""
+    golds, preds = structure.sides(gold), structure.sides(pred)
+    if len(golds) == len(preds) == 1:
+        return None
     named = len(golds) == 1 or NAME.fullmatch(golds[0])
     if len(golds) > 1 and len(preds) > 1:
         preds = structure.with_letter_of(golds[0], preds)
-        if not named or not same_name(golds[0], preds[0]):
+        if not named or not structure.same_name(golds[0], preds[0]):
             return by_solutions(golds, preds)
     if not named:
         return wrong("structure: an equation against one thing")
@@ -162,14 +152,6 @@ def by_equation(golds, preds):
         if not verdict.right:
             return wrong(f"structure: an equation says {claim}; {verdict.rule}")
     return right("structure: what the equation says of its name")
-
-
-def same_name(gold, pred):
-    """y and y(x) are one name, f(1) and f(2) are two."""
-    if letters(gold) == letters(pred):
-        return True
-    one, other = structure.bare(gold), structure.bare(pred)
-    return one == other and one in (letters(gold), letters(pred))
 
 
 def by_solutions(golds, preds):
@@ -192,8 +174,11 @@ def by_solutions(golds, preds):
 # ---- 3b. inequalities and sets of real numbers ------------------------------
 def by_relation(gold, pred):
     """The same chain, the same set of real numbers, one inequality scaled, or
-    sets with the same condition."""
+    sets with the same condition. None if neither side is a relation."""
+    if not structure.is_relation(gold) and not structure.is_relation(pred):
+        return None
     chains = [structure.chain(text) for text in (gold, pred)]
+    builders = [structure.set_builder(text) for text in (gold, pred)]
     if all(chains) and same_chain(*chains):
         return right("structure: the same chain of relations")
     sets = [structure.real_set(text) for text in (gold, pred)]
@@ -201,18 +186,18 @@ def by_relation(gold, pred):
         return same_set(*sets)
     if all(chains) and chains[0][1] == chains[1][1] and len(chains[0][1]) == 1:
         return scaled(*chains)
-    builders = [structure.set_builder(text) for text in (gold, pred)]
     if all(builders):
-        (head, *rest), (pred_head, *pred_rest) = builders
-        if compare(head, pred_head).right:
-            return any_order("the conditions of a set", rest, pred_rest)
-        return wrong("structure: sets of different things")
+        return same_builder(*builders)
     if any(chains) or any(builders):
         return wrong("structure: a relation against something else")
-    golds, preds = structure.sides(gold), structure.sides(pred)
-    if len(golds) > 1 or len(preds) > 1:
-        return by_equation(golds, preds)
-    return by_parts(gold, pred)
+    return None
+
+
+def same_builder(one, other):
+    (expression, *conditions), (other_expression, *other_conditions) = one, other
+    if not compare(expression, other_expression).right:
+        return wrong("structure: sets of different things")
+    return any_order("the conditions of a set", conditions, other_conditions)
 
 
 def same_chain(one, other):
@@ -251,11 +236,7 @@ def same_interval(one, other):
 def by_value(gold, pred):
     if letters(gold) == letters(pred):
         return right("text: the same")
-    try:
-        trees = formula.parse(gold), formula.parse(pred)
-    except formula.Unreadable as error:
-        return wrong(f"value: {error}")
-    if formula.equal(*trees):
+    if formula.equal(formula.parse(gold), formula.parse(pred)):
         return right("value: equal")
     return wrong("value: different")
 
@@ -272,7 +253,7 @@ def by_unit(gold, pred):
         return wrong("units: different")
     if letters(gold_value) == letters(pred_value):
         return right("units: the same but for a unit")
-    return by_structure_or_grouping(gold_value, pred_value)
+    return by_structure(gold_value, pred_value)
 
 
 # ---- tasks ------------------------------------------------------------------

@@ -11,7 +11,7 @@ The parts are texts again, which verify.py compares as it compares answers.
 import re
 
 from runtime.formula import Unreadable, order
-from runtime.latex import NAME, enclosed, split
+from runtime.latex import NAME, enclosed, letters, split
 
 LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 
@@ -68,6 +68,15 @@ def both_signs(text):
 GROUPED = re.compile("(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 
 
+def readings(gold, pred):
+    """Pairs to compare: 1,234 is a number and no list, 101,234 may be either."""
+    numbers = without_grouping(gold), without_grouping(pred)
+    gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
+    if gold_is_number or numbers == (gold, pred):
+        return [numbers]
+    return [numbers, (gold, pred)]
+
+
 def without_grouping(text):
     """1,234 as 1234, except in brackets."""
     if re.search(r"[(\[⦃]", text):
@@ -84,6 +93,12 @@ def sides(text):
 def bare(name):
     """y of y and of y(x)."""
     return re.sub(r"\s*\(\s*[a-z]\s*\)$", "", name).replace(" ", "")
+
+
+def same_name(one, other):
+    """y and y(x) are one name, f(1) and f(2) are two."""
+    names = letters(one), letters(other)
+    return names[0] == names[1] or bare(one) == bare(other) and bare(one) in names
 
 
 def with_letter_of(head, equation):
@@ -129,7 +144,7 @@ def chain(text):
 
 
 def is_relation(text):
-    return bool(re.search(rf"[{RELATIONS}∖]|\\mathbb", text) or condition(text))
+    return bool(re.search(rf"[{RELATIONS}∖]|\\mathbb", text) or set_builder(text))
 
 
 def condition(text):
