@@ -38,6 +38,7 @@ import argparse
 import functools
 import json
 import sys
+from collections import Counter
 from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
@@ -90,7 +91,9 @@ def compare(gold, pred):
 def by_structure(gold, pred):
     for reading in structure.readings(gold, pred):  # of 1,234, say
         try:
-            verdict = by_relation(*reading) or by_equation(*reading) or by_parts(*reading)
+            # Each passes on with None; a verdict counts, right or wrong.
+            verdict = (by_relation(*reading) or by_equation(*reading)
+                       or by_parts(*reading))
         except (formula.Unreadable, ArithmeticError) as error:
             verdict = wrong(f"value: {error}")
         if verdict.right:
@@ -100,13 +103,13 @@ def by_structure(gold, pred):
 
 def by_parts(gold, pred):
     (kind, golds), (pred_kind, preds) = map(structure.parts, (gold, pred))
-    names = [structure.KINDS[kind], structure.KINDS[pred_kind]]
+    name, pred_name = structure.KINDS[kind], structure.KINDS[pred_kind]
     if kind != pred_kind:
-        return wrong("structure: {} against {}".format(*names))
+        return wrong(f"structure: {name} against {pred_name}")
     if not kind:
         return by_value(*golds, *preds)
     match = any_order if kind in (",", "∪") else same_order
-    return match(names[0], golds, preds)
+    return match(name, golds, preds)
 
 
 def same_order(name, golds, preds):
@@ -257,7 +260,7 @@ def by_unit(gold, pred):
 
 
 # ---- tasks ------------------------------------------------------------------
-def math(response, answer, phrase):
+def mathematics(response, answer, phrase):
     """A verdict, or the pair that a worker compares."""
     pred = extract_answer(response, phrase)
     if pred is None or pred == answer:
@@ -267,7 +270,7 @@ def math(response, answer, phrase):
 
 # A task is a function of (response, answer, phrase); to add one, name it here.
 TASKS = {
-    "math": math,
+    "math": mathematics,
     "countdown": puzzles.countdown,
     "choice": puzzles.choice,
     "text": puzzles.text,
@@ -300,10 +303,10 @@ def explain(response, answer):
         return "extracted  nothing: no closed box\nverdict    wrong"
     verdict = judge(answer, pred)
     rung, _, rule = verdict.rule.partition(": ")
-    return "\n".join((
-        f"extracted  {pred}", f"cleaned    {clean(pred)}",
-        f"gold       {clean(answer)}", f"rung       {rung}",
-        f"rule       {rule}", f"verdict    {'right' if verdict.right else 'wrong'}"))
+    found = {"extracted": pred, "cleaned": clean(pred), "gold": clean(answer),
+             "rung": rung, "rule": rule,
+             "verdict": "right" if verdict.right else "wrong"}
+    return "\n".join(f"{name:10} {text}" for name, text in found.items())
 
 
 def read_rows(path):
@@ -330,21 +333,17 @@ def print_table(rows):
     with Verifier() as verifier:
         scores = verifier.score(responses, answers, tasks)
     print("| task | rows | correct | wrong | share correct |\n|---|---|---|---|---|")
-    for task in dict.fromkeys(tasks):
-        own = [int(score) for name, score in zip(tasks, scores) if name == task]
-        n, correct = len(own), sum(own)
+    for task, n in Counter(tasks).items():
+        correct = sum(int(score) for name, score in zip(tasks, scores) if name == task)
         print(f"| {task} | {n} | {correct} | {n - correct} | {correct / n:.3f} |")
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Says which answers are right, or why one is.")
-    parser.add_argument(
-        "rows", nargs="?", help='a file of JSON lines, each {"response": ..., '
-        f'"answer": ..., "task": ...}}; tasks: {", ".join(TASKS)} (default: math)')
-    parser.add_argument(
-        "--explain", nargs=2, metavar=("RESPONSE", "ANSWER"),
-        help="show what was extracted, and which rung and rule decided")
+    parser = argparse.ArgumentParser(description="Says which answers are right.")
+    parser.add_argument("rows", nargs="?", help="a file of JSON lines with response, "
+                        f"answer and task, one of {', '.join(TASKS)} (default: math)")
+    parser.add_argument("--explain", nargs=2, metavar=("RESPONSE", "ANSWER"),
+                        help="show what was extracted, and what decided")
     parser.add_argument("--worker", nargs=2, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

@@ -32,7 +32,7 @@ class WorkerPool:
     program = None
     tasks = {}
 
-    def __init__(self, workers=None, timeout_s=2.0, memory_mb=1024):
+    def __init__(self, workers=None, timeout_s=1.5, memory_mb=1024):
         self.workers = workers or max(1, min(8, own_cores()))
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
         self.idle = []
