@@ -55,16 +55,21 @@ FUNCTIONS = {
     "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh, "coth": mp.coth,
     "arcsinh": mp.asinh, "arccosh": mp.acosh, "arctanh": mp.atanh,
     "exp": mp.exp, "ln": mp.log, "log": mp.log, "lg": mp.log10,
+    "abs": abs, "floor": mp.floor, "ceil": mp.ceil,
+    "factorial": mp.factorial, "binom": mp.binomial,
 }
+GROWING = {"exp", "sinh", "cosh", "tanh", "coth", "factorial", "binom"}
 TRIGONOMETRIC = {"sin", "cos", "tan", "sec", "csc", "cot"}
 OPAQUE = set("max min gcd det dim ker deg arg sup inf Pr hom".split())
 DERIVATIVE = re.compile(
     r"(?:d|\\partial)(?:\^\{?\d\}?)?\S*,"
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
 CONSTANTS = {"π", "e", "i"}
-MINUS_ONE = ("number", Fraction(-1))
-
-
+ONE, MINUS_ONE = ("number", Fraction(1)), ("number", Fraction(-1))
+BRACKETS = {  # opening: (closing, the function they stand for)
+    "(": (")", None), "[": ("]", None), "{": ("}", None), "|": ("|", "abs"),
+    r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"),
+}
 NO_PRODUCT = "|".join((  # of letters, but words, or names such as ABC
     "[A-Za-z]{4,}", "[A-Z]{2,}(?![A-Za-z])",
     r"(?:for|if|is|are|the|all|any|not|odd|when)\b"))
@@ -84,7 +89,8 @@ class Reader:
         return self.tokens[at] if at < len(self.tokens) else ""
 
     def take(self, token=None):
-        """The next token, which must be the given one if one is given."""
+        """The next token. Raises Unreadable if there is none, or another than
+        the one that is asked for."""
         found = self.peek()
         if not found or token and found != token:
             wanted = f"{token!r} missing" if token else "something missing"
@@ -93,6 +99,7 @@ class Reader:
         return found
 
     def skip(self, token):
+        """Whether the next token is this one, which is then passed over."""
         found = self.peek() == token
         self.at += found
         return found
@@ -164,7 +171,7 @@ class Reader:
         return self.factor() if self.peek() == "-" else self.atom()
 
     def enclosed(self, closing):
-        """A sum up to the closing bracket."""
+        """A sum up to the closing bracket. In bars, a bar closes."""
         in_bars, self.in_bars = self.in_bars, closing == "|"
         value = self.sum()
         self.take(closing)
@@ -172,23 +179,19 @@ class Reader:
         return value
 
     def atom(self):
+        """A number, a letter, a group or a command with its arguments."""
         token = self.take()
-        if token[0].isdecimal() or token[0] == "." and len(token) > 1:
+        if re.fullmatch(NUMERAL, token):
             return ("number", Fraction(token))
-        if token in ("(", "[", "{"):
-            return self.enclosed({"(": ")", "[": "]", "{": "}"}[token])
-        if token == "|" and not self.in_bars:
-            return ("call", "abs", self.enclosed("|"))
-        if token == r"\lfloor":
-            return ("call", "floor", self.enclosed(r"\rfloor"))
-        if token == r"\lceil":
-            return ("call", "ceil", self.enclosed(r"\rceil"))
+        if token in BRACKETS:
+            closing, name = BRACKETS[token]
+            inside = self.enclosed(closing)
+            return ("call", name, inside) if name else inside
         if token == r"\sqrt":
             degree = ("number", Fraction(2))
             if self.skip("["):
                 degree = self.enclosed("]")
-            inverse = ("/", ("number", Fraction(1)), degree)
-            return ("^", self.argument(), inverse)
+            return ("^", self.argument(), ("/", ONE, degree))
         if token == r"\binom":
             return ("call", "binom", self.argument(), self.argument())
         if token == r"\frac":
@@ -232,17 +235,22 @@ class Reader:
         while self.peek() in ("_", "'"):
             mark = self.take()
             name += f"_{{{self.raw_group()}}}" if mark == "_" else mark
-        is_function = name.rstrip("'") in ("f", "g", "h", "F", "G")
         inverse = ["^", "{", "-", "1", "}", "("]
-        if is_function and self.tokens[self.at:self.at + 6] == inverse:
+        if name in set("fghFGH") and self.tokens[self.at:self.at + 6] == inverse:
             self.at += 5
             name += "^-1"
-        elif not is_function or name[0] == "h":  # x(t), but not x(y + 1)
-            is_function = (name not in ("e", "i") and self.peek(2) == ")"
-                           and re.fullmatch(r"\w+", self.peek(1)))
-        if is_function and self.skip("("):
+        if self.peek() == "(" and self.applies(name):
+            self.take()
             return ("call", f"{name}()", *self.arguments())
         return ("symbol", name)
+
+    def applies(self, name):
+        """Whether a bracket behind a letter holds its arguments: f(x + 1) and
+        x(t), but x(y + 1) and e(2) are products."""
+        if name.rstrip("'") in set("fgFG") or name.endswith("^-1"):
+            return True
+        one_token = self.peek(2) == ")" and re.fullmatch(r"\w+", self.peek(1))
+        return bool(one_token) and name not in CONSTANTS
 
     def arguments(self):
         values = [self.sum()]
@@ -252,7 +260,7 @@ class Reader:
         return values
 
     def function(self, name):
-        r"""\sin^2 x, \log_2 8, \sin 2x cos x: without brackets, the argument
+        r"""\sin^{2} x, \log_{2} 8, \sin 2x\cos x. Without brackets, the argument
         is the product up to the next function, operator or bracket."""
         base = exponent = None
         while self.peek() in ("_", "^"):
@@ -260,11 +268,10 @@ class Reader:
                 base = self.argument()
             else:
                 exponent = self.argument()
-        if base and name not in ("log", "ln"):
+        if base and name != "log":
             raise Unreadable(rf"\{name} with a subscript")
-        if exponent == MINUS_ONE or exponent == ("*", MINUS_ONE, ("number", 1)):
-            if name in TRIGONOMETRIC:
-                name, exponent = f"arc{name}", None
+        if exponent == ("*", MINUS_ONE, ONE) and f"arc{name}" in FUNCTIONS:
+            name, exponent = f"arc{name}", None
         in_trig, self.in_trig = self.in_trig, name in TRIGONOMETRIC
         if name in OPAQUE and self.skip("("):
             values = self.arguments()
@@ -429,47 +436,44 @@ def add(a, b):
 
 
 def power(base, exponent, tree, real):
+    """base ** exponent; tree is the exponent's, for whether it is a fraction."""
     if base == 0:
         if mp.re(exponent) <= 0:
             raise ZeroDivisionError("zero to this power")
         return mp.zero
     if abs(exponent) * abs(mp.log(base)) > MAX_BITS:
         raise OverflowError("too large")
-    try:
-        fraction = None if symbols(tree) else exact(tree, 0)
-    except (NotExact, ArithmeticError):
-        fraction = None
-    if fraction is not None and fraction.denominator == 1:
+    fraction = fraction_of(tree)
+    if fraction and fraction.denominator == 1:
         return base ** int(fraction)
-    if (real and fraction is not None and base < 0
-            and fraction.denominator % 2 == 1):
+    if fraction and fraction.denominator % 2 and real and base < 0:
         return (-1) ** fraction.numerator * (-base) ** exponent
     return base ** exponent
 
 
+def fraction_of(tree):
+    """The value of a tree without letters as a fraction, else None."""
+    try:
+        return None if symbols(tree) else exact(tree, 0)
+    except (NotExact, ArithmeticError):
+        return None
+
+
 def call(name, values, real):
-    if name.endswith("()"):  # f(x): an unknown function has a random value
+    if name.endswith("()"):  # f(x), an unknown function, is a letter for each x
         seed = ", ".join(mp.nstr(value, 300) for value in values)
         return letter(f"{name} of {seed}", 2, real)
-    if max(abs(value) for value in values) > MAX_BITS:
+    if name in GROWING and max(map(abs, values)) > MAX_BITS:
         raise OverflowError("too large")
-    if name in ("abs", "floor", "ceil"):
-        if not real and name != "abs":
-            raise Unreadable(f"{name} of a complex number")
-        return {"abs": abs, "floor": mp.floor, "ceil": mp.ceil}[name](*values)
-    if name == "factorial":
-        return mp.factorial(*values)
-    if name == "binom":
-        return mp.binomial(*values)
+    if name in ("floor", "ceil") and not real:
+        raise Unreadable(f"{name} of a complex number")
     try:
         result = FUNCTIONS[name](*values)
-    except ValueError as error:  # a pole
+    except ValueError as error:
         raise ZeroDivisionError(f"{name} has a pole") from error
-    if abs(result) < TINY:
-        return mp.zero
     if abs(result) * TINY > 1 and name in TRIGONOMETRIC:
         raise ZeroDivisionError(f"{name} has a pole")
-    return result
+    return mp.zero if abs(result) < TINY else result
 
 
 def samples(*trees):
