@@ -575,7 +575,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     samples = [s for group in groups for s in group]
     rewards = torch.tensor([s.reward for s in samples])
     advantage_of = method.advantage or group_advantage
-    advantages = advantage_of(rewards, cfg.num_generations)
+    advantages = advantage_of(rewards, cfg.num_generations) if samples else rewards
     for s, advantage in zip(samples, advantages.tolist()):
         s.advantage = advantage
 

@@ -19,17 +19,18 @@ flags() {
   local data=runs/laptop/data
   case $1 in
     qwen2.5-math-7b) echo --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math --eval-data math ;;
-    qwen2.5-7b) echo --model Qwen/Qwen2.5-7B --lam 1.05 --eval-data math ;;
+    qwen2.5-7b) echo --model Qwen/Qwen2.5-7B --lambda-top1 1.05 --eval-data math ;;
     llama3.2-3b) echo --model meta-llama/Llama-3.2-3B-Instruct --train-data gsm8k-math1 --eval-data math ;;
-    logic) echo --model Qwen/Qwen2.5-7B --train-data synlogic --eval-data logic --alpha 0.005 --lam 1.05 --grpo-steps 50 \
-      --clip-high 0.28 --dynamic-sampling 10 --steps 150 --batch 128 --group-size 16 --mini-batch 32 \
-      --max-prompt-tokens 2048 --max-response-tokens 8192 ;;
+    logic) echo --model Qwen/Qwen2.5-7B --train-data synlogic --eval-data logic --alpha 0.005 --lambda-top1 1.05 \
+      --grpo-warmup-steps 50 --epsilon-high 0.28 --max-sampling-rounds 10 --steps 150 --batch-size 128 \
+      --num-generations 16 --mini-batch-size 32 --max-prompt-length 2048 --max-completion-length 8192 ;;
     qwen2.5-0.5b) echo --model Qwen/Qwen2.5-0.5B-Instruct --train-data gsm8k --eval-data gsm8k --steps 100 \
-      --batch 64 --mini-batch 16 --max-prompt-tokens 512 --max-response-tokens 512 --eval-max-tokens 512 --eval-n 16 ;;
+      --batch-size 64 --mini-batch-size 16 --max-prompt-length 512 --max-completion-length 512 \
+      --eval-max-tokens 512 --eval-n 16 ;;
     laptop) echo --model $data/base --train-data $data/train.jsonl --task countdown --prompt-template raw --steps 500 \
-      --batch 32 --mini-batch 8 --lr 4e-4 --lr-warmup 5 --loss-norm token --max-prompt-tokens 16 \
-      --max-response-tokens 12 --no-gradient-checkpointing --save-every 100 --eval-data $data/test.jsonl \
-      --eval-temperature 1.0 --eval-top-p 1.0 --eval-max-tokens 12 ;;
+      --batch-size 32 --mini-batch-size 8 --learning-rate 4e-4 --warmup-steps 5 --loss-type dapo \
+      --max-prompt-length 16 --max-completion-length 12 --no-gradient-checkpointing --save-steps 100 \
+      --eval-data $data/test.jsonl --eval-temperature 1.0 --eval-top-p 1.0 --eval-max-tokens 12 ;;
     *) return 1 ;;
   esac
 }
@@ -37,8 +38,8 @@ flags() {
 # q 0.8 are too gentle to be seen in so short a run, and GRPO's run evaluates the base model as well.
 method_flags() {
   case $1 in
-    laptop/simko) echo --alpha 0.05 --lam 1.5 --q 0.5 ;;
-    laptop/grpo) echo --eval-every 500 ;;
+    laptop/simko) echo --alpha 0.05 --lambda-top1 1.5 --q 0.5 ;;
+    laptop/grpo) echo --eval-steps 500 ;;
   esac
 }
 
@@ -74,7 +75,11 @@ processes=1  # one for each GPU
 memory_flags=
 # Refuses bad input with one message, where each process would print its own. It has to know how many there will be.
 check() {
-  LOCAL_WORLD_SIZE=$processes python -c "import sys; from tools import checks; checks.$1(sys.argv[1:])" train "${@:2}"
+  LOCAL_WORLD_SIZE=$processes python -c "
+import sys
+import simko
+from runtime import cli
+cli.$1(sys.argv[1:], simko.Config)" train "${@:2}"
 }
 train() { torchrun --standalone --nproc_per_node "$processes" simko.py train "$@"; }
 
@@ -85,23 +90,24 @@ choose() {
   read -r recipe gpus engine_memory <<<"$plan"
   tail -n +2 <<<"$plan"
   processes=$((gpus > 0 ? gpus : 1))
-  memory_flags=${engine_memory:+--engine-memory $engine_memory}
+  memory_flags=${engine_memory:+--gpu-memory-utilization $engine_memory}
 }
 train_recipe() {
-  set -- $(flags "$recipe") $memory_flags --output "runs/$recipe" "$@"
+  set -- $(flags "$recipe") $memory_flags --output-dir "runs/$recipe" "$@"
   check prepare "$@"
   train "$@"
 }
 
 named() { while IFS= read -r line; do echo "$1 $line"; done; }
 train_laptop_method() {
-  train $(flags laptop) --output "runs/laptop/$1" --method "$1" $(method_flags "laptop/$1") "${@:2}" 2>&1 | named "$1 |"
+  train $(flags laptop) --output-dir "runs/laptop/$1" --method "$1" $(method_flags "laptop/$1") "${@:2}" 2>&1 |
+    named "$1 |"
 }
 train_laptop() {
   local method= next i
   for ((i = 1; i <= $#; i++)); do
     case ${!i} in
-      --output*) stop "laptop names its run folders itself, runs/laptop/METHOD: leave out --output" ;;
+      --output*) stop "laptop names its run folders itself, runs/laptop/METHOD: leave out --output-dir" ;;
       --method=*) method=${!i#*=} ;;
       --method) next=$((i + 1)); method=${!next-} ;;
     esac
@@ -112,7 +118,7 @@ train_laptop() {
     set -- --rollout hf "$@"
   fi
   check parse_config $(flags laptop) $(method_flags laptop/simko) "$@"
-  python tools/laptop.py runs/laptop/data
+  python -m tools.laptop runs/laptop/data
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
   if [[ $method ]]; then
     train_laptop_method "$method" "$@"
@@ -127,8 +133,8 @@ show_laptop() {
   local runs= path= folder
   [[ ! -e runs/laptop/grpo/eval_000000/eval.json ]] || runs="base=runs/laptop/grpo/eval_000000" path="--path 0"
   for folder in runs/laptop/*/hf; do runs+=" $(basename "$(dirname "$folder")")=$(dirname "$folder")"; done
-  python tools/tables.py $runs
-  python tools/plots.py $runs $path -o runs/laptop/figures
+  python -m tools.tables $runs
+  python -m tools.plots $runs $path -o runs/laptop/figures
 }
 
 # ---- what was asked for ----------------------------------------------------------------------------------------------
@@ -170,7 +176,7 @@ PATH="$PWD/.venv/bin:$PATH"
 
 case $recipe in
   test) exec python -m pytest "$@" ;;
-  laptop-study) exec python tools/study.py "$@" ;;
+  laptop-study) exec python -m tools.study "$@" ;;
 esac
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, among themselves
 if [[ $help ]]; then exec python simko.py train --help; fi

@@ -7,7 +7,6 @@ files for machines without a network."""
 import json
 import re
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +16,14 @@ from verify import MAX_ANSWER, TASKS, extract_answer
 
 
 class DataSet(NamedTuple):
-    """A data set of the paper on the Hugging Face hub; `fetch` fetches it, at a pinned revision."""
-    hub: str            # id
-    config: str | None  # "*": all of them
+    """A data set on the Hugging Face hub."""
+    hub: str            # its id
+    config: str | None  # "*" stands for all of them
     split: str
     problem: str        # column
-    answer: str         # column; of a worked solution, what counts is behind "####" or in the last box
-    count: int | None   # problems, checked when it is fetched: what is on the hub can change
-    n: int = 256        # samples a problem when it is evaluated (Sec. 5.1)
+    answer: str         # column, which may hold a worked solution
+    count: int | None   # problems it must have, since the hub can change
+    n: int = 256        # samples of a problem in evaluations (Sec. 5.1)
 
 
 DATASETS = {
@@ -42,9 +41,16 @@ DATASETS = {
     "synlogic": DataSet("MiniMaxAI/SynLogic", "easy", "validation", "prompt", "extra_info", None, 128),
     "bbh": DataSet("SaylorTwift/bbh", "*", "test", "input", "target", 6511, 128),
 }
-GROUPS = {"math": ["math500", "aime24", "aime25", "amc23", "minerva", "olympiad"], "logic": ["synlogic", "bbh"]}
-PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}  # temperature, top-p, tokens (released recipes)
-REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's is missing: none was found
+GROUPS = {
+    "math": ["math500", "aime24", "aime25", "amc23", "minerva", "olympiad"],
+    "logic": ["synlogic", "bbh"]}
+
+# Temperature, top-p and tokens of a response, from the released recipes.
+PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}
+
+# Commits that other public evaluation code pins too.
+# No such commit of SynLogic was found.
+REVISIONS = {
     "EleutherAI/hendrycks_math": "21a5633873b6a120296cce3e2df9d5550074f4a3",
     "openai/gsm8k": "cc7b047b6e5bb11b4f1af84efc572db110a51b3c",
     "HuggingFaceH4/MATH-500": "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
@@ -57,29 +63,29 @@ REVISIONS = {  # commits that other public evaluation code pins too; SynLogic's 
 }
 
 
+# ------------------------------------------------------------- data sets
 def fetch(source):
-    """The rows of a name in DATASETS or of a hub data set hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN.
-    Rows of DATASETS without an answer (an empty box) are left out; a count other than the table's is an error."""
+    """Fetches a data set from the hub: a name in DATASETS, or an id with
+    columns as `parse_source` reads it. Returns rows as `convert` does.
+
+    If the number of problems is not the expected one, the program ends."""
     if source == "gsm8k-math1-train":
-        math_tests = hub_rows(DATASETS["math-train"].hub, "*", "test")  # all: MATH-500 is a part of it
-        return gsm8k_math1(fetch("gsm8k-train"), fetch("math-train"), fetch("gsm8k") + [row for row, _ in math_tests])
+        # All of MATH's test split, of which MATH-500 is a part.
+        tests = hub_rows("EleutherAI/hendrycks_math", "*", "test") + fetch("gsm8k")
+        return gsm8k_math1(fetch("gsm8k-train"), fetch("math-train"), tests)
     spec = DATASETS.get(source) or parse_source(source)
-    rows = []
-    for row, id in hub_rows(spec.hub, spec.config, spec.split):
-        try:
-            rows.append(convert(source, spec, row, id))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            fail(f"{source}, row {id}: its columns are not the expected ones ({error!r})")
-    if source in DATASETS:
-        rows = [row for row in rows if row["answer"]]
+    found = hub_rows(spec.hub, spec.config, spec.split)
+    rows = convert_all(source, spec, ((f"{source}, row {row['id']}", row) for row in found))
     if spec.count not in (None, len(rows)):
-        fail(f"{source} has {len(rows)} problems, not {spec.count}: {spec.hub} has changed, and results on it are not "
-             "comparable. To use it all the same: python tools/data.py FOLDER with an older copy, or load it by its id")
+        fail(f"{source} has {len(rows)} problems, not {spec.count}: {spec.hub} has changed, and "
+             "results on it are not comparable. To use it all the same, give python -m tools.data "
+             "an older copy, or load it by its id")
     return rows
 
 
 def parse_source(source):
-    """hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN as a DataSet."""
+    """Turns `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`
+    into a DataSet."""
     hub, *pairs = source.split(",")
     fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
     for pair in pairs:
@@ -91,132 +97,185 @@ def parse_source(source):
 
 
 def hub_rows(hub, config, split):
-    """[(row, id)] of a hub data set at its pinned revision; config "*": all of them, one after another."""
+    """Returns the rows of a hub data set at its pinned revision."""
     import datasets
-    revision = REVISIONS.get(hub)
+    revision, rows = REVISIONS.get(hub), []
     try:
-        configs = datasets.get_dataset_config_names(hub, revision=revision) if config == "*" else [config]
-        return [(row, f"{name}-{i}" if config == "*" else str(i)) for name in configs
-                for i, row in enumerate(datasets.load_dataset(hub, name, split=split, revision=revision))]
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # no network, no such set
-        return fail(f"{hub} cannot be read from the Hugging Face hub, and is no .jsonl file: "
-                    + " ".join(str(error).split())[:300])
+        configs = [config]
+        if config == "*":
+            configs = datasets.get_dataset_config_names(hub, revision=revision)
+        for name in configs:
+            part = datasets.load_dataset(hub, name, split=split, revision=revision)
+            prefix = f"{name}-" if config == "*" else ""
+            rows += [{"id": f"{prefix}{i}", **row} for i, row in enumerate(part)]
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        fail(f"{hub} cannot be read from the Hugging Face hub, and is no .jsonl file: "
+             f"{one_line(error)}")
+    return rows
 
 
-def convert(source, spec, row, id):
-    """A row in the hub's columns, or in ours, as {"id", "problem", "answer"[, "task", "level"]}."""
-    problem, answer = row.get(spec.problem, row.get("problem")), row.get(spec.answer, row.get("answer"))
-    made = {"id": str(row.get("id", id)), "problem": problem}
+def convert_all(source, spec, rows):
+    """Converts (where, row) pairs. Rows of DATASETS without an answer (an
+    empty box) are left out."""
+    converted = []
+    for where, row in rows:
+        try:
+            converted.append(convert(source, spec, row))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            fail(f"{where}: its columns are not those of {source} ({error!r})")
+    return [row for row in converted if row["answer"] or source not in DATASETS]
+
+
+def convert(source, spec, row):
+    """Turns a row with the hub's columns, or with ours, into
+    {"id", "problem", "answer"[, "task", "level"]}."""
+    answer = row.get(spec.answer, row.get("answer"))
+    made = {"id": str(row["id"]), "problem": row.get(spec.problem, row.get("problem"))}
     if source.startswith("synlogic"):
         made |= synlogic(row)
     elif source == "bbh":
-        made |= {"answer": answer, "task": "choice" if re.fullmatch(r"\([A-Z]\)", answer) else "text"}
+        is_choice = re.fullmatch(r"\([A-Z]\)", answer)
+        made |= {"answer": answer, "task": "choice" if is_choice else "text"}
     else:
-        text = ", ".join(answer) if isinstance(answer, list) else answer  # Olympiad's: a list, of one string
-        text = str(text) if isinstance(text, int) else text
-        made["answer"] = final_answer(text) if isinstance(text, str) else text
+        if isinstance(answer, list):  # OlympiadBench has lists of one text
+            answer = ", ".join(answer)
+        made["answer"] = final_answer(str(answer)) if isinstance(answer, str | int) else answer
     if "level" in row:
         made["level"] = str(row["level"]).removeprefix("Level ")
     return made
 
 
 def synlogic(row):
-    """SynLogic's puzzle: on the hub a chat and a JSON string, in generated files the fields of the latter."""
-    game = json.loads(row["extra_info"]["game_data_str"]) if "extra_info" in row else row
-    prompt = "\n".join(turn["content"] for turn in row["prompt"]) if "prompt" in row else row["problem"]
+    """A puzzle of SynLogic. The hub has a chat and a JSON text; generated
+    files have the fields of that text."""
+    game, prompt = row, row.get("problem")
+    if "extra_info" in row:
+        game = json.loads(row["extra_info"]["game_data_str"])
+    if "prompt" in row:
+        prompt = "\n".join(turn["content"] for turn in row["prompt"])
     kind = row.get("data_source") or row.get("source", "")
     facts = game.get("metadata") or {}
-    facts = json.loads(facts) if isinstance(facts, str) else facts
+    if isinstance(facts, str):
+        facts = json.loads(facts)
     if kind.endswith("game_of_24"):
         numbers = " ".join(map(str, facts["numbers"]))
-        return {"problem": prompt, "answer": f"{facts.get('result', 24)} = {numbers}", "task": "game24"}
-    if kind.endswith("number_wall"):
-        return {"problem": prompt, "answer": json.dumps(facts["grid"]), "task": "number_wall"}
-    answer = game["answer"] if isinstance(game["answer"], str) else json.dumps(game["answer"], ensure_ascii=False)
-    return {"problem": prompt, "answer": answer, "task": "synlogic"}
+        task, answer = "game24", f"{facts.get('result', 24)} = {numbers}"
+    elif kind.endswith("number_wall"):
+        task, answer = "number_wall", json.dumps(facts["grid"])
+    else:
+        task, answer = "synlogic", game["answer"]
+        if not isinstance(answer, str):
+            answer = json.dumps(answer, ensure_ascii=False)
+    return {"problem": prompt, "answer": answer, "task": task}
 
 
 def gsm8k_math1(gsm8k, math, tests):
-    """GSM8K's problems and those of MATH that have level 1, without those that are a problem of the tests too."""
-    rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k] + [
-        {**row, "id": f"math-{row['id']}"} for row in math if row.get("level") == "1"]
+    """GSM8K's problems and those of MATH's level 1, without those that
+    are problems of the tests."""
+    rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k]
+    rows += [{**row, "id": f"math-{row['id']}"} for row in math if row.get("level") == "1"]
     kept = outside(rows, tests)
-    print(f"{len(rows) - len(kept)} of {len(rows)} training problems are test problems too: left out", file=sys.stderr)
+    print(f"{len(rows) - len(kept)} of {len(rows)} training problems are test problems too: "
+          "left out", file=sys.stderr)
     return kept
 
 
 def final_answer(solution):
-    """What counts of a worked solution: what is behind "####" (GSM8K), else in the last box (MATH), else all of it; ""
-    for an empty box."""
-    return (extract_answer(solution) or "") if "\\boxed" in solution else solution.split("####")[-1].strip()
+    """What counts of a worked solution: the last box (MATH), else what
+    follows "####" (GSM8K), else all of it. An empty box gives ""."""
+    if "\\boxed" in solution:
+        return extract_answer(solution) or ""
+    return solution.split("####")[-1].strip()
+
+
+# -------------------------------------------------------------- problems
+def read_jsonl(path):
+    """Yields (where, row) for each line of a file that is not blank. A row
+    without an id gets the number of its line."""
+    where = path
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    row = json.loads(text)
+                    if not isinstance(row, dict):
+                        raise ValueError("a row must be an object, {...}")
+                    yield where, {"id": number, **row}
+    except (OSError, ValueError, RecursionError) as error:
+        fail(f"{where} cannot be read: {one_line(error).replace('line 1 column', 'column')}")
 
 
 def load_problems(source, data_dir="", task="math"):
-    """[{"id", "problem", "answer"}, some with a "task" of their own] of a .jsonl file with these fields (id and task
-    optional), of a name in DATASETS or of a hub data set `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`.
+    """Loads problems from a .jsonl file, from a name in DATASETS or from
+    a hub data set as `parse_source` reads it.
 
-    data_dir: a folder of NAME.jsonl that stands in for the hub; task: of rows that name none. An answer may be a worked
-    solution."""
-    rows, where = [], str(Path(data_dir, f"{source}.jsonl") if data_dir and source in DATASETS else source)
-    if where.endswith(".jsonl"):
-        try:
-            for number, line in enumerate(Path(path := where).read_bytes().splitlines(), 1):
-                where = f"{path}, line {number}"
-                if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-                    row = json.loads(text)
-                    if not isinstance(row, dict):
-                        raise ValueError('a row must be an object, {"problem": ..., "answer": ...}')
-                    rows.append((where, {"id": number, **row}))
-        except (OSError, ValueError, RecursionError) as error:  # ValueError: of JSON and UTF-8 alike
-            fail(f"{where} cannot be read: {one_line(error).replace('line 1 column', 'column')}")
+    data_dir: a folder of NAME.jsonl files that stands in for the hub.
+    task: that of rows which name none.
+    An unusable row ends the program with a line that names it."""
+    path = f"{data_dir}/{source}.jsonl" if data_dir and source in DATASETS else source
+    if path.endswith(".jsonl"):
+        rows = read_jsonl(path)
     else:
         rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
     problems = {}
     for where, row in rows:
-        problem, answer = row.get("problem"), row.get("answer")
-        if isinstance(answer, str) and row.get("task", task) == "math":
-            answer = final_answer(answer)
-        for name, text in (("problem", problem), ("answer", answer)):
-            if not isinstance(text, str) or not text.strip() or text.encode("utf-8", "replace").decode() != text:
-                fail(f"{where}: '{name}' must be a text and not empty, got {text!r:.80}; the row has "
-                     f"{[*row][isinstance(row['id'], int):]!r:.200}")
-        if len(answer) > MAX_ANSWER:
-            fail(f"{where}: the answer has {len(answer)} characters, and no response with more than {MAX_ANSWER} is "
-                 "right: shorten it, or remove the row")
-        if row.get("task", "math") not in [*TASKS]:
-            fail(f"{where}: the task {row['task']!r:.80} is none of {', '.join(TASKS)}")
-        try:
-            TASKS[row.get("task", task)]("", answer, False)
-        except (ValueError, TypeError, RecursionError):
-            name = row.get("task", task)
-            fail(f"{where}: {answer!r:.80} is no answer of the task {name}: {' '.join(TASKS[name].__doc__.split())}")
-        id = str(row["id"])
-        if id in problems:
-            fail(f"{where}: the id {id!r:.80} stands in an earlier row already")
-        problems[id] = {"id": id, "problem": problem, "answer": answer}
-        if "task" in row:
-            problems[id]["task"] = row["task"]
+        problem = check_problem(where, row, task)
+        if problem["id"] in problems:
+            fail(f"{where}: the id {problem['id']!r:.80} stands in an earlier row already")
+        problems[problem["id"]] = problem
     return list(problems.values()) or fail(f"{source} holds no problems")
 
 
+def check_problem(where, row, task):
+    """Returns the row as a problem, or ends the program."""
+    task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
+    if task == "math" and isinstance(answer, str):
+        answer = final_answer(answer)
+    for name, text in (("problem", problem), ("answer", answer)):
+        # Half of a surrogate pair is no text that can be written.
+        if (not isinstance(text, str) or not text.strip()
+                or text != text.encode("utf-8", "replace").decode()):
+            fail(f"{where}: {name!r} must be a text and not empty, got {text!r:.80}; "
+                 f"the row has {[*row]!r:.200}")
+    if len(answer) > MAX_ANSWER:
+        fail(f"{where}: the answer has {len(answer)} characters, and no response with more than "
+             f"{MAX_ANSWER} is right: shorten it, or remove the row")
+    if task not in [*TASKS]:
+        fail(f"{where}: the task {task!r:.80} is none of {', '.join(TASKS)}")
+    try:
+        TASKS[task]("", answer, False)
+    except (ValueError, TypeError, RecursionError):
+        expected = " ".join(TASKS[task].__doc__.split())
+        fail(f"{where}: {answer!r:.80} is no answer of the task {task}: {expected}")
+    checked = {"id": str(row["id"]), "problem": problem, "answer": answer}
+    return {**checked, "task": task} if "task" in row else checked
+
+
 def outside(rows, tests):
-    """The rows whose problem is none of the tests', but for case, spacing, dollars and punctuation."""
+    """The rows whose problem is none of the tests'. Case, spacing,
+    dollar signs and punctuation make no difference."""
     def plain(row):
         text = re.sub(r"[\s$]", "", row["problem"].casefold())
         return re.sub(r"[;:!?]|[.,](?!\d)|(?<!\d)[.,]", "", text)
+
     known = {plain(row) for row in tests}
     return [row for row in rows if plain(row) not in known]
 
 
 def without_tests(cfg, problems):
-    """The training problems that are in none of the sets to evaluate on."""
+    """The training problems that are in none of the sets to evaluate on.
+    problems: {source: list of problems}."""
     rows = problems[cfg.train_data]
     for source in cfg.eval_data:
         kept = outside(rows, problems[source])
         if len(kept) < len(rows):
-            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are in {source} too: not trained on", flush=True)
+            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are in {source} too: "
+                  "not trained on", flush=True)
         rows = kept
-    return rows or fail(f"all problems of --train-data {cfg.train_data} are in the sets of --eval-data")
+    return rows or fail(f"all problems of --train-data {cfg.train_data} are in the sets of "
+                        "--eval-data")
 
 
 def prompt_order(step, batch_size, count, seed):

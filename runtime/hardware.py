@@ -19,7 +19,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-ENGINE_MEMORY = 0.6  # simko.py's default of --engine-memory
+ENGINE_MEMORY = 0.6  # simko.py's default of --gpu-memory-utilization
 
 
 @dataclass(frozen=True)

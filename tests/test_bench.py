@@ -17,7 +17,7 @@ from tools import bench
 
 BENCH = Path(bench.__file__)
 torch.set_num_threads(1)
-needs_compiler = pytest.mark.skipif(not bench.COMPILES, reason="torch.compile needs a C++ compiler and Python's headers")
+needs_compiler = pytest.mark.skipif(not bench.COMPILES, reason="torch.compile needs a C++ compiler, Python's headers")
 
 
 def run(*arguments):

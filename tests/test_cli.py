@@ -1,26 +1,34 @@
-"""The command line and problems' files: what is impossible is refused in one line before anything is made."""
+"""The command line and problems' files: what is impossible is refused in one line, before
+anything is made."""
 import json
 from pathlib import Path
 
 import pytest
 
 import simko
+from runtime.data import load_problems
 from tests.conftest import main, recipe
-from runtime import cli
 
 REFUSED = {  # command line: what the message names, by default the first flag
     "": "train or eval", "trian": "train or eval", "train stray": "stray", "eval": "--eval-data",
-    "train --batch-size 10 --mini-batch-size 4": "--mini-batch-size 4 does not divide --batch-size 10",
-    "train --tensor-parallel-size 2 --rollout hf": "--tensor-parallel-size 2 is for vLLM's engine: not with --rollout hf",
-    "train --eval-data a/x,split=test b/x": "same name", "eval --alpha 0.1 --eval-data x": "--alpha",
+    "train --batch-size 10 --mini-batch-size 4":
+        "--mini-batch-size 4 does not divide --batch-size 10",
+    "train --tensor-parallel-size 2 --rollout hf":
+        "--tensor-parallel-size 2 is for vLLM, and does not work with --rollout hf",
+    "train --eval-data a/x,split=test b/x": "same name",
+    "eval --alpha 0.1 --eval-data x": "--alpha",
     **{f"train --{flags}": f"--{flags.split()[0]}" for flags in (
-        "nosuch 1", "group-size 1", "alpha 1.01", "alpha -0.1", "q 1.2", "q -0.2", "lam 0.9", "clip-low 1", "seed -1",
-        "clip-low -0.1", "clip-high -1", "K 0", "K 2.5", "temperature 0", "kl-beta -1", "eval-top-p 0",
-        "eval-top-p 1.1", "method ppo", "loss-norm sum", "tau-scope all", "task nosuch", "prompt-template nosuch",
-        "lr nan", "steps 0", "weight-decay nan", "batch 0", "mini-batch 0", "max-prompt-tokens 0",
-        "max-response-tokens -1", "grad-clip 0", "eval-n 0", "micro-batch-tokens 0", "save-every 0",
-        "eval-max-tokens 0", "engine-memory 0", "tensor-parallel 0", "tensor-parallel 2",
-        "eval-temperature -1", "eval-temperature 0")}}
+        "nosuch 1", "method ppo", "tau-scope all", "loss-type sum", "task nosuch",
+        "prompt-template nosuch", "rollout nosuch", "alpha 1.01", "alpha -0.1", "q 1.2", "q -0.2",
+        "lambda-top1 0.9", "epsilon 1", "epsilon -0.1", "epsilon-high -1", "beta -1", "K 0",
+        "K 2.5",
+        "num-generations 1", "temperature 0", "seed -1", "steps 0", "batch-size 0",
+        "mini-batch-size 0", "learning-rate nan", "weight-decay nan", "max-grad-norm 0",
+        "max-sampling-rounds -1", "warmup-steps -1", "grpo-warmup-steps -1", "eval-steps -1",
+        "max-prompt-length 0", "max-completion-length -1", "micro-batch-tokens 0", "save-steps 0",
+        "eval-n 0", "eval-max-tokens 0", "eval-top-p 0", "eval-top-p 1.1", "eval-temperature -1",
+        "eval-temperature 0", "gpu-memory-utilization 0", "gpu-memory-utilization 1.1",
+        "tensor-parallel-size 0", "tensor-parallel-size 2")}}
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -29,30 +37,38 @@ def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypat
     with pytest.raises(SystemExit) as stop:
         simko.main(line.split())
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and REFUSED[line] in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert stop.value.code == 2 and REFUSED[line] in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--tensor-parallel-size", 4], "--tensor-parallel-size 4 does not divide the model's num_attention_heads, 2"),
+    (["--tensor-parallel-size", 4],
+     "--tensor-parallel-size 4 does not divide the model's num_attention_heads, 2"),
     (["--K", 1000], "--K 1000 is more than"), (["--model", "./nosuch"], "--model ./nosuch"),
-    (["--prompt-template", "chat"], "no chat template"), (["--max-prompt-length", 3], "than --max-prompt-length 3"),
-    (["--train-data", "nosuch.jsonl"], "nosuch.jsonl"), (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"),
+    (["--prompt-template", "chat"], "no chat template"),
+    (["--max-prompt-length", 3], "than --max-prompt-length 3"),
+    (["--train-data", "nosuch.jsonl"], "nosuch.jsonl"),
+    (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"),
     (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2")])
-def test_what_model_or_data_rule_out_is_said_before_anything_is_made(laptop, tmp_path, monkeypatch, flags, message):
+def test_what_model_or_data_rule_out_is_said_before_anything_is_made(
+        laptop, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    Path("bad.jsonl").write_text('{"problem": "1 2 3 > 6 :", "answer": "6 = 1 2 3"}\n{"problem": "1"}\n')
+    rows = '{"problem": "1 2 3 > 6 :", "answer": "6 = 1 2 3"}', '{"problem": "1"}'
+    Path("bad.jsonl").write_text("\n".join(rows) + "\n")
     with pytest.raises(SystemExit, match=message) as stop:
         main(recipe(laptop, "train", "run", *flags))
-    assert "\n" not in str(stop.value) and [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+    assert "\n" not in str(stop.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
 def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
-    rows = [{"problem": "a", "answer": "so\n#### 7"}, {"problem": "b", "answer": "8", "id": "x", "task": "text"},
+    rows = [{"problem": "a", "answer": "so\n#### 7"},
+            {"problem": "b", "answer": "8", "id": "x", "task": "text"},
             {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5}]
     text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (tmp_path / "data.jsonl").write_bytes(text.encode("utf-8-sig"))
-    assert [list(row.values()) for row in checks.load_problems(str(tmp_path / "data.jsonl"))] == [
+    assert [list(row.values()) for row in load_problems(str(tmp_path / "data.jsonl"))] == [
         ["1", "a", "7"], ["x", "b", "8", "text"], ["5", "c\u2028d", "\\frac{1}{2}"]]
 
 
@@ -62,14 +78,17 @@ ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
 @pytest.mark.parametrize("content, where", [
     (b"", ""), (b"\n\n", ""), (b'{"problem": "\xff", "answer": "1"}', ", line 1"),
     *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in (
-        ROW, ROW[:9], "[1, 2]", '"text"', "7", '{"problem": "x"}', '{"answer": "1"}', '{"problem": "", "answer": "1"}',
-        '{"problem": "x", "answer": " "}', '{"problem": "x", "answer": 7}', '{"problem": 7, "answer": "7"}',
+        ROW, ROW[:9], "[1, 2]", '"text"', "7", '{"problem": "x"}', '{"answer": "1"}',
+        '{"problem": "", "answer": "1"}', '{"problem": "x", "answer": " "}',
+        '{"problem": "x", "answer": 7}', '{"problem": 7, "answer": "7"}',
         '{"problem": "x", "answer": ["1"]}', '{"problem": "x", "answer": "1", "task": "sums"}',
-        '{"problem": "x", "answer": "1", "task": []}', '{"problem": "x", "answer": "44", "task": "countdown"}',
-        '{"problem": "x", "answer": "3", "task": "number_wall"}', r'{"problem": "\ud800", "answer": "1"}',
+        '{"problem": "x", "answer": "1", "task": []}',
+        '{"problem": "x", "answer": "44", "task": "countdown"}',
+        '{"problem": "x", "answer": "3", "task": "number_wall"}',
+        r'{"problem": "\ud800", "answer": "1"}',
         r'{"problem": "x", "answer": "\\boxed{}"}'))])
 def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
     with pytest.raises(SystemExit, match=f"^[^\n]*{path}{where}[^\n]*$"):
-        checks.load_problems(str(path))
+        load_problems(str(path))

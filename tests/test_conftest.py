@@ -24,7 +24,7 @@ def test_a_test_that_needs_vllm_is_skipped_without_it_but_fails_in_ci(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: name == "vllm" and installed or None)
     item = SimpleNamespace(
-        get_closest_marker=lambda name: marked and name == "needs_vllm" or None)
+        name="test_x", get_closest_marker=lambda name: marked and name == "needs_vllm" or None)
     if outcome is None:
         conftest.pytest_runtest_setup(item)
     else:

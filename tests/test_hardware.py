@@ -64,7 +64,7 @@ def test_engine_and_trainer_fit_beside_each_other_in_the_rollout(card_gb,
         size = recipe.parameters
         if not hardware.fits(recipe, [card_gb] * cards):
             continue
-        share = hardware.gpu_memory_utilization(size, cards, card_gb)
+        share = hardware.engine_memory(size, cards, card_gb)
         trainer = 12 * size / cards
         assert share <= Config.gpu_memory_utilization
         assert share * card_gb + trainer <= card_gb - 4

@@ -1,5 +1,5 @@
-"""Bad input gets one line that names the file, row or flag; nothing that came from a checkpoint, a data set or a model
-is run, and none of it steers the terminal.
+"""Bad input gets one line that names the file, row or flag. Nothing that came from a checkpoint,
+a data set or a model is run, and none of it steers the terminal.
 
     python -m pytest tests/test_input.py
 """
@@ -27,34 +27,40 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import simko
 import verify
+from runtime import cli
+from runtime.data import load_problems
+from runtime.log import Log
+from runtime.packing import load_model
+from simko import Config, EvalConfig, RunConfig
 from tests import workers
 from tests.conftest import main, metrics, recipe, write_rows
-from runtime import cli, data, laptop, plots, tables
-from runtime.log import Log
+from tools import data, laptop, plots, tables
 
 VOCABULARY = 128  # of the model; its tokenizer has 94 tokens and those named here
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 BEYOND_ASCII = "\u202e\u2028\ud800"  # turns the line round, ends it, is no character
-SECRETS = {name: f"secret-{i}-of-this-test" for i, name in enumerate(("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"))}
+SECRET_NAMES = "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"
+SECRETS = {name: f"secret-{i}-of-this-test" for i, name in enumerate(SECRET_NAMES)}
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """As tools/laptop.py's folder; the model has random weights and a vocabulary padded beyond the tokenizer's, which
-    has a token that a terminal would obey."""
+    """A folder as tools/laptop.py makes it. The model has random weights and a vocabulary padded
+    beyond the tokenizer's, and the tokenizer has tokens that a terminal would obey."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0)).save_pretrained(folder / "base")
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0))
+    model.save_pretrained(folder / "base")
     tokenizer = laptop.make_tokenizer()
     tokenizer.add_tokens([f"{ESCAPE}{i}" for i in range(9)])
     tokenizer.save_pretrained(folder / "base")
     for name in ("train", "test"):
-        rows = [{"id": f"{name}{ESCAPE}{i}", "problem": f"{i} {name == 'test':d} 4 > 48 :", "answer": f"48 = {i} 20 4"}
-                for i in range(40)]
+        rows = [{"id": f"{name}{ESCAPE}{i}", "problem": f"{i} {name == 'test':d} 4 > 48 :",
+                 "answer": f"48 = {i} 20 4"} for i in range(40)]
         write_rows(folder / f"{name}.jsonl", rows)
     return folder
 
@@ -88,60 +94,68 @@ def lose_a_tensor(folder):
 
 
 def refused(stop, capsys=None):
-    """The line on stderr, of a SystemExit; fails unless it is one, printable, with a status that is not 0."""
+    """The line that a SystemExit says, if need be on stderr. Fails unless it is one line,
+    printable, with a status that is not 0."""
     assert stop.code not in (0, None)
     line = stop.code if isinstance(stop.code, str) else capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable() and line and "Traceback" not in line
     return line
 
 
-# ------------------------------------------------------------------------------------------------------ command line
+# ------------------------------------------------------------------------------------- command line
 def test_help_names_each_flag_once_and_with_dashes(capsys):
     for command in ("train", "eval"):
         with pytest.raises(SystemExit, match="^0$"):
-            checks.parse_config([command, "--help"])
+            cli.parse_config([command, "--help"], Config)
         flags = re.findall(r"^  (--.*?)(?: |$)(.*)", capsys.readouterr().out, re.MULTILINE)
         names = [flag.rstrip(",") for flag, _ in flags]
         assert len(names) == len(set(names)) and not any("_" in name for name in names)
-        fields = {checks.flag(f.name) for f in dataclasses.fields(simko.Config if command == "train" else
-                                                                  simko.EvalConfig)}
+        fields = {cli.flag(f.name) for f in dataclasses.fields(Config if command == "train" else
+                                                                  EvalConfig)}
         assert fields <= set(names)
-    assert checks.parse_config(["train", "--max_prompt_tokens", "7"])[1].max_prompt_length == 7  # with _ all the same
+    _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
+    assert cfg.max_prompt_length == 7  # with _ all the same
 
 
 @pytest.mark.parametrize("flags", [
-    ("--output-dir", ""), ("--model", " "), ("--eval-data", "x", ""), ("--train-data", f"x{ESCAPE}"), ("--task", "a\nb"),
-    ("--data-dir", "\ud800"), ("--learning-rate", "inf"), ("--learning-rate", "1e400"), ("--batch-size", str(10**30)), ("--seed", str(2**31)),
-    ("--temperature", "nan"), ("--eval-temperature", "0.5", "inf"), ("--beta", "-inf"), ("--eval-top-p", "nan"),
-    ("--max-prompt", "7"), ("--eval-t", "1"), ("--gradient-checkpointing", "perhaps"), ("--batch-size", "1" * 5000)])
+    ("--output-dir", ""), ("--model", " "), ("--eval-data", "x", ""), ("--task", "a\nb"),
+    ("--train-data", f"x{ESCAPE}"), ("--data-dir", "\ud800"), ("--batch-size", str(10**30)),
+    ("--batch-size", "1" * 5000), ("--seed", str(2**31)), ("--learning-rate", "inf"),
+    ("--learning-rate", "1e400"), ("--temperature", "nan"), ("--eval-temperature", "0.5", "inf"),
+    ("--beta", "-inf"), ("--eval-top-p", "nan"), ("--max-prompt", "7"), ("--eval-t", "1"),
+    ("--gradient-checkpointing", "perhaps")])
 def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        checks.parse_config(["train", *flags])
+        cli.parse_config(["train", *flags], Config)
     assert flags[0] in refused(stop.value, capsys).replace("_", "-") and stop.value.code == 2
 
 
 def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, capsys):
     train = partial(recipe, tiny, "train", tmp_path, "--method", "grpo")
-    checks.prepare(train("--alpha", 0.2, "--forking-share", 0.3, "--q", 0.8))
-    assert "note: --method grpo does not learn by --alpha, --forking-share\n" in capsys.readouterr().out
-    checks.prepare(train("--method", "simko", "--alpha", 0.2, "--q", 0.3))
+    cli.prepare(train("--alpha", 0.2, "--tau-scope", "batch", "--q", 0.8), Config)
+    note = "note: --method grpo does not use --alpha, --tau-scope\n"  # 0.8 is q's default
+    assert note in capsys.readouterr().out
+    cli.prepare(train("--method", "simko", "--alpha", 0.2, "--q", 0.3), Config)
     assert "note" not in capsys.readouterr().out
-    assert all(owner in simko.METHODS and hasattr(simko.Config, name) for name, owner in checks.OWN.items())
 
 
 @pytest.fixture
 def offline(monkeypatch):
     """Nothing asks a hub; a name that is no file is unknown there."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets, "load_dataset", mock.Mock(side_effect=ValueError("no such set")))
-    monkeypatch.setattr(datasets, "get_dataset_config_names", mock.Mock(side_effect=ValueError("no such set")))
+    for name in ("load_dataset", "get_dataset_config_names"):
+        unknown = mock.Mock(side_effect=ValueError("no such set"))
+        monkeypatch.setattr(datasets, name, unknown)
 
 
 JUNK = st.text(st.characters(), max_size=6) | st.sampled_from([
-    "", " ", "-", "--", "-1", "0", "1e400", "nan", "-inf", "1" * 400, "1_0", "0x1", "\u0663", "true", "{}", "%s",
-    "1,2", "a,b=c", "..", "/", "~", ".", "x" * 300, "/dev/null/x", "**", "[", "a=", "=", "\0", ESCAPE, BEYOND_ASCII])
-NAMES = st.sampled_from(["chat", "qwen-math", "plain", "raw", "math", "countdown", "number_wall", "logic", "a/b"])
-NUMBERS = {int: (st.integers(-1, 70) | st.integers()).map(str), float: (st.floats(0, 2) | st.floats()).map(str)}
+    "", " ", "-", "--", "-1", "0", "1e400", "nan", "-inf", "1" * 400, "1_0", "0x1", "\u0663",
+    "true", "{}", "%s", "1,2", "a,b=c", "..", "/", "~", ".", "x" * 300, "/dev/null/x", "**", "[",
+    "a=", "=", "\0", ESCAPE, BEYOND_ASCII])
+NAMES = st.sampled_from([
+    "chat", "qwen-math", "plain", "raw", "math", "countdown", "number_wall", "logic", "a/b"])
+NUMBERS = {int: (st.integers(-1, 70) | st.integers()).map(str),
+           float: (st.floats(0, 2) | st.floats()).map(str)}
 
 
 def values(field):
@@ -154,15 +168,20 @@ def values(field):
 
 @st.composite
 def command_lines(draw):
-    """train, eval or nothing, and flags, a few of them cut short, misspelt, twice, or with values that do not fit."""
+    """train, eval or nothing, and flags. A few of them are cut short, misspelt, given twice, or
+    have values that do not fit."""
     command, words = draw(st.sampled_from(["train", "train", "eval", None])), []
-    fields = dataclasses.fields(simko.Config)
-    fields = [f for f in fields if command != "eval" or f.name in vars(simko.RunConfig) | vars(simko.EvalConfig)]
+    fields = dataclasses.fields(Config)
+    if command == "eval":
+        known = vars(RunConfig) | vars(EvalConfig)
+        fields = [field for field in fields if field.name in known]
     for field in draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4)):
-        name, odd = checks.flag(field.name), draw(st.integers(0, 39))
-        name = {0: name[:7], 1: f"--{field.name}", 2: f"{name}="}.get(odd) or (draw(JUNK) if odd == 3 else name)
+        name, odd = cli.flag(field.name), draw(st.integers(0, 39))
+        changed = {0: name[:7], 1: f"--{field.name}", 3: draw(JUNK)}.get(odd, name)
         given = draw(JUNK if odd == 4 else values(field))
-        words += [f"{name}{given}"] if odd == 2 else [name, given, *draw(st.lists(JUNK, max_size=2)) * (odd == 5)]
+        words += [f"{name}={given}"] if odd == 2 else [changed, given]
+        if odd == 5:
+            words += draw(st.lists(JUNK, max_size=2))
     return command, words
 
 
@@ -193,37 +212,44 @@ def test_no_command_line_ends_in_a_traceback(tiny, offline, capsys, tmp_path_fac
     os.chdir(folder)
     try:
         start = recipe(tiny, command, folder / "run") if command else []
-        found = outcome(lambda: checks.prepare([*start, *words]), capsys)
+        found = outcome(lambda: cli.prepare([*start, *words], Config), capsys)
     finally:
         os.chdir(here)
     assert not any(folder.iterdir())  # nothing was written
     if found:
-        assert found[0] == command and found[4] and isinstance(found[1], simko.Config)
+        assert found.command == command and found.sets and isinstance(found.cfg, Config)
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(
-    ["1", "\\boxed{}", "countdown", "44 = 1 2", ESCAPE]), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+# -------------------------------------------------------------------------------------------- files
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+SCALARS |= st.sampled_from(["1", "\\boxed{}", "countdown", "44 = 1 2", ESCAPE])
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.text(max_size=3), inner, max_size=3), max_leaves=5)
-KEYS = ["id", "problem", "answer", "response", "task", "correct", "truncated", "step", "reward", "sets", "settings"]
+KEYS = ["id", "problem", "answer", "response", "task", "correct", "truncated", "step", "reward",
+        "sets", "settings"]
 OBJECTS = st.dictionaries(st.sampled_from(KEYS), VALUES | st.just("1"), max_size=8)
-LINES = st.lists((OBJECTS | VALUES).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=9), max_size=4)
-CONTENTS = st.tuples(LINES, st.integers(0, 300), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.booleans()).map(
-    lambda x: (b"\xef\xbb\xbf" if x[3] else b"") + x[2].join(x[0])[x[1] // 8 if x[1] < 80 else 0:])
+LINES = st.lists(
+    (OBJECTS | VALUES).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=9),
+    max_size=4)
+ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
+MARKS = st.sampled_from([b"", b"\xef\xbb\xbf"])
+CONTENTS = st.tuples(MARKS, LINES, ENDS, st.integers(0, 300)).map(  # a few are cut at their start
+    lambda x: x[0] + x[2].join(x[1])[x[3] // 8 if x[3] < 80 else 0:])
 
 
 def readers(path):
     """Everything that reads a file from elsewhere."""
-    yield lambda: checks.load_problems(str(path))
+    yield lambda: load_problems(str(path))
     yield lambda: data.read_copy(path, "math500")
     yield lambda: data.read_copy(path, "synlogic")
     yield lambda: data.read_copy(path, "bbh")
     yield tables.printable_exit()(lambda: tables.read(path))
     yield tables.printable_exit()(lambda: plots.read_rows(path, ("step",), "start again"))
     yield tables.printable_exit()(lambda: plots.run_settings(path.parent, "start again"))
-    yield lambda: checks.check_log(path)
-    yield lambda: checks.differences(path, path.read_bytes(), {"lambda_top1": 1})
-    yield lambda: checks.check_responses(path, {})
+    yield lambda: cli.check_log(path)
+    yield lambda: cli.differences(cli.read_settings(path, path.read_bytes()), {"lambda_top1": 1})
+    yield lambda: cli.check_responses(path, {})
     with mock.patch.object(sys, "argv", ["verify.py", str(path)]):
         yield verify.main
     with mock.patch.object(sys, "argv", ["laptop.py", str(path.parent)]):
@@ -258,16 +284,16 @@ def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny
             ({"problem": "1", "id": "1"}, "line 2: the id '1' stands in an earlier row")):
         path.write_text(f"{json.dumps(row)}\n{json.dumps(row | changes)}")
         with pytest.raises(SystemExit, match=f"{path}, {message}") as stop:
-            checks.load_problems(str(path))
+            load_problems(str(path))
         assert len(refused(stop.value)) < 700
     long = {**row, "problem": "1 " * 500_000}  # a line of 1 MB
     path.write_text(f"{json.dumps(long)}\n{json.dumps(row)}\r\n", encoding="utf-8-sig")
-    *_, sets, _ = checks.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path))
-    ((problem,), dropped), = sets.values()
+    job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
+    ((problem,), dropped), = job.sets.values()
     assert (problem["id"], dropped) == ("2", 1)
     path.write_text(json.dumps(long))
     with pytest.raises(SystemExit, match="all 1 prompts are longer than --max-prompt-length 16"):
-        checks.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path))
+        cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
     assert [*tmp_path.iterdir()] == [path]
 
 
@@ -275,22 +301,37 @@ def test_hub_rows_in_other_columns_and_sets_with_scripts_are_refused(tmp_path, m
     (tmp_path / "set").mkdir()
     trap = tmp_path / "trap"
     (tmp_path / "set" / "set.py").write_text(f"open({str(trap)!r}, 'w')")
-    with pytest.raises(SystemExit, match=f"{tmp_path}/set cannot be read .*scripts are no longer supported") as stop:
-        checks.load_problems(f"{tmp_path}/set")
+    message = f"{tmp_path}/set cannot be read .*scripts are no longer supported"
+    with pytest.raises(SystemExit, match=message) as stop:
+        load_problems(f"{tmp_path}/set")
     assert refused(stop.value) and not trap.exists()
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"problem": "p", "answer": "1"}, {"x": ESCAPE}])
+    rows = [{"problem": "p", "answer": "1"}, {"x": ESCAPE}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     for source in ("synlogic", "synlogic/other", "a/b"):
         with pytest.raises(SystemExit, match=f"{source}, row ") as stop:
-            checks.load_problems(source)
+            load_problems(source)
         refused(stop.value)
-    monkeypatch.setattr(datasets, "load_dataset", mock.Mock(side_effect=datasets.exceptions.DatasetGenerationError(1)))
+    failing = mock.Mock(side_effect=datasets.exceptions.DatasetGenerationError(1))
+    monkeypatch.setattr(datasets, "load_dataset", failing)
     with pytest.raises(SystemExit, match="a/b cannot be read"):
-        checks.load_problems("a/b")
+        load_problems("a/b")
 
 
-# ------------------------------------------------------------------------------------------------------------ models
+# ------------------------------------------------------------------------------------------- models
 def gpt2(folder):
-    edit("config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"], n_embd=4, n_head=2, n_layer=1)(folder)
+    change = edit("config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"],
+                  n_embd=4, n_head=2, n_layer=1)
+    change(folder)
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def add_code(folder):
+    """A module that makes a file beside the folder when it is imported."""
+    trap = f"open({str(folder.parent / 'trap')!r}, 'w')\nclass C: pass\nT = M = C\n"
+    (folder / "trap.py").write_text(trap)
 
 
 def larger_tokenizer(folder):
@@ -303,33 +344,49 @@ CODE = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
 chat = partial(edit, "tokenizer_config.json")
 UNFIT = {  # what is done to the model's folder: (change, --prompt-template, what the line says)
     "no weights": (remove("model.safetensors"), "raw", "no weights in .safetensors"),
-    "pickled weights": (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "raw",
-                        "no weights in .safetensors, and others are not read, since they can hold code"),
+    "pickled weights": (
+        pickled, "raw",
+        "no weights in .safetensors. Other formats are not read, since they can hold code"),
     "cut weights": (cut("model.safetensors", 5000), "raw", "model.safetensors is damaged"),
-    "a shard missing": (cut("model.safetensors.index.json", 0, b'{"weight_map": {"a": "1.safetensors"}}'), "raw",
-                        "1.safetensors is damaged, or not there"),
-    "bad index": (cut("model.safetensors.index.json", 0, b"{"), "raw", "model.safetensors.index.json"),
-    "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "raw", "tokenizer is missing"),
+    "a shard missing": (
+        cut("model.safetensors.index.json", 0, b'{"weight_map": {"a": "1.safetensors"}}'), "raw",
+        "1.safetensors is damaged or missing"),
+    "bad index": (
+        cut("model.safetensors.index.json", 0, b"{"), "raw", "model.safetensors.index.json"),
+    "no tokenizer": (
+        remove("tokenizer.json", "tokenizer_config.json"), "raw", "tokenizer is missing"),
     "cut tokenizer": (cut("tokenizer.json", 99), "raw", "tokenizer is missing, damaged"),
     "odd tokenizer": (cut("tokenizer.json", 0, b"[]"), "raw", "tokenizer is missing, damaged"),
-    "another's tokenizer": (larger_tokenizer, "raw", "has a token of id 5000, beyond the model's 128"),
+    "another's tokenizer": (
+        larger_tokenizer, "raw", "has a token of id 5000, beyond the model's 128"),
     "no config": (remove("config.json"), "raw", "config.json is missing"),
     "cut config": (cut("config.json", 99), "raw", "config.json is missing, damaged"),
-    "config of bytes": (cut("config.json", 0, b"\xff\xfe"), "raw", "config.json is missing, damaged"),
+    "config of bytes": (
+        cut("config.json", 0, b"\xff\xfe"), "raw", "config.json is missing, damaged"),
     "wrong type": (edit("config.json", hidden_size="x"), "raw", "hidden_size"),
-    "unknown kind": (edit("config.json", model_type=f"kind{ESCAPE}"), "raw", r"model type `kind\\x1b\]0"),
-    "not built": (gpt2, "raw", "no training of a GPT2Model is built"),
-    "code": (edit("config.json", model_type="kind", auto_map=CODE), "raw", "code of its own .auto_map., which is"),
-    "tokenizer's code": (chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"), "raw",
-                         "code of its own .auto_map., which is never run"),
-    "no end": (several(chat(eos_token=None), edit("generation_config.json", eos_token_id=None)), "raw",
-               "names no end-of-text token"),
-    "end beyond": (edit("generation_config.json", eos_token_id=[2, 10**9]), "raw", "end-of-text token 1000000000 is"),
-    "end of text": (edit("generation_config.json", eos_token_id="x"), "raw", "end-of-text token 'x' is none"),
+    "unknown kind": (
+        edit("config.json", model_type=f"kind{ESCAPE}"), "raw", r"model type `kind\\x1b\]0"),
+    "not built": (gpt2, "raw", "a GPT2Model cannot be trained here"),
+    "code": (
+        edit("config.json", model_type="kind", auto_map=CODE), "raw",
+        "code of its own .auto_map., which is never run"),
+    "tokenizer's code": (
+        chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"), "raw",
+        "code of its own .auto_map., which is never run"),
+    "no end": (
+        several(chat(eos_token=None), edit("generation_config.json", eos_token_id=None)), "raw",
+        "names no end-of-text token"),
+    "end beyond": (
+        edit("generation_config.json", eos_token_id=[2, 10**9]), "raw",
+        "end-of-text token 1000000000 is"),
+    "end of text": (
+        edit("generation_config.json", eos_token_id="x"), "raw", "end-of-text token 'x' is none"),
     "cut generation": (cut("generation_config.json", 9), "raw", "generation_config.json"),
     "no template": (lambda folder: None, "chat", "has no chat template: choose --prompt-template"),
-    "bad template": (chat(chat_template="{% if %}"), "chat", "chat template or tokenizer cannot make a prompt"),
-    "refusing template": (chat(chat_template=f"{{{{ raise_exception('no{ESCAPE}') }}}}"), "chat", r"no\\x1b"),
+    "bad template": (
+        chat(chat_template="{% if %}"), "chat", "chat template or tokenizer cannot make a prompt"),
+    "refusing template": (
+        chat(chat_template=f"{{{{ raise_exception('no{ESCAPE}') }}}}"), "chat", r"no\\x1b"),
     "prying template": (chat(chat_template="{{ ''.__class__.__mro__ }}"), "chat", "unsafe"),
     "empty template": (chat(chat_template="{{ '' }}"), "chat", "has no tokens"),
 }
@@ -339,36 +396,39 @@ UNFIT = {  # what is done to the model's folder: (change, --prompt-template, wha
 def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_path, case):
     change, template, message = UNFIT[case]
     shutil.copytree(tiny / "base", tmp_path / "base")
-    (tmp_path / "base" / "trap.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')\nclass C: pass\nT = M = C\n")
+    add_code(tmp_path / "base")
     change(tmp_path / "base")
     flags = "--model", tmp_path / "base", "--prompt-template", template
-    with mock.patch("builtins.input", lambda *_: "y"), pytest.raises(SystemExit, match=message) as stop:
-        checks.prepare(recipe(tiny, "train", tmp_path / "run", *flags))
-    assert str(tmp_path / "base") in refused(stop.value) and {p.name for p in tmp_path.iterdir()} == {"base"}
+    with (mock.patch("builtins.input", lambda *_: "y"),
+          pytest.raises(SystemExit, match=message) as stop):
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", *flags), Config)
+    assert str(tmp_path / "base") in refused(stop.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
     shutil.copytree(tiny / "base", tmp_path / "base")
-    (tmp_path / "base" / "trap.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')\nclass C: pass\nT = M = C\n")
+    add_code(tmp_path / "base")
     edit("config.json", auto_map=CODE)(tmp_path / "base")
     with mock.patch("builtins.input", lambda *_: "y"):
-        checks.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"))
-        assert type(simko.load_model(tmp_path / "base", torch.float32)) is LlamaForCausalLM
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+        assert type(load_model(tmp_path / "base", torch.float32)) is LlamaForCausalLM
     assert not (tmp_path / "trap").exists()
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
     shutil.copytree(tiny / "base", tmp_path / "base")
     lose_a_tensor(tmp_path / "base")
-    with pytest.raises(SystemExit, match=f"--model {tmp_path}/base lacks weights: model.norm.weight"):
-        simko.load_model(tmp_path / "base", torch.float32)
+    message = f"--model {tmp_path}/base lacks weights: model.norm.weight"
+    with pytest.raises(SystemExit, match=message):
+        load_model(tmp_path / "base", torch.float32)
     edit("config.json", hidden_size=32)(tmp_path / "base")
     with pytest.raises(SystemExit, match=f"--model {tmp_path}/base: ") as stop:
-        simko.load_model(tmp_path / "base", torch.float32)
+        load_model(tmp_path / "base", torch.float32)
     refused(stop.value)
 
 
-# -------------------------------------------------------------------------------------------------------- run folders
+# -------------------------------------------------------------------------------------- run folders
 @pytest.fixture(scope="session")
 def run(tiny, tmp_path_factory):
     """(folder, stdout and stderr) of a step and its evaluation, with secrets in the environment."""
@@ -384,15 +444,18 @@ def test_ids_beyond_the_tokenizer_are_sampled_without_harm(tiny, run):
     _, *lines = (run[0] / "eval_000001" / "test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 160 and any(ESCAPE in row["response"] for row in rows)
-    short = sum(row["tokens"] > len(row["response"].replace(ESCAPE, "").split()) + 1 for row in rows)
-    assert short > 80  # a fifth of the vocabulary is beyond the tokenizer, and nearly every response had some
+    texts = [row["response"].replace(ESCAPE, "").split() for row in rows]
+    short = sum(row["tokens"] > len(text) + 1 for row, text in zip(rows, texts))
+    # A fifth of the vocabulary is beyond the tokenizer, and nearly every response had some of it.
+    assert short > 80
     assert 0 < metrics(run[0])[0]["entropy"] and metrics(run[0])[0]["logp_gap"] < 1e-5
 
 
 def test_no_secret_is_written_or_printed(run):
     folder, printed = run
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {"config.json", ".metadata", "eval.json", "test.jsonl", "model.safetensors"} <= {x.name for x in files}
+    names = {path.name for path in files}
+    assert {"config.json", ".metadata", "eval.json", "test.jsonl", "model.safetensors"} <= names
     for text in [printed.encode(), *(path.read_bytes() for path in files)]:
         assert not any(secret.encode() in text for secret in SECRETS.values())
 
@@ -408,13 +471,16 @@ def test_what_a_model_or_file_says_does_not_steer_the_terminal(run, tmp_path, ca
     (tmp_path / "run" / "eval_000001" / "eval.json").write_text(json.dumps(report))
     shown = []
     for module, *words in ((tables, "--text"), (tables,), (plots, "-o", tmp_path / "figures")):
-        monkeypatch.setattr(sys, "argv", ["x", f"a={tmp_path / 'run'}", f"b{ESCAPE}={folder}", *map(str, words)])
+        labelled = f"a={tmp_path / 'run'}", f"b{ESCAPE}={folder}"
+        monkeypatch.setattr(sys, "argv", ["x", *labelled, *map(str, words)])
         module.main()
         shown += [*capfd.readouterr()]
     assert r"test\x1b]0;owned" in shown[0] and r"\u202e\u2028\ud800" in shown[2]
     name = tmp_path / f"{ESCAPE}.jsonl"
-    for module, *words in ((verify, name), (tables, name), (plots, name, "-o", tmp_path), (plots, "--follow", name),
-                           (plots, f"a={folder}", "--path", 0, "-o", tmp_path), (data, tmp_path, f"aime24={name}")):
+    for module, *words in (
+            (verify, name), (tables, name), (plots, name, "-o", tmp_path),
+            (plots, "--follow", name), (plots, f"a={folder}", "--path", 0, "-o", tmp_path),
+            (data, tmp_path, f"aime24={name}")):
         monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
             module.main()
@@ -449,28 +515,35 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
     resume = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 2)
     path = folder / "checkpoints" / "step_000001" / ".metadata"
     whole = pickle.loads(path.read_bytes())
-    checks.check_checkpoints(folder)
+    cli.check_checkpoints(folder)
     path.write_bytes(pickle.dumps(Trap(trap)))
     with pytest.raises(SystemExit, match=rf"{path} calls pathlib.Path.*delete its folder"):
         main(resume)
     path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Trap(trap))))
     with pytest.raises(SystemExit, match=f"{path} calls"):
         main(resume)
-    for arguments, refused in (((checks.MEMORY_FORMATS, "TORCH_PRESERVE_FORMAT"), False),
-                               ((checks.MEMORY_FORMATS, "__subclasses__"), True), ((torch.Size, "mro"), True),
-                               ((checks.MEMORY_FORMATS, "mro", None), True)):
-        path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Attribute(*arguments))))
-        with pytest.raises(SystemExit, match=f"{path} calls getattr") if refused else contextlib.nullcontext():
-            checks.check_checkpoints(folder)
+    formats = cli.MEMORY_FORMATS
+    for arguments, allowed in (
+            ((formats, "TORCH_PRESERVE_FORMAT"), True), ((formats, "__subclasses__"), False),
+            ((torch.Size, "mro"), False), ((formats, "mro", None), False)):
+        changed = dataclasses.replace(whole, planner_data=Attribute(*arguments))
+        path.write_bytes(pickle.dumps(changed))
+        ends = pytest.raises(SystemExit, match=f"{path} calls getattr")
+        with contextlib.nullcontext() if allowed else ends:
+            cli.check_checkpoints(folder)
     path.write_bytes(b"\x80\x04damaged")
-    checks.check_checkpoints(folder)  # as far as it can be read it calls nothing: no checkpoint, which loading says
+    # As far as this can be read it calls nothing. That it is no checkpoint, loading it will say.
+    cli.check_checkpoints(folder)
     shards = folder / "checkpoints" / "step_000001" / "__0_0.distcp"
-    index, place = next((i, place) for i, place in whole.storage_data.items() if i.fqn.endswith(".lr"))
+    index, place = next(
+        (i, place) for i, place in whole.storage_data.items() if i.fqn.endswith(".lr"))
     torch.save(Trap(trap), code := io.BytesIO())
-    whole.storage_data[index] = dataclasses.replace(place, offset=shards.stat().st_size, length=len(code.getvalue()))
+    whole.storage_data[index] = dataclasses.replace(
+        place, offset=shards.stat().st_size, length=len(code.getvalue()))
     with shards.open("ab") as file:
         file.write(code.getvalue())
-    path.write_bytes(pickle.dumps(whole))  # names nothing unusual: the code lies where the learning rate is read from
+    # It names nothing unusual. The code lies where the learning rate is read from.
+    path.write_bytes(pickle.dumps(whole))
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(BaseException, match="Weights only load failed"):
         main(resume)
@@ -484,11 +557,13 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
     for name, content, message in (
             ("config.json", b"\xff{}", "config.json is damaged"),
             ("config.json", b"[" * 10**6, "config.json is damaged"),
-            ("metrics.jsonl", b'{"step": 1}\n{"st\n{"step": 3}\n', "metrics.jsonl, line 2, is damaged"),
+            ("metrics.jsonl", b'{"step": 1}\n{"st\n{"step": 3}\n',
+             "metrics.jsonl, line 2, is damaged"),
             ("metrics.jsonl", b"\xff\n", "metrics.jsonl, line 1, is damaged"),
             ("eval_000001/test.jsonl", b"", "eval_000001/test.jsonl is damaged"),
             ("eval_000001/test.jsonl", b"[[]]\n", "eval_000001/test.jsonl is damaged"),
-            ("eval_000001/test.jsonl", None, r"eval_000001/test.jsonl, line 3, is damaged .*all behind it")):
+            ("eval_000001/test.jsonl", None,
+             "eval_000001/test.jsonl, line 3, is damaged .*all that follow")):
         shutil.copytree(run[0], tmp_path / "run")
         (tmp_path / "run" / "eval_000001" / "eval.json").unlink()
         path = tmp_path / "run" / name
@@ -497,32 +572,35 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
             content = b"".join([first, second, third[:-9] + b"\n", *others])
         path.write_bytes(content)
         with pytest.raises(SystemExit, match=message) as stop:
-            checks.prepare(resume)
+            cli.prepare(resume, Config)
         assert refused(stop.value) and path.read_bytes() == content
         shutil.rmtree(tmp_path / "run")
     shutil.copytree(run[0], tmp_path / "run")
-    (tmp_path / "run/config.json").unlink()  # without it, another method's run could go on from these checkpoints
+    # Without it, another method's run could go on from these checkpoints.
+    (tmp_path / "run/config.json").unlink()
     with pytest.raises(SystemExit, match="run holds checkpoints but no config.json") as stop:
-        checks.prepare(resume)
+        cli.prepare(resume, Config)
     assert refused(stop.value)
 
 
 def test_a_log_that_lost_rows_goes_on(run, tmp_path):
     rows = [{"step": step} for step in (1, 4, 5, 6)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"st')
-    Log(tmp_path, 5, simko.Config())
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"st')
+    Log(tmp_path, 5, Config())
     assert metrics(tmp_path) == [{"step": 1}, {"step": 4}, {"step": 5}]
 
 
 @pytest.mark.parametrize("output, message", [
-    ("/proc/run", "--output-dir /proc/run cannot be used"), ("x" * 300, "--output-dir x+ cannot be used"),
-    ("/dev/null", "/dev/null is a file"), ("/dev/null/run", "/dev/null/run is a file, or lies in one")])
+    ("/proc/run", "--output-dir /proc/run cannot be used"),
+    ("x" * 300, "--output-dir x+ cannot be used"), ("/dev/null", "/dev/null is a file"),
+    ("/dev/null/run", "/dev/null/run is a file, or lies in one")])
 @pytest.mark.skipif(sys.platform != "linux", reason="these places are Linux's")
 def test_an_output_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypatch, output, message):
     monkeypatch.chdir(tmp_path)
     for command in ("train", "eval"):
         with pytest.raises(SystemExit, match=message) as stop:
-            checks.prepare(recipe(tiny, command, output))
+            cli.prepare(recipe(tiny, command, output), Config)
         assert refused(stop.value) and not any(tmp_path.iterdir())
 
 
@@ -530,18 +608,23 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    (tmp_path / "te[s]t.jsonl").write_text((tiny / "test.jsonl").read_text())  # a name that is a pattern, too
-    shutil.copy(folder / "eval_000001" / "test.jsonl", folder / "eval_000001" / "te[s]t.jsonl")
-    before[folder / "eval_000001" / "te[s]t.jsonl"] = (folder / "eval_000001" / "te[s]t.jsonl").read_bytes()
+    # A name that is a pattern, too.
+    (tmp_path / "te[s]t.jsonl").write_text((tiny / "test.jsonl").read_text())
+    pattern = folder / "eval_000001" / "te[s]t.jsonl"
+    shutil.copy(folder / "eval_000001" / "test.jsonl", pattern)
+    before[pattern] = pattern.read_bytes()
     for command, flags, message in (
-            ("train", ["--alpha", 0.5], "holds a run with other settings: --alpha was 0.01, is 0.5"),
+            ("train", ["--alpha", 0.5],
+             "holds a run with other settings: --alpha was 0.01, is 0.5"),
             ("train", ["--no-resume"], "holds a run already: choose another --output-dir"),
             ("train", ["--eval-n", 2], "was evaluated with other settings: n was 4, is 2"),
             ("eval", [], "is the folder of a training run"),
-            ("eval", ["--output-dir", folder / "eval_000001", "--eval-data", tmp_path / "te[s]t.jsonl"],
+            ("eval", ["--output-dir", folder / "eval_000001",
+                      "--eval-data", tmp_path / "te[s]t.jsonl"],
              "te.s.t.jsonl was evaluated with other settings: set was test, is te.s.t")):
+        steps = ["--steps=1"] if command == "train" else []
         with pytest.raises(SystemExit, match=message) as stop:
-            main(recipe(tiny, command, folder, "--rollout", "hf", *["--steps=1"] * (command == "train"), *flags))
+            main(recipe(tiny, command, folder, "--rollout", "hf", *steps, *flags))
         assert refused(stop.value)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -552,8 +635,10 @@ def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
     content = train.read_bytes()
     try:
         train.write_bytes(content.replace(b'"answer": "', b'"answer": "1', 1))
-        with pytest.raises(SystemExit, match="other settings: --train-data-sha256 was [0-9a-f]{64}, is ") as stop:
-            checks.prepare(recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 1))
+        resume = recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 1)
+        message = "other settings: --train-data-sha256 was [0-9a-f]{64}, is "
+        with pytest.raises(SystemExit, match=message) as stop:
+            cli.prepare(resume, Config)
         assert refused(stop.value)
     finally:
         train.write_bytes(content)
@@ -562,9 +647,10 @@ def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
 def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "rows.jsonl").write_text('{"problem": "p", "answer": "1"}\n')
-    evaluation = {"set": "a", "n": 2, "temperature": 1, "top_p": 1, "max_tokens": 1, "problems": 1, "truncated": 0,
-                  "correct": {"1": 1}}
-    (tmp_path / "eval.json").write_text(json.dumps({"settings": {"prompt_template": "raw"}, "sets": {"a": evaluation}}))
+    evaluation = {"set": "a", "n": 2, "temperature": 1, "top_p": 1, "max_tokens": 1,
+                  "problems": 1, "truncated": 0, "correct": {"1": 1}}
+    report = {"settings": {"prompt_template": "raw"}, "sets": {"a": evaluation}}
+    (tmp_path / "eval.json").write_text(json.dumps(report))
     place = f"{tmp_path}/file/x"
     for module, words in ((laptop, [place]), (data, [place, f"aime24={tmp_path}/rows.jsonl"]),
                           (plots, [tmp_path, "-o", place])):
@@ -572,5 +658,7 @@ def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypat
         with pytest.raises(SystemExit, match=f"{place} cannot be") as stop:
             module.main()
         refused(stop.value)
-    done = subprocess.run(["bash", workers.ROOT / "train.sh", "nosuch"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("train.sh: error: no recipe 'nosuch': choose one of")
+    done = subprocess.run(["bash", workers.ROOT / "train.sh", "nosuch"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("train.sh: error: no recipe 'nosuch': choose one of")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simko
+from runtime.baselines import METHODS
 from runtime import chunked
 from tests.conftest import near, randn
 
@@ -75,7 +76,7 @@ def test_tau_of_a_batch_is_the_quantile_over_the_tokens_of_all_ranks(entropies, 
     own, others = torch.tensor(entropies).float() / 4, torch.tensor([1.75, 0.5])
     cfg = simko.Config(q=q, tau_scope=scope)
     with mock.patch.object(simko, "gather", lambda items: [*items, others.double()]):
-        tau = simko.batch_threshold(own, None, cfg)
+        tau = simko.batch_threshold(own, METHODS["simko"], cfg)
     everyone = np.concatenate([own.double(), others.double()])
     assert tau == (np.quantile(everyone, q) if scope == "batch" else None)
 

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
-from runtime.cli import METHOD_HELP
+from runtime.baselines import METHODS
 from runtime.hf_engine import HFEngine
 from tests import workers
 from tests.conftest import checkpoints, distance, main, metrics, near, needs_vllm, recipe
@@ -132,7 +132,7 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
 
 def test_all_nine_methods_train_three_steps_on_the_laptop_recipe(laptop, tmp_path):
     runs = {}
-    for method in METHOD_HELP:
+    for method in METHODS:
         folder = tmp_path / method
         main(recipe(laptop, "train", folder, "--rollout", "hf", "--method", method, "--steps", 3))
         runs[method] = metrics(folder)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from runtime import hardware
-from runtime import cli, laptop
+from runtime import cli, hardware
+from simko import Config
+from tools import laptop
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("train.sh", "pyproject.toml", "runtime", "tools", "simko.py",
@@ -154,7 +155,7 @@ def test_help_and_list_name_the_recipes(box):
 
 @pytest.mark.parametrize("recipe", hardware.RECIPES, ids=lambda r: r.name)
 def test_flags_of_a_recipe_are_those_its_estimate_is_for(recipe):
-    _, cfg = checks.parse_config(["train", *listed(recipe.name)])
+    _, cfg = cli.parse_config(["train", *listed(recipe.name)], Config)
     assert cfg.model == recipe.model
     assert cfg.train_data.removesuffix("-train") == recipe.train_data
     assert cfg.steps == recipe.steps
@@ -192,8 +193,8 @@ def test_without_gpus_the_laptop_s_two_runs(box):
         "--seed 1",
         f"{start} --output-dir runs/laptop/simko --method simko --alpha 0.05 "
         "--lambda-top1 1.5 --q 0.5 --seed 1"}
-    others = [line.split()[1] for line in box.log() if "python" in line]
-    assert others == ["tools/laptop.py", "tools/tables.py", "tools/plots.py"]
+    others = [line.split()[2] for line in box.log() if "python" in line]
+    assert others == ["tools.laptop", "tools.tables", "tools.plots"]
 
 
 def test_the_laptop_leaves_gpus_alone(box):
@@ -327,7 +328,7 @@ def test_tensor_parallel_is_checked_against_the_number_of_gpus(box, tiny):
              "--task", "countdown", "--prompt-template", "raw"]
     real = {"cards": [80] * 4, "REAL_CHECK": "yes"}
     done = box.run(*words, "--tensor-parallel-size", "3", **real)
-    assert "does not divide the processes of a node: 4" in done.stderr
+    assert "--tensor-parallel-size 3 does not divide the 4 processes" in done.stderr
     assert done.returncode == 2 and box.log() == []
     done = box.run(*words, "--tensor-parallel-size", "2", **real)
     assert done.returncode == 0, done.stderr
@@ -340,7 +341,7 @@ def test_flags_of_the_tests_reach_pytest(box):
     box.run("test", "-x", "-k", "gpu", cards=[80])
     box.run("laptop-study", "tune")
     assert box.log() == ["python -m pytest -x -k gpu",
-                         "python tools/study.py tune"]
+                         "python -m tools.study tune"]
 
 
 def test_help_behind_a_recipe_is_simko_s(box):

@@ -4,9 +4,9 @@
     python tools/bench.py step laptop --trl-python other/bin/python            # a training step, by phase, against TRL
     python tools/bench.py scale                    # update time and memory against tokens and samples
     python tools/bench.py gpu                      # tokens/s and FLOPs utilisation of random-weight Qwen2.5 shapes
-    python tools/bench.py gpu --shape 7b --layers 4 --tokens 16384             # 4 of the 28 layers; the rest extrapolated
-    python tools/bench.py gpu --shape 7b --fake-world 8 --ways simko           # one rank of eight, without communication
-    python tools/bench.py gpu --shape 0.5b --profile --ways simko few-passes   # what the card spends its time on
+    python tools/bench.py gpu --shape 7b --layers 4          # measured with 4 of its 28 layers, extrapolated to all
+    python tools/bench.py gpu --shape 7b --fake-world 8      # one rank of eight, without the communication
+    python tools/bench.py gpu --shape 0.5b --profile         # and what the card spends its time on
     python tools/bench.py verifier                 # responses a second
 
 What has been measured is in docs/performance.md. Times are medians; a ratio is the median over rounds of the ratio

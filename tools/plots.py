@@ -1,25 +1,31 @@
-"""Figures from evaluations, runs and the laptop study, named for the paper's figures that they answer to.
+"""Draws figures from evaluations, runs and the laptop study. They are
+named for the paper's figures that they answer to.
 
-    python tools/plots.py [LABEL=]FOLDER ... -o DIR     folders of evaluations, or of runs (their last evaluation)
-    python tools/plots.py [LABEL=]RUN ... --path 3 -o DIR
-    python tools/plots.py --study docs/laptop -o DIR
-    python tools/plots.py --follow RUN
+    python -m tools.plots [LABEL=]FOLDER ... -o DIR
+    python -m tools.plots [LABEL=]RUN ... --path 3 -o DIR
+    python -m tools.plots --study docs/laptop -o DIR
+    python -m tools.plots --follow RUN
 
-fig1_pass_at_k   pass@K against K; band: the bootstrap's standard error over problems
+A FOLDER is that of an evaluation, or of a run with its last evaluation.
+fig1_pass_at_k   pass@K against K, with the bootstrap's standard error
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) along training
 fig6_entropy     entropies of the tokens at the end of training
---study          the rows of tools/study.py: fig3d_methods (pass@K of each method), fig3_5_study and fig3_5_shared
-                 (dynamics, settings as chosen and at one learning rate), frontier (pass@1 against pass@K along
-                 training), fig7_ablation; mean ± standard error over the seeds that all runs of a figure have, and each
-                 method at the step that validation chose
---path INDEX     path_INDEX: the top candidates at each token of one response, model by model
---follow RUN     a chart in the terminal while RUN trains
+
+--path INDEX draws path_INDEX: the top candidates at each token of one
+response, model by model. --follow RUN shows a chart in the terminal while
+RUN trains. --study draws the rows of tools.study:
+fig3d_methods    pass@K of each method at the step that validation chose
+fig3_5_study     dynamics, with the settings as chosen
+fig3_5_shared    dynamics of GRPO and SimKO at one learning rate
+frontier         pass@K against pass@1 along training
+fig7_ablation    one setting of SimKO changed at a time
+These show mean ± standard error over the seeds that there are.
 """
 import argparse
-import dataclasses
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -28,47 +34,38 @@ from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import torch
+
+from runtime.cli import check_log, set_name
+from runtime.common import fail, one_line, printable
+from runtime.data import load_problems, read_jsonl
+from runtime.prompts import encode_prompts
+from simko import Config
+from tools import tables
+from tools.study import ABLATION_STEPS, NAMES, SHARED, SWEEPS, comparisons, pass_rates, read, run_name
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from simko import Config, printable  # noqa: E402
-from tools.checks import set_name  # noqa: E402
-from tools.data import load_problems  # noqa: E402
-from tools.prompts import encode_prompts  # noqa: E402
-from tools.study import ABLATION_STEPS, NAMES, SHARED  # noqa: E402
-from tools.tables import load, pass_rates, printable_exit  # noqa: E402
-
-# Distinct in colour and, for grey prints, by line and marker; the first three also by lightness.
-STYLES = [("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), ("#009e73", "-.", "^"),
-          ("#cc79a7", "--", "v"), ("#56b4e9", ":", "P"), ("#d55e00", "-", "X"), ("#000000", "-.", "*"),
-          ("#7f6000", "--", "<"), ("#5e3c99", ":", ">")]
+# They can be told apart by colour and, in grey prints, by line and marker.
+STYLES = [
+    ("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), ("#009e73", "-.", "^"),
+    ("#cc79a7", "--", "v"), ("#56b4e9", ":", "P"), ("#d55e00", "-", "X"), ("#000000", "-.", "*"),
+    ("#7f6000", "--", "<"), ("#5e3c99", ":", ">")]
 METHODS = dict(zip(NAMES, STYLES))
-PARAMETERS = {"alpha": "α", "q": "q of τ(q)", "lam": "λ", "K": "K"}
+KS = 1, 16, 256  # of the study's figures
 LAST = 25  # steps that make the end of training
+CURVES = {"reward": "reward", "entropy": "entropy, nats", "Lambda": r"$\Lambda$, sampled tokens"}
 
 
-def read_rows(path, keys, remedy):
-    """The rows of a .jsonl file, each with `keys`; what is behind the last newline is being written still."""
-    rows = []
-    try:
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-            rows.append({**json.loads(line)})
-            if missing := [key for key in keys if key not in rows[-1]]:
-                raise ValueError(f"no {missing[0]!r}")
-    except OSError:
-        sys.exit(f"{path} is not there or cannot be read: {remedy}")
-    except (ValueError, TypeError, RecursionError) as error:
-        sys.exit(f"{path}, line {number}, is damaged or of another version ({error}): {remedy}")
-    return rows
-
-
+# ---------------------------------------------------------------- drawing
 def grid(lines, columns, width, height, **options):
-    """A figure of equal panels, with a thin frame for dark pages, and its axes (lines, columns)."""
-    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False,
-                                layout="constrained", linewidth=1, edgecolor="#bbbbbb", **options)
+    """A figure of equal panels, with a thin frame for dark pages, and its
+    axes (lines, columns)."""
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(width * columns, height * lines), squeeze=False,
+        layout="constrained", linewidth=1, edgecolor="#bbbbbb", **options)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -76,8 +73,11 @@ def grid(lines, columns, width, height, **options):
 
 
 def legend(figure):
-    """One legend under all panels, each label once."""
-    found = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    """Puts one legend under all panels, with each label once."""
+    found = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles))
     figure.legend(found.values(), found, loc="outside lower center", frameon=False,
                   ncols=max(2, int(figure.get_figwidth() / 2)))
     return figure
@@ -85,458 +85,409 @@ def legend(figure):
 
 def band(axis, x, mean, error, style, **options):
     colour, line, marker = style
-    axis.plot(x, mean, **{"color": colour, "linestyle": line, "marker": marker, "markersize": 4} | options)
-    axis.fill_between(x, np.subtract(mean, error), np.add(mean, error), color=colour, alpha=0.15, linewidth=0)
+    options = {"marker": marker, "markersize": 4} | options
+    axis.plot(x, mean, color=colour, linestyle=line, **options)
+    low, high = np.subtract(mean, error), np.add(mean, error)
+    axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-# -------------------------------------------------------------------------------------------- evaluations and runs
+# --------------------------------------------------- evaluations and runs
+def read_log(path):
+    """metrics.jsonl as a DataFrame. A last line without an end is still
+    being written."""
+    check_log(path)
+    lines = path.read_bytes().split(b"\n")[:-1]
+    log = pd.DataFrame([json.loads(line) for line in lines])
+    if len(log) and not {"reward", "Lambda_1", "entropy_histogram"} <= {*log}:
+        fail(f"{path} is of another version: train the run again")
+    return log
+
+
+def ranks(log):
+    """The names of Lambda^(k) in a log, by k."""
+    names = [name for name in log if name.startswith("Lambda_")]
+    return sorted(names, key=lambda name: int(name[7:]))
+
+
 def pass_figure(rows, styles):
-    """A panel a set, a line of panels a temperature."""
+    """A column of panels for each set, a line of them for each temperature."""
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     temperatures = list(dict.fromkeys(row.temperature for row in rows))
     figure, axes = grid(len(temperatures), len(names), 4.6, 3.6)
-    panels = {(t, name): axes[i][j] for i, t in enumerate(temperatures) for j, name in enumerate(names)}
-    for (temperature, name), axis in panels.items():
-        ks = {}
-        for row in rows:
-            if row.temperature == temperature and name in row.sets:
-                rates = pass_rates([row.sets[name]])
-                band(axis, list(rates), *100 * np.array(list(rates.values())).T, styles[row.label], label=row.label)
+    for line, temperature in zip(axes, temperatures):
+        for axis, name in zip(line, names):
+            shown = [row for row in rows if row.temperature == temperature and name in row.sets]
+            axis.set_axis_off() if not shown else axis.set_xscale("log", base=2)
+            ks = {}
+            for row in shown:
+                rates = tables.pass_rates([row.sets[name]])
+                mean, error = 100 * np.array([*rates.values()]).T
+                band(axis, [*rates], mean, error, styles[row.label], label=row.label)
                 ks |= rates
-        if not ks:
-            axis.axis("off")
-            continue
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(list(ks), list(ks))
-        axis.set(xlabel="K", ylabel="pass@K, %", title=name if temperature is None else f"{name}, T = {temperature}")
+            axis.set_xticks([*ks], [*ks])
+            title = name if temperature is None else f"{name}, T = {temperature}"
+            axis.set(xlabel="K", ylabel="pass@K, %", title=title)
     return legend(figure)
 
 
-def candidates_figure(runs, styles):
-    """exp of Lambda^(k)'s mean over the last steps, against k."""
+def candidates_figure(logs, styles):
     figure, ((axis,),) = grid(1, 1, 4.6, 3.6)
-    for label, rows in runs.items():
-        mean = {int(key[7:]): np.mean([row[key] for row in rows[-LAST:]]) for key in rows[-1] if key[:7] == "Lambda_"}
-        band(axis, list(mean), np.exp(list(mean.values())), np.nan, styles[label], label=label, markersize=6)
+    for label, log in logs.items():
+        means = np.exp(log[ranks(log)].tail(LAST).mean())
+        x = range(1, len(means) + 1)
+        band(axis, x, means, np.nan, styles[label], label=label, markersize=6)
+        axis.set_xticks(x)
     axis.set(yscale="log", xlabel="k", title=f"k-th candidate, last {LAST} steps",
              ylabel=r"$\exp\,\Lambda^{(k)}$" + "\n(geometric mean probability)")
-    axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     return legend(figure)
 
 
-def run_curves(rows):
-    """{name: (steps, means, no errors)} of metrics.jsonl; a mean is of the 20th of the run that ends with its step."""
-    width, found = max(1, len(rows) // 20), {}
-    for name in ("reward", "entropy", *(key for key in rows[0] if key.startswith("Lambda"))):
-        if all(name in row for row in rows):
-            values = [row[name] for row in rows]
-            means = [np.mean(values[max(0, i - width):i]) for i in range(1, len(values) + 1)]
-            found[name] = [row["step"] for row in rows], means, np.nan
-    return found
+def run_curves(log):
+    """A log's columns, each step's value a mean with the steps before it:
+    a 20th of the run. Returns (means, no errors)."""
+    log = log.set_index("step").select_dtypes("number")
+    return log.rolling(max(1, len(log) // 20), min_periods=1).mean(), None
 
 
-def dynamics_figure(curves, title=""):
-    """curves: {label: (style, {name: (steps, means, errors)})}; a panel a name."""
-    names = {name for _, values in curves.values() for name in values}
-    ranks = sorted((name for name in names if name.startswith("Lambda_")), key=lambda name: int(name[7:]))
-    titles = {"reward": "reward", "entropy": "entropy, nats", "Lambda": r"$\Lambda$, sampled tokens"}
-    names = [name for name in titles if name in names] + ranks
-    columns = min(3, len(names))
-    figure, axes = grid(math.ceil(len(names) / columns), columns, 3.4, 2.6)
+def dynamics_figure(curves, styles, title=""):
+    """A panel for each column. curves: {label: (means, errors)},
+    DataFrames with a row a step."""
+    columns = pd.concat([mean.head(1) for mean, _ in curves.values()])
+    names = [name for name in CURVES if name in columns] + ranks(columns)
+    width = min(3, len(names))
+    figure, axes = grid(math.ceil(len(names) / width), width, 3.4, 2.6)
     for axis in axes.flat[len(names):]:
-        axis.axis("off")
+        axis.set_axis_off()
     for name, axis in zip(names, axes.flat):
-        for label, (style, values) in curves.items():
-            if name in values:
-                steps = len(values[name][0])
-                band(axis, *values[name], style, label=label, markevery=[*range(steps - 1, 0, -max(1, steps // 4))])
-        axis.set(xlabel="step", title=titles.get(name, rf"$\Lambda^{{({name[7:]})}}$"))
+        for label, (means, errors) in curves.items():
+            if name in means:
+                error = np.nan if errors is None else errors[name]
+                last = len(means) - 1
+                band(axis, means.index, means[name], error, styles[label], label=label,
+                     markevery=[*range(last, 0, -max(1, last // 4))])
+        axis.set(xlabel="step", title=CURVES.get(name, rf"$\Lambda^{{({name[7:]})}}$"))
     figure.suptitle(title, fontsize=10)
     return legend(figure)
 
 
-def entropy_figure(runs, styles):
-    """Share of tokens in bins of 0.1 nats, the last one open; None if no run has counted them."""
-    runs = {label: rows for label, rows in runs.items() if all("entropy_histogram" in row for row in rows[-LAST:])}
-    if not runs:
-        return None
+def entropy_figure(logs, styles):
+    """The share of tokens in bins of 0.1 nats, of which the last is open."""
     figure, ((axis,),) = grid(1, 1, 5.4, 3.6)
-    for label, rows in runs.items():
-        counts = np.sum([row["entropy_histogram"] for row in rows[-LAST:]], 0)
-        share = np.where(counts > 0, 100 * counts / counts.sum(), np.nan)  # 0 has no place on a log scale
-        axis.stairs(share, np.arange(len(share) + 1) / 10, baseline=None, color=styles[label][0],
-                    linestyle=styles[label][1], linewidth=1.6, label=label)
-    axis.set(yscale="log", xlabel="token entropy, nats (last bin: 4 and above)", ylabel="tokens, %",
-             title=f"last {LAST} steps")
+    for label, log in logs.items():
+        counts = np.sum(log["entropy_histogram"].tail(LAST).tolist(), 0)
+        # A share of 0 has no place on a logarithmic scale.
+        share = np.where(counts > 0, 100 * counts / counts.sum(), np.nan)
+        colour, line, _ = styles[label]
+        axis.stairs(share, np.arange(len(share) + 1) / 10, baseline=None, color=colour,
+                    linestyle=line, linewidth=1.6, label=label)
+    axis.set(yscale="log", xlabel="token entropy, nats (last bin: 4 and above)",
+             ylabel="tokens, %", title=f"last {LAST} steps")
     return legend(figure)
 
 
-# ----------------------------------------------------------------------------------------------------------- study
-def over_seeds(values):
-    """(mean, standard error) over the first axis; one seed has no error: nan."""
-    values = np.array(list(values), float)
-    error = values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
-    return values.mean(0), error / math.sqrt(len(values))
+# ------------------------------------------------------------------ study
+def seeds_of(rates):
+    return f"mean ± s.e. over {len(rates)} seeds"
 
 
-def same_seeds(found):
-    """{key: {seed: value}} with the seeds alone that every key has."""
-    seeds = set.intersection(*map(set, found.values())) if found else set()
-    return {key: {seed: values[seed] for seed in sorted(seeds)} for key, values in found.items() if seeds}
-
-
-def describe(seeds):
-    return f"mean ± s.e. over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-
-
-def load_study(folder):
-    """Of a study as far as it is: ends {method: step} and points {(method, step): {seed: {K: %}}} with the settings as
-    chosen, both also with SHARED's, ablation [(settings, seed, {K: %})], curves as dynamics_figure takes them."""
-    def rows(name, *keys):
-        remedy = "python tools/study.py writes it, and writes what is missing again"
-        found = read_rows(folder / f"{name}.jsonl", ("method", "settings", "seed", *keys), remedy)
-        return [(row, {int(k): 100 * value for k, value in row.get("pass", {}).items()}) for row in found]
-
-    def optional(name, *keys):
-        return rows(name, *keys) if (folder / f"{name}.jsonl").exists() else []
-    points, main = {}, rows("main", "step", "pass")
-    try:
-        chosen = json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        sys.exit(f"{folder / 'chosen.json'} cannot be read ({error}): python tools/study.py tune main writes it")
-    chosen = {method: chosen[method] for method in NAMES if method in chosen}
-    shared = {}
-    for row, percent in main:
-        for found, settings in ((points, chosen.get(row["method"], [None])[0]), (shared, SHARED.get(row["method"]))):
-            if row["settings"] == settings:
-                for method in [row["method"], *["base"] * (row["step"] == 0)]:
-                    found.setdefault((method, row["step"]), {})[row["seed"]] = percent
-    ends = {"base": 0, **{method: step for method, (_, step) in chosen.items()}}
-    ends = {method: step for method, step in ends.items() if (method, step) in points}
-    pair = same_seeds({key: points[key] for key in points if key[0] in ("base", *SHARED)})
-    points = pair | {key: points[key] for key in points if key[0] in ends and key not in pair}  # these may have fewer
-    if len(ends) < 2 or not points:
-        sys.exit(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python tools/study.py main")
-    logs = [row for row, _ in optional("curves", "stage", "steps") if row["stage"] == "main"]
-    rates = {method: f", {settings['lr']:g}" for method, (settings, _) in chosen.items()}
-    ablation = [(row["settings"], row["seed"], percent) for row, percent in optional("ablation", "step", "pass")
-                if row["step"]]
-    largest = max(set.intersection(*(set(percent) for seeds in points.values() for percent in seeds.values())))
-    shared = same_seeds(shared)
-    last = {method: max(step for name, step in shared if name == method)
-            for method in NAMES if (method, 0) in shared}
-    return SimpleNamespace(ends=ends, points=points, shared=(last, shared), ablation=ablation, rates=rates,
-                           curves=training_curves(logs, {method: settings for method, (settings, _) in chosen.items()}),
-                           shared_curves=training_curves(logs, SHARED), ks=sorted({1, min(16, largest), largest}),
-                           title=describe(points["base", 0]))
-
-
-def training_curves(logs, settings):
-    """(curves as dynamics_figure takes them, how many seeds) of the runs with these settings of each method."""
-    found, curves = {}, {}
-    for row in logs:
-        if settings.get(row["method"]) == row["settings"]:
-            found.setdefault(row["method"], {})[row["seed"]] = row
-    found = same_seeds(found)
-    for method, runs in found.items():
-        runs, length = list(runs.values()), min(len(row["steps"]) for row in runs.values())
-        curves[NAMES[method]] = METHODS[method], {
-            name: (runs[0]["steps"][:length], *over_seeds(row[name][:length] for row in runs))
-            for name in runs[0] if name in ("reward", "entropy") or name.startswith("Lambda")}
-    return curves, describe(next(iter(found.values()), {}))
-
-
-def at(values, k):
-    """(mean, standard error) of pass@k; values: {seed: {K: %}}."""
-    return over_seeds(percent[k] for percent in values.values())
-
-
-def label(points, method, end):
-    """The method's name, with the number of seeds where it has fewer than the base models."""
-    seeds = len(points[method, end])
-    return NAMES[method] + f" ({seeds} seeds)" * (seeds < len(points["base", 0]))
-
-
-def frontier_figure(study):
-    """pass@1 against pass@K along training, with the settings as chosen and, below, with one learning rate for both; a
-    method that was evaluated at its end alone is a point."""
-    ends, points = study.shared
-    rows = [(study.ends, study.points, "settings as chosen: learning rates differ")]
-    if len(ends) > 1:
-        rows.append((ends, points, f"both at learning rate {SHARED['grpo']['lr']:g}"))
-    figure, axes = grid(len(rows), len(study.ks) - 1, 4.8, 4.2)
-    for line, (ends, points, how) in zip(axes, rows):
-        for axis, k in zip(line, study.ks[1:]):
-            frontier(axis, ends, points, k)
-            axis.set(xlabel="pass@1, %", ylabel=f"pass@{k}, %", title=f"{how}\n{describe(points['base', 0])}")
+def frontier_figure(main, parts):
+    """A line of panels for each of parts {title: {method: (run, step)}}."""
+    figure, axes = grid(len(parts), len(KS) - 1, 4.8, 4.2)
+    for line, (title, runs) in zip(axes, parts.items()):
+        for axis, k in zip(line, KS[1:]):
+            for method, (run, step) in runs.items():
+                way = main[main.run == run].groupby("step")[[1, k]]
+                frontier(axis, method, way.mean(), way.sem(), step)
+            seeds = seeds_of(pass_rates(main, *runs["simko"]))
+            axis.set(xlabel="pass@1, %", ylabel=f"pass@{k}, %", title=f"{title}\n{seeds}")
             axis.margins(0.1)
     return legend(figure)
 
 
-def frontier(axis, ends, points, k):
-    for method, end in ends.items():
-        colour, line, marker = METHODS[method]
-        steps = sorted(step for name, step in points if name == method)
-        if len(steps) < 3:  # not its way but its end: a line from base to there would pass for it
-            steps, line = [end], ""
-        (x, dx), (y, dy) = (np.array([at(points[method, step], i) for step in steps]).T for i in (1, k))
-        if method not in ("base", *SHARED):  # a thin way to one mark, or nine methods would hide each other
-            axis.plot(x, y, color=colour, linestyle=line, linewidth=0.9)
-            i = steps.index(end)
-            axis.errorbar(x[i], y[i], dy[i], dx[i], color=colour, linestyle="", marker=marker, elinewidth=0.7,
-                          markersize=6, label=label(points, method, end), zorder=4)
-            continue
-        axis.errorbar(x, y, dy, dx, color=colour, linestyle=line, marker=marker, label=label(points, method, end),
-                      elinewidth=0.7, markersize=9 if method == "base" else 5, zorder=4 if method == "base" else 3)
-        for i in range(len(steps) - 1):
-            axis.annotate("", ((x[i] + x[i + 1]) / 2, (y[i] + y[i + 1]) / 2), (x[i], y[i]), arrowprops={
-                "arrowstyle": "-|>", "color": colour, "linewidth": 0, "mutation_scale": 13})
-        if len(steps) > 1 or method == "base":
-            place, text = steps.index(end), NAMES[method] + f", step {end}" * (method != "base")
-            beside = place in (0, len(steps) - 1)  # else the way goes on there; down left there are no points
-            offset = (7, -13 if method == "grpo" else 5) if beside else (-35, -60 if method == "grpo" else -35)
-            axis.annotate(text, (x[place], y[place]), offset, textcoords="offset points", fontsize=8, zorder=5, ha=(
-                "left" if beside else "right"), arrowprops=None if beside else {"arrowstyle": "-", "linewidth": 0.5})
+def frontier(axis, method, mean, error, step):
+    """The way of a run through (pass@1, pass@K): a row of mean and error
+    for each step, of which `step` stands out."""
+    x, y = mean.columns
+    colour, line, marker = METHODS[method]
+    often = method in SHARED  # with all marks nine methods would hide each other
+    axis.plot(*mean.loc[0], METHODS["base"][2], color=METHODS["base"][0], markersize=9, label=NAMES["base"], zorder=5)
+    axis.plot(mean[x], mean[y], color=colour, linestyle=line, linewidth=1.5 if often else 0.9)
+    steps = mean.index[1:] if often else [step]
+    way, bars = mean.loc[steps], error.loc[steps]
+    axis.errorbar(way[x], way[y], bars[y], bars[x], color=colour, linestyle="", marker=marker,
+                  markersize=5 if often else 6, elinewidth=0.7, label=NAMES[method])
+    if often:
+        place = (-75, -70) if method == "grpo" else (-85, -45)
+        if step == mean.index[-1]:
+            place = (8, -14) if method == "grpo" else (8, 8)
+        axis.annotate(f"{NAMES[method]}, step {step}", mean.loc[step], place, textcoords="offset points",
+                      fontsize=8, zorder=6, arrowprops={"arrowstyle": "-", "linewidth": 0.5})
 
 
-def methods_figure(study):
-    """pass@K of each method at its learning rate, a panel a K."""
-    figure, axes = grid(1, len(study.ks), 3.4, 0.36 * len(study.ends) + 1, sharey=True)
-    for axis, k in zip(axes[0], study.ks):
-        for line, (method, step) in enumerate(study.ends.items()):
-            mean, error = at(study.points[method, step], k)
+def methods_figure(main, runs):
+    """pass@K of each method, a panel for each K. runs: {method: (run, step)}."""
+    runs = {"base": (runs["grpo"][0], 0), **runs}
+    figure, axes = grid(1, 3, 3.4, 0.36 * len(runs) + 1, sharey=True)
+    for axis, k in zip(axes[0], KS):
+        for place, (method, (run, step)) in enumerate(runs.items()):
+            values = pass_rates(main, run, step)[k]
             colour, _, marker = METHODS[method]
-            axis.errorbar(mean, line, xerr=error, color=colour, marker=marker, capsize=3)
-            axis.annotate(f"{mean:.1f}", (mean, line), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-        axis.set(xlabel=f"pass@{k}, %", yticks=range(len(study.ends)),
-                 yticklabels=[label(study.points, method, end) + study.rates.get(method, "")
-                              for method, end in study.ends.items()],
-                 ylim=(len(study.ends) - 0.5, -0.8))
+            axis.errorbar(values.mean(), place, xerr=values.sem(), color=colour, marker=marker, capsize=3)
+            axis.annotate(f"{values.mean():.1f}", (values.mean(), place), (0, 6),
+                          textcoords="offset points", ha="center", fontsize=8)
+        axis.set(xlabel=f"pass@{k}, %", ylim=(len(runs) - 0.5, -0.8))
         axis.margins(x=0.12)
-    figure.suptitle(study.title, fontsize=10)
+    rates = {method: re.search(r"learning_rate=(\S+)", run)[1] for method, (run, _) in runs.items()}
+    names = [NAMES[method] + f", {rate}" * (method != "base") for method, rate in rates.items()]
+    axes[0][0].set_yticks(range(len(names)), names)
+    figure.suptitle(seeds_of(values), fontsize=10)
     return figure
 
 
-def ablation_figure(study):
-    """pass@1 and pass@K against one setting of SimKO at a time, the others the laptop recipe's (tau's scope goes with
-    q), beside GRPO and that SimKO; None if there is nothing to compare."""
-    _, shared = study.shared
-    ends = {method: shared[method, ABLATION_STEPS] for method in SHARED if (method, ABLATION_STEPS) in shared}
-    usual = {"tau_scope": Config.tau_scope, "K": Config.K}
-    unchanged, found = usual | SHARED["simko"], {}
-    mine = [(SHARED["simko"], seed, percent) for seed, percent in ends.get("simko", {}).items()]
-    for settings, seed, percent in study.ablation + mine:
-        own = usual | settings
-        for name in PARAMETERS:
-            scope = own["tau_scope"] if name == "q" else ""
-            if {**own, name: 0, "tau_scope": scope or own["tau_scope"]} == {
-                    **unchanged, name: 0, "tau_scope": scope or unchanged["tau_scope"]}:
-                found.setdefault((name, scope, own.get(name)), {})[seed] = percent
-    shown = [name for name in PARAMETERS if len({key[2] for key in found if key[0] == name}) > 1]
-    found = same_seeds(ends | {key: values for key, values in found.items() if key[0] in shown})
-    if not shown or not found:
-        return None
-    figure, axes = grid(2, len(shown), 2.9, 2.5, sharex="col", sharey="row")
-    for k, line in zip((1, study.ks[-1]), axes):
-        for name, axis in zip(shown, line):
-            for method in ends:
-                mean, error = at(found[method], k)
-                band(axis, [-0.3, 5.3], [mean] * 2, error, METHODS[method], marker="",
+def ablation_figure(main, rows):
+    """pass@1 and pass@K against one setting of SimKO at a time, beside
+    GRPO and SimKO with nothing changed. rows: those of the ablation."""
+    main = main[main.seed.isin(rows.seed)]
+    usual = SHARED["simko"] | {"K": Config.K, "tau_scope": Config.tau_scope}
+    same = {method: pass_rates(main, run_name(method, own), ABLATION_STEPS) for method, own in SHARED.items()}
+
+    def changed(**change):
+        if usual | change == usual:
+            return same["simko"]
+        if "q" not in change:  # the runs that change q name the scope, too
+            del change["tau_scope"]
+        return pass_rates(rows, run_name("simko", SHARED["simko"] | change), ABLATION_STEPS)
+
+    labels = {"alpha": "α", "q": "q of τ(q)", "lambda_top1": "λ", "K": "K"}
+    figure, axes = grid(2, len(labels), 2.9, 2.5, sharex="col", sharey="row")
+    for (name, label), column in zip(labels.items(), axes.T):
+        values = sorted({*SWEEPS[name], usual[name]})
+        scopes = {"response": "o-", "batch": "s--"} if name == "q" else {Config.tau_scope: "o-"}
+        for k, axis in zip((KS[0], KS[-1]), column):
+            for method, rates in same.items():
+                mean, error = [rates[k].mean()] * 2, [rates[k].sem()] * 2
+                band(axis, [-0.3, len(values) - 0.7], mean, error, METHODS[method], marker="",
                      label=NAMES[method] + ", nothing changed" * (method == "simko"))
-            keys = [key for key in found if key[0] == name]
-            values = sorted({value for _, _, value in keys})
-            for scope, style, marker in (("", "-", "o"), ("response", "-", "D"), ("batch", "--", "s")):
-                x = [value for value in values if (name, scope, value) in found]
-                if x:
-                    mean, error = np.array([at(found[name, scope, value], k) for value in x]).T
-                    axis.errorbar([values.index(value) for value in x], mean, error, color="black", linestyle=style,
-                                  marker=marker, markerfacecolor="white" if scope == "batch" else "black",
-                                  markersize=5, linewidth=1, capsize=2,
-                                  label=f"SimKO, τ over the {scope}" if scope else "SimKO, one setting changed")
-            axis.set_xlim(-0.3, len(values) - 0.7)
-            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        line[0].set_ylabel(f"pass@{k}, %")
-    for name, axis in zip(shown, axes[1]):
-        axis.set_xlabel(PARAMETERS[name])
-    figure.suptitle(describe(next(iter(found.values()))), fontsize=10)
+            for scope, style in scopes.items():
+                found = [changed(**{name: value, "tau_scope": scope})[k] for value in values]
+                axis.errorbar(range(len(values)), [own.mean() for own in found], [own.sem() for own in found],
+                              fmt=style, color="black", linewidth=1, capsize=2, markersize=5,
+                              label=f"one setting changed, τ(q) over the {scope}")
+            axis.set_ylabel(f"pass@{k}, %")
+            axis.label_outer()
+        column[1].set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        column[1].set_xlabel(label)
+    figure.suptitle(seeds_of(same["simko"]), fontsize=10)
     return legend(figure)
 
 
-# ------------------------------------------------------------------------------------------------------------ path
+def mean_curves(rows, runs):
+    """{name: (means, errors)} over the seeds of each of the runs."""
+    rows, found = rows[rows.stage == "main"].dropna(axis=1), {}
+    names = [name for name in rows if name in CURVES or name.startswith("Lambda_")]
+    for method, (run, _) in runs.items():
+        steps = rows[rows.run == run].explode(["steps", *names]).groupby("steps")[names]
+        found[NAMES[method]] = steps.mean().astype(float), steps.sem().astype(float)
+    return found
+
+
+def study_figures(folder):
+    """{name: figure} of a study, whose stage main must be done."""
+    main, rows, curves = (read(name, folder) for name in ("main", "ablation", "curves"))
+    chosen, shared = comparisons(folder)
+    missing = [run for run, step in [*chosen.values(), *shared.values()] if not len(pass_rates(main, run, step))]
+    if missing:
+        fail(f"{folder / 'main.jsonl'} lacks {missing[0]}: python -m tools.study main writes it")
+    rate = f"both at learning rate {SHARED['grpo']['learning_rate']:g}"
+    parts = {"settings as chosen: learning rates differ": chosen, rate: shared}
+    figures = {"frontier": frontier_figure(main, parts), "fig3d_methods": methods_figure(main, chosen)}
+    styles = {NAMES[method]: style for method, style in METHODS.items()}
+    for name, (title, runs) in zip(("fig3_5_study", "fig3_5_shared"), parts.items() if len(curves) else ()):
+        title = f"{title}; {seeds_of(pass_rates(main, *runs['simko']))}"
+        figures[name] = dynamics_figure(mean_curves(curves, runs), styles, title)
+    if len(rows):
+        figures["fig7_ablation"] = ablation_figure(main, rows)
+    return figures
+
+
+# ------------------------------------------------------------------- path
 @torch.no_grad()
 def candidates(folder, prompt, response, K, temperature):
-    """(probabilities (L, K), ids (L, K)) of the top K at each token of `response` behind `prompt`, entropies (L,)."""
+    """The top K at each token of a response: probabilities (L, K), ids
+    (L, K), and the entropies (L,)."""
     from transformers import AutoModelForCausalLM
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True,
-                                                 trust_remote_code=False).to(device).eval()
-    ids = torch.tensor([[*prompt, *response]], device=device)
-    logp = (model(ids).logits[0, len(prompt) - 1:-1].float() / temperature).log_softmax(-1)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, trust_remote_code=False).eval()
+    ids = torch.tensor([[*prompt, *response]])
+    logits = model(ids).logits[0, len(prompt) - 1:-1].float()
+    logp = (logits / temperature).log_softmax(-1)
     top = logp.topk(K)
-    return top.values.exp().cpu().numpy(), top.indices.cpu().numpy(), -(logp.exp() * logp).sum(-1).cpu().numpy()
+    entropy = -(logp.exp() * logp).sum(-1)
+    return top.values.exp().numpy(), top.indices.numpy(), entropy.numpy()
 
 
-def run_settings(folder, remedy):
+def run_settings(folder):
     """The settings of a run, from its config.json."""
+    path = folder / "config.json"
     try:
-        return dataclasses.asdict(Config()) | json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        return sys.exit(f"{folder / 'config.json'} cannot be read ({error!r}): {remedy}")
+        fail(f"{path} cannot be read ({error!r}): name the folder of a run")
 
 
 def first_correct(folders, name, id):
-    """The first correct response to a problem: base's or, if it has none, a run's."""
-    for pattern in ("eval_000000", "eval_*"):
-        for path in (path for folder in folders for evaluation in sorted(folder.glob(pattern))
-                     for path in sorted(evaluation.glob("*.jsonl")) if path.stem.partition("@T")[0] == name):
-            for row in read_rows(path, (), "run the evaluation again")[1:]:
-                if row["id"] == id and row["correct"]:
-                    return row["response"]
-    return sys.exit(f"no evaluation of these runs has a correct response to {id} of {name}: choose another --path")
+    """The first correct response to a problem: the base model's or, if it
+    has none, a run's."""
+    for pattern in ("eval_000000/*.jsonl", "eval_*/*.jsonl"):
+        for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
+            if path.stem.partition("@T")[0] == name:
+                for _, row in read_jsonl(path):
+                    if row["id"] == id and row.get("correct"):
+                        return row["response"]
+    return fail(f"these runs have no correct response to {id} of {name}: choose another --path")
 
 
 def read_path(folders, index):
-    """What path_figure takes: a response to a problem, read by base and by each of the runs."""
-    from transformers import AutoTokenizer, logging
-    logging.disable_progress_bar()
-    runs = {label: folder for label, folder in folders.items() if (folder / "config.json").is_file()}
-    settings = {label: run_settings(folder, "start the run again") for label, folder in runs.items()}
-    own = SimpleNamespace(**next(iter(settings.values()), {"eval_data": []}))
-    if not own.eval_data:
-        sys.exit("--path needs a run that has --eval-data: name its folder, as LABEL=RUN")
-    for label, folder in runs.items():
-        if any(settings[label][key] != getattr(own, key) for key in ("model", "prompt_template", "eval_data")):
-            sys.exit(f"{folder / 'config.json'}: another model, prompt_template or eval_data than {next(iter(runs))}: "
-                     "--path takes runs that share them")
-        if not (folder / "hf").is_dir():
-            sys.exit(f"{folder / 'hf'} is not there: the run is unfinished, the command that began it goes on with it")
-    problems, name = load_problems(own.eval_data[0], own.data_dir), set_name(own.eval_data[0])
+    """What `path_figure` shows: one response as the base model and each of
+    the finished runs of {label: folder} read it."""
+    from transformers import AutoTokenizer
+    runs = {label: folder for label, folder in folders.items() if (folder / "hf").is_dir()}
+    settings = [run_settings(folder) for folder in runs.values()]
+    names = "model", "prompt_template", "eval_data"
+    if not runs or any(own.get(name) != settings[0].get(name) for own in settings for name in names):
+        fail(f"--path needs finished runs, which have a folder hf, with the same {', '.join(names)}")
+    cfg = SimpleNamespace(**settings[0])
+    if not cfg.eval_data:
+        fail("--path needs runs that have --eval-data")
+    source, name = cfg.eval_data[0], set_name(cfg.eval_data[0])
+    problems = load_problems(source, cfg.data_dir)
     if not 0 <= index < len(problems):
-        sys.exit(f"--path {index}: {own.eval_data[0]} has the problems 0 to {len(problems) - 1}")
+        fail(f"--path {index}: {source} has the problems 0 to {len(problems) - 1}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(own.model, trust_remote_code=False)
-        ((problem,), _) = encode_prompts([problems[index]], tokenizer, own)
-        response = tokenizer.encode(first_correct(runs.values(), name, problem["id"]), add_special_tokens=False)
-        found = {label: candidates(model, problem["prompt_ids"], response, own.K, own.temperature)
-                 for label, model in {"base": own.model, **{label: runs[label] / "hf" for label in runs}}.items()}
+        tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=False)
+        ((problem,), _) = encode_prompts([problems[index]], tokenizer, cfg)
+        text = first_correct(runs.values(), name, problem["id"])
+        response = tokenizer.encode(text, add_special_tokens=False)
+        models = {"base": cfg.model, **{label: folder / "hf" for label, folder in runs.items()}}
+        found = {label: candidates(model, problem["prompt_ids"], response, cfg.K, cfg.temperature)
+                 for label, model in models.items()}
     except (OSError, ValueError) as error:
-        sys.exit(f"{own.model} or a run's hf cannot be loaded ({' '.join(str(error).split())[:200]}): "
-                 "relative paths hold in the folder where the runs were started")
+        fail(f"{cfg.model} or a run's hf cannot be loaded ({one_line(error)}): "
+             "relative paths hold in the folder where the runs were started")
 
     def word(id):
         text = printable(tokenizer.decode([id]).replace("\n", "↵").strip()) or "␣"
         return text if len(text) < 10 else text[:8] + "…"
-    title = f"problem {index}: probabilities of the top {own.K} at each token (framed) of one response"
-    title = f"{printable(name)}, {title}"
+
+    title = f"{printable(name)}, problem {index}: the top {cfg.K} at each token (framed) of one response"
     return title, response, found, word
 
 
 def path_figure(title, response, found, word, most=24):
-    """A line of bars a model, found: {label: `candidates` at each token of `response`}, word: id -> text.
+    """A line of bars for each model. found: {label: `candidates`}, word: a
+    function from a token's id to its text.
 
-    Of a long response only the `most` tokens at which base's entropy is highest, with their places."""
+    Of a long response only the tokens are shown at which the base model's
+    entropy is highest, with their places."""
     shown = sorted(np.argsort(-found["base"][2], kind="stable")[:most].tolist())
     figure, axes = grid(len(found), 1, max(5.5, 0.64 * len(shown) + 1), 1.6, sharex=True, sharey=True)
     for (label, (probability, ids, _)), axis in zip(found.items(), axes[:, 0]):
         shades = plt.get_cmap("Blues")(np.linspace(0.85, 0.2, probability.shape[1]))
         for x, place in enumerate(shown):
-            tops = probability[place].cumsum()
-            for rank, (height, top, id) in enumerate(zip(probability[place], tops, ids[place])):
+            below = 0
+            for rank, (height, id) in enumerate(zip(probability[place], ids[place])):
                 taken = id == response[place]
-                axis.bar(x, height, 0.86, top - height, color=shades[rank], edgecolor="black" if taken else "white",
-                         linewidth=1.4 if taken else 0.6, zorder=2 + taken)
+                axis.bar(x, height, 0.86, below, color=shades[rank], zorder=3 if taken else 2,
+                         edgecolor="black" if taken else "white", linewidth=1.4 if taken else 0.6)
                 if height > 0.1:
-                    axis.text(x, top - height / 2, word(id), ha="center", va="center", fontsize=7.5, parse_math=False,
-                              color="black" if rank else "white", zorder=4)
+                    axis.text(x, below + height / 2, word(id), ha="center", va="center", fontsize=7.5,
+                              parse_math=False, color="black" if rank else "white", zorder=4)
+                below += height
         axis.set(ylabel=label, ylim=(0, 1), yticks=(0, 0.5, 1), xlim=(-0.6, len(shown) - 0.4))
         axis.grid(visible=False)
-    ticks = [word(response[place]) + f"\n{place + 1}" * (len(shown) < len(response)) for place in shown]
+    ticks = [word(response[place]) for place in shown]
+    if len(shown) < len(response):
+        ticks = [f"{text}\n{place + 1}" for text, place in zip(ticks, shown)]
     axes[-1][0].set_xticks(range(len(shown)), ticks, parse_math=False, fontsize=9)
     figure.suptitle(title, fontsize=9)
     return figure
 
 
-# ---------------------------------------------------------------------------------------------------------- follow
-def chart(rows, steps, width, height=3):
-    """Text: four series in `height` lines each, over the steps that the run will have; a column is its steps' mean."""
-    width, lines = max(1, min(width, steps)), [f"step {rows[-1]['step'] if rows else 0} of {steps}"]
-    for name, title in (("reward", "reward"), ("Lambda_1", "Λ^(1)"), ("Lambda_2", "Λ^(2)"), ("entropy", "entropy")):
-        parts = [[row[name] for row in rows if (row["step"] - 1) * width // steps == i and
-                  math.isfinite(row.get(name, math.nan))] for i in range(width)]
-        means = [np.mean(part) if part else None for part in parts]
-        known = [mean for mean in means if mean is not None]
-        if known:
-            low, high = min(known), max(known)
-            levels = [0 if mean is None else 1 + round((mean - low) / ((high - low) or 1) * (8 * height - 1))
-                      for mean in means]
-            for i in range(height):
-                bars = "".join(" ▁▂▃▄▅▆▇█"[min(8, max(0, level - 8 * (height - 1 - i)))] for level in levels)
-                left, side = {0: (title, f"{high:.3f}"), 1: (f"now {known[-1]:.3f}", "")}.get(i, ("", ""))
-                lines.append(f"{left:<12}{side or f'{low:.3f}' * (i == height - 1):>9} {bars}".rstrip())
+# ----------------------------------------------------------------- follow
+def chart(log, steps, width):
+    """A line of bars for each of four columns. Each of the `width` bars is
+    the mean over its share of the steps that the run will have."""
+    lines = [f"step {log['step'].iloc[-1] if len(log) else 0} of {steps}"]
+    for name in ("reward", "Lambda_1", "Lambda_2", "entropy"):
+        if name in log and log[name].notna().any():
+            means = log[name].groupby((log["step"] - 1) * width // steps).mean().reindex(range(width))
+            low, high = means.min(), means.max()
+            levels = 1 + 7 * (means - low) / ((high - low) or 1)
+            bars = "".join(" ▁▂▃▄▅▆▇█"[round(level)] for level in levels.fillna(0))
+            lines.append(f"{name:9}{bars} {low:.3f} to {high:.3f}")
     return "\n".join(lines)
 
 
 def follow(folder, seconds=3):
-    """Prints the chart of a run; in a terminal again and again, until its last step is there."""
-    steps = run_settings(folder, "--follow takes the folder of a run")["steps"]
+    """Prints the chart of a run; in a terminal again and again, until the
+    last step is there."""
+    steps = run_settings(folder)["steps"]
     path, up = folder / "metrics.jsonl", ""
+    width = max(1, min(steps, shutil.get_terminal_size().columns - 28))
     while True:
-        rows = read_rows(path, ("step", "reward"), "start the run again") if path.exists() else []
-        text = chart(rows, steps, shutil.get_terminal_size().columns - 23)
+        log = read_log(path) if path.exists() else pd.DataFrame()
+        text = chart(log, steps, width)
         print(up + text, flush=True)
-        if not sys.stdout.isatty() or (rows and rows[-1]["step"] >= steps):
+        if not sys.stdout.isatty() or (len(log) and log["step"].iloc[-1] >= steps):
             return
-        up = f"\x1b[{text.count(chr(10)) + 1}A\x1b[J"  # back to the chart's first line, and all behind it cleared
+        # Back to the chart's first line, and clear from there.
+        up = f"\x1b[{text.count(chr(10)) + 1}A\x1b[J"
         time.sleep(seconds)
 
 
-@printable_exit()
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR")
-    parser.add_argument("--study", type=Path, metavar="DIR", help="the folder of tools/study.py's rows")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the figures go")
+    parser.add_argument("--study", type=Path, metavar="DIR", help="the folder of tools.study's rows")
     parser.add_argument("--path", type=int, metavar="INDEX", help="a problem's place in the runs' first set, from 0")
-    parser.add_argument("--follow", type=Path, metavar="RUN")
+    parser.add_argument("--follow", type=Path, metavar="RUN", help="the folder of a run")
     options = parser.parse_args()
     if options.follow:
         return follow(options.follow)
     wanted = options.folders or options.study and options.path is None
     if not options.output or not wanted:
-        parser.error("name folders (--path: of runs) or --study, and -o for the figures; or --follow a run")
-    rows = load(options.folders)
+        parser.error("name folders (with --path: of runs) or --study, and -o for the figures; or --follow a run")
+    rows = tables.load(options.folders)
     folders = {row.label: row.folder for row in rows}
     if len(folders) > len(STYLES):
-        sys.exit(f"{len(folders)} folders: no more than {len(STYLES)} can be told apart in one figure")
-    styles, figures = dict(zip(folders, STYLES)), {}
-    runs = {label: read_rows(folder / "metrics.jsonl", ("step", "reward"), "train the run again")
-            for label, folder in folders.items() if (folder / "metrics.jsonl").is_file()}
-    runs = {label: run for label, run in runs.items() if run}
+        fail(f"{len(folders)} folders: no more than {len(STYLES)} can be told apart in one figure")
+    styles = dict(zip(folders, STYLES))
+    paths = {label: folder / "metrics.jsonl" for label, folder in folders.items()}
+    logs = {label: read_log(path) for label, path in paths.items() if path.is_file()}
+    logs = {label: log for label, log in logs.items() if len(log)}
+    figures = {}
     if options.path is not None:
         figures[f"path_{options.path}"] = path_figure(*read_path(folders, options.path))
     if rows:
         figures["fig1_pass_at_k"] = pass_figure(rows, styles)
-    if runs:
-        figures["fig1_candidates"] = candidates_figure(runs, styles)
-        figures["fig3_5_dynamics"] = dynamics_figure({x: (styles[x], run_curves(run)) for x, run in runs.items()})
-        figures["fig6_entropy"] = entropy_figure(runs, styles)
+    if logs:
+        figures["fig1_candidates"] = candidates_figure(logs, styles)
+        curves = {label: run_curves(log) for label, log in logs.items()}
+        figures["fig3_5_dynamics"] = dynamics_figure(curves, styles)
+        figures["fig6_entropy"] = entropy_figure(logs, styles)
     if options.study:
-        study = load_study(options.study)
-        figures |= {"frontier": frontier_figure(study), "fig3d_methods": methods_figure(study),
-                    "fig7_ablation": ablation_figure(study)}
-        for name, (curves, seeds), how in (
-                ("fig3_5_study", study.curves, "settings as chosen: learning rates differ"),
-                ("fig3_5_shared", study.shared_curves, f"both at learning rate {SHARED['grpo']['lr']:g}")):
-            figures[name] = dynamics_figure(curves, f"{how}; {seeds}") if curves else None
+        figures |= study_figures(options.study)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-        paths = {options.output / f"{name}.png": figure for name, figure in figures.items() if figure}
-        for path, figure in paths.items():
-            figure.savefig(path, dpi=150, facecolor="white", edgecolor=figure.get_edgecolor())
+        for name, figure in figures.items():
+            figure.savefig(options.output / f"{name}.png", dpi=150, facecolor="white",
+                           edgecolor=figure.get_edgecolor())
             plt.close(figure)
     except OSError as error:
-        sys.exit(f"-o {options.output} cannot be written ({error.strerror}): name another folder")
-    print("figures: " + ", ".join(map(str, paths)))
+        fail(f"-o {options.output} cannot be written ({error.strerror}): name another folder")
+    print("figures: " + ", ".join(f"{options.output / name}.png" for name in figures))
 
 
 if __name__ == "__main__":

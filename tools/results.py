@@ -1,231 +1,236 @@
-"""Tables of the laptop study, from the rows that tools/study.py writes.
+"""Prints the tables of docs/results.md from the rows of tools.study.
 
-    python tools/results.py docs/laptop                  prints what docs/results.md shows
+    python -m tools.results docs/laptop
 
-± is the standard error over seeds. A difference is paired: the same base model, problems and seed; its interval is
-Student's, 95 %, and "4 of 5" says in how many seeds it was above zero.
+± is the standard error over seeds. A difference is paired: same base
+model, problems and seed. Its interval is Student's, 95 %, and "4 of 5" is
+the number of seeds in which it is above zero.
 """
 import argparse
-import json
 import re
-import sys
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools.study import ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS, describe, rows  # noqa: E402
+import pandas as pd
 
-T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
+from tools.study import (
+    ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS, comparisons, describe, pass_rates, read, run_name)
 
-
-def read(folder, name):
-    """The rows of a stage, pass@K in % by int(K)."""
-    found = rows(name, folder)
-    for row in found:
-        row["pass"] = {int(k): 100 * value for k, value in row.get("pass", {}).items()}
-    return found
+KS = [1, 4, 16, 64, 256]
+# Student's t at 97.5 %, by degrees of freedom.
+T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+RATE = SHARED["grpo"]["learning_rate"]
 
 
-def curves(found, **wanted):
-    """{seed: {step: {K: %}}} of the rows whose columns are as wanted."""
-    seeds = {}
-    for row in found:
-        if all(row[name] == value for name, value in wanted.items()):
-            seeds.setdefault(row["seed"], {})[row["step"]] = row["pass"]
-    return seeds
-
-
+# ------------------------------------------------------------- statistics
+# Values are Series over seeds, rates are DataFrames (seeds, K).
 def with_error(values, digits=1):
-    """"mean ± standard error" of one value a seed."""
-    error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{error}"
+    """Returns "mean ± standard error"."""
+    error = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{error}"
 
 
 def difference(values, digits=1):
-    """"mean [95 % interval] positive of all" of one difference a seed."""
-    if len(values) < 2:
-        return f"{mean(values):+.{digits}f}"
-    half = T975[len(values) - 1] * stdev(values) / len(values) ** 0.5
-    above = sum(value > 0 for value in values)
-    return f"{mean(values):+.{digits}f} [{mean(values) - half:+.{digits}f}, {mean(values) + half:+.{digits}f}] " \
-           f"{above} of {len(values)}"
+    """Returns "mean [95 % interval] positive of all"."""
+    mean, count = values.mean(), len(values)
+    if count < 2:
+        return f"{mean:+.{digits}f}"
+    half = T975[count - 1] * values.sem()
+    low, high = f"{mean - half:+.{digits}f}", f"{mean + half:+.{digits}f}"
+    return f"{mean:+.{digits}f} [{low}, {high}] {(values > 0).sum()} of {count}"
+
+
+def paired(ours, theirs, columns, digits=1):
+    """A cell a column, over the seeds that both have."""
+    seeds = ours.index.intersection(theirs.index)
+    gaps = ours.loc[seeds] - theirs.loc[seeds]
+    return [difference(gaps[column], digits) for column in columns] if len(seeds) else []
 
 
 def table(title, head, lines):
-    """A markdown table; no lines, no table."""
+    """Prints a markdown table, unless it has no lines."""
     if lines:
         print(f"\n**{title}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-        print("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+        for line in lines:
+            print(f"| {' | '.join(map(str, line))} |")
 
 
 def at_equal_pass1(path, target):
-    """{K: %} where a run, from checkpoint to checkpoint in a straight line, first reaches pass@1 = target, or None."""
-    points = [path[step] for step in sorted(path)]
-    for start, stop in zip(points, points[1:]):
+    """pass@K where a run first reaches pass@1 = target, or None. path: a
+    row a step, a column a K. Between steps it is a straight line."""
+    steps = [row for _, row in path.sort_index().iterrows()]
+    for start, stop in pairwise(steps):
         if start[1] <= target <= stop[1]:
-            return {k: start[k] + (stop[k] - start[k]) * (target - start[1]) / ((stop[1] - start[1]) or 1)
-                    for k in start.keys() & stop.keys()}
+            share = (target - start[1]) / ((stop[1] - start[1]) or 1)
+            return start + share * (stop - start)
     return None
 
 
-def reached(paths, targets):
-    """{seed: {K: %}} of the seeds whose path comes to its target {seed: pass@1}."""
-    found = {seed: at_equal_pass1(paths[seed], target) for seed, target in targets.items()}
-    return {seed: percent for seed, percent in found.items() if percent}
+def reached(rows, run, targets):
+    """pass@K of the seeds that come to their targets {seed: pass@1}."""
+    own = rows[rows.run == run]
+    found = {}
+    for seed, target in targets.items():
+        path = own[own.seed == seed].set_index("step")[KS]
+        found[seed] = at_equal_pass1(path, target)
+    return pd.DataFrame({seed: row for seed, row in found.items() if row is not None}).T
 
 
+# ----------------------------------------------------------------- tables
 def tuning(folder, chosen):
-    def scores(percent):
-        return [f"{mean(percent.values()):.1f}", *(f"{percent[k]:.1f}" for k in (1, 16, 64))]
-    found, lines = read(folder, "tune"), []
-    for method, (settings, step) in chosen.items():
-        own = [row for row in found if row["method"] == method]
-        best = [row["pass"] for row in own if row["settings"] == settings and row["step"] == step][-1]
-        tried = len({row["run"] for row in own})
-        lines.append([NAMES[method], tried, " ".join(describe(settings)), step, *scores(best)])
+    rows = read("tune", folder).dropna(axis=1)
+    rows["mean"] = rows[[name for name in rows if isinstance(name, int)]].mean(axis=1)
+
+    def line(row):
+        return [row.step, *(f"{row[name]:.1f}" for name in ("mean", 1, 16, 64))]
+
+    lines = []
+    for method, (run, step) in chosen.items():
+        tried = rows[rows.method == method].run.nunique()
+        best = rows[(rows.run == run) & (rows.step == step)].iloc[-1]
+        lines.append([NAMES[method], tried, run.partition(" ")[2], *line(best)])
     table("Settings chosen on validation problems (seed 0, n = 64): highest mean over K = 1, 2, 4, ..., 64",
           ["method", "settings tried", "chosen", "step", "mean", "pass@1", "@16", "@64"], lines)
     lines = []
-    for rate, methods in ((1e-4, chosen), (SHARED["grpo"]["lr"], SHARED)):
+    for rate, methods in ((1e-4, chosen), (RATE, SHARED)):
         for method in methods:
-            settings = {**(SIMKO if method == "simko" else {}), "lr": rate}
-            own = [row for row in found if (row["method"], row["settings"]) == (method, settings) and row["step"]]
-            for best in sorted(own, key=lambda row: mean(row["pass"].values()))[-1:]:
-                lines.append([NAMES[method], f"{rate:g}", best["step"], *scores(best["pass"])])
+            settings = {**(SIMKO if method == "simko" else {}), "learning_rate": rate}
+            own = rows[(rows.run == run_name(method, settings)) & (rows.step > 0)]
+            if len(own):
+                lines.append([NAMES[method], f"{rate:g}", *line(own.loc[own["mean"].idxmax()])])
     table("The same with one learning rate, each method at its best step",
           ["method", "learning rate", "step", "mean", "pass@1", "@16", "@64"], lines)
 
 
-def methods(title, points, ks):
-    """points: {name: {seed: {K: %}}}."""
+def methods(title, rates, ks=KS):
+    """rates: {name: rates}."""
     table(title, ["", "seeds", *(f"pass@{k}" for k in ks)],
-          [[name, len(seeds), *(with_error([percent[k] for percent in seeds.values()]) for k in ks)]
-           for name, seeds in points.items() if seeds])
+          [[name, len(own), *(with_error(own[k]) for k in ks)] for name, own in rates.items() if len(own)])
 
 
-def paired(ours, theirs, ks):
-    """A cell a K: differences of {seed: {K: %}} over the seeds that both have."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    return [difference([ours[seed][k] - theirs[seed][k] for seed in seeds]) for k in ks] if seeds else []
+def main_tables(folder, chosen, shared):
+    main, cool = read("main", folder), read("cool", folder)
+    grpo = chosen["grpo"][0]
+
+    def rates(rows, runs):
+        found = {"base": pass_rates(rows, grpo, 0)}
+        return found | {NAMES[method]: pass_rates(rows, *own) for method, own in runs.items()}
+
+    usual, same = rates(main, chosen), rates(main, shared)
+    cooler = rates(cool, {method: chosen[method] for method in SHARED})
+    rate = f"both at learning rate {RATE:g}"
+    methods("Test problems, T = 1.0, n = 256, settings as chosen (%)", usual)
+    methods(f"GRPO and SimKO, {rate}, step {STEPS}, T = 1.0 (%)", same)
+    methods("Settings as chosen, T = 0.6 (%)", cooler)
+    lines = [[name, *paired(found["SimKO"], found["GRPO"], KS)] for name, found in (
+        ("settings as chosen", usual), ("as chosen, T = 0.6", cooler), (f"{rate}, step {STEPS}", same))]
+    lines += equal_pass1("as chosen", main, chosen, usual["SimKO"])
+    lines += equal_pass1(rate, main, shared, same["SimKO"])
+    table("SimKO - GRPO, percentage points: mean [95 % interval], seeds above 0",
+          ["", *(f"pass@{k}" for k in KS)], [line for line in lines if len(line) > 1])
 
 
-def end(found, step, **wanted):
-    return {seed: path[step] for seed, path in curves(found, **wanted).items() if step in path}
+def equal_pass1(name, rows, runs, last):
+    """Lines that compare SimKO with GRPO where GRPO first had the pass@1
+    of SimKO's `last` step, and both where they first had some pass@1."""
+    lines, count = [], len(last)
+    met = reached(rows, runs["grpo"][0], last[1])
+    if count:
+        how = f"GRPO where it first had SimKO's pass@1 ({len(met)} of {count} seeds came that high)"
+        lines.append([f"{name}, {how}", "0 by construction", *paired(last, met, KS[1:])])
+    for target in (46, 47, 48):
+        ours, theirs = (reached(rows, runs[m][0], dict.fromkeys(last.index, target)) for m in ("simko", "grpo"))
+        both = len(ours.index.intersection(theirs.index))
+        if both > 1:
+            how = f"both where they first had pass@1 = {target} % ({both} of {count} seeds)"
+            lines.append([f"{name}, {how}", "0 by construction", *paired(ours, theirs, KS[1:])])
+    return lines
 
 
-def main_tables(folder, chosen):
-    main, cool, ks = read(folder, "main"), read(folder, "cool"), (1, 4, 16, 64, 256)
-    (grpo, grpo_step), (simko, simko_step) = chosen["grpo"], chosen["simko"]
-    points = {"base": end(main, 0, method="grpo", settings=grpo)}
-    points |= {NAMES[method]: end(main, step, method=method, settings=settings)
-               for method, (settings, step) in chosen.items()}
-    methods("Test problems, T = 1.0, n = 256, settings as chosen (%)", points, ks)
-    shared = {NAMES[method]: end(main, STEPS, method=method, settings=settings) for method, settings in SHARED.items()}
-    rate = f"both at learning rate {SHARED['grpo']['lr']:g}"
-    methods(f"GRPO and SimKO, {rate}, step {STEPS}, T = 1.0 (%)", {"base": points["base"], **shared}, ks)
-    cooler = {"base": end(cool, 0, method="grpo"), "GRPO": end(cool, grpo_step, method="grpo", settings=grpo),
-              "SimKO": end(cool, simko_step, method="simko", settings=simko)}
-    methods("Settings as chosen, T = 0.6 (%)", cooler, ks)
-    lines = [[name, *paired(where["SimKO"], where["GRPO"], ks)] for name, where in (
-        ("settings as chosen", points), ("as chosen, T = 0.6", cooler), (f"{rate}, step {STEPS}", shared))]
-    for name, settings, step in (("as chosen", (grpo, simko), simko_step),
-                                 (rate, SHARED.values(), STEPS)):
-        theirs, ours = (curves(main, method=method, settings=own)
-                        for method, own in zip(("grpo", "simko"), settings))
-        seeds = sorted(seed for seed in theirs.keys() & ours.keys() if step in ours[seed])
-        last = {seed: ours[seed][step] for seed in seeds}
-        met = reached(theirs, {seed: percent[1] for seed, percent in last.items()})
-        if seeds:
-            how = f"GRPO where it first had SimKO's pass@1 ({len(met)} of {len(seeds)} seeds came that high)"
-            lines.append([f"{name}, {how}", "0 by construction", *(paired(last, met, ks[1:]) or "-" * len(ks[1:]))])
-        for target in (46, 47, 48):
-            both = [reached(paths, dict.fromkeys(seeds, target)) for paths in (ours, theirs)]
-            met = both[0].keys() & both[1].keys()
-            if len(met) > 1:
-                how = f"both where they first had pass@1 = {target} % ({len(met)} of {len(seeds)} seeds)"
-                lines.append([f"{name}, {how}", "0 by construction", *paired(*both, ks[1:])])
-    table("SimKO - GRPO, percentage points: mean [95 % interval], seeds above 0", ["", *(f"pass@{k}" for k in ks)],
-          [line for line in lines if len(line) > 1])
-
-
-def dynamics(folder, chosen):
-    """Lambda at the start and at the chosen step: means of 25 training steps."""
-    logs = [row for row in read(folder, "curves") if row["stage"] == "main"]
-    names = "Lambda_1", "Lambda_2", "Lambda_3", "entropy"
-    runs = [(NAMES[method], method, *own) for method, own in chosen.items()] + [
-        (f"{NAMES[method]}, {settings['lr']:g}", method, settings, STEPS) for method, settings in SHARED.items()]
-    found, lines = {}, []
-    for label, method, settings, step in runs:
-        own = [row for row in logs if (row["method"], row["settings"]) == (method, settings)]
-        found[label] = {row["seed"]: {name: row[name][row["steps"].index(step)] for name in names} for row in own}
-        if label == "GRPO" and own:
-            lines.append(["steps 1-25, GRPO", *(with_error([row[name][0] for row in own], 2) for name in names)])
-        if found[label]:
-            lines.append([f"{label}, step {step}", *(with_error([row[name] for row in found[label].values()], 2)
-                                                     for name in names)])
-    for theirs, ours in (("GRPO", "SimKO"), [label for label, *_ in runs[-2:]]):
-        seeds = sorted(found[ours].keys() & found[theirs].keys())
-        if seeds:
-            lines.append([f"{ours} - {theirs}", *(difference([found[ours][seed][name] - found[theirs][seed][name]
-                                                              for seed in seeds], 2) for name in names)])
+def dynamics(folder, chosen, shared):
+    """Lambda and the entropy at the start and at the end, as means over 25
+    training steps."""
+    rows = read("curves", folder)
+    names = ["Lambda_1", "Lambda_2", "Lambda_3", "entropy"]
+    rows = rows[rows.stage == "main"].explode(["steps", *names])
+    rows = rows.astype(dict.fromkeys(names, float)).set_index("seed")
+    ends = {NAMES[method]: own for method, own in chosen.items()}
+    ends |= {f"{NAMES[method]}, {RATE:g}": own for method, own in shared.items()}
+    own = rows[rows.run == chosen["grpo"][0]]
+    found = {"steps 1-25, GRPO": own[own.steps == own.steps.min()]}
+    for label, (run, step) in ends.items():
+        own = rows[(rows.run == run) & (rows.steps == step)]
+        found[f"{label}, step {step}"] = found[label] = own
+    lines = [[label, *(with_error(own[name], 2) for name in names)]
+             for label, own in found.items() if "step" in label and len(own)]
+    for theirs, ours in (("GRPO", "SimKO"), [*ends][-2:]):
+        cells = paired(found[ours][names], found[theirs][names], names, 2)
+        lines += [[f"{ours} - {theirs}", *cells]] if cells else []
     table("Mean log-probability of the rank-k candidate and entropy in training, all tokens of rollouts at T = 1",
           ["", "Lambda^(1)", "Lambda^(2)", "Lambda^(3)", "entropy"], lines)
 
 
-def variants(title, head, points, reference, ks=(1, 16, 256)):
-    """A line for each of points {name: {seed: {K: %}}}, with its difference to reference(name), of the same kind."""
-    lines = []
-    for name, own in points.items():
+def variants(title, head, rates, reference):
+    """A line for each of {name: rates}, with its difference to the rates
+    of reference(name), which gets none."""
+    ks, lines = [1, 16, 256], []
+    for name, own in rates.items():
         theirs = reference(name)
-        cells = own != theirs and paired(own, theirs, ks)
-        lines.append([name, *(with_error([percent[k] for percent in own.values()]) for k in ks),
-                      *(cells or ["-"] * len(ks))])
+        cells = paired(own, theirs, ks) if theirs is not None and theirs is not own else ["-"] * len(ks)
+        lines.append([name, *(with_error(own[k]) for k in ks), *cells])
     table(title, ["", *(f"pass@{k}" for k in ks), *(f"{head} @{k}" for k in ks)], lines)
 
 
-def stage_points(folder, stage, step):
-    """{run: {seed: {K: %}}} of a stage, in its own order."""
-    found = read(folder, stage)
-    points = {work["run"]: end(found, step, run=work["run"]) for work in STAGES[stage]()}
-    return {run: seeds for run, seeds in points.items() if seeds}
+def stage_rates(folder, stage, step):
+    """{run: rates} of a stage, in its own order."""
+    rows = read(stage, folder)
+    found = {job.run: pass_rates(rows, job.run, step) for job in STAGES[stage]()}
+    return {run: rates for run, rates in found.items() if len(rates)}
 
 
 def wordy_and_short(folder):
-    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": end(read(folder, "wordy"), 0)}, (1, 16, 256))
+    rows = read("wordy", folder)
+    base = rows[rows.step == 0].drop_duplicates("seed").set_index("seed")
+    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": base}, [1, 16, 256])
     for stage, responses in (("wordy", "Wordy responses"), ("short", "The usual responses with the same settings")):
-        points = stage_points(folder, stage, 300)
+        rates = stage_rates(folder, stage, 300)
         variants(f"{responses}, step 300, T = 1.0; differences to GRPO with the same learning rate", "difference",
-                 points, lambda run: points.get("grpo " + re.search(r"lr=\S+", run)[0], {}))
+                 rates, lambda run: rates.get("grpo " + re.search(r"learning_rate=\S+", run)[0]))
 
 
 def ablation(folder):
-    found, main = stage_points(folder, "ablation", ABLATION_STEPS), read(folder, "main")
-    seeds = {seed for own in found.values() for seed in own}
-    grpo, unchanged = ({seed: percent for seed, percent in
-                        end(main, ABLATION_STEPS, method=method, settings=settings).items() if seed in seeds}
+    found, main = stage_rates(folder, "ablation", ABLATION_STEPS), read("main", folder)
+    if not found:
+        return
+    seeds = next(iter(found.values())).index
+    main = main[main.seed.isin(seeds)]
+    grpo, unchanged = (pass_rates(main, run_name(method, settings), ABLATION_STEPS)
                        for method, settings in SHARED.items())
-    usual = " ".join(["simko", *describe(SHARED["simko"])])
-    short = {run: " ".join(part for part in run.split() if part not in usual.split() or (
-        part.startswith("q=") and "tau_scope" in run)) for run in found}
-    points = {"GRPO": grpo, "SimKO, nothing changed": unchanged, **{short[run]: own for run, own in found.items()}}
-    title = f"SimKO ({' '.join(describe(SHARED['simko']))} K=3), step {ABLATION_STEPS}, with one setting changed"
-    variants(f"{title}; differences to GRPO", "to GRPO", {name: own for name, own in points.items() if own},
-             lambda name: grpo)
-    parts = {"without γ^pos": "alpha=0", "without γ^neg": "lam=1", "the rank-1 token as only candidate": "K=1"}
-    less = {f"{what}: {part}": points[part] for what, part in parts.items() if part in points}
-    variants("Without a part; differences to SimKO with nothing changed", "to SimKO", less, lambda name: unchanged)
+    usual = run_name("simko", SHARED["simko"]).split()
+    rates = {"GRPO": grpo, "SimKO, nothing changed": unchanged}
+    for run, own in found.items():
+        words = [word for word in run.split() if word not in usual]
+        if "tau_scope" in run:  # q goes with it, changed or not
+            words = run.split()[-2:]
+        rates[" ".join(words)] = own
+    title = f"SimKO ({describe(SHARED['simko'])} K=3), step {ABLATION_STEPS}, with one setting changed"
+    variants(f"{title}; differences to GRPO", "to GRPO", rates, lambda name: grpo)
+    parts = {"without γ^pos": "alpha=0", "without γ^neg": "lambda_top1=1",
+             "the rank-1 token as only candidate": "K=1"}
+    variants("Without a part; differences to SimKO with nothing changed", "to SimKO",
+             {f"{what}: {part}": rates[part] for what, part in parts.items() if part in rates},
+             lambda name: unchanged)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where tools.study writes")
     folder = parser.parse_args().folder
-    if not (folder / "chosen.json").exists():
-        sys.exit(f"{folder} has no chosen.json: python tools/study.py tune main writes it")
-    chosen = json.loads((folder / "chosen.json").read_text())
+    chosen, shared = comparisons(folder)
     tuning(folder, chosen)
-    main_tables(folder, chosen)
-    dynamics(folder, chosen)
+    main_tables(folder, chosen, shared)
+    dynamics(folder, chosen, shared)
     wordy_and_short(folder)
     ablation(folder)
 

@@ -1,21 +1,29 @@
-"""The laptop study: nine methods from the same tiny base models, over seeds, settings chosen on validation problems.
+"""The laptop study: nine methods from the same tiny base models, over
+seeds, with settings chosen on validation problems.
 
-    bash train.sh laptop-study                all of it; stopped and started again, it goes on
-    python tools/study.py tune main           these stages: tune, main, wordy, short, ablation
-    python tools/study.py --jobs 1 main       one run at a time; by default one a core
+    bash train.sh laptop-study             all of it
+    python -m tools.study tune main        some stages
+    python -m tools.study --jobs 1 main    one run at a time, not one a core
 
-Each run is `simko.py train` with the laptop recipe's flags and the run's own. What its evaluations found goes to
-docs/laptop/STAGE.jsonl as soon as it ends, a row an evaluation, and its training curve to docs/laptop/curves.jsonl; a
-run that is there is not run again. Seed s means base model s, its problems, and sampling from s.
+Started again, the study goes on with the runs that are missing. A run is
+`simko.py train` with the laptop recipe's flags and its own. When it ends,
+its evaluations go to docs/laptop/STAGE.jsonl, a row each, and its training
+curve goes to docs/laptop/curves.jsonl. Seed s stands for base model s,
+the problems made with it, and sampling from s.
 
-tune       the validation problems of seed 0. A method gets the settings and the number of steps with the highest pass@K
-           averaged over K = 1, 2, 4, ..., 64: docs/laptop/chosen.json. The test problems play no part.
-main       the chosen settings on the test problems of seeds 0 to 4, n = 256, every 50 steps up to the chosen one; GRPO
-           and SimKO to the end, at the chosen step at T = 0.6 too; and both at one learning rate, the recipe's
-wordy      longer responses in which fewer tokens are decisions (tools/laptop.py --wordy): GRPO, SimKO with the paper's
-           settings and with the laptop's, seeds 0 to 2; on seed 0 at the recipe's learning rate too
-short      GRPO and SimKO with the paper's settings as in `wordy`, on the usual responses
-ablation   SimKO's settings one at a time at the recipe's learning rate, 200 steps, seeds 0 to 2
+tune      The validation problems of seed 0. A method gets the settings and
+          the number of steps with the highest mean of pass@K over K = 1, 2,
+          4, ..., 64: docs/laptop/chosen.json. No test problem plays a part.
+main      The chosen settings on the test problems of seeds 0 to 4, n = 256,
+          every 50 steps up to the chosen one. GRPO and SimKO go on to the
+          end, are evaluated at T = 0.6 too, and run once more with the
+          laptop recipe's learning rate.
+wordy     Longer responses in which fewer tokens are decisions (--wordy of
+          tools.laptop): GRPO, and SimKO with the paper's settings and with
+          the laptop's, seeds 0 to 2. On seed 0 at the recipe's rate too.
+short     GRPO and SimKO with the paper's settings, on usual responses.
+ablation  SimKO's settings one at a time at the recipe's learning rate,
+          200 steps, seeds 0 to 2.
 """
 import argparse
 import json
@@ -25,206 +33,282 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
+
+from runtime.common import fail
+from runtime.data import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
-NAMES = {"base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR", "nsr": "NSR", "w-reinforce": "W-Reinforce",
-         "forking": "forking tokens", "entropy-adv": "Entropy-Adv", "kl-cov": "KL-Cov", "pass-at-k": "pass@k training"}
-SIMKO, PAPER = {"alpha": 0.05, "lam": 1.5, "q": 0.5}, {"alpha": 0.01, "lam": 1.1, "q": 0.8}
-# GRPO and SimKO get nine settings each, the others their authors' at two learning rates.
-GRID = {
-    "grpo": [{"lr": lr} for lr in (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)] + [
-        {"lr": lr, "clip_high": 0.28} for lr in (2e-4, 4e-4)],
-    "simko": [{**SIMKO, "lr": lr} for lr in (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)] + [
-        {**SIMKO, "lr": 1e-4, **change} for change in ({"alpha": 0.1}, {"lam": 1.1}, {"q": 0.2})],
-    **{method: [{"lr": lr} for lr in (1e-4, 2e-4)]
-       for method in ("psr", "nsr", "w-reinforce", "forking", "entropy-adv", "kl-cov", "pass-at-k")},
-}
+NAMES = {
+    "base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR", "nsr": "NSR",
+    "w-reinforce": "W-Reinforce", "forking": "forking tokens", "entropy-adv": "Entropy-Adv",
+    "kl-cov": "KL-Cov", "pass-at-k": "pass@k training"}
+SIMKO = {"alpha": 0.05, "lambda_top1": 1.5, "q": 0.5}
+PAPER = {"alpha": 0.01, "lambda_top1": 1.1, "q": 0.8}
 STEPS, ABLATION_STEPS = 500, 200
-SHARED = {"grpo": {"lr": 4e-4}, "simko": {**SIMKO, "lr": 4e-4}}  # the laptop recipe's learning rate for both
+# The laptop recipe's learning rate for both.
+SHARED = {"grpo": {"learning_rate": 4e-4}, "simko": {**SIMKO, "learning_rate": 4e-4}}
+SWEEPS = {"alpha": (0.0, 0.01, 0.02, 0.1, 0.2), "lambda_top1": (1.0, 1.1, 2.0),
+          "K": (1, 2, 5), "q": (0.0, 0.2, 0.5, 0.8)}
 
 
-def rows(name, folder=RESULTS):
-    """The rows of docs/laptop/NAME.jsonl; none if there is no such file."""
+def at_rates(*rates, **settings):
+    return [{**settings, "learning_rate": rate} for rate in rates]
+
+
+# GRPO and SimKO get nine settings each, the others those of their authors
+# at two learning rates.
+GRID = {
+    "grpo": at_rates(1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+    + at_rates(2e-4, 4e-4, epsilon_high=0.28),
+    "simko": at_rates(1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, **SIMKO)
+    + at_rates(1e-4, **SIMKO | {"alpha": 0.1})
+    + at_rates(1e-4, **SIMKO | {"lambda_top1": 1.1})
+    + at_rates(1e-4, **SIMKO | {"q": 0.2}),
+    **{method: at_rates(1e-4, 2e-4) for method in [*NAMES][3:]}}
+
+
+# ---------------------------------------------------------------- results
+def read(name, folder=RESULTS):
+    """The rows of FOLDER/NAME.jsonl as a DataFrame, which is empty if the
+    file is not there. It has a column K for pass@K in %, for each K."""
     path = folder / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for _, row in read_jsonl(path)] if path.exists() else []
+    for row in rows:
+        for k, share in row.pop("pass", {}).items():
+            row[int(k)] = 100 * share
+    columns = "stage", "run", "method", "seed", "step", "steps"
+    return pd.DataFrame(rows or None, columns=None if rows else columns)
+
+
+def pass_rates(rows, run, step):
+    """pass@K in % of a run at a step: a row a seed, a column a K."""
+    rows = rows[(rows.run == run) & (rows.step == step)].set_index("seed")
+    return rows[[name for name in rows if isinstance(name, int)]]
 
 
 def describe(settings):
-    """["alpha=0.05", "lr=0.0004", ...]"""
-    return [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in sorted(settings.items())]
+    """Returns "alpha=0.05 learning_rate=0.0004 ..."."""
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in sorted(settings.items()))
 
 
-def job(method, settings, seed, wordy=False, **extra):
-    """A run: its name, its flags, what its rows say of it."""
-    return {"run": " ".join([method, *describe(settings)]), "method": method, "settings": settings, "seed": seed,
-            "data": RUNS / f"{'wordy' if wordy else 'data'}_{seed}", **extra}
+def run_name(method, settings):
+    return f"{method} {describe(settings)}"
+
+
+def comparisons(folder=RESULTS):
+    """The runs to compare, {method: (run, step)}: with the settings as
+    chosen, and GRPO and SimKO at one learning rate."""
+    try:
+        chosen = json.loads((folder / "chosen.json").read_text())
+    except (OSError, ValueError) as error:
+        fail(f"{folder / 'chosen.json'} cannot be read ({error}): python -m tools.study tune main writes it")
+    return ({method: (run_name(method, own), step) for method, (own, step) in chosen.items()},
+            {method: (run_name(method, own), STEPS) for method, own in SHARED.items()})
+
+
+def choose(rows):
+    """{method: (settings, steps)} of the row of each method with the
+    highest mean over K, from the rows of the stage tune."""
+    rows = rows[rows.step > 0]
+    scores = rows[[name for name in rows if isinstance(name, int)]].mean(axis=1)
+    best = rows.loc[scores.groupby(rows.method, sort=False).idxmax()]
+    return {row.method: (row.settings, int(row.step)) for row in best.itertuples()}
+
+
+# ----------------------------------------------------------------- stages
+@dataclass
+class Job:
+    """A run, the problems it is evaluated on, and how often."""
+    method: str
+    settings: dict
+    seed: int
+    steps: int
+    eval_steps: int
+    problems: str = "test"
+    n: int = 256
+    wordy: bool = False
+    cool: int = 0  # the step for an evaluation at T = 0.6, if any
+
+    def __post_init__(self):
+        self.run = run_name(self.method, self.settings)
+        self.data = RUNS / f"{'wordy' if self.wordy else 'data'}_{self.seed}"
+
+    def base(self, temperature):
+        """The folder of the base model's evaluation."""
+        return self.data / f"eval_{self.problems}_{self.n}_T{temperature}"
 
 
 def tune():
-    flags = {"eval_every": 100, "eval_n": 64, "set": "valid", "steps": STEPS}
-    return [job(method, settings, 0, **flags) for method, grid in GRID.items() for settings in grid]
-
-
-def choose():
-    """{method: (settings, steps)} with the highest mean over K of pass@K."""
-    best = {}
-    for row in rows("tune"):
-        score = sum(row["pass"].values()) / len(row["pass"])
-        if row["step"] and score > best.get(row["method"], (-1,))[0]:
-            best[row["method"]] = score, row["settings"], row["step"]
-    return {method: (settings, steps) for method, (_, settings, steps) in best.items()}
+    return [Job(method, settings, 0, STEPS, 100, "valid", 64)
+            for method, grid in GRID.items() for settings in grid]
 
 
 def main_stage():
-    if {work["run"] for work in tune()} - {row["run"] for row in rows("tune")}:
-        sys.exit("tools/study.py: error: main needs the settings that tune finds: python tools/study.py tune main")
-    chosen = choose()
+    rows = read("tune")
+    if {job.run for job in tune()} - {*rows.run}:
+        fail("main needs the settings that tune finds: python -m tools.study tune main")
+    chosen = choose(rows)
     (RESULTS / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
-    test, often = {"set": "test", "eval_n": 256}, {"eval_every": 50, "steps": STEPS}
-    jobs = []
+    pair, others = [], []
     for seed in range(5):
         for method, (settings, steps) in chosen.items():
-            along = {**often, "cool": steps} if method in SHARED else {**often, "steps": steps}
-            jobs.append(job(method, settings, seed, **test, **along))
-        jobs += [job(method, settings, seed, **test, **often) for method, settings in SHARED.items()]
-    return sorted(jobs, key=lambda work: work["method"] not in SHARED)  # GRPO and SimKO first
+            if method in SHARED:
+                pair.append(Job(method, settings, seed, STEPS, 50, cool=steps))
+                pair.append(Job(method, SHARED[method], seed, STEPS, 50))
+            else:
+                others.append(Job(method, settings, seed, steps, 50))
+    return pair + others
 
 
 def wordy():
-    variants = [("grpo", {}), ("simko", PAPER), ("simko", {**SIMKO, "q": 0.8}), ("simko", SIMKO)]
-    return [job(method, {**settings, "lr": lr}, seed, wordy=True, set="test", eval_n=256, steps=300, eval_every=300)
-            for lr, seed in ((1e-4, 0), (1e-4, 1), (1e-4, 2), (4e-4, 0)) for method, settings in variants]
+    variants = ("grpo", {}), ("simko", PAPER), ("simko", SIMKO | {"q": 0.8}), ("simko", SIMKO)
+    return [Job(method, {**settings, "learning_rate": rate}, seed, 300, 300, wordy=True)
+            for rate, seed in ((1e-4, 0), (1e-4, 1), (1e-4, 2), (4e-4, 0))
+            for method, settings in variants]
 
 
 def short():
-    return [job(method, {**settings, "lr": 1e-4}, seed, set="test", eval_n=256, steps=300, eval_every=300)
+    return [Job(method, {**settings, "learning_rate": 1e-4}, seed, 300, 300)
             for seed in range(3) for method, settings in (("grpo", {}), ("simko", PAPER))]
 
 
 def ablation():
-    changes = [{name: value} for name, values in (("alpha", (0.0, 0.01, 0.02, 0.1, 0.2)), ("lam", (1.0, 1.1, 2.0)),
-                                                  ("K", (1, 2, 5))) for value in values]
-    changes += [{"q": q, "tau_scope": scope} for q in (0.0, 0.2, 0.5, 0.8) for scope in ("response", "batch")
+    changes = [{name: value} for name in ("alpha", "lambda_top1", "K") for value in SWEEPS[name]]
+    changes += [{"q": q, "tau_scope": scope} for q in SWEEPS["q"] for scope in ("response", "batch")
                 if (q, scope) != (SIMKO["q"], "response")]
-    changes += [PAPER]
-    return [job("simko", {**SHARED["simko"], **change}, seed, set="test", eval_n=256, steps=ABLATION_STEPS,
-                eval_every=STEPS) for seed in range(3) for change in changes]
+    return [Job("simko", SHARED["simko"] | change, seed, ABLATION_STEPS, STEPS)
+            for seed in range(3) for change in [*changes, PAPER]]
 
 
 STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "short": short, "ablation": ablation}
 
 
-def curve(folder, width=25):
-    """Means of the log's rows over `width` steps each."""
-    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = [name for name in log[0] if name.startswith("Lambda") or name in ("reward", "entropy", "gate_share")]
-    return {"steps": [log[min(i + width, len(log)) - 1]["step"] for i in range(0, len(log), width)],
-            **{name: [sum(row[name] for row in log[i:i + width]) / len(log[i:i + width])
-                      for i in range(0, len(log), width)] for name in names}}
+# ------------------------------------------------------------------- runs
+def laptop_recipe():
+    """The laptop recipe's flags, as train.sh has them for a method without
+    flags of its own."""
+    words = ["bash", ROOT / "train.sh", "--list", "laptop", "psr"]
+    return subprocess.check_output(words, text=True).split()
 
 
-def simko(command, log, data, evaluation, **own):
-    """simko.py COMMAND with the laptop recipe's flags and then one's own; what it says goes to the file `log`. Without
-    eval.json in the folder `evaluation` it has not come to its end: a run that is asked to stop exits with 0."""
-    # psr: a method for which the laptop recipe has no flags of its own
-    flags = subprocess.check_output(["bash", "train.sh", "--list", "laptop", "psr"], cwd=ROOT, text=True).split()
-    own = [part for name, value in own.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    limits = {"train": ("--max-response-tokens", "--eval-max-tokens"), "eval": ("--eval-max-tokens",)}[command]
+def simko(command, job, folder, log, **flags):
+    """Runs simko.py with the laptop recipe's flags, the job's and `flags`,
+    until there is an evaluation in the folder."""
+    recipe = laptop_recipe()
+    flags |= {"seed": job.seed, "rollout": "hf", "eval_n": job.n,
+              "eval_data": job.data / f"{job.problems}.jsonl"}
     if command == "eval":
-        known = ("--task", "--prompt-template", "--max-prompt-tokens", "--eval-top-p", *limits)
-        flags = [part for name in known for part in (name, flags[flags.index(name) + 1])]
-    if data.name.startswith("wordy"):
-        own += [part for name in limits for part in (name, "34")]  # the longest demonstration has 33 tokens
+        known = "task", "prompt-template", "max-prompt-length", "eval-top-p", "eval-max-tokens"
+        places = [recipe.index(f"--{name}") for name in known]
+        recipe = [word for place in places for word in recipe[place:place + 2]]
+    if job.wordy:  # the longest demonstration has 33 tokens
+        flags |= {"eval_max_tokens": 34} | ({"max_completion_length": 34} if command == "train" else {})
+    words = [sys.executable, ROOT / "simko.py", command, *recipe]
+    for name, value in flags.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
     with log.open("a") as file:
-        done = subprocess.run([sys.executable, ROOT / "simko.py", command, *flags, *own], stdout=file, stderr=file,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    if done.returncode or not (evaluation / "eval.json").exists():
-        sys.exit(f"tools/study.py: error: a run failed or was stopped: see {log}")
+        done = subprocess.run(words, stdout=file, stderr=file, check=False,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+    # A run that was asked to stop exits with 0 as well.
+    if done.returncode or not (folder / "eval.json").exists():
+        fail(f"a run failed or was stopped, see {log}")
 
 
-def evaluations(folder, about):
-    """A row for each test of the folder's eval.json."""
-    return [{**about, **{name: entry[name] for name in ("set", "n", "temperature", "pass")},
-             "correct": list(entry["correct"].values())}
-            for entry in json.loads((folder / "eval.json").read_text())["sets"].values()]
+def make_base(jobs):
+    """Makes the base model and the problems that jobs share, and evaluates
+    the model as they will need it."""
+    data = jobs[0].data
+    words = [sys.executable, "-m", "tools.laptop", data, "--seed", str(jobs[0].seed)]
+    subprocess.run(words + ["--wordy"] * jobs[0].wordy, cwd=ROOT, check=True)
+    for job in jobs:
+        for temperature in (1.0, 0.6) if job.cool else (1.0,):
+            folder = job.base(temperature)
+            if not (folder / "eval.json").exists():
+                simko("eval", job, folder, data.with_suffix(".log"), model=data / "base",
+                      output_dir=folder, eval_temperature=temperature)
 
 
-def make_base(data, tests):
-    """A base model, its problems, and its evaluations (set, n, T): they serve all runs from it."""
-    kind, seed = data.name.split("_")
-    make = ROOT / "tools" / "laptop.py", data, "--seed", seed
-    subprocess.run([sys.executable, *make, *["--wordy"] * (kind == "wordy")], check=True)
-    for name, n, temperature in tests:
-        folder = base_folder(data, name, n, temperature)
-        if not (folder / "eval.json").exists():
-            simko("eval", folder.with_name(folder.name + ".log"), data, folder, model=data / "base", seed=seed,
-                  output=folder, rollout="hf", eval_data=data / f"{name}.jsonl", eval_n=n, eval_temperature=temperature)
+def evaluations(folder, **about):
+    """A row for each set of an evaluation."""
+    names = "set", "n", "temperature", "pass"
+    report = json.loads((folder / "eval.json").read_text())
+    return [{**about, **{name: entry[name] for name in names},
+             "correct": list(entry["correct"].values())} for entry in report["sets"].values()]
 
 
-def base_folder(data, name, n, temperature):
-    return RUNS / f"base_{data.name}_{name}_{n}_T{temperature}"
-
-
-def run(stage, work, lock):
-    """One run and its rows; its checkpoints are removed."""
-    seed, method = work["seed"], work["method"]
-    data, folder = work["data"], RUNS / f"{stage} {work['run']} seed={seed}".replace(" ", "_")
-    log, about = folder.with_name(folder.name + ".log"), {k: work[k] for k in ("run", "method", "settings", "seed")}
-    own = {"seed": seed, "rollout": "hf", "eval_data": data / f"{work['set']}.jsonl", "eval_n": work["eval_n"]}
+def run(stage, job, lock):
+    """Makes a run and writes its rows. Returns its name."""
+    about = {"run": job.run, "method": job.method, "settings": job.settings, "seed": job.seed}
+    name = f"{stage} {job.run} seed={job.seed}".replace(" ", "_")
+    folder, log, found = RUNS / name, RUNS / f"{name}.log", {}
 
     def train(steps):
-        simko("train", log, data, folder / f"eval_{steps:06d}", **own, **work["settings"], method=method, steps=steps,
-              output=folder, model=data / "base", train_data=data / "train.jsonl", eval_every=work["eval_every"])
-    found = {stage: [], "cool": []}
-    base = partial(base_folder, data, work["set"], work["eval_n"])
-    shutil.copytree(base(1.0), folder / "eval_000000", dirs_exist_ok=True)
-    if "cool" in work:
+        simko("train", job, folder / f"eval_{steps:06d}", log, method=job.method, steps=steps,
+              output_dir=folder, model=job.data / "base", train_data=job.data / "train.jsonl",
+              eval_steps=job.eval_steps, **job.settings)
+
+    shutil.copytree(job.base(1.0), folder / "eval_000000", dirs_exist_ok=True)
+    if job.cool:
         cool = folder / "cool"
         if not (cool / "eval.json").exists():
-            train(work["cool"])
-            simko("eval", log, data, cool, **own, eval_temperature=0.6, model=folder / "hf", output=cool)
-        for step, path in ((0, base(0.6)), (work["cool"], cool)):
-            found["cool"] += evaluations(path, {**about, "step": step})
-    train(work["steps"])
+            train(job.cool)
+            simko("eval", job, cool, log, model=folder / "hf", output_dir=cool, eval_temperature=0.6)
+        found["cool"] = evaluations(job.base(0.6), **about, step=0)
+        found["cool"] += evaluations(cool, **about, step=job.cool)
+    train(job.steps)
+    found[stage] = []
     for path in sorted(folder.glob("eval_*")):
-        found[stage] += evaluations(path, {**about, "step": int(path.name[5:])})
+        found[stage] += evaluations(path, **about, step=int(path.name[5:]))
+    # The curve comes last, since its row says that the run is done.
     found["curves"] = [{"stage": stage, **about, **curve(folder)}]
-    with lock:  # curves last: its row says that the run is done
-        for name, lines in found.items():
+    with lock:
+        for name, rows in found.items():
             with (RESULTS / f"{name}.jsonl").open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.writelines(json.dumps(row) + "\n" for row in rows)
     shutil.rmtree(folder / "checkpoints")
     return folder.name
 
 
+def curve(folder, width=25):
+    """The log's columns that matter, as means over `width` steps each."""
+    log = pd.DataFrame(row for _, row in read_jsonl(folder / "metrics.jsonl"))
+    names = [name for name in log
+             if name.startswith("Lambda") or name in ("reward", "entropy", "gate_share")]
+    parts = log.groupby(log.index // width)
+    return {"steps": parts.step.last().tolist(), **parts[names].mean().to_dict("list")}
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
     for stage in options.stages or STAGES:
-        todo = STAGES[stage]()
-        there = {(row["run"], row["seed"], row["steps"][-1]) for row in rows("curves") if row["stage"] == stage}
-        todo = [work for work in todo if (work["run"], work["seed"], work["steps"]) not in there]
-        print(f"{stage}: {len(there)} runs are there, {len(todo)} to do", flush=True)
-        tests = {}
-        for work in todo:
-            tests.setdefault(work["data"], set()).update(
-                (work["set"], work["eval_n"], temperature) for temperature in (1.0, 0.6)[:1 + ("cool" in work)])
+        jobs, curves = STAGES[stage](), read("curves")
+        done = {(row.run, row.seed, row.steps[-1]) for row in curves[curves.stage == stage].itertuples()}
+        jobs = [job for job in jobs if (job.run, job.seed, job.steps) not in done]
+        print(f"{stage}: {len(done)} runs are there, {len(jobs)} to do", flush=True)
+        bases = {}
+        for job in jobs:
+            bases.setdefault(job.data, []).append(job)
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(make_base, tests, tests.values()))
-            futures = [pool.submit(run, stage, work, lock) for work in todo]
+            list(pool.map(make_base, bases.values()))
+            futures = [pool.submit(run, stage, job, lock) for job in jobs]
             try:
                 for future in as_completed(futures):
                     print(f"{stage}: {future.result()}", flush=True)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # the runs that are on their way end, no other begins
+            except BaseException:  # runs that have begun end, no other begins
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 

@@ -1,0 +1,85 @@
+"""tools/gpu_check.py runs its parts one by one, each within its limit, and its report has what they printed."""
+import fcntl
+import subprocess
+import sys
+
+import pytest
+
+from tools import gpu_check
+from tools.gpu_check import Part, Report, run_all, run_part, summary
+
+
+def python(program):
+    return [sys.executable, "-c", program]
+
+
+def test_every_line_is_in_the_report_while_the_part_runs(tmp_path):
+    path, script = tmp_path / "report.md", tmp_path / "part.py"
+    script.write_text(f"""
+import time
+print("first", flush=True)
+end = time.monotonic() + 20
+while "\\nfirst\\n" not in open({str(path)!r}).read():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+print("seen")
+""")
+    outcome = run_part(Part("x", "a part", 60, [sys.executable, str(script)]), Report(path), 60)
+    assert (outcome.status, outcome.last) == ("ok", "seen")
+    assert "first\nseen\n````\nok, " in path.read_text()
+
+
+def test_a_part_that_fails_or_hangs_costs_the_next_nothing(tmp_path, capsys):
+    parts = [Part("fails", "it raises", 60, python("raise SystemExit(3)")),
+             Part("hangs", "it does not end", 5, python("print('begun', flush=True); import time; time.sleep(600)")),
+             Part("bar", "it overwrites a line", 60, python(r"print('10 %\r20 %\r30 %')")),
+             Part("tests", "nothing to do", 60, python("print('2 skipped in 1.0s')"))]
+    outcomes = run_all(parts, Report(tmp_path / "report.md"), minutes=3)
+    assert [outcome.status for outcome in outcomes] == ["failed with status 3", "cut off after 5 s", "ok", "skipped"]
+    assert [outcome.last for outcome in outcomes] == ["", "begun", "30 %", "2 skipped in 1.0s"]
+    rows = summary(outcomes)
+    assert rows[-3].startswith("| hangs | it does not end | cut off after 5 s | ") and rows[-3].endswith(" | begun |")
+
+
+def test_processes_that_a_part_started_end_with_it(tmp_path):
+    """The inner process holds a lock: whoever gets it knows that the process has gone."""
+    held = tmp_path / "held"
+    inner = (f"import fcntl, time; file = open({str(held)!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+             "print('locked', flush=True); time.sleep(600)")
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    outcome = run_part(Part("x", "", 60, python(program)), Report(tmp_path / "report.md"), 5)
+    assert (outcome.status, outcome.last) == ("cut off after 5 s", "locked")
+    with held.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError where it is still held
+
+
+def test_what_there_is_no_time_for_is_not_started(tmp_path):
+    part = Part("x", "a part", 60, python("print('it ran')"))
+    outcome, = run_all([part], Report(tmp_path / "report.md"), minutes=0.01)
+    assert outcome.status == "not started: no time left"
+    assert "it ran" not in (tmp_path / "report.md").read_text()
+
+
+def test_dry_run(tmp_path):
+    done = subprocess.run([sys.executable, gpu_check.__file__, "--only", "d", "f", "--minutes", "3", "--report",
+                           tmp_path / "report.md"], capture_output=True, text=True, check=True)
+    text = (tmp_path / "report.md").read_text()
+    assert text == done.stdout
+    rows = [line.split(" | ") for line in text.split("## Summary")[1].splitlines()[4:]]
+    assert [(row[0], row[2]) for row in rows] == [("| d", "ok"), ("| f", "ok")]
+    assert "2 passed" in rows[0][4] and "1 passed" in rows[1][4]
+    assert "- torch " in text and "python tools/gpu_check.py --only d f" in text
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--minutes", "0"], "--minutes 0.0: there is no time for anything"),
+    (["--model", "nowhere"], "--model nowhere: no model there"),
+    (["--only", "train"], "--only train needs --model"),
+    (["--only", "z"], "invalid choice: 'z'")])
+def test_what_cannot_be_done_is_said_before_anything_runs(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        gpu_check.main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

