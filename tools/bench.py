@@ -645,30 +645,53 @@ def answer(rng):
     return rng.choices(kinds, [kind[0] for kind in kinds])[0][1:]
 
 
-def verifier(*, rows=2048):
-    """Responses a second of Verifier.score with two workers, against math-verify called on each response in turn."""
-    import math_verify
-
-    from verify import Verifier
-    rng, responses, golds, rates, wrong = random.Random(0), [], [], [], []
+def made_up(rows):
+    """[(gold, response, whether it is right)], every second one wrong."""
+    rng, found = random.Random(0), []
     for row in range(rows):
         gold, *boxed = answer(rng)
         prose = " ".join(rng.choice(PROSE) for _ in range(rng.randint(5, 30)))
-        responses.append(f"{prose} The answer is $\\boxed{{{boxed[row % 2]}}}$.")
-        golds.append(gold)
+        found.append((gold, f"{prose} The answer is $\\boxed{{{boxed[row % 2]}}}$.", row % 2 == 0))
+    return found
+
+
+def labelled(path):
+    """[(gold, response, whether it is right)] of the math rows with a label in a file of JSON lines."""
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [(row["gold"], row["response"], bool(row["label"])) for row in rows
+            if row.get("task", "math") == "math" and row["label"] is not None and row["gold"].strip()]
+
+
+def verifier(*, rows=2048, cases=""):
+    """Responses a second of Verifier.score with two workers, against math-verify called on each response in turn:
+    on made-up responses, or with --cases on the rows of a file, {"gold": ..., "response": ..., "label": 0 or 1}."""
+    import math_verify
+
+    from verify import Verifier
+    golds, responses, labels = zip(*(labelled(cases) if cases else made_up(rows)))
 
     def measure(score):
+        """Responses a second, and the (gold, response) that are judged wrongly, by their label."""
         start = time.perf_counter()
         verdicts = score(responses, golds)
-        rates.append(rows / (time.perf_counter() - start))
-        wrong.append(sum(bool(verdict) == row % 2 for row, verdict in enumerate(verdicts)))
+        rate = len(golds) / (time.perf_counter() - start)
+        wrong = {False: [], True: []}
+        for *pair, label, verdict in zip(golds, responses, labels, verdicts):
+            if bool(verdict) != label:
+                wrong[label].append(pair)
+        return rate, wrong
 
-    parse = math_verify.parse
-    measure(lambda *rows: [math_verify.verify(parse(f"${gold}$"), parse(response)) for response, gold in zip(*rows)])
+    def naive(response, gold):
+        return math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(response))
+
+    slow, slow_wrong = measure(lambda *pairs: list(map(naive, *pairs)))
     with Verifier(workers=2) as scorer:
-        measure(partial(scorer.score, task="math"))
+        fast, wrong = measure(partial(scorer.score, task="math"))
     table("responses", "math-verify /s", "wrong verdicts", "verify.py /s", "wrong", "times")
-    show(rows, rates[0], wrong[0], rates[1], wrong[1], rates[1] / rates[0])
+    show(len(golds), slow, sum(map(len, slow_wrong.values())), fast, sum(map(len, wrong.values())), fast / slow)
+    for label, pairs in wrong.items():
+        for gold, response in pairs:
+            print(f"{'rejected' if label else 'accepted'} wrongly: {gold!r}, {response[-80:]!r}")
 
 
 # ----------------------------------------------------------------------------------------------------------- main
