@@ -8,9 +8,9 @@
 The last line makes a set from a copy, a JSONL file with the hub's columns
 or with those that simko.py reads.
 """
-import argparse
 import json
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from runtime.common import fail, write_whole
@@ -47,8 +47,7 @@ def check_golds(rows, verifier):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the files go")
     parser.add_argument("names", nargs="*", metavar="NAME[=FILE]", help=", ".join([*GROUPS, *DATASETS]))
     options = parser.parse_args()

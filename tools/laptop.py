@@ -29,12 +29,12 @@ seed gives the same bytes on one machine. It takes 132 s of one core.
 decisions, as in text. A token is a digit, and phrases never change: "first
 we take two of them : 7 * 4 = 28 . then we take what is left : 28 + 20 = 48 ."
 """
-import argparse
 import itertools
 import json
 import os
 import random
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -217,8 +217,7 @@ def build(folder, seed, steps, wordy):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of problems and weights (default: 0)")
     parser.add_argument("--steps", type=int, default=2500, help="of training (default: 2500)")

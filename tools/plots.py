@@ -20,15 +20,15 @@ fig3_5_study     dynamics, with the settings as chosen
 fig3_5_shared    dynamics of GRPO and SimKO at one learning rate
 frontier         pass@K against pass@1 along training
 fig7_ablation    one setting of SimKO changed at a time
-These show mean ± standard error over the seeds that there are.
+These show mean ± standard error over the seeds that all runs have.
 """
-import argparse
 import json
 import math
 import re
 import shutil
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -288,12 +288,14 @@ def mean_curves(rows, runs):
 
 
 def study_figures(folder):
-    """{name: figure} of a study, whose stage main must be done."""
+    """{name: figure} of a study, over the seeds that stage main has done."""
     main, rows, curves = (read(name, folder) for name in ("main", "ablation", "curves"))
     chosen, shared = comparisons(folder)
-    missing = [run for run, step in [*chosen.values(), *shared.values()] if not len(pass_rates(main, run, step))]
-    if missing:
-        fail(f"{folder / 'main.jsonl'} lacks {missing[0]}: python -m tools.study main writes it")
+    ends = [{*pass_rates(main, *end).index} for end in [*chosen.values(), *shared.values()]]
+    seeds = set.intersection(*ends)
+    if not seeds:
+        fail(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python -m tools.study main")
+    main, rows, curves = (frame[frame.seed.isin(seeds)] for frame in (main, rows, curves))
     rate = f"both at learning rate {SHARED['grpo']['learning_rate']:g}"
     parts = {"settings as chosen: learning rates differ": chosen, rate: shared}
     figures = {"frontier": frontier_figure(main, parts), "fig3d_methods": methods_figure(main, chosen)}
@@ -346,7 +348,8 @@ def first_correct(folders, name, id):
 def read_path(folders, index):
     """What `path_figure` shows: one response as the base model and each of
     the finished runs of {label: folder} read it."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
+    logging.disable_progress_bar()
     runs = {label: folder for label, folder in folders.items() if (folder / "hf").is_dir()}
     settings = [run_settings(folder) for folder in runs.values()]
     names = "model", "prompt_template", "eval_data"
@@ -375,7 +378,7 @@ def read_path(folders, index):
         text = printable(tokenizer.decode([id]).replace("\n", "↵").strip()) or "␣"
         return text if len(text) < 10 else text[:8] + "…"
 
-    title = f"{printable(name)}, problem {index}: the top {cfg.K} at each token (framed) of one response"
+    title = f"{printable(name)}, problem {index}: probabilities of the top {cfg.K} at each token of one response"
     return title, response, found, word
 
 
@@ -442,8 +445,7 @@ def follow(folder, seconds=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the figures go")
     parser.add_argument("--study", type=Path, metavar="DIR", help="the folder of tools.study's rows")

@@ -6,8 +6,8 @@
 model, problems and seed. Its interval is Student's, 95 %, and "4 of 5" is
 the number of seeds in which it is above zero.
 """
-import argparse
 import re
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
 
@@ -221,8 +221,7 @@ def ablation(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where tools.study writes")
     folder = parser.parse_args().folder
     chosen, shared = comparisons(folder)

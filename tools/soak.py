@@ -13,7 +13,6 @@ OUTPUT/memory.jsonl gets the resident memory of the trainer every two
 seconds, and that of two workers of the verifier. These answer questions
 meanwhile, since the laptop's own task needs no worker.
 """
-import argparse
 import filecmp
 import json
 import random
@@ -21,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from math import inf
 from pathlib import Path
 
@@ -91,8 +91,7 @@ def show_memory(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder that tools.laptop made")
     parser.add_argument("output", type=Path, help="folder for both runs")
     parser.add_argument("--steps", type=int, default=300)

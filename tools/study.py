@@ -20,13 +20,13 @@ short     the same with the paper's settings on the usual responses
 ablation  SimKO's settings one at a time at the recipe's learning rate
 docs/results.md says more about each.
 """
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +71,13 @@ GRID = {
 def read(name, folder=RESULTS):
     """The rows of FOLDER/NAME.jsonl as a DataFrame, which is empty if the
     file is not there. It has a column K for pass@K in %, for each K."""
-    path = folder / f"{name}.jsonl"
-    rows = [row for _, row in read_jsonl(path)] if path.exists() else []
-    for row in rows:
-        for k, share in row.pop("pass", {}).items():
-            row[int(k)] = 100 * share
+    path, rows = folder / f"{name}.jsonl", []
+    for where, row in read_jsonl(path) if path.exists() else ():
+        try:
+            rates = {int(k): 100 * share for k, share in row.pop("pass", {}).items()}
+            rows.append({name: row[name] for name in ("run", "method", "seed")} | row | rates)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            fail(f"{where} is of another version ({error!r}): remove it, and python -m tools.study makes it again")
     columns = "stage", "run", "method", "seed", "step", "steps"
     return pd.DataFrame(rows or None, columns=None if rows else columns)
 
@@ -271,8 +273,7 @@ def curve(folder, width=25):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     options = parser.parse_args()

@@ -9,8 +9,8 @@ evaluation counts. A mean over sets counts each set the same. ± is the
 standard error over problems, from 1000 bootstrap draws of the problems
 within each set.
 """
-import argparse
 import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,8 +204,7 @@ def show(title, table):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     models = dict.fromkeys(model for table in PAPER["tables"].values() for model in table["rows"])
     parser.add_argument("--paper", choices=models, help="add the paper's rows for this model; "

@@ -6,16 +6,15 @@ It reads a job, a line of JSON. For each further line it makes one
 generation and the updates on it, and answers with the mean length of the
 responses. The reward costs nothing: half of each group is right.
 """
-import argparse
 import json
 import os
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from statistics import mean
 
 
 def main():
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
 
     # Only --help works in an environment without TRL.
     import torch
