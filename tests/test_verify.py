@@ -2,7 +2,6 @@
 
 A row of a table is a gold answer and what a response says instead, all with the same verdict.
 """
-import ast
 import json
 import re
 import resource
