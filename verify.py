@@ -1,5 +1,4 @@
-r"""Is a response's final answer right?  The reward of training and the metric
-of evaluation.
+r"""Is a response's final answer right?  The reward in training and evaluation.
 
     is_correct(response, answer, task)       one verdict; TASKS lists the tasks
     with Verifier() as verifier:             many verdicts, as 1.0 and 0.0:
@@ -43,11 +42,9 @@ from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
 from runtime.latex import (
-    MAX_ANSWER, NAME, clean, extract_answer, letters, own_words, same_units,
-    split_unit)
+    MAX_ANSWER, NAME, clean, extract_answer, letters, own_words, same_units, split_unit)
 
-__all__ = ["MAX_ANSWER", "TASKS", "Verdict", "Verifier", "explain",
-           "extract_answer", "is_correct", "judge"]
+__all__ = ["MAX_ANSWER", "TASKS", "Verifier", "extract_answer", "is_correct", "judge"]
 MAX_FORMULA = 400  # characters of what is compared other than as text
 
 
@@ -82,9 +79,7 @@ def compare(gold, pred):
     if max(len(gold), len(pred)) > MAX_FORMULA:
         return wrong("text: different, and too long for a formula")
     verdict = by_structure(gold, pred)
-    if verdict.right:
-        return verdict
-    return by_unit(gold, pred) or verdict
+    return verdict if verdict.right else by_unit(gold, pred) or verdict
 
 
 # ---- 3. structure -----------------------------------------------------------
@@ -162,10 +157,8 @@ def by_solutions(golds, preds):
         return wrong("structure: different chains of equations")
     if [*map(letters, golds)] == [*map(letters, preds[::-1])]:
         return right("structure: the same equation turned round")
-    gold_sides = structure.with_primes(golds, preds)
-    pred_sides = structure.with_primes(preds, golds)
-    gold = formula.difference(*map(formula.parse, gold_sides))
-    pred = formula.difference(*map(formula.parse, pred_sides))
+    gold = formula.difference(*structure.with_primes(golds, preds))
+    pred = formula.difference(*structure.with_primes(preds, golds))
     if formula.proportional(gold, pred):
         return right("value: left minus right of both in a constant ratio")
     for name in formula.derivatives(gold) & formula.derivatives(pred):
@@ -215,8 +208,8 @@ def same_chain(one, other):
 
 def scaled(one, other):
     (terms, signs), (other_terms, _) = one, other
-    trees = [formula.difference(*map(formula.parse, pair)) for pair in (terms, other_terms)]
-    if formula.proportional(*trees, positive=signs != ["≠"]):
+    pair = formula.difference(*terms), formula.difference(*other_terms)
+    if formula.proportional(*pair, positive=signs != ["≠"]):
         return right("value: the same relation, scaled")
     return wrong("value: different relations")
 
@@ -225,8 +218,7 @@ def same_set(one, other):
     (name, intervals), (other_name, other_intervals) = one, other
     if name and other_name and letters(name) != letters(other_name):
         return wrong("structure: relations of different letters")
-    return any_order("a set of intervals", intervals, other_intervals,
-                     same_interval)
+    return any_order("a set of intervals", intervals, other_intervals, same_interval)
 
 
 def same_interval(one, other):
@@ -285,14 +277,13 @@ class Verifier(scoring.WorkerPool):
     program, tasks = __file__, TASKS
 
 
-SHARED = Verifier(workers=1)
+SHARED = Verifier(workers=1)  # for is_correct
 
 
 def is_correct(response, answer, task="math", phrase=False):
     """Whether the response's final answer is right; Verifier.score is for many."""
-    if not answer.strip():
-        return False
-    return SHARED.score([response], [answer], task, phrase=phrase) == [1.0]
+    scores = answer.strip() and SHARED.score([response], [answer], task, phrase=phrase)
+    return scores == [1.0]
 
 
 # ---- command line -----------------------------------------------------------
@@ -304,8 +295,7 @@ def explain(response, answer):
     verdict = judge(answer, pred)
     rung, _, rule = verdict.rule.partition(": ")
     found = {"extracted": pred, "cleaned": clean(pred), "gold": clean(answer),
-             "rung": rung, "rule": rule,
-             "verdict": "right" if verdict.right else "wrong"}
+             "rung": rung, "rule": rule, "verdict": "right" if verdict.right else "wrong"}
     return "\n".join(f"{name:10} {text}" for name, text in found.items())
 
 

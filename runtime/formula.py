@@ -530,7 +530,8 @@ def equal(one, other):
 
 
 def difference(left, right):
-    return ("+", left, ("*", MINUS_ONE, right))
+    """The tree of left - right, two texts."""
+    return ("+", parse(left), ("*", MINUS_ONE, parse(right)))
 
 
 def proportional(one, other, positive=False):

@@ -25,10 +25,10 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 
 
 def extract_answer(response, phrase=False):
-    r"""The content of the last box, \boxed{} or \fbox{}; None if there is none, or it is
-    empty or unclosed. Of boxes in each other, the outermost. A bare \boxed 5/7 ends at
-    the next $, space or closing brace. With phrase, for base models: without a
-    box, what follows the last "answer is" on its line."""
+    r"""The content of the last box, \boxed{} or \fbox{}; None if there is none, or
+    it is empty or unclosed. Of boxes in each other, the outermost counts. A bare
+    \boxed 5/7 ends at the next $, space or closing brace. With phrase, for base
+    models, it is what follows the last "answer is" where there is no box."""
     last = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
     if last < 0:
         return after_phrase(response) if phrase else None
@@ -69,10 +69,11 @@ def content(text, begin, ends):
 
 
 def bare_box(text):
+    """The text up to the next $, space, \\), \\] or unopened closing brace."""
     depth, end = 0, len(text)
     for token in re.finditer(r"\\[])]|\\.|[{}\s$]", text, re.DOTALL):
         depth += (token[0] == "{") - (token[0] == "}")
-        ends = token[0] in (r"\]", r"\)") or token[0] in "$" or token[0].isspace()
+        ends = token[0] in (r"\]", r"\)") or token[0] == "$" or token[0].isspace()
         if depth < 0 or depth == 0 and ends:
             end = token.start()
             break
@@ -121,6 +122,7 @@ CHARACTERS = {
     **{char: rf"\mathbb{{{letter}}}" for char, letter in zip("ℝℤℕℚℂ", "RZNQC")},
 }
 CHARACTERS = str.maketrans(CHARACTERS)
+SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+"), re.compile("[₀-₉]+")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅₆₇₈₉", "0123456789+-nx0123456789")
 
 ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠"}
@@ -150,6 +152,7 @@ def unwrap(match):
 
 
 def repeating(match):
+    """0.1\\bar{6} as a sum of fractions."""
     whole, start, digits = match.groups()
     nines = (10 ** len(digits) - 1) * 10 ** len(start)
     return rf"({whole}.{start}0+\frac{{{digits}}}{{{nines}}})"
@@ -167,7 +170,7 @@ class Spelling(NamedTuple):
 
 SPELLINGS = [
     Spelling("thousands",
-             rf"(?<![0-9.,])[0-9]{{1,3}}(?:{GAP}\s*[0-9]{{3}})+(?![0-9])",
+             rf"(?<![0-9.,])[1-9][0-9]{{0,2}}(?:{GAP}\s*[0-9]{{3}})+(?![0-9])",
              lambda m: re.sub("[^0-9]", "", m[0]),
              r"1{,}234, 1,\!000, 1\;000", "1234, 1000, 1000"),
     Spelling("decimal comma",
@@ -280,7 +283,7 @@ SPELLINGS = [
              r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", "*",
              "3 x 10^{5}", "3*10^{5}"),
     Spelling("spaces in numbers",
-             r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9])(?!\s*/)",
+             r"(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9])(?!\s*/)",
              lambda m: m[0].replace(" ", ""),
              "1 000 000", "1000000"),
     Spelling("mixed numbers",
@@ -316,8 +319,8 @@ def clean(text):
     listed = len(split(re.sub(r"\\[,;]", "", text[1:-1]), ",;")) > 1
     if grouped and not listed:  # {1,2} is meant as a set
         return clean(text[1:-1])
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+", lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
-    text = re.sub("[₀-₉]+", lambda m: f"_{{{m[0].translate(RAISED)}}}", text)
+    text = SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
+    text = SUBSCRIPT.sub(lambda m: f"_{{{m[0].translate(RAISED)}}}", text)
     text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text.translate(CHARACTERS))
     text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
     for pattern, replacement in PATTERNS:
@@ -377,55 +380,58 @@ def enclosed(text, brackets):
 
 
 # ---- units ------------------------------------------------------------------
-MEASURES = """cm centimeter centimetre, mm millimeter millimetre, km kilometer kilometre,
-m meter metre 米, in inch inche, ft foot feet, yd yard, mi mile, nm nanometer, g gram,
-mg milligram, kg kilogram kilo kgs 千克 公斤, lb pound lbs, oz ounce, ton tonne, l liter
-litre 升, ml milliliter millilitre, gal gallon, qt quart, pt pint, s second sec 秒,
-min minute mins 分钟, h hour hr hrs 小时, day 天, week, month 月, yr year 年 岁, decade,
-century centurie, ct cent, dollar usd buck, euro eur, rupee rs inr, yuan 元 rmb, yen, peso,
-% percent pct percentage, ° degree deg 度, c celsius °c, f fahrenheit °f, k kelvin, rad
-radian, hz hertz, khz, mhz, ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev,
-gev, w watt, kw, mw, kwh, v volt, a amp ampere, ohm, pa pascal, kpa, atm, bar, t tesla,
-mol mole, erg, mph, kph, kmh, rpm, bit, byte, kb, mb, gb, knot, acre, hectare, light-year"""
-COUNTED = """unit way time piece point item object thing set group team pair part person people man
-men woman women child children kid boy girl student teacher player member friend guest
-customer employee worker passenger visitor adult baby babie animal dog cat puppy puppie
-kitten bird chicken hen duck cow horse pig sheep goat rabbit fish frog bug ant bee spider
-snake monkey apple orange banana pear peach peache grape cherry cherrie berry berrie
-strawberry strawberrie tomato tomatoe potato potatoe carrot onion egg cookie cake cupcake
-candy candie chocolate pizza sandwich sandwiche slice loaf loaves muffin donut pie cup
-glass glasse bottle can jar box boxe bag basket bucket pack package packet carton crate
-case bowl plate spoon tablespoon teaspoon serving meal coin penny pennie nickel dime bill
-ticket card stamp sticker marble bead toy doll ball balloon game book page pen pencil
-crayon eraser notebook letter word sentence problem question answer test lesson class
-classe course shirt shoe hat dress dresse sock pant car truck bus buse bike bicycle
-bicycle train boat plane ship wheel tire seat chair table desk bed room house home
-building floor window door wall brick tile block board step stair mile trip lap round
-hit goal shot vote tree flower rose plant seed leaf leave branch branche row column
-number integer digit value solution root factor divisor multiple prime term edge vertex
-vertice face side corner angle triangle square rectangle circle cube polygon diagonal
-path route arrangement permutation combination subset pairing outcome possibility
-possibilitie choice handshake match matche pound song movie video photo picture painting
-message call minute click bean nut fruit vegetable ounce gift present job task hole
-book store shop school town city citie country countrie state star planet layer level
-dot line segment stick rod log rope string ribbon bolt nail screw battery batterie
-个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对 厘米 千米 公里 克 吨 毫升"""
+MEASURES = """cm centimeter centimetre, mm millimeter millimetre, km kilometer
+kilometre, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
+g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound, oz ounce, ton tonne,
+l liter litre 升, ml milliliter millilitre, gal gallon, qt quart, pt pint,
+s second sec 秒, min minute 分钟, h hour hr 小时, day 天, week, month 月, yr year 年 岁,
+decade, century, ct cent, dollar usd buck, euro eur, rupee rs inr, yuan 元 rmb, yen,
+peso, % percent pct percentage, ° degree deg 度, c celsius °c, f fahrenheit °f,
+k kelvin, rad radian, hz hertz, khz, mhz, ghz, n newton, j joule, kj, cal calorie,
+kcal, ev, kev, mev, gev, w watt, kw, mw, kwh, v volt, a amp ampere, ohm, pa pascal,
+kpa, atm, bar, t tesla, mol mole, erg, mph, kph, kmh, rpm, bit, byte, kb, mb, gb,
+knot, acre, hectare, light-year, 厘米, 千米, 公里, 克, 吨, 毫升"""
+COUNTED = """unit way time piece point item object thing set group team pair part person
+people man men woman women child children kid boy girl student teacher player member
+friend guest customer employee worker passenger visitor adult baby animal dog cat puppy
+kitten bird chicken hen duck cow horse pig sheep goat rabbit fish frog bug ant bee
+spider snake monkey apple orange banana pear peach grape cherry berry strawberry tomato
+potato carrot onion egg cookie cake cupcake candy chocolate pizza sandwich slice loaf
+loaves muffin donut pie cup glass bottle can jar box bag basket bucket pack package
+packet carton crate case bowl plate spoon tablespoon teaspoon serving meal coin penny
+nickel dime bill ticket card stamp sticker marble bead toy doll ball balloon game book
+page pen pencil crayon eraser notebook letter word sentence problem question answer test
+lesson class course shirt shoe hat dress sock pant car truck bus bike bicycle train boat
+plane ship wheel tire seat chair table desk bed room house home building floor window
+door wall brick tile block board step stair trip lap round hit goal shot vote tree
+flower rose plant seed leaf leave branch row column number integer digit value solution
+root factor divisor multiple prime term edge vertex vertice face side corner angle
+triangle square rectangle circle cube polygon diagonal path route arrangement
+permutation combination subset outcome possibility choice handshake match song movie
+video photo picture painting message call click bean nut fruit vegetable gift present
+job task hole store shop school town city country state star planet layer level dot line
+segment stick rod log rope string ribbon bolt nail screw battery widget pupil sweet
+chip pill seat leg wing page cookie shell stone rock ring key hour
+个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对"""
 CONNECTIVES = set(
     "per a an of the each sq square cubic cu total long wide tall high deep old distinct "
     "different real positive possible ordered red blue green white black 平方 立方 每".split())
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
-UNITS = {alias: names.split()[0] for names in MEASURES.split(",") for alias in names.split()}
+UNITS = {alias: names.split()[0]
+         for names in MEASURES.split(",") for alias in names.split()}
 UNITS |= {noun: noun for noun in COUNTED.split() if noun not in UNITS}
 CJK = "[\u4e00-\u9fff]"
 EXPONENT = r"\^\s*\{-?[1-9]\}"
-TAIL = re.compile(
+TAIL = re.compile(  # a value, how words begin behind it, how they go on
     rf"""(?P<value>.*?[\w)}}⦄\]⟧!|])\s*
-    (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|°|{CJK}|m\s*/\s*s|(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
+    (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|°|{CJK}|m\s*/\s*s
+                 |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
     (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
+TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # behind a gold's number, these are no unit of its own
     "or and not no more less than at least most to if million billion trillion thousand "
     "hundred dozen half halves third quarter tenth squared cubed factorial base mod but "
-    "is over times plus minus remainder even odd".split())
+    "is over times plus minus remainder even odd octal binary lakh crore gross".split())
 
 
 @functools.lru_cache(4096)
@@ -435,7 +441,7 @@ def split_unit(text, own=frozenset()):
     match = TAIL.fullmatch(text)
     if not match or r"\text" in match["value"]:
         return text, frozenset()
-    if "°" in match["words"] and re.search(r"\\(?:sin|cos|tan|sec|csc|cot)", match["value"]):
+    if "°" in match["words"] and TRIGONOMETRIC.search(match["value"]):
         return text, frozenset()  # \sin 1° is not \sin 1
     words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", match["words"])
     words = re.findall(rf"°[CFcf]?|[A-Za-z'-]+|{CJK}+", words)
@@ -461,7 +467,9 @@ def unit_of(word, own):
     word = word.lower()
     if word in CONNECTIVES:
         return ""
-    for name in (word, word.removesuffix("s")):
+    plurals = (word, word.removesuffix("s"), word.removesuffix("es"),
+               re.sub("ies$", "y", word))
+    for name in plurals:
         if name in UNITS:
             return UNITS[name]
         if name in own:

@@ -65,16 +65,28 @@ def both_signs(text):
             for upper, lower in ("+-", "-+")]
 
 
-GROUPED = re.compile("(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+GROUPED = re.compile("(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
 
 
 def readings(gold, pred):
     """Pairs to compare: 1,234 is a number and no list, 101,234 may be either."""
+    gold, pred = one_by_one(gold, pred), one_by_one(pred, gold)
     numbers = without_grouping(gold), without_grouping(pred)
     gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
     if gold_is_number or numbers == (gold, pred):
         return [numbers]
     return [numbers, (gold, pred)]
+
+
+def one_by_one(text, other):
+    """(x,y)=(1,2) as x=1, y=2 where the other side is a list of equations."""
+    left, *right = split(text, "=")
+    if len(right) != 1 or len(split(other, ",")) < 2 or "=" not in other:
+        return text
+    (kind, names), (value_kind, values) = parts(left), parts(right[0])
+    if kind != "()" or value_kind != "()" or len(names) != len(values):
+        return text
+    return ", ".join(map("=".join, zip(names, values)))
 
 
 def without_grouping(text):

@@ -2,7 +2,6 @@
 
 A row of a table is a gold answer and what a response says instead, all with the same verdict.
 """
-import ast
 import json
 import re
 import resource
@@ -224,6 +223,8 @@ e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
 y=2x+3 ¦ y-3=2x ¦ 4x-2y+6=0
 MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
+(x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
+x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3
 y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
 # sets of real numbers
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\} ¦ x \ge -2 \text{ and } x<1
@@ -334,6 +335,7 @@ f^{-1}(x) ¦ 1/f(x)
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
 \ln|x|+C ¦ \ln x ¦ \ln|x|
+x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
 (-2,2) ¦ |x|\le 2 ¦ |x|>2
