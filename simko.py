@@ -277,8 +277,8 @@ class VLLMEngine:
             memory = {"gpu_memory_utilization": cfg.gpu_memory_utilization,
                       "enable_sleep_mode": True}
         else:  # by default each rank would claim most of the machine
-            gib = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
-            memory = {"kv_cache_memory_bytes": int(gib * 2**30)}
+            gib = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
+            memory = {"kv_cache_memory_bytes": gib * 2**30}
         self.llm = LLM(
             cfg.model, load_format=load_format, dtype=dtype, seed=cfg.seed,
             max_model_len=cfg.max_prompt_length + max_tokens,

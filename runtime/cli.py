@@ -52,7 +52,7 @@ class SystemConfig:
         "auto", "of the computation; auto: bfloat16 on GPUs")
     gpu_memory_utilization: float = setting(
         0.6, "vLLM's share of a GPU's memory while it generates; on "
-        "CPUs VLLM_CPU_KVCACHE_SPACE is the size of its cache in GiB")
+        "CPUs VLLM_CPU_KVCACHE_SPACE is its cache in whole GiB")
     tensor_parallel_size: int = setting(
         1, "neighbouring GPUs of a node that share a vLLM engine")
     micro_batch_tokens: int = setting(
@@ -247,6 +247,8 @@ def conditions(command, cfg):
     return [
         ("--lambda-top1 must be at least 1", cfg.lambda_top1 >= 1),
         ("--epsilon must lie in [0, 1)", 0 <= cfg.epsilon < 1),
+        ("VLLM_CPU_KVCACHE_SPACE must be a whole number of GiB",
+         os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1").isdigit()),
         ("--gpu-memory-utilization must lie in (0, 1]",
          0 < cfg.gpu_memory_utilization <= 1),
         ("--num-generations must be at least 2: one response alone has "

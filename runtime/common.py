@@ -2,8 +2,10 @@
 lists gathered from all ranks, random streams, the process group."""
 import os
 import random
+import sys
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +31,10 @@ def one_line(error):
 
 def fail(message):
     """Ends the program with a one-line message for the user."""
-    raise SystemExit(f"simko.py: error: {printable(message)}")
+    name = Path(sys.argv[0]).name
+    if not name.endswith(".py") or name == "__main__.py":
+        name = "simko.py"  # called from Python, and not as a program
+    raise SystemExit(f"{name}: error: {printable(message)}")
 
 
 def write_whole(path, text):

@@ -1,42 +1,41 @@
-"""Tests of bench.py: every command runs on tiny sizes and its rows can be read, and what SimKO's loss is timed against
-gives the same numbers. `step` against TRL needs an environment of its own, named by SIMKO_TRL_PYTHON."""
+"""Tests of tools/bench.py. Every command runs on tiny sizes, and its tables can be read. What SimKO's
+loss is timed against computes the same numbers.
+
+`step` against TRL needs an environment of its own, which SIMKO_TRL_PYTHON names."""
 import math
 import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import simko
 from runtime import chunked
-from tools import bench
+from runtime.packing import pack
+from tests import workers
+from tests.conftest import quiet
+from tools import bench, heads, measuring
 
-BENCH = Path(bench.__file__)
-torch.set_num_threads(1)
-needs_compiler = pytest.mark.skipif(not bench.COMPILES, reason="torch.compile needs a C++ compiler, Python's headers")
+needs_compiler = pytest.mark.skipif(
+    not bench.compiles(), reason="torch.compile needs a C++ compiler and Python's headers")
+needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+ABOVE = "GiB above weights, gradients, optimizer"
 
 
-def run(*arguments):
-    """Runs bench.py: [[{column: cell, numbers as floats} of each row] of each table], and what else it printed."""
-    done = subprocess.run([sys.executable, BENCH, *map(str, arguments)], capture_output=True, text=True,
-                          env=bench.ENVIRONMENT | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    tables, rest, lines = [], [], done.stdout.splitlines()
-    for i, line in enumerate(lines):
-        cells = line.strip("|").split("|")
-        if not line.startswith("|"):
-            rest.append(line)
-        elif lines[i + 1:] and lines[i + 1].startswith("| --- "):
-            names = [cell.strip() for cell in cells]
-            tables.append([])
-        elif "---" not in line:
-            assert len(cells) == len(names)
-            tables[-1].append({name: number(cell.strip()) for name, cell in zip(names, cells)})
-    return tables, "\n".join(rest)
+def tables(output):
+    """[[{column: cell} of each row] of each table]. Numbers are floats."""
+    found, lines = [], output.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""]):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or line.startswith("| --- "):
+            continue
+        if following.startswith("| --- "):
+            names = cells
+            found.append([])
+        else:
+            found[-1].append(dict(zip(names, map(number, cells), strict=True)))
+    return found
 
 
 def number(cell):
@@ -46,34 +45,50 @@ def number(cell):
         return cell
 
 
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs a command line in this process alone, and returns its tables."""
+    monkeypatch.setattr(bench, "afresh", lambda function, *arguments: function(*arguments))
+
+    def call(*arguments):
+        with mock.patch.dict(os.environ):
+            bench.main([str(argument) for argument in arguments])
+        return tables(capsys.readouterr().out)
+
+    return call
+
+
+# ------------------------------------------------------------------------ what is compared is equal
 def values_and_gradients(statistics, K, vocabulary=60, temperature=0.7, **arguments):
     states, weight, token = bench.head_inputs(48, 16, vocabulary)
     token[::3] = (states @ weight.T).argmax(1)[::3]  # some are rank-1
-    logp, topk_logp, entropy, is_top1 = statistics(states, weight, token, K, temperature, **arguments)
+    logp, topk_logp, entropy, is_top1 = statistics(
+        states, weight, token, K, temperature, **arguments)
     (logp.sin().sum() + topk_logp.cos().sum()).backward()
     return logp, topk_logp, entropy, is_top1, states.grad, weight.grad
 
 
 @pytest.mark.parametrize("K", [1, 3, 7])
-@pytest.mark.parametrize("copies", [True, False])
-def test_the_released_way_gives_the_same_numbers(K, copies, monkeypatch):
+@pytest.mark.parametrize("statistics", [heads.released_statistics, heads.full_statistics])
+def test_full_logits_give_the_same_numbers(K, statistics, monkeypatch):
     monkeypatch.setattr(bench, "DTYPE", torch.float64)
-    for ours, released in zip(values_and_gradients(chunked.token_statistics, K),
-                              values_and_gradients(bench.full_statistics, K, copies=copies)):
-        torch.testing.assert_close(ours, released, rtol=1e-11, atol=1e-13)
+    ours = values_and_gradients(chunked.token_statistics, K)
+    torch.testing.assert_close(ours, values_and_gradients(statistics, K), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("vocabulary", [60, 320])  # 320 makes five blocks of 64; 60 has none
-@pytest.mark.parametrize("way", [*bench.HEADS, pytest.param("compiled-chunks", marks=needs_compiler)])
-def test_every_head_gives_the_same_numbers(way, vocabulary, temperature, monkeypatch):
+@pytest.mark.parametrize("way", [
+    "topk-first", "topk-blocks", "few-passes",
+    pytest.param("compiled-chunks", marks=needs_compiler)])
+def test_every_head_gives_the_same_numbers(way, vocabulary, temperature):
     settings = {"vocabulary": vocabulary, "temperature": temperature, "chunk": 20}
-    expected = values_and_gradients(chunked.token_statistics, 3, **settings)
-    for name in ("chunk_statistics", "chunk_gradient"):
-        monkeypatch.setattr(chunked, name, getattr(chunked, name))  # set_head changes them
-    bench.set_head(*(bench.HEADS.get(way) or bench.compiled_head()))
-    for plain, other in zip(expected, values_and_gradients(chunked.token_statistics, 3, **settings), strict=True):
-        torch.testing.assert_close(other, plain)
+    plain = values_and_gradients(chunked.token_statistics, 3, **settings)
+    functions = heads.functions(way)
+    assert functions != heads.PLAIN
+    with mock.patch.multiple(chunked, **functions):
+        other = values_and_gradients(chunked.token_statistics, 3, **settings)
+    torch.testing.assert_close(other, plain)
 
 
 @pytest.mark.parametrize("K", [1, 3, 5, 6])  # of 320 logits in five blocks
@@ -81,160 +96,229 @@ def test_top_k_by_blocks_is_exact(K):
     z = torch.randn(50, 320, generator=torch.Generator().manual_seed(0))
     z[1] = z[1].round()  # ties
     z[2, 64:70] = 9      # all of them in one block
-    values, indices = bench.top_k_by_blocks(z, K)
-    assert torch.equal(values, z.topk(K).values) and torch.equal(z.gather(1, indices), values)
+    values, indices = heads.top_k_by_blocks(z, K)
+    assert torch.equal(values, z.topk(K).values)
+    assert torch.equal(z.gather(1, indices), values)
     assert all(len(set(row)) == K for row in indices.tolist())
 
 
 @needs_compiler
-def test_layers_are_compiled_once_for_all_lengths_and_give_the_same_gradients():
+def test_layers_are_compiled_once_for_all_lengths_and_give_the_same_gradients(group):
     from torch._dynamo.utils import counters
-    config = bench.shape_of("laptop")
-    norms = []
-    with simko.process_group() as device:
-        for prepare in (None, bench.compile_layers):
-            torch.manual_seed(0)
-            trainer = bench.random_trainer(config, device, prepare, learning_rate=0.0)
-            norms.append([])
-            for count, length in ((4, 64), (2, 64), (3, 50)):
-                _, norm = trainer.update(bench.random_samples(count, length, "laptop"), None, bench.QUIET)
-                norms[-1].append(norm)
-                graphs = counters["stats"]["unique_graphs"]
-                first = graphs if len(norms[-1]) == 1 else first
-            assert graphs == first
-    assert norms[1] == pytest.approx(norms[0], rel=1e-4) and graphs > 0
+    config, device = bench.shape_of("laptop"), torch.device(bench.DEVICE)
+    norms, graphs = [], []
+    for change in (None, bench.compile_layers):
+        torch.manual_seed(0)
+        trainer = bench.random_trainer(config, device, change, learning_rate=0.0)
+        norms.append([])
+        graphs.append([])
+        for count, length in ((4, 64), (2, 64), (3, 50)):
+            samples = bench.random_samples(count, length, "laptop")
+            norms[-1].append(trainer.update(samples, "simko", None, quiet)["grad_norm"])
+            graphs[-1].append(counters["stats"]["unique_graphs"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    assert graphs[0][-1] < graphs[1][0] == graphs[1][-1]
 
 
+def test_the_loss_is_that_of_a_trainer(group):
+    """It is that of the first update after a rollout, as a mean over tokens."""
+    device = torch.device(bench.DEVICE)
+    trainer = bench.random_trainer(
+        bench.shape_of("laptop"), device, loss_type="dapo", lambda_top1=1.6, q=0.4)
+    samples = bench.random_samples(4, 512, "laptop")  # some tokens happen to be rank-1
+    packed = pack(samples, device)
+    losses = {}
+    for method in ("simko", "grpo"):
+        statistics = trainer.policy.policy_forward(packed, trainer.cfg.K, 1.0)
+        own = statistics[0].detach().split(packed.lengths.tolist())
+        for sample, logp, advantage in zip(samples, own, (-2.0, -1.0, 0.5, -0.5)):
+            sample.old_logp, sample.advantage = logp, advantage
+        advantages = torch.tensor([s.advantage for s in samples], device=device)
+        advantages = advantages.repeat_interleave(packed.lengths)
+        loss = bench.token_loss(method, statistics, advantages, packed.lengths, trainer.cfg)
+        losses[method] = loss.mean().item()
+        sums = trainer.update(samples, method, None, quiet)
+        assert sums["loss"] == pytest.approx(losses[method], rel=1e-4)
+    assert losses["simko"] > losses["grpo"]
+
+
+# ----------------------------------------------------------------------- what is counted is right
 def test_products_are_those_of_a_head():
     states, weight, _ = bench.head_inputs(16, 8, 20)
     with FlopCounterMode(display=False) as counter:
         grad_weight = bench.products(states, weight)
     torch.testing.assert_close(grad_weight, (states @ weight.T).T @ states)
-    assert counter.get_total_flops() == 3 * 2 * 16 * 8 * 20  # addmm_ is not counted, but its result is there
+    # addmm_ is not counted, but its result is there.
+    assert counter.get_total_flops() == 3 * 2 * 16 * 8 * 20
 
 
 def test_model_flops_against_a_count():
-    samples, model = bench.random_samples(2, 64, "tiny-qwen"), bench.random_model(bench.shape_of("tiny-qwen"))
-    model.set_attn_implementation("eager")  # counted product by product, above the diagonal too
+    samples = bench.random_samples(2, 64, "tiny-qwen")
+    model = bench.random_model(bench.shape_of("tiny-qwen"))
+    # It is counted product by product, above the diagonal too.
+    model.set_attn_implementation("eager")
+    ids = torch.zeros(2, 64, dtype=torch.long, device=bench.DEVICE)
     with FlopCounterMode(display=False) as counter:
-        hidden = model.base_model(input_ids=torch.zeros(2, 64, dtype=torch.long)).last_hidden_state
+        hidden = model.base_model(input_ids=ids).last_hidden_state
         (hidden[:, :48] @ model.get_output_embeddings().weight.T).sum().backward()
     shape = bench.SHAPES["tiny-qwen"]
-    half = 6 * shape.num_hidden_layers * shape.hidden_size * 2 * 64**2  # of the attention: what causal leaves out
-    assert math.isclose(bench.model_flops(model, samples) + half, counter.get_total_flops(), rel_tol=0.02)
+    # Half of the attention, which a causal one leaves out.
+    half = 6 * shape.num_hidden_layers * shape.hidden_size * 2 * 64**2
+    counted = bench.model_flops(model, samples) + half
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
-def test_peak_sees_what_a_run_takes_and_not_what_was_free():
-    several = lambda: [torch.ones(2**18) for _ in range(64)]  # 64 MiB in pieces that the C library keeps when freed
+@needs_cpu
+def test_memory_is_what_a_run_takes_and_not_what_was_free():
+    def several():
+        """64 MiB in pieces that the C library keeps when they are freed."""
+        return [torch.ones(2**18) for _ in range(64)]
+
     several()
-    assert 0.06 < bench.peak(several) < 0.09 and 0.06 < bench.peak(lambda: torch.ones(2**24)) < 0.09
-    assert bench.peak(lambda: None) < 0.01
-
-
-def test_loss():
-    (rows,), _ = run("loss", "--hidden", 16, "--tokens", 512, 4096, "--vocabulary", 6000, "--rounds", 1, "--memory", 1)
-    assert [row["tokens"] for row in rows] == [512, 4096]
-    assert all(row[f"/ {name}"] > 0 for row in rows for name in ("GRPO", "products"))
-    assert rows[0]["/ released"] > 0 and rows[0]["released GiB"] > 1.5 * rows[0]["SimKO GiB"] > 0.01
-    assert rows[1]["/ released"] == "-" and math.isnan(rows[1]["released GiB"])  # it would take 1.1 GiB
-
-
-def test_step(tmp_path):
-    small = ["--batch-size", 2, "--num-generations", 2, "--mini-batch-size", 1, "--max-completion-length", 4]
-    subprocess.run([sys.executable, BENCH.parent / "laptop.py", tmp_path / "data", "--steps", "1"], check=True,
-                   capture_output=True)
-    data = ["--model", tmp_path / "data/base", "--train-data", tmp_path / "data/train.jsonl"]
-    trl = ["--trl-python", os.environ["SIMKO_TRL_PYTHON"]] if "SIMKO_TRL_PYTHON" in os.environ else []
-    (rows,), _ = run("step", "laptop", "--rollout", "hf", "--rounds", 2, *data, *small, *trl)
-    assert [row["laptop"] for row in rows] == [*["TRL"] * bool(trl), "hf"]
-    shares = [share for name, share in rows[-1].items() if name.endswith(" %")]
-    assert rows[-1]["s a step"] > 0 and rows[-1]["response tokens"] <= 4
-    assert len(shares) == 7 and all(share > 0 for share in shares)
-
-
-def test_scale():
-    (rows,), _ = run("scale", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1)
-    assert [row["samples"] for row in rows] == [2, 8, 32] and rows[0]["/ the first's"] == 1
-    assert all(row["s an update"] > 0 and row["GiB above weights, gradients, optimizer"] > 0 for row in rows)
-
-
-def test_gpu_dry_run():
-    generate = 16 * bool(find_spec("vllm"))
-    (rows, *generated), _ = run("gpu", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1, "--generate", generate)
-    compiled = ["compiled-chunks"] * bench.COMPILES
-    assert [row[""] for row in rows] == ["grpo", "simko", *compiled, "full-logits"]
-    assert all(0 < row["FLOPs utilisation %"] < 100 and row["update tokens/s"] > 0 for row in rows)
-    assert all(row["GiB in all"] > row["GiB above weights, gradients, optimizer"] > 0 for row in rows)
-    assert not generate or generated[0][0]["vLLM, tokens/s generated"] > 0
-
-
-def test_gpu_measures_the_other_ways():
-    ways = [way for way in bench.WAYS if way not in bench.gpu.__kwdefaults__["ways"]]
-    ways = [way for way in ways if bench.COMPILES or not way.startswith("compiled")]
-    (rows,), _ = run("gpu", "--shape", "tiny-qwen", "--tokens", 256, "--rounds", 1, "--generate", 0, "--ways", *ways)
-    assert [row[""] for row in rows] == ways and all(row["update tokens/s"] > 0 for row in rows)
-
-
-def test_gpu_extrapolates_layers_and_profiles():
-    (rows, profile), _ = run("gpu", "--shape", "tiny-qwen", "--tokens", 256, "--rounds", 1, "--generate", 0,
-                             "--ways", "simko", "--layers", 2, "--profile")
-    measured, whole = rows
-    assert measured.pop("shape") == "tiny-qwen, 2 layers"
-    assert whole.pop("shape") == "tiny-qwen, 2 layers, extrapolated from 1 and 2"
-    assert whole == measured  # it has no more layers than were measured
-    title, = (name for name in profile[0] if name.startswith("tiny-qwen, simko"))
-    assert "aten::mm" in [row[title] for row in profile]
-    assert 0 < sum(row["% of them"] for row in profile) <= 100.1
+    for run in (several, lambda: torch.ones(2**24)):
+        _, taken = measuring.memory_of(run)
+        assert 0.06 < taken < 0.09
+    assert measuring.memory_of(lambda: None)[1] < 0.01
 
 
 def test_what_more_layers_take_is_extrapolated():
     half = {"flops": 3.0, "seconds": {"simko": [5.0]}, "memory": {"simko": [1.0, 2.0]}}
-    full = {"flops": 4.0, "seconds": {"simko": [6.0, 8.0]}, "memory": {"simko": [1.5, 4.0]}, "rate": 9.0}
-    every = bench.extrapolated(half, full, 2, 4, 28)
-    assert every == {"rate": 9.0, "flops": 16.0, "seconds": {"simko": [31.0]}, "memory": {"simko": [7.5, 28.0]},
-                     "out of memory": []}
+    full = {"rate": 9.0, "flops": 4.0,
+            "seconds": {"grpo": [1.0], "simko": [6.0, 8.0]},
+            "memory": {"grpo": [1.0, 1.0], "simko": [1.5, 4.0]}}
+    assert bench.extrapolated(half, full, 2, 4, 28) == {
+        "rate": 9.0, "flops": 16.0, "seconds": {"simko": [31.0]},
+        "memory": {"simko": [7.5, 28.0]}, "out of memory": []}
 
 
 def test_one_rank_of_many_holds_its_share_and_updates():
-    with bench.process_group(8) as device:
+    with mock.patch.dict(os.environ), bench.process_group(8) as device:
         trainer = bench.random_trainer(bench.shape_of("laptop"), device)
         whole = sum(p.numel() for p in trainer.policy.parameters())
         share = sum(p.to_local().numel() for p in trainer.policy.parameters())
         assert whole / 8 <= share < whole / 7
-        sums, norm = trainer.update(bench.random_samples(2, 32, "laptop"), None, bench.QUIET)
-        assert norm > 0 and sums[-1] == 2 * 24  # response tokens
+        samples = bench.random_samples(2, 32, "laptop")
+        sums = trainer.update(samples, "simko", None, quiet)
+        assert sums["grad_norm"] > 0
+        assert sums["tokens"] == 2 * 24
 
 
 def test_a_way_that_runs_out_of_memory_is_named(monkeypatch):
-    for owner, name in ((simko, "load_model"), (simko, "token_statistics"), (chunked, "chunk_statistics"),
-                        (chunked, "chunk_gradient")):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # measured_updates changes them
-
     def too_large(*_, **__):
         raise torch.OutOfMemoryError
-    monkeypatch.setattr(bench, "full_statistics", too_large)
-    lost = bench.measured_updates("tiny-qwen", 256, 1, 1, 0, ["full-logits"], False)
+
+    monkeypatch.setitem(heads.HEADS, "full-logits", {"token_statistics": too_large})
+    with mock.patch.dict(os.environ):
+        lost = bench.measured_updates("laptop", 256, 1, 1, 0, ["grpo", "full-logits"], False)
     assert lost == {"lost": "full-logits"}
 
 
 def test_ways_that_run_out_of_memory_are_rows(monkeypatch, capsys):
     answers = [{"lost": "full-logits"}, {"lost": "simko"}]
     monkeypatch.setattr(bench, "afresh", lambda job, layers, ways, profile: answers.pop(0))
-    bench.show_updates("7b", 16, bench.measure_what_fits(None, 0, ["simko", "full-logits"], False))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[2:4] for line in lines] == [["full-logits", "out of memory"], ["simko", "out of memory"]]
+    measured = bench.measure_what_fits(None, 0, ["simko", "full-logits"], False)
+    bench.show_updates("7b", 16, measured)
+    rows = [line.split(" | ")[2:4] for line in capsys.readouterr().out.splitlines()]
+    assert rows == [["full-logits", "out of memory"], ["simko", "out of memory"]]
 
 
-def test_verifier():
-    (rows,), _ = run("verifier", "--rows", 32)
-    assert rows[0]["responses"] == 32 and rows[0]["times"] > 0 == rows[0]["wrong"]
+# ---------------------------------------------------------------------------------- the commands
+def test_loss(run):
+    rows, = run("loss", "--hidden", 16, "--tokens", 512, 4096, "--vocabulary", 6000,
+                "--rounds", 1, "--memory", 1)
+    assert [row["tokens"] for row in rows] == [512, 4096]
+    assert all(row[f"/ {name}"] > 0 for row in rows for name in ("GRPO", "products"))
+    assert rows[0]["/ released"] > 0
+    assert rows[0]["released GiB"] > 1.5 * rows[0]["SimKO GiB"] > 0.01
+    assert rows[1]["/ released"] == "-"  # it would take 1.1 GiB
+    assert math.isnan(rows[1]["released GiB"])
 
 
-@pytest.mark.parametrize("arguments, status, message", [
-    (["loss", "--hiden", "3"], 2, "--hiden"), (["step", "desktop"], 2, "desktop"),
-    (["gpu", "--ways", "best"], 2, "best"),
-    (["gpu", "--shape", "tiny-qwen", "--layers", "3"], 1, "--layers 3"),
-    *([] if torch.cuda.is_available() else [(["gpu"], 1, "no GPU here")])])
-def test_what_cannot_be_measured_is_an_error(arguments, status, message):
-    done = subprocess.run([sys.executable, BENCH, *arguments], capture_output=True, text=True)
-    assert done.returncode == status and message in done.stderr.splitlines()[-1] and not done.stdout
+@needs_cpu
+def test_step(run, taught):
+    flags = [
+        "--rollout", "hf", "--rounds", 2, "--batch-size", 2, "--num-generations", 2,
+        "--mini-batch-size", 1, "--max-completion-length", 4,
+        "--model", taught / "base", "--train-data", taught / "all.jsonl"]
+    trl = []
+    if python := os.environ.get("SIMKO_TRL_PYTHON"):
+        trl = ["--trl-python", python]
+    rows, = run("step", "laptop", *flags, *trl)
+    assert [row["laptop"] for row in rows] == [*["TRL"] * bool(trl), "hf"]
+    shares = [share for name, share in rows[-1].items() if name.endswith(" %")]
+    assert rows[-1]["s a step"] > 0
+    assert rows[-1]["response tokens"] <= 4
+    assert len(shares) == 7
+    assert all(share > 0 for share in shares)
+
+
+def test_scale(run):
+    rows, = run("scale", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1)
+    assert [row["samples"] for row in rows] == [2, 8, 32]
+    assert rows[0]["/ the first's"] == 1
+    assert all(row["s an update"] > 0 and row[ABOVE] > 0 for row in rows)
+
+
+def test_gpu_measures_every_way(run):
+    ways = [way for way in bench.WAYS if bench.compiles() or not way.startswith("compiled")]
+    rows, = run("gpu", "--shape", "laptop", "--tokens", 1024, "--rounds", 1, "--generate", 0,
+                "--ways", *ways)
+    assert [row[""] for row in rows] == ways
+    for row in rows:
+        assert 0 < row["FLOPs utilisation %"] < 100
+        assert row["update tokens/s"] > 0
+        assert row["GiB in all"] > row[ABOVE] > 0
+
+
+def test_gpu_extrapolates_layers_and_profiles(run):
+    rows, profile = run("gpu", "--shape", "tiny-qwen", "--tokens", 256, "--rounds", 1,
+                        "--generate", 0, "--ways", "simko", "--layers", 2, "--profile")
+    measured, whole = rows
+    assert measured.pop("shape") == "tiny-qwen, 2 layers"
+    assert whole.pop("shape") == "tiny-qwen, 2 layers, extrapolated from 1 and 2"
+    assert whole == measured  # it has no more layers than were measured
+    title, = (name for name in profile[0] if name.startswith("tiny-qwen, simko"))
+    if bench.DEVICE == "cpu":
+        assert "aten::mm" in [row[title] for row in profile]
+    assert 0 < sum(row["% of them"] for row in profile) <= 100.1
+
+
+def test_gpu_from_the_command_line():
+    """Each measurement has a process of its own here. It is the only test in which vLLM runs."""
+    generate = 16 if find_spec("vllm") else 0
+    output = workers.run(
+        workers.python("-m", "tools.bench", "gpu", "--shape", "tiny-qwen", "--tokens", 256,
+                       "--rounds", 1, "--ways", "simko", "--generate", generate),
+        OMP_NUM_THREADS="1")
+    (row,), *generated = tables(output)
+    assert row["update tokens/s"] > 0
+    assert not generate or generated[0][0]["vLLM, tokens/s generated"] > 0
+
+
+def test_verifier(run):
+    rows, = run("verifier", "--rows", 32)
+    assert rows[0]["responses"] == 32
+    assert rows[0]["times"] > 0 == rows[0]["wrong"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["loss", "--hiden", "3"], "--hiden"),
+    (["step", "desktop"], "desktop"),
+    (["gpu", "--ways", "best"], "best"),
+    (["gpu", "--shape", "tiny-qwen", "--layers", "3"], "--layers 3"),
+    pytest.param(["gpu"], "no GPU here", marks=needs_cpu)])
+def test_what_cannot_be_measured_is_an_error(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        bench.main(arguments)
+    printed = capsys.readouterr()
+    # argparse prints its message, and Python that of an exit.
+    last = (printed.err or end.value.code).splitlines()[-1]
+    assert message in last
+    assert not printed.out
+
+
+def test_help_explains_every_option(capsys):
+    for command in ("loss", "step", "scale", "gpu", "verifier"):
+        with pytest.raises(SystemExit):
+            bench.main([command, "--help"])
+        assert "Default" in capsys.readouterr().out

@@ -369,7 +369,7 @@ def peak_since(before):
 
 
 def test_f_update_has_float32_gradients_whatever_it_computes_in(base, group, monkeypatch):
-    """The CPU computes in bfloat16 here, too. An empty micro-batch is what a rank with fewer tokens than others runs."""
+    """The CPU computes in bfloat16, too. An empty micro-batch is what a rank with fewer tokens than others runs."""
     passes = simko.Trainer.passes
     monkeypatch.setattr(simko.Trainer, "passes", lambda self, samples: [[], *passes(self, samples), []])
     norms, empty = {}, {}

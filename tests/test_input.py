@@ -247,7 +247,7 @@ def readers(path):
     yield lambda: tables.read(path)
     yield lambda: plots.read_log(path)
     yield lambda: plots.run_settings(path.parent)
-    yield lambda: study.read("laptop", path.parent)
+    yield lambda: study.read("main", path.parent)
     yield lambda: cli.check_log(path)
     yield lambda: cli.differences(cli.read_settings(path, path.read_bytes()), {"lambda_top1": 1})
     yield lambda: cli.check_responses(path, {})
@@ -266,11 +266,12 @@ def readers(path):
 @example(content=b'{"response": "1", "answer": "1", "task": []}')
 @example(content=b"1" * 5000)
 @example(content=b'{"step": Infinity}\n')
+@example(content=b'{"run": 1, "method": 1, "seed": 1, "pass": {"1e9": []}}')
 @example(content=b'{}\n{"id": "1", "correct": Infinity, "truncated": 0}\n')
 def test_no_content_of_a_file_ends_in_a_traceback(capsys, tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any" / "laptop.json"
     path.parent.mkdir(exist_ok=True)
-    for name in ("laptop.json", "config.json"):
+    for name in ("laptop.json", "config.json", "main.jsonl"):
         path.with_name(name).write_bytes(content)
     for read in readers(path):
         outcome(read, capsys)

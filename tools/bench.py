@@ -1,144 +1,80 @@
-"""Measurements: every figure is a ratio of things timed in turn in one run, printed as a row of a markdown table.
+"""Measures speed and memory. Each result is a row of a markdown table.
 
-    python tools/bench.py loss                     # SimKO's loss against GRPO's, the released way, the head's products
-    python tools/bench.py step laptop --trl-python other/bin/python            # a training step, by phase, against TRL
-    python tools/bench.py scale                    # update time and memory against tokens and samples
-    python tools/bench.py gpu                      # tokens/s and FLOPs utilisation of random-weight Qwen2.5 shapes
-    python tools/bench.py gpu --shape 7b --layers 4          # measured with 4 of its 28 layers, extrapolated to all
-    python tools/bench.py gpu --shape 7b --fake-world 8      # one rank of eight, without the communication
-    python tools/bench.py gpu --shape 0.5b --profile         # and what the card spends its time on
-    python tools/bench.py verifier                 # responses a second
+    python -m tools.bench loss         # SimKO's loss against GRPO's
+    python -m tools.bench step laptop --trl-python ENV/bin/python
+    python -m tools.bench scale        # an update against its tokens
+    python -m tools.bench gpu          # updates of Qwen2.5's shapes
+    python -m tools.bench gpu --shape 7b --layers 4 --profile
+    python -m tools.bench verifier     # responses a second
 
-What has been measured is in docs/performance.md. Times are medians; a ratio is the median over rounds of the ratio
-within a round, so that what else the machine does falls on both sides. Memory is the peak above what there is before:
-PyTorch's on GPUs, the process's resident size on CPUs (Linux with glibc alone).
+`python -m tools.bench COMMAND --help` explains the options, and docs/performance.md has what
+was measured.
+
+What is compared runs in turn, in one process. Times are medians. A ratio is the median over
+rounds of the ratio within a round, so that whatever else the machine does falls on both sides.
+Memory is the peak above what is held before: PyTorch's on GPUs, the process's resident size on
+CPUs (on Linux with glibc).
 """
 import argparse
 import copy
-import ctypes
 import itertools
 import json
 import math
 import os
 import random
-import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, redirect_stdout
-from dataclasses import replace
+from contextlib import closing, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch.autograd import DeviceType
 from torch.utils.benchmark import Timer
-from tqdm import tqdm
 from transformers import AttentionInterface, AutoModelForCausalLM, Qwen2Config
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import simko  # noqa: E402
-from runtime import chunked  # noqa: E402
-from runtime.log import Log  # noqa: E402
-
-ENVIRONMENT = dict(os.environ)  # as it was: simko.process_group adds its address to it
-DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-QUIET = partial(tqdm, disable=True)
-COMPILES = bool(shutil.which("g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
+import simko
+from runtime import chunked, common
+from runtime.packing import Sample, packed_attention
+from tools import heads
+from tools.bench_step import CASES, step
+from tools.measuring import (
+    DEVICE, DTYPE, QUIET, fail, in_turn, memory_of, ratio, seconds_of, show, table)
 
 
-# ------------------------------------------------------------------------------------------------------ measuring
-def show(*cells):
-    print("|", " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells), "|", flush=True)
+def compiles():
+    """Whether torch.compile finds a C++ compiler and Python's headers."""
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return bool(shutil.which("g++")) and header.exists()
 
 
-def table(*names):
-    print()
-    show(*names)
-    show(*["---"] * len(names))
-
-
-def in_turn(runs, rounds):
-    """{name: seconds of each round} of {name: function}, in turn, each round from another; a first is not counted."""
-    seconds, names = {name: [] for name in runs}, list(runs)
-    for i in range(rounds + 1):
-        for name in names[i % len(names):] + names[:i % len(names)]:
-            start = time.perf_counter()
-            runs[name]()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in seconds.items()}
-
-
-def ratio(seconds, name, base):
-    return median(a / b for a, b in zip(seconds[name], seconds[base])) if {name, base} <= seconds.keys() else "-"
-
-
-def resident(field):
-    """GiB of memory that the system counts for this process: VmRSS is what it has, VmHWM the most it had."""
-    return int(re.search(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
-
-
-def memory(run):
-    """(GiB held before `run`, GiB that it takes at its peak above them)."""
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**30
-        run()
-        return before, torch.cuda.max_memory_allocated() / 2**30 - before
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would be used again unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = resident("VmRSS")
-    run()
-    return before, resident("VmHWM") - before
-
-
-def peak(run):
-    """GiB that `run` takes at its peak above what there is before."""
-    return memory(run)[1]
-
-
-# ----------------------------------------------------------------------------------------------------------- loss
-def full_statistics(hidden, weight, token, K, temperature=1.0, copies=True):
-    """What simko.token_statistics returns, from all logits at once under autograd. copies: as the released code has it,
-    the log-probs of the K candidates from K copies of the logits; else gathered from one log-softmax."""
-    logits = (hidden @ weight.T).to(torch.promote_types(weight.dtype, torch.float32)) / temperature
-    top = logits.detach().topk(K).indices
-    with torch.no_grad():
-        entropy = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
-    if copies:
-        logp = -F.cross_entropy(logits, token, reduction="none")
-        topk_logp = -F.cross_entropy(logits.repeat_interleave(K, 0), top.flatten(), reduction="none").view(-1, K)
-    else:
-        logp, topk_logp = logits.log_softmax(-1).gather(1, torch.cat([token[:, None], top], 1)).split([1, K], 1)
-        logp = logp[:, 0]
-    return logp, topk_logp, entropy, logp >= topk_logp[:, 0]
-
-
+# -------------------------------------------------------------------- loss
 def head_inputs(tokens, hidden, vocabulary):
-    """Random states of eight responses, a head that gives logits of variance 1, the sampled tokens."""
+    """Random states, a head whose logits have variance 1, and tokens."""
     torch.manual_seed(0)
-    states = torch.randn(tokens, hidden, device=DEVICE, dtype=DTYPE).requires_grad_()
-    weight = torch.empty(vocabulary, hidden, device=DEVICE, dtype=DTYPE).normal_(std=hidden**-0.5).requires_grad_()
-    return states, weight, torch.randint(vocabulary, (tokens,), device=DEVICE)
+    on_device = {"device": DEVICE, "dtype": DTYPE}
+    states = torch.randn(tokens, hidden, **on_device)
+    weight = torch.empty(vocabulary, hidden, **on_device)
+    weight.normal_(std=hidden**-0.5)
+    token = torch.randint(vocabulary, (tokens,), device=DEVICE)
+    return states.requires_grad_(), weight.requires_grad_(), token
 
 
 @torch.no_grad()
 def products(hidden, weight):
-    """The head's matrix products alone: logits, the same once more, and both gradients; 2048 tokens at a time. Returns
-    the last, of logits as they are."""
-    grad_weight, logits = torch.zeros_like(weight), hidden.new_empty(min(2048, len(hidden)), len(weight))
+    """The head's matrix products alone, for 2048 tokens at a time: the logits, the logits once
+    more, and both gradients. Returns the last one as if the logits were their own gradient."""
+    grad_weight = torch.zeros_like(weight)
+    logits = hidden.new_empty(min(2048, len(hidden)), len(weight))
     for h in hidden.split(2048):
         z = torch.mm(h, weight.T, out=logits[:len(h)])
         torch.mm(h, weight.T, out=z)
@@ -147,143 +83,86 @@ def products(hidden, weight):
     return grad_weight
 
 
-def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=16.0, rounds=3):
-    """SimKO's loss, forward and backward, against GRPO's, the released formulation (left out where it needs more than
-    `memory` GiB) and the head's matrix products."""
-    def run(statistics, method):
-        states.grad = weight.grad = None
-        stats = statistics(states, weight, token, cfg.K)
-        gate = simko.entropy_gate(stats[2], lengths, cfg.q)
-        simko.token_losses(stats, stats[0].detach(), advantage, gate, replace(cfg, method=method))[0].mean().backward()
+def token_loss(method, statistics, advantage, lengths, cfg):
+    """The loss of each token as `Trainer.update` composes it, in the first update after a
+    rollout."""
+    logp, topk_logp, entropy, is_top1 = statistics
+    old_logp = logp.detach()
+    gate = entropy > simko.entropy_threshold(entropy, lengths, cfg.q)
+    gamma = (logp - old_logp).exp()
+    if method == "simko":
+        gamma = simko.simko_ratio(
+            logp, old_logp, topk_logp, is_top1, advantage, gate, cfg.alpha, cfg.lambda_top1)
+    return simko.clipped_loss(gamma, advantage, cfg.epsilon, cfg.epsilon_high)
 
+
+def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=16.0, rounds=3):
+    """Measures SimKO's loss, forward and backward from the head's input. It is compared with
+    GRPO's, with the released formulation, and with the head's matrix products alone."""
     cfg = simko.Config()
-    table("hidden", "tokens", "SimKO s", "/ GRPO", "/ released", "/ products", "SimKO GiB", "GRPO GiB", "released GiB",
-          "released / SimKO")
+
+    def run(statistics_of, method):
+        states.grad = weight.grad = None
+        statistics = statistics_of(states, weight, token, cfg.K)
+        losses = token_loss(method, statistics, advantage, lengths, cfg)
+        losses.mean().backward()
+
+    table("hidden", "tokens", "SimKO s", "/ GRPO", "/ released",
+          "/ products", "SimKO GiB", "GRPO GiB", "released GiB", "released / SimKO")
     for size, count in itertools.product(hidden, tokens):
         states, weight, token = head_inputs(count, size, vocabulary)
         lengths = torch.tensor([count // 8] * 8, device=DEVICE)
-        advantage = torch.tensor([1.0, -1.0] * 4, device=DEVICE).repeat_interleave(lengths)
-        runs = {"SimKO": partial(run, chunked.token_statistics, "simko"),
-                "GRPO": partial(run, chunked.token_statistics, "grpo"),
-                "released": partial(run, full_statistics, "simko"), "products": partial(products, states, weight)}
-        if 4 * count * vocabulary * (3 * cfg.K + 3) / 2**30 > memory:
-            del runs["released"]
-        seconds, gib = in_turn(runs, rounds), {"released": math.nan}
-        for name in list(runs)[:-1]:
-            states.grad = weight.grad = None  # they are above the weights
-            gib[name] = peak(runs[name])
+        advantage = torch.tensor([1.0, -1.0] * 4, device=DEVICE)
+        advantage = advantage.repeat_interleave(lengths)
+        ours, released = chunked.token_statistics, heads.released_statistics
+        runs = {"SimKO": partial(run, ours, "simko"), "GRPO": partial(run, ours, "grpo")}
+        copies = 3 * cfg.K + 3  # of the logits, in float32
+        if 4 * count * vocabulary * copies <= memory * 2**30:
+            runs["released"] = partial(run, released, "simko")
+        timed = runs | {"products": partial(products, states, weight)}
+        seconds = in_turn(timed, rounds)
+        gib = {"released": math.nan}
+        for name, function in runs.items():
+            states.grad = weight.grad = None
+            _, gib[name] = memory_of(function)
+        bases = "GRPO", "released", "products"
         show(size, count, median(seconds["SimKO"]),
-             *(ratio(seconds, "SimKO", name) for name in ("GRPO", "released", "products")),
+             *(ratio(seconds, "SimKO", base) for base in bases),
              gib["SimKO"], gib["GRPO"], gib["released"], gib["released"] / gib["SimKO"])
 
 
-# ----------------------------------------------------------------------------------------------------------- step
-CASES = {  # flags of simko.py; those behind the case on the command line win
-    "laptop": ["--model", "runs/laptop/data/base", "--train-data", "runs/laptop/data/train.jsonl",
-               "--task", "countdown", "--prompt-template", "raw", "--batch-size", "32", "--mini-batch-size", "8",
-               "--learning-rate", "4e-4", "--loss-type", "token", "--max-prompt-length", "16", "--max-completion-length", "12"],
-    "smollm2": ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct", "--train-data", "gsm8k", "--batch-size", "8",
-                "--num-generations", "4", "--mini-batch-size", "2", "--max-prompt-length", "256", "--max-completion-length", "128",
-                "--gpu-memory-utilization", "1"],
+# ----------------------------------------------------------- scale and gpu
+def qwen2(vocabulary, hidden, feed_forward, layers, heads, kv_heads, tied=True):
+    return Qwen2Config(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed_forward,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        tie_word_embeddings=tied, max_position_embeddings=32768,
+        architectures=["Qwen2ForCausalLM"])
+
+
+SHAPES = {
+    "laptop": qwen2(94, 64, 192, 3, 2, 2),
+    "tiny-qwen": qwen2(4096, 128, 512, 2, 4, 2),
+    "0.5b": qwen2(151936, 896, 4864, 24, 14, 2),
+    "1.5b": qwen2(151936, 1536, 8960, 28, 12, 2),
+    "7b": qwen2(152064, 3584, 18944, 28, 28, 4, tied=False),
+}
+SMALL = "laptop", "tiny-qwen"  # what a CPU can measure
+WAYS = {
+    "grpo": "GRPO's loss",
+    "simko": "SimKO's loss, as simko.py trains",
+    "full-logits": "GRPO's loss on all logits of a micro-batch at once",
+    "topk-first": "top-K before the cast to float32",
+    "topk-blocks": "the same by blocks of 64",
+    "few-passes": "the same with fewer passes over the logits",
+    "compiled-chunks": "torch.compile on a chunk of the head",
+    "compiled-layers": "layer.compile() without attention",
+    "half-checkpointed": "every second layer checkpointed, micro-batches half as large",
 }
 
 
-def simko_steps(cfg, problems, tokenizer, stop_ids, device, verifier):
-    """Makes a step of simko.py's with each `next`; gives tokens a response and the seconds of each phase."""
-    spent = Counter()
-
-    def timed(owner, name, phase):
-        function = getattr(owner, name)
-
-        def wrapper(*args, **kwargs):
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            spent[phase] += time.perf_counter() - start
-            return result
-        setattr(owner, name, wrapper)
-
-    with closing(simko.make_engine(cfg, stop_ids, device, torch.float32, "dummy", cfg.max_completion_length)) as engine:
-        trainer, log = simko.Trainer(cfg, device, torch.float32), Log(Path(cfg.output_dir), 0, cfg)
-        engine.sync(trainer.named_weights())
-        for phase, owner, name in (
-                ("forward", trainer.policy, "policy_statistics"), ("forward", simko, "entropy_gate"),
-                ("forward", simko, "token_losses"), ("backward", torch.Tensor, "backward"),
-                ("optimizer", torch.nn.utils, "clip_grad_norm_"), ("optimizer", trainer.optimizer, "step")):
-            timed(owner, name, phase)
-        for step in itertools.count():
-            spent.clear()
-            row = simko.train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, QUIET)
-            with redirect_stdout(sys.stderr):
-                log(row)
-            yield {"tokens": row["response_length"], **spent,
-                   **{phase: row[f"seconds_{phase}"] for phase in ("rollout", "reward", "sync")}}
-
-
-def trl_steps(python, cfg, problems, tokenizer, steps):
-    """Makes a step of TRL's GRPOTrainer with each `next`, on the prompts that simko.py takes, in the same order; gives
-    tokens a response."""
-    ids = [problems[i]["prompt_ids"].tolist() for step in range(steps)
-           for i in simko.prompt_order(step, cfg.batch_size, len(problems), cfg.seed)]
-    special = cfg.prompt_template != "raw"  # raw prompts get theirs from the tokenizer
-    settings = {"output_dir": cfg.output_dir, "per_device_train_batch_size": cfg.mini_batch_size * cfg.num_generations,
-                "steps_per_generation": cfg.batch_size // cfg.mini_batch_size, "num_generations": cfg.num_generations,
-                "max_completion_length": cfg.max_completion_length, "learning_rate": cfg.learning_rate}
-    job = {"model": cfg.model, "prompts": [tokenizer.decode(i, skip_special_tokens=not special) for i in ids],
-           "prompt_ids": ids, "settings": settings}
-    with subprocess.Popen([python, Path(__file__).with_name("trl_steps.py")], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True, bufsize=1, env=ENVIRONMENT) as process:
-        process.stdin.write(json.dumps(job) + "\n")
-        while True:
-            process.stdin.write("\n")
-            yield {"tokens": float(process.stdout.readline() or sys.exit("bench.py: error: TRL stopped, see above"))}
-
-
-def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
-    """A whole training step by phase, on our two rollout backends and, if `trl_python` of an environment with TRL is
-    named, against TRL's. case: laptop or smollm2; further flags are simko.py's."""
-    from runtime.cli import prepare
-    from verify import Verifier
-    if DEVICE == "cuda":  # TRL's side is on the CPU, and phases are timed without waiting for a GPU
-        sys.exit("bench.py: error: step compares on CPUs: CUDA_VISIBLE_DEVICES= python tools/bench.py step ...")
-    rows, runs, phases = {}, {}, ("rollout", "forward", "backward", "optimizer", "reward", "sync")
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        _, cfg, tokenizer, stop_ids, sets, _ = prepare(["train", *CASES[case], "--no-gradient-checkpointing", *flags,
-                                                        "--output-dir", folder])
-        problems, device = sets[cfg.train_data][0], stack.enter_context(simko.process_group())
-        verifier = stack.enter_context(Verifier())
-        if trl_python:  # every group half right, here and there, so that no response is without a gradient
-            score = verifier.score
-            verifier.score = lambda *rows: [float(i % 2) for i, _ in enumerate(score(*rows))]
-            runs["TRL"] = trl_steps(trl_python, cfg, problems, tokenizer, rounds + 2)
-        for name in rollout:
-            runs[name] = simko_steps(replace(cfg, rollout=name), problems, tokenizer, stop_ids, device, verifier)
-        for name, steps in runs.items():
-            rows[name], steps = [], stack.enter_context(closing(steps))
-            runs[name] = lambda answers=rows[name], steps=steps: answers.append(next(steps))
-        seconds = in_turn(runs, rounds)
-    table(case, "s a step", "steps/s", "x TRL's", "response tokens", *(f"{name} %" for name in phases), "other %")
-    for name, times in seconds.items():
-        counted = rows[name][1:]
-        share = [100 * median(row.get(phase, 0) / t for row, t in zip(counted, times)) for phase in phases]
-        show(name, median(times), 1 / median(times), ratio(seconds, "TRL", name),
-             mean(row["tokens"] for row in counted), *("-" * 7 if name == "TRL" else [*share, 100 - sum(share)]))
-
-
-# ---------------------------------------------------------------------------------------------------- scale and gpu
-def qwen2(vocabulary, hidden, feed_forward, layers, heads, kv_heads, tied=True):
-    return Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed_forward,
-                       num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-                       architectures=["Qwen2ForCausalLM"], tie_word_embeddings=tied, max_position_embeddings=32768)
-
-
-SHAPES = {"laptop": qwen2(94, 64, 192, 3, 2, 2), "tiny-qwen": qwen2(4096, 128, 512, 2, 4, 2),
-          "0.5b": qwen2(151936, 896, 4864, 24, 14, 2), "1.5b": qwen2(151936, 1536, 8960, 28, 12, 2),
-          "7b": qwen2(152064, 3584, 18944, 28, 28, 4, tied=False)}
-
-
 def shape_of(name, layers=0):
-    """The configuration of a shape, with its first `layers` layers alone unless that is 0."""
+    """The configuration of a shape. layers: keep only so many, or all of them if it is 0."""
     config = copy.deepcopy(SHAPES[name])
     if layers:
         config.num_hidden_layers = layers
@@ -291,166 +170,103 @@ def shape_of(name, layers=0):
     return config
 
 
-def random_model(config, dtype=torch.float32):
-    AttentionInterface.register("packed", simko.packed_attention)
+def random_model(config):
+    AttentionInterface.register("packed", packed_attention)
     with torch.device(DEVICE):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="packed")
+        return AutoModelForCausalLM.from_config(
+            config, dtype=DTYPE, attn_implementation="packed")
 
 
 def random_samples(count, length, name):
-    """Responses to update on, a quarter of each its prompt, half of them right."""
-    rng, prompt, words = np.random.default_rng(0), length // 4, SHAPES[name].vocab_size
-    old_logp = torch.full((length - prompt,), -math.log(words), device=DEVICE)
-    return [simko.Sample(i, rng.integers(words, size=prompt), rng.integers(words, size=length - prompt), np.zeros(0),
-                         False, advantage=1.0 - i % 2 * 2, old_logp=old_logp) for i in range(count)]
+    """Responses to update on, half of them right. A quarter of `length` is the prompt."""
+    rng, samples = np.random.default_rng(0), []
+    words, prompt = SHAPES[name].vocab_size, length // 4
+    for i in range(count):
+        ids = rng.integers(words, size=length)
+        old_logp = torch.full((length - prompt,), -math.log(words), device=DEVICE)
+        samples.append(Sample(
+            i, ids[:prompt], ids[prompt:], np.zeros(0), truncated=False,
+            advantage=-1.0 if i % 2 else 1.0, old_logp=old_logp))
+    return samples
 
 
-def random_trainer(config, device, prepare=None, **settings):
-    """simko.Trainer on random weights: what it would load is made instead, and handed to `prepare`."""
-    def load(path, dtype):
-        model = random_model(config, dtype)
-        if prepare:
-            prepare(model)
-        return model
+def random_trainer(config, device, change=None, **settings):
+    """simko.Trainer on random weights.
 
-    simko.load_model = load
-    return simko.Trainer(simko.Config(model="random", **settings), device, DTYPE)
+    change: a function that gets the model before it is sharded."""
+    model = random_model(config)
+    if change:
+        change(model)
+    with mock.patch.object(simko, "load_model", lambda path, dtype: model):
+        cfg = simko.Config(model="random", **settings)
+        return simko.Trainer(cfg, device, DTYPE)
 
 
-def scale(*, shape=("laptop", "tiny-qwen"), tokens=(2048, 4096, 8192, 16384, 32768, 65536), rounds=3):
-    """Time and peak memory of an update against tokens, in sequences of 512, and against the number of sequences."""
+def scale(*, shape=SMALL,
+          tokens=(2048, 4096, 8192, 16384, 32768, 65536), rounds=3):
+    """Measures time and memory of an update against its tokens, in sequences of 512, and then
+    of as many tokens in shorter sequences."""
     for name in shape:
-        table("shape", "tokens", "samples", "s an update", "us a token", "/ the first's",
-              "GiB above weights, gradients, optimizer")
-        with simko.process_group() as device:
-            trainer = random_trainer(SHAPES[name], device, micro_batch_tokens=4096, gradient_checkpointing=False)
-            cases = [(count // 512, 512) for count in tokens] + [(max(tokens) // size, size) for size in (128, 32)]
-            runs = {case: partial(trainer.update, random_samples(*case, name), None, QUIET) for case in cases}
+        table("shape", "tokens", "samples", "s an update", "us a token",
+              "/ the first's", "GiB above weights, gradients, optimizer")
+        cases = [(count // 512, 512) for count in tokens]
+        cases += [(max(tokens) // size, size) for size in (128, 32)]
+        with common.process_group() as device:
+            trainer = random_trainer(
+                SHAPES[name], device, micro_batch_tokens=4096, gradient_checkpointing=False)
+            runs = {}
+            for case in cases:
+                samples = random_samples(*case, name)
+                runs[case] = partial(trainer.update, samples, "simko", None, QUIET)
             seconds = in_turn(runs, rounds)
-            each = {case: [1e6 * t / math.prod(case) for t in times] for case, times in seconds.items()}
+            us = {case: [1e6 * t / math.prod(case) for t in times]
+                  for case, times in seconds.items()}
             for case, run in runs.items():
-                show(name, math.prod(case), case[0], median(seconds[case]), median(each[case]),
-                     ratio(each, case, cases[0]), peak(run))
+                _, gib = memory_of(run)
+                show(name, math.prod(case), case[0], median(seconds[case]),
+                     median(us[case]), ratio(us, case, cases[0]), gib)
 
 
-def model_flops(model, samples):
-    """FLOPs that an update on `samples` needs: 6 a weight and token, the head on response tokens alone; causal
-    attention. What gradient checkpointing computes again is not in it."""
-    shape, tokens = model.config, [len(s.prompt_ids) + len(s.response_ids) for s in samples]
-    layers = sum(p.numel() for p in model.base_model.layers.parameters())
-    head = shape.vocab_size * shape.hidden_size * sum(len(s.response_ids) for s in samples)
-    attention = shape.num_hidden_layers * shape.hidden_size * sum(n * n for n in tokens)
-    return 6 * (layers * sum(tokens) + head + attention)
-
-
-# Other ways to compute a chunk of the head, to take the place of runtime/chunked.py's `chunk_statistics` and
-# `chunk_gradient`. On a card the head waits for passes over the float32 logits; these make fewer or smaller passes.
-def top_k_by_blocks(z, K, size=64):
-    """z.topk(K), exact, in one pass over z: the K largest are in those K blocks whose maxima are the largest."""
-    if z.shape[1] % size or z.shape[1] // size < K:
-        return z.topk(K)
-    blocks = z.unflatten(1, (-1, size))
-    best = blocks.amax(-1).topk(K).indices
-    values, place = blocks.gather(1, best[:, :, None].expand(-1, -1, size)).flatten(1).topk(K)
-    return values, best.gather(1, place // size) * size + place % size
-
-
-def statistics_top_k_first(h, weight, y, K, temperature, top_k=torch.topk):
-    """`chunked.chunk_statistics` with the top-K taken of the logits in the model's dtype, of half the bytes: neither
-    the cast nor the division changes their order."""
-    z = h @ weight.T
-    values, top = top_k(z, K)
-    wide = torch.promote_types(z.dtype, torch.float32)
-    values = values.to(wide) / temperature
-    largest = values[:, :1]
-
-    z = z.to(wide)
-    if temperature != 1:
-        z.div_(temperature)
-    exp = (z - largest).exp_()
-    total = exp.sum(-1, keepdim=True)
-    log_z = largest + total.log()
-    mean_z = exp.mul_(z).sum(-1, keepdim=True) / total
-
-    logp = z.gather(1, y[:, None]) - log_z
-    return logp[:, 0], values - log_z, (log_z - mean_z)[:, 0], log_z, top
-
-
-def statistics_in_few_passes(h, weight, y, K, temperature):
-    """Block-wise top-K; cast, division and subtraction in one pass; sum_j exp_j z_j as a dot product, which writes no
-    product down."""
-    z = h @ weight.T
-    values, top = top_k_by_blocks(z, K)
-    values = values.to(torch.promote_types(z.dtype, torch.float32)) / temperature
-    largest = values[:, :1]
-    sampled = z.gather(1, y[:, None]).to(values.dtype) / temperature
-
-    z = torch.add(-largest, z, alpha=1 / temperature)  # float32 of bfloat16 logits, without a copy in between
-    exp = z.exp()
-    total = exp.sum(-1, keepdim=True)
-    log_total = total.log()
-    mean_z = torch.bmm(exp[:, None, :], z[:, :, None])[:, 0] / total  # of logits less the largest
-    log_z = largest + log_total
-    return (sampled - log_z)[:, 0], values - log_z, (log_total - mean_z)[:, 0], log_z, top
-
-
-def gradient_in_few_passes(h, weight, log_z, columns, grad, temperature):
-    """`chunked.chunk_gradient` with cast, division and subtraction in one pass."""
-    z = h @ weight.T
-    pi = torch.add(-log_z, z, alpha=1 / temperature).exp_()
-    grad_z = pi.mul_(-grad.sum(1, keepdim=True))
-    return grad_z.scatter_add_(1, columns, grad).to(weight.dtype)
-
-
-HEADS = {  # a way's own functions of a chunk, (statistics, gradient)
-    "topk-first": (statistics_top_k_first, chunked.chunk_gradient),
-    "topk-blocks": (partial(statistics_top_k_first, top_k=top_k_by_blocks), chunked.chunk_gradient),
-    "few-passes": (statistics_in_few_passes, gradient_in_few_passes),
-}
-WAYS = {
-    "grpo": "the same update with GRPO's loss",
-    "simko": "as simko.py trains",
-    "full-logits": "GRPO's loss on the logits of the whole micro-batch",
-    "topk-first": "top-K of the logits before they are cast to float32",
-    "topk-blocks": "the same, by blocks of 64",
-    "few-passes": "the same, with exp, its sums and the gradient in as few passes as PyTorch's functions allow",
-    "compiled-chunks": "torch.compile on what is computed for a chunk",
-    "compiled-layers": "layer.compile(), attention left out, lengths dynamic",
-    "half-checkpointed": "every second layer checkpointed, micro-batches of half the tokens",
-}
-
-
-def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384), layers=0, fake_world=1, profile=False,
-        ways=("grpo", "simko", "compiled-chunks", "full-logits"), generate=512, rounds=3):
-    """Tokens/s, model-FLOPs utilisation (of the rate of a matrix product) and memory of updates of four micro-batches
-    of `tokens`, in several ways, see WAYS. layers: measure with that many of the shape's layers and with half as many,
-    and extrapolate to all. fake_world: one rank of as many, without communication. profile: the operations that took
-    most time. generate: tokens/s that vLLM generates in responses of so many tokens (0: not measured)."""
-    if DEVICE == "cpu" and "tiny-qwen" not in shape:
-        sys.exit("bench.py: error: no GPU here; a dry run on the CPU: gpu --shape tiny-qwen --tokens 1024")
-    if layers and not all(2 <= layers <= SHAPES[name].num_hidden_layers for name in shape):
-        sys.exit(f"bench.py: error: --layers {layers}: at least 2, and no more than the shape has")
-    if not COMPILES:
-        print("without compiled ways: torch.compile needs a C++ compiler and Python's headers")
+def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
+        ways=("grpo", "simko", "compiled-chunks", "full-logits"),
+        layers=0, fake_world=1, profile=False, generate=512, rounds=3):
+    """Measures updates on random weights, each of four micro-batches, in several ways: tokens a
+    second, FLOPs against the rate of a matrix product, and memory. Then measures vLLM's tokens
+    a second."""
+    if DEVICE == "cpu" and not set(shape) <= set(SMALL):
+        fail("there is no GPU here. A dry run: gpu --shape tiny-qwen --tokens 1024")
+    for name in shape:
+        most = SHAPES[name].num_hidden_layers
+        if layers and not 2 <= layers <= most:
+            fail(f"--layers {layers} must be from 2 to the {most} that {name} has")
+    if not compiles():
+        print("The compiled ways are left out: torch.compile needs a C++ "
+              "compiler and Python's headers.")
         ways = [way for way in ways if not way.startswith("compiled")]
     where = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
-    print(where, *[f"as one rank of {fake_world}, communication left out"] * (fake_world > 1), sep=", ")
-    table("shape", "tokens a micro-batch", "", "update tokens/s", "TFLOP/s of a product", "FLOPs utilisation %",
-          "time / grpo's", "GiB above weights, gradients, optimizer", "GiB in all")
+    if fake_world > 1:
+        where += f", one rank of {fake_world} without communication"
+    print(where)
+    table("shape", "tokens a micro-batch", "", "update tokens/s",
+          "TFLOP/s of a product", "FLOPs utilisation %", "time / grpo's",
+          "GiB above weights, gradients, optimizer", "GiB in all")
     profiles = []
     for name, count in itertools.product(shape, tokens):
         remaining = list(ways)
         job = partial(measured_updates, name, count, rounds, fake_world)
-        measured = measure_what_fits(job, layers, remaining, profile)
-        show_updates(f"{name}, {layers} layers" if layers else name, count, measured)
-        profiles += [(name, way, kernels) for way, kernels in measured["profiles"].items()]
+        full = measure_what_fits(job, layers, remaining, profile)
+        label = f"{name}, {layers} layers" if layers else name
+        show_updates(label, count, full)
+        for way, rows in full["profiles"].items():
+            profiles.append((f"{name}, {way}", *rows))
         if layers:
-            half = measure_what_fits(job, layers // 2, remaining, False)
+            few = layers // 2
+            half = measure_what_fits(job, few, remaining, False)
             every = SHAPES[name].num_hidden_layers
-            label = f"{name}, {every} layers, extrapolated from {layers // 2} and {layers}"
-            show_updates(label, count, extrapolated(half, measured, layers // 2, layers, every))
-    if profile:
-        show_profiles(profiles)
+            label = f"{name}, {every} layers, extrapolated from {few} and {layers}"
+            show_updates(label, count, extrapolated(half, full, few, layers, every))
+    for title, milliseconds, rows in profiles:
+        show_profile(title, milliseconds, rows)
     if generate:
         table("shape", "vLLM, tokens/s generated")
         for name in shape:
@@ -458,15 +274,18 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384), layers=0, f
 
 
 def afresh(function, *arguments):
-    """In a process of its own, as neither FSDP nor vLLM gives back all memory that it took."""
+    """Calls a function in a process of its own, since neither FSDP nor vLLM gives back all the
+    memory that it took."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def measure_what_fits(job, layers, ways, profile):
-    """What `measured_updates` measures of those ways that do not run out of memory; the others leave the list."""
+    """What `measured_updates` returns for the ways that fit in memory. The others leave the
+    list `ways`, and stand under "out of memory"."""
     lost = []
-    while ways:  # afresh after each loss, since FSDP is of no use once it ran out of memory
+    while ways:
+        # FSDP is of no use once it has run out of memory.
         measured = afresh(job, layers, ways, profile)
         if "lost" not in measured:
             return measured | {"out of memory": lost}
@@ -478,41 +297,47 @@ def measure_what_fits(job, layers, ways, profile):
 def show_updates(label, count, measured):
     for way in measured["out of memory"]:
         show(label, count, way, "out of memory", *"-----")
-    for way, times in measured["seconds"].items():
-        above, whole = measured["memory"][way]
-        utilisation = 100 * measured["flops"] / median(times) / measured["rate"]
-        show(label, count, way, measured["tokens"] / median(times), measured["rate"] / 1e12, utilisation,
-             ratio(measured["seconds"], way, "grpo"), above, whole)
+    rate, seconds = measured["rate"], measured["seconds"]
+    for way, times in seconds.items():
+        took = median(times)
+        show(label, count, way, measured["tokens"] / took, rate / 1e12,
+             100 * measured["flops"] / took / rate,
+             ratio(seconds, way, "grpo"), *measured["memory"][way])
 
 
 def extrapolated(half, full, few, many, every):
-    """What `every` layers would give if each took what a layer more took between `few` and `many`."""
+    """What `every` layers would take if each took as much as one of those between `few` and
+    `many` did."""
     def line(a, b):
         return b + (b - a) / (many - few) * (every - many)
 
-    ways = full["seconds"].keys() & half["seconds"].keys()
-    return full | {
-        "out of memory": [],
-        "flops": line(half["flops"], full["flops"]) if ways else math.nan,
-        "seconds": {way: [line(median(half["seconds"][way]), median(times))]
-                    for way, times in full["seconds"].items() if way in ways},
-        "memory": {way: [line(*pair) for pair in zip(half["memory"][way], full["memory"][way])] for way in ways}}
+    result = full | {"out of memory": [], "seconds": {}, "memory": {}}
+    for way in half["seconds"]:
+        times = [median(m["seconds"][way]) for m in (half, full)]
+        pairs = zip(half["memory"][way], full["memory"][way])
+        result["flops"] = line(half["flops"], full["flops"])
+        result["seconds"][way] = [line(*times)]
+        result["memory"][way] = [line(*pair) for pair in pairs]
+    return result
 
 
-def show_profiles(profiles):
-    for name, way, (took, kernels) in profiles:
-        total = sum(milliseconds for _, _, milliseconds in kernels)
-        table(f"{name}, {way}: {total:.4g} ms of operations in an update of {took:.4g} ms", "calls", "ms", "% of them")
-        for operation, calls, milliseconds in kernels[:20]:
-            show(operation.replace("|", "/")[:90], calls, milliseconds, 100 * milliseconds / total)
+def show_profile(title, took, rows):
+    """Prints the 20 operations that took longest."""
+    total = sum(milliseconds for _, _, milliseconds in rows)
+    table(f"{title}: {total:.4g} ms of operations in an update of "
+          f"{took:.4g} ms", "calls", "ms", "% of them")
+    for operation, calls, milliseconds in rows[:20]:
+        name = operation.replace("|", "/")[:90]
+        show(name, calls, milliseconds, 100 * milliseconds / total)
 
 
 @contextmanager
 def process_group(world):
-    """simko.py's, or that of rank 0 of `world` ranks of which no other exists: what they would send is taken to be
-    what this rank holds. So shapes, memory and computation are those of a real run, and the numbers are not."""
+    """simko.py's process group, or that of rank 0 of `world` ranks of which no other exists.
+    What the others would send is then taken to be what this rank holds: shapes, memory and
+    computation are those of a real run, and the numbers are not."""
     if world == 1:
-        with simko.process_group() as device:
+        with common.process_group() as device:
             yield device
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -525,27 +350,14 @@ def process_group(world):
 
 
 def compile_layers(model):
-    """With `dynamic`, neither another number of tokens nor of sequences compiles anything anew. Attention is left out:
-    its kernel is fast as it is, and the longest sequence, a Python number, would be compiled in."""
-    AttentionInterface.register("packed", torch.compiler.disable(simko.packed_attention))
+    """Compiles the layers once for all numbers of tokens and sequences.
+
+    Attention is left out. Its kernel is fast as it is, and the longest sequence is a Python
+    number, which would be compiled in."""
+    eager = torch.compiler.disable(packed_attention)
+    AttentionInterface.register("packed", eager)
     for layer in model.base_model.layers:
         layer.compile(dynamic=True)
-
-
-def compiled_head():
-    """(statistics, gradient) of a chunk, compiled; dynamic, as the last chunk of a micro-batch is shorter."""
-    allowed = torch.compiler.set_stance("default")  # the layers around them may be held to eager mode
-    return [allowed(torch.compile(function, dynamic=True))
-            for function in (chunked.chunk_statistics, chunked.chunk_gradient)]
-
-
-def set_head(statistics, gradient):
-    chunked.chunk_statistics, chunked.chunk_gradient = statistics, gradient
-
-
-def set_statistics(function):
-    """What the trainer calls for the statistics of its tokens."""
-    simko.token_statistics = function
 
 
 def product_rate():
@@ -556,71 +368,94 @@ def product_rate():
     return 2 * size**3 / timer.blocked_autorange(min_run_time=1).median
 
 
+def model_flops(model, samples):
+    """FLOPs that an update needs: 6 for each weight and token, the head on response tokens
+    alone, and causal attention. What gradient checkpointing computes again does not count."""
+    shape = model.config
+    tokens = [s.size() for s in samples]
+    targets = sum(len(s.response_ids) for s in samples)
+    weights = sum(p.numel() for p in model.base_model.layers.parameters())
+    head = shape.vocab_size * shape.hidden_size * targets
+    attention = shape.num_hidden_layers * shape.hidden_size * sum(n * n for n in tokens)
+    return 6 * (weights * sum(tokens) + head + attention)
+
+
+def update(trainer, samples, tokens, way):
+    """An update in one of WAYS. tokens: of a micro-batch."""
+    method = "grpo" if way in ("grpo", "full-logits") else "simko"
+    half = way == "half-checkpointed"
+    trainer.cfg.micro_batch_tokens = tokens // 2 if half else tokens
+    for layer in trainer.policy.base_model.layers[1::2]:
+        layer.gradient_checkpointing = not half
+    # Compiled layers run as they are written in all other ways.
+    stance = "default" if way == "compiled-layers" else "force_eager"
+    with (torch.compiler.set_stance(stance),
+          mock.patch.multiple(chunked, **heads.functions(way))):
+        sums = trainer.update(samples, method, None, QUIET)
+    if not math.isfinite(sums["grad_norm"]):
+        raise FloatingPointError(
+            f"{way}: the gradient is not finite, so that the optimizer was not measured")
+
+
 def measured_updates(name, tokens, rounds, world, layers, ways, profile):
-    """A dict: FLOP/s of a product, tokens and FLOPs of an update, and of each way seconds, memory (above what is held
-    before, in all) and, with `profile`, operations. Or {"lost": the way that ran out of memory}."""
-    plain = chunked.chunk_statistics, chunked.chunk_gradient
-    heads = HEADS | ({"compiled-chunks": compiled_head()} if "compiled-chunks" in ways else {})
-
-    def run(way):
-        trainer.cfg.method = "grpo" if way in ("grpo", "full-logits") else "simko"
-        trainer.cfg.micro_batch_tokens = tokens // 2 if way == "half-checkpointed" else tokens
-        for layer in trainer.policy.base_model.layers[1::2]:
-            layer.gradient_checkpointing = way != "half-checkpointed"
-        set_head(*heads.get(way, plain))
-        set_statistics(partial(full_statistics, copies=False) if way == "full-logits" else chunked.token_statistics)
-        with torch.compiler.set_stance("default" if way == "compiled-layers" else "force_eager"):
-            _, norm = trainer.update(samples, None, QUIET)
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"{way}: the gradient's norm is {norm}: the optimizer was not measured")
-
-    rate, memories = product_rate(), {}
+    """Returns a dict: FLOP/s of a product, tokens and FLOPs of an update, and for each way its
+    seconds, memory (GiB above what is held before, GiB in all) and, with `profile`, operations.
+    Or {"lost": the way that ran out of memory}."""
+    change = compile_layers if "compiled-layers" in ways else None
+    samples = random_samples(4 * tokens // 1024, 1024, name)
+    rate, memory, way = product_rate(), {}, ways[0]
     with process_group(world) as device:
-        way, samples = ways[0], random_samples(4 * tokens // 1024, 1024, name)
         try:
-            trainer = random_trainer(shape_of(name, layers), device, micro_batch_tokens=tokens,
-                                     prepare=compile_layers if "compiled-layers" in ways else None)
-            for way in ways:
-                run(way)  # gradients and the optimizer's state stay
-                held, above = memory(partial(run, way))
-                memories[way] = above, held + above
+            trainer = random_trainer(shape_of(name, layers), device, change)
+            runs = {way: partial(update, trainer, samples, tokens, way) for way in ways}
+            for way, run in runs.items():
+                run()  # makes gradients and the optimizer's state
+                held, above = memory_of(run)
+                memory[way] = above, held + above
         except torch.OutOfMemoryError:
             return {"lost": way}
-        seconds = in_turn({way: partial(run, way) for way in ways}, rounds)
-        return {"rate": rate, "tokens": 4 * tokens, "flops": model_flops(trainer.policy, samples), "seconds": seconds,
-                "memory": memories,
-                "profiles": {way: operations(partial(run, way)) for way in ways} if profile else {}}
+        seconds = in_turn(runs, rounds)
+        profiles = {}
+        if profile:
+            profiles = {way: operations(run) for way, run in runs.items()}
+        return {"rate": rate, "tokens": 4 * tokens, "seconds": seconds,
+                "flops": model_flops(trainer.policy, samples),
+                "memory": memory, "profiles": profiles}
 
 
 def operations(run):
-    """(ms that `run` takes, [(operation, calls, ms in it alone)], longest first): kernels on a GPU, else PyTorch's
-    operators."""
-    activities, kind = torch.profiler.supported_activities(), DeviceType.CUDA if DEVICE == "cuda" else DeviceType.CPU
+    """Returns the ms that `run` takes, and (operation, calls, ms in it alone), the longest
+    first. The operations are kernels on a GPU and PyTorch's operators on a CPU."""
+    kind, spent = DeviceType.CPU, "self_cpu_time_total"
+    if DEVICE == "cuda":
+        kind, spent = DeviceType.CUDA, "self_device_time_total"
+    activities = torch.profiler.supported_activities()
     with torch.profiler.profile(activities=activities) as profiler:
-        start = time.perf_counter()
-        run()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        took = 1e3 * (time.perf_counter() - start)
-    spent = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-    rows = [(event.key, event.count, getattr(event, spent) / 1e3)
+        took = 1000 * seconds_of(run)
+    rows = [(event.key, event.count, getattr(event, spent) / 1000)
             for event in profiler.key_averages() if event.device_type == kind]
     return took, sorted(rows, key=lambda row: -row[2])
 
 
 def generation_rate(name, response, rounds):
-    """Tokens/s that vLLM generates for 32 prompts of 256 tokens, 8 samples each, weights random."""
-    prompts, counts = list(np.random.default_rng(0).integers(SHAPES[name].vocab_size, size=(32, 256))), []
-    with tempfile.TemporaryDirectory() as folder, simko.process_group() as device:
+    """Tokens that vLLM generates in a second, with random weights: 8 responses to each of 32
+    prompts of 256 tokens."""
+    words = SHAPES[name].vocab_size
+    prompts = list(np.random.default_rng(0).integers(words, size=(32, 256)))
+    counts = []
+
+    def generate():
+        # As each sync does. Otherwise the last round's prompts are known.
+        engine.llm.reset_prefix_cache()
+        samples = engine.generate(prompts, 8, 1.0, 1.0, response, QUIET)
+        counts.append(sum(len(s.response_ids) for s in samples))
+
+    with (tempfile.TemporaryDirectory() as folder, common.process_group() as device):
         SHAPES[name].save_pretrained(folder)
         cfg = simko.Config(model=folder, max_prompt_length=256)
-        with closing(simko.VLLMEngine(cfg, [2], device, DTYPE, "dummy", response)) as engine:
-            def generate():
-                engine.llm.reset_prefix_cache()  # as each sync does: these prompts would be known from the last round
-                samples = engine.generate(prompts, 8, 1.0, 1.0, response, QUIET)
-                counts.append(sum(len(sample.response_ids) for sample in samples))
-
-            seconds = in_turn({"generate": generate}, rounds)["generate"]
+        arguments = cfg, [2], device, DTYPE, "dummy", response
+        with closing(simko.VLLMEngine(*arguments)) as engine:
+            seconds = in_turn({"": generate}, rounds)[""]
     return median(count / s for count, s in zip(counts[1:], seconds))
 
 
@@ -645,53 +480,104 @@ def answer(rng):
     return rng.choices(kinds, [kind[0] for kind in kinds])[0][1:]
 
 
-def verifier(*, rows=2048):
-    """Responses a second of Verifier.score with two workers, against math-verify called on each response in turn."""
-    import math_verify
-
-    from verify import Verifier
-    rng, responses, golds, rates, wrong = random.Random(0), [], [], [], []
+def made_up(rows):
+    """[(gold, response, whether it is right)], every second one wrong."""
+    rng, found = random.Random(0), []
     for row in range(rows):
         gold, *boxed = answer(rng)
         prose = " ".join(rng.choice(PROSE) for _ in range(rng.randint(5, 30)))
-        responses.append(f"{prose} The answer is $\\boxed{{{boxed[row % 2]}}}$.")
-        golds.append(gold)
+        found.append((gold, f"{prose} The answer is $\\boxed{{{boxed[row % 2]}}}$.", row % 2 == 0))
+    return found
+
+
+def labelled(path):
+    """[(gold, response, whether it is right)] of the math rows with a label in a file of JSON lines."""
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [(row["gold"], row["response"], bool(row["label"])) for row in rows
+            if row.get("task", "math") == "math" and row["label"] is not None and row["gold"].strip()]
+
+
+def verifier(*, rows=2048, cases=""):
+    """Responses a second of Verifier.score with two workers, against math-verify called on each response in turn:
+    on made-up responses, or with --cases on the rows of a file, {"gold": ..., "response": ..., "label": 0 or 1}."""
+    import math_verify
+
+    from verify import Verifier
+    golds, responses, labels = zip(*(labelled(cases) if cases else made_up(rows)))
 
     def measure(score):
+        """Responses a second, and the (gold, response) that are judged wrongly, by their label."""
         start = time.perf_counter()
         verdicts = score(responses, golds)
-        rates.append(rows / (time.perf_counter() - start))
-        wrong.append(sum(bool(verdict) == row % 2 for row, verdict in enumerate(verdicts)))
+        rate = len(golds) / (time.perf_counter() - start)
+        wrong = {False: [], True: []}
+        for *pair, label, verdict in zip(golds, responses, labels, verdicts):
+            if bool(verdict) != label:
+                wrong[label].append(pair)
+        return rate, wrong
 
-    parse = math_verify.parse
-    measure(lambda *rows: [math_verify.verify(parse(f"${gold}$"), parse(response)) for response, gold in zip(*rows)])
+    def naive(response, gold):
+        return math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(response))
+
+    slow, slow_wrong = measure(lambda *pairs: list(map(naive, *pairs)))
     with Verifier(workers=2) as scorer:
-        measure(partial(scorer.score, task="math"))
+        fast, wrong = measure(partial(scorer.score, task="math"))
     table("responses", "math-verify /s", "wrong verdicts", "verify.py /s", "wrong", "times")
-    show(rows, rates[0], wrong[0], rates[1], wrong[1], rates[1] / rates[0])
+    show(len(golds), slow, sum(map(len, slow_wrong.values())), fast, sum(map(len, wrong.values())), fast / slow)
+    for label, pairs in wrong.items():
+        for gold, response in pairs:
+            print(f"{'rejected' if label else 'accepted'} wrongly: {gold!r}, {response[-80:]!r}")
 
 
-# ----------------------------------------------------------------------------------------------------------- main
-CHOICES = {"shape": SHAPES, "ways": WAYS}
+# -------------------------------------------------------------------- main
+OPTIONS = {
+    "hidden": "Widths of the head's input.",
+    "tokens": "Tokens of the loss, of an update (scale) or of a micro-batch (gpu).",
+    "vocabulary": "How many tokens the head knows.",
+    "memory": "The released formulation is left out where it would take more GiB.",
+    "rounds": "How often each thing is timed.",
+    "rollout": "The rollout backends to measure.",
+    "trl_python": "The Python of an environment with TRL, which is left out otherwise.",
+    "shape": "The models to measure, with random weights.",
+    "ways": "How to compute the update. " + " ".join(
+        f"{way}: {about}." for way, about in WAYS.items()),
+    "layers": "Measure this many layers and half as many, and extrapolate to all. "
+              "With 0, all are measured.",
+    "fake_world": "Measure one of this many ranks. Communication is missing then.",
+    "profile": "Show the operations that took longest.",
+    "generate": "Tokens of a response in vLLM's measurement. With 0, there is none.",
+    "rows": "How many responses to score.",
+    "cases": "Score the labelled rows of this file instead.",
+}
+CHOICES = {"shape": SHAPES, "ways": WAYS, "rollout": ("hf", "vllm")}
 
 
-def main():
-    """The command line: a function's name, and its parameters as flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_option(command, name, default):
+    flag = "--" + name.replace("_", "-")
+    if isinstance(default, bool):
+        command.add_argument(flag, action="store_true", help=OPTIONS[name])
+        return
+    kind, several = type(default), None
+    if isinstance(default, tuple):
+        kind, several = type(default[0]), "+"
+    command.add_argument(
+        flag, type=kind, default=default, nargs=several,
+        choices=CHOICES.get(name), help=f"{OPTIONS[name]} Default: %(default)s")
+
+
+def main(arguments):
+    """Calls the function that the command line names. Its options are the keyword parameters."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
     for run in (loss, step, scale, gpu, verifier):
         command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         for name, default in run.__kwdefaults__.items():
-            flag = f"--{name.replace('_', '-')}"
-            if isinstance(default, bool):
-                command.add_argument(flag, action="store_true")
-                continue
-            several = isinstance(default, tuple)
-            command.add_argument(flag, type=type(default[0] if several else default), default=default,
-                                 nargs="+" if several else None, choices=CHOICES.get(name), help="default: %(default)s")
+            add_option(command, name, default)
         if run is step:
             command.add_argument("case", choices=CASES)
-    options, flags = parser.parse_known_args()
+    options, flags = parser.parse_known_args(arguments)
     settings = vars(options)
     run = globals()[settings.pop("command")]
     if flags and run is not step:
@@ -700,4 +586,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

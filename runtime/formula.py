@@ -1,0 +1,571 @@
+r"""What a formula is worth: a reader of cleaned LaTeX and two ways to compute.
+
+    parse(text)                a tree of tuples, or Unreadable
+    equal(one, other)          whether they agree at several random points
+    proportional(one, other)   whether their ratio is the same at all points
+
+A point gives each letter a value of its own. Where all trees are arithmetic,
+the values are exact fractions. Elsewhere they are numbers of 500 digits, more
+than an answer has characters, so that no decimal passes for a root. Nothing is
+executed, and whatever could take long raises ArithmeticError instead.
+"""
+import functools
+import random
+import re
+from fractions import Fraction
+from math import ceil, comb, factorial, floor
+
+import mpmath
+
+MAX_BITS = 30_000  # of an exact number, and of the exponent of another
+POINTS, FAR = 6, 100  # points from FAR on lie up to 100 from zero
+TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
+mp = mpmath.MPContext()  # our own, so that nobody else changes its precision
+mp.dps = 500
+
+
+class Unreadable(ValueError):
+    """The text is no formula that we know how to compute."""
+
+
+class NotExact(Exception):
+    """A root, a function or a letter in an exponent: fractions do not suffice."""
+
+
+class NotReal(Exception):
+    """The formula has no real value at this point."""
+
+
+# ---- reading ----------------------------------------------------------------
+NUMERAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4}(?![0-9]))?"
+TOKEN = re.compile(NUMERAL + r"|\\[A-Za-z]+|\S")
+GREEK = {rf"\{name}" for name in (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi "
+    "rho sigma tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi "
+    "Sigma Upsilon Phi Psi Omega hbar ell imath jmath wp Re Im aleph").split()}
+ACCENTS = {rf"\{name}" for name in (
+    "vec hat bar dot ddot tilde overline underline widehat widetilde mathbb "
+    "mathcal mathfrak mathscr overrightarrow").split()}
+PREFIXES = {r"\Delta", r"\partial", r"\nabla"}  # \Delta x is one symbol
+FUNCTIONS = {
+    "sin": mp.sin, "cos": mp.cos, "tan": mp.tan,
+    "sec": mp.sec, "csc": mp.csc, "cot": mp.cot,
+    "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan,
+    "arcsec": mp.asec, "arccsc": mp.acsc, "arccot": mp.acot,
+    "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh, "coth": mp.coth,
+    "arcsinh": mp.asinh, "arccosh": mp.acosh, "arctanh": mp.atanh,
+    "exp": mp.exp, "ln": mp.log, "log": mp.log, "lg": mp.log10,
+    "abs": abs, "floor": mp.floor, "ceil": mp.ceil,
+    "factorial": mp.factorial, "binom": mp.binomial,
+}
+GROWING = {"exp", "sinh", "cosh", "tanh", "coth", "factorial", "binom"}
+TRIGONOMETRIC = {"sin", "cos", "tan", "sec", "csc", "cot"}
+OPAQUE = set("max min gcd det dim ker deg arg sup inf Pr hom".split())
+DERIVATIVE = re.compile(
+    r"(?:d|\\partial)(?:\^\{?\d\}?)?\S*,"
+    r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
+CONSTANTS = {"π", "e", "i"}
+ONE, MINUS_ONE = ("number", Fraction(1)), ("number", Fraction(-1))
+BRACKETS = {  # opening: (closing, the function they stand for)
+    "(": (")", None), "[": ("]", None), "{": ("}", None), "|": ("|", "abs"),
+    r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"),
+}
+NO_PRODUCT = "|".join((  # of letters, but words, or names such as ABC
+    "[A-Za-z]{4,}", "[A-Z]{2,}(?![A-Za-z])",
+    r"(?:for|if|is|are|the|all|any|not|odd|when)\b"))
+WORDS = re.compile(rf"\\text|(?<![\\A-Za-z_{{])(?:{NO_PRODUCT})")
+
+
+class Reader:
+    """A recursive descent through the tokens of one formula."""
+
+    def __init__(self, text):
+        self.tokens = TOKEN.findall(text)
+        self.at = 0
+        self.in_bars = self.in_trig = False
+
+    def peek(self, ahead=0):
+        at = self.at + ahead
+        return self.tokens[at] if at < len(self.tokens) else ""
+
+    def take(self, token=None):
+        """The next token. Raises Unreadable if there is none, or another than
+        the one that is asked for."""
+        found = self.peek()
+        if not found or token and found != token:
+            wanted = f"{token!r} missing" if token else "something missing"
+            raise Unreadable(f"{wanted} before {found!r}")
+        self.at += 1
+        return found
+
+    def skip(self, token):
+        """Whether the next token is this one, which is then passed over."""
+        found = self.peek() == token
+        self.at += found
+        return found
+
+    def sum(self):
+        total = None
+        while total is None or self.peek() in ("+", "-"):
+            negative = not self.skip("+") and self.skip("-")
+            term = self.product()
+            if negative:
+                term = ("*", MINUS_ONE, term)
+            total = term if total is None else ("+", total, term)
+        return total
+
+    def product(self):
+        product = self.mixed_number() or self.factor()
+        while True:
+            if self.skip("*"):
+                product = ("*", product, self.factor())
+            elif self.skip("/"):
+                product = ("/", product, self.factor())
+            elif self.starts_factor(after=product):
+                product = ("*", product, self.factor())
+            else:
+                return product
+
+    def mixed_number(self):
+        r"""2\frac{1}{3} is 2 + 1/3; but 2\frac{4}{3} is a product."""
+        whole, *rest = self.tokens[self.at:self.at + 8] or [""]
+        match rest:
+            case [r"\frac", "{", top, "}", "{", bottom, "}"]:
+                if (all(map(str.isdecimal, (whole, top, bottom)))
+                        and int(top) < int(bottom)):
+                    self.at += 8
+                    part = Fraction(int(top), int(bottom))
+                    return ("number", int(whole) + part)
+        return None
+
+    def starts_factor(self, after):
+        token = self.peek()
+        if token == "|":
+            return not self.in_bars
+        if token[:1].isdecimal():  # 2 3 is not 6
+            return after[0] != "number"
+        return token[:1].isalpha() or token in ("(", "[", "{", "π", "∞") or (
+            token[:1] == "\\" and token not in (r"\rfloor", r"\rceil"))
+
+    def factor(self):
+        if self.skip("-"):
+            return ("*", MINUS_ONE, self.factor())
+        value = self.atom()
+        while True:
+            if self.skip("^"):
+                value = ("^", value, self.argument())
+                if self.peek() == "^":
+                    raise Unreadable("a double superscript")
+            elif self.peek() == "!" and self.peek(1) != "!":
+                self.take()
+                value = ("call", "factorial", value)
+            elif self.skip("°"):
+                if self.in_trig:
+                    turn = ("/", ("symbol", "π"), ("number", Fraction(180)))
+                    value = ("*", value, turn)
+            else:
+                return value
+
+    def argument(self):
+        """What follows ^ or a command: a group, or one token."""
+        return self.factor() if self.peek() == "-" else self.atom()
+
+    def enclosed(self, closing):
+        """A sum up to the closing bracket. In bars, a bar closes."""
+        in_bars, self.in_bars = self.in_bars, closing == "|"
+        value = self.sum()
+        self.take(closing)
+        self.in_bars = in_bars
+        return value
+
+    def atom(self):
+        """A number, a letter, a group or a command with its arguments."""
+        token = self.take()
+        if re.fullmatch(NUMERAL, token):
+            return ("number", Fraction(token))
+        if token in BRACKETS:
+            closing, name = BRACKETS[token]
+            inside = self.enclosed(closing)
+            return ("call", name, inside) if name else inside
+        if token == r"\sqrt":
+            degree = ("number", Fraction(2))
+            if self.skip("["):
+                degree = self.enclosed("]")
+            return ("^", self.argument(), ("/", ONE, degree))
+        if token == r"\binom":
+            return ("call", "binom", self.argument(), self.argument())
+        if token == r"\frac":
+            return self.fraction()
+        if token[1:] in FUNCTIONS or token[1:] in OPAQUE:
+            return self.function(token[1:])
+        if token in ("π", "∞"):
+            return ("symbol", token)
+        if re.fullmatch("[A-Za-z]", token) or token in GREEK | PREFIXES | ACCENTS:
+            return self.symbol(token)
+        raise Unreadable(f"{token!r} has no value")
+
+    def fraction(self):
+        r"""\frac{dy}{dx} is one symbol, so that its d does not cancel."""
+        start = self.at
+        top = self.raw_group()
+        bottom = self.raw_group()
+        if DERIVATIVE.fullmatch(f"{top},{bottom}"):
+            return ("symbol", f"{top}/{bottom}")
+        self.at = start
+        return ("/", self.argument(), self.argument())
+
+    def raw_group(self):
+        """The text of a group in braces."""
+        depth, start = 0, self.at
+        while True:
+            token = self.take()
+            depth += (token == "{") - (token == "}")
+            if depth == 0:
+                group = self.tokens[start:self.at]
+                return "".join(group[1:-1] if len(group) > 1 else group)
+
+    def symbol(self, token):
+        """A letter with its accent, subscript, primes and arguments."""
+        name = token
+        if token in ACCENTS:
+            name += f"{{{self.raw_group()}}}"
+        elif token in PREFIXES and (
+                self.peek() in GREEK or re.fullmatch("[A-Za-z]", self.peek())):
+            name += self.take()
+        while self.peek() in ("_", "'"):
+            mark = self.take()
+            name += f"_{{{self.raw_group()}}}" if mark == "_" else mark
+        inverse = ["^", "{", "-", "1", "}", "("]
+        if name in set("fghFGH") and self.tokens[self.at:self.at + 6] == inverse:
+            self.at += 5
+            name += "^-1"
+        if self.peek() == "(" and self.applies(name):
+            self.take()
+            return ("call", f"{name}()", *self.arguments())
+        return ("symbol", name)
+
+    def applies(self, name):
+        """Whether a bracket behind a letter holds its arguments: f(x + 1) and
+        x(t), but x(y + 1) and e(2) are products."""
+        if name.rstrip("'") in set("fgFG") or name.endswith("^-1"):
+            return True
+        one_token = self.peek(2) == ")" and re.fullmatch(r"\w+", self.peek(1))
+        return bool(one_token) and name not in CONSTANTS
+
+    def arguments(self):
+        values = [self.sum()]
+        while self.skip(","):
+            values.append(self.sum())
+        self.take(")")
+        return values
+
+    def function(self, name):
+        r"""\sin^{2} x, \log_{2} 8, \sin 2x\cos x. Without brackets, the argument
+        is the product up to the next function, operator or bracket."""
+        base = exponent = None
+        while self.peek() in ("_", "^"):
+            if self.take() == "_":
+                base = self.argument()
+            else:
+                exponent = self.argument()
+        if base and name != "log":
+            raise Unreadable(rf"\{name} with a subscript")
+        if exponent == ("*", MINUS_ONE, ONE) and f"arc{name}" in FUNCTIONS:
+            name, exponent = f"arc{name}", None
+        in_trig, self.in_trig = self.in_trig, name in TRIGONOMETRIC
+        if name in OPAQUE and self.skip("("):
+            values = self.arguments()
+        elif self.peek() in ("(", "{", "["):
+            values = [self.atom()]
+        else:
+            values = [self.factor()]
+            while (self.starts_factor(after=values[0])
+                    and self.peek() not in ("(", "[")
+                    and self.peek()[1:] not in FUNCTIONS):
+                values = [("*", values[0], self.factor())]
+            if (self.in_trig and "π" in symbols(values[0])
+                    and self.skip("/")):  # \cos π/3
+                values = [("/", values[0], self.factor())]
+        self.in_trig = in_trig
+        value = ("call", f"{name}()" if name in OPAQUE else name, *values)
+        if base:
+            value = ("/", value, ("call", "ln", base))
+        return ("^", value, exponent) if exponent else value
+
+
+@functools.lru_cache(4096)
+def parse(text):
+    """The tree of a formula. Raises Unreadable, and RecursionError if the text
+    is nested too deeply."""
+    if re.search("[0-9]_|:", text):
+        raise Unreadable("bases, ratios and times are compared as text")
+    if WORDS.search(text):
+        raise Unreadable("words are compared as text")
+    reader = Reader(text)
+    tree = reader.sum()
+    if reader.peek():
+        raise Unreadable(f"{reader.peek()!r} is unexpected")
+    return tree
+
+
+def symbols(tree):
+    """The names of a tree's letters."""
+    if tree[0] == "symbol":
+        return {tree[1]}
+    return set().union(*(symbols(x) for x in tree if isinstance(x, tuple)))
+
+
+def derivatives(tree):
+    """The symbols of a tree that are derivatives, dy/dx or y'."""
+    return {name for name in symbols(tree)
+            if "'" in name or re.search(r"/(?:d|\\partial)", name)}
+
+
+def replace(tree, name, value):
+    """The tree with a number in place of a symbol."""
+    if tree == ("symbol", name):
+        return ("number", Fraction(value))
+    return tuple(replace(x, name, value) if isinstance(x, tuple) else x
+                 for x in tree)
+
+
+# ---- computing --------------------------------------------------------------
+EXACT_CALLS = {
+    "abs": abs, "floor": floor, "ceil": ceil,
+    "factorial": lambda n: factorial(natural(n)),
+    "binom": lambda n, k: comb(natural(n), natural(k)),
+}
+
+
+def natural(number):
+    if number.denominator > 1 or not 0 <= number <= 2000:
+        raise NotExact
+    return int(number)
+
+
+def bits(number):
+    return max(x.bit_length() for x in number.as_integer_ratio())
+
+
+def exact(tree, point):
+    """The value as a fraction; π and e are letters like others."""
+    kind, *parts = tree
+    if kind == "number":
+        return parts[0]
+    if kind == "symbol":
+        if parts[0] == "i":
+            raise NotExact
+        draw = random.Random(f"{parts[0]} at {point}")
+        return Fraction(7 * draw.getrandbits(60) + 1, 7)
+    if kind == "call":
+        name, *parts = parts
+        if name not in EXACT_CALLS or symbols(tree):
+            raise NotExact
+        return Fraction(EXACT_CALLS[name](*(exact(x, point) for x in parts)))
+    a, b = (exact(part, point) for part in parts)
+    if a == 0 and kind == "^" and b <= 0 or b == 0 and kind == "/":
+        raise ZeroDivisionError("division by zero")
+    if kind == "^":
+        if b.denominator > 1:
+            raise NotExact
+        if bits(a) * abs(b) > MAX_BITS:
+            raise OverflowError("too large")
+        return a ** int(b)
+    result = a + b if kind == "+" else a * b if kind == "*" else a / b
+    if bits(result) > MAX_BITS:
+        raise OverflowError("too large")
+    return result
+
+
+def numeric(tree, point, real):
+    """The value to 500 digits; with real, roots and powers of real numbers
+    must be real, and odd roots of negative numbers are negative."""
+    kind, *parts = tree
+    if kind == "number":
+        return mp.mpf(parts[0].numerator) / parts[0].denominator
+    if kind == "symbol":
+        return letter(parts[0], point, real)
+    if kind == "call":
+        name, *parts = parts
+        result = call(name, [numeric(x, point, real) for x in parts], real)
+    else:
+        a, b = (numeric(part, point, real) for part in parts)
+        if kind == "+":
+            return add(a, b)
+        if kind == "^":
+            result = power(a, b, parts[1], real)
+        else:
+            result = a * b if kind == "*" else a / b
+    if mp.isnan(result) or mp.isinf(result):
+        raise ZeroDivisionError("no value")
+    if abs(mp.mag(result)) > MAX_BITS and result:
+        raise OverflowError("too large")
+    if isinstance(result, mp.mpc):
+        if abs(result.imag) <= TINY * abs(result.real):
+            return result.real
+        if real:
+            raise NotReal
+    return result
+
+
+def letter(name, point, real):
+    """A letter's value at a point: the first two points are positive."""
+    if name == "i":
+        if real:
+            raise NotReal
+        return mp.mpc(0, 1)
+    if name in ("e", "π"):
+        return +mp.e if name == "e" else +mp.pi
+    draw = random.Random(f"{name} at {point}")
+    size = mp.mpf(draw.getrandbits(200) + 1) / 2 ** 200
+    if point == 0:
+        return size
+    size = 100 * size if point >= FAR else 2 * size + mp.mpf(1) / 4
+    return size if point % FAR <= 1 else draw.choice((-1, 1)) * size
+
+
+def add(a, b):
+    """A sum that cancels to 450 digits is zero."""
+    total = a + b
+    large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
+    if abs(total) <= TINY * large:
+        return mp.zero
+    if 0 < small <= TINY * large:
+        raise OverflowError("summands too different in size to compare")
+    return total
+
+
+def power(base, exponent, tree, real):
+    """base ** exponent; tree is the exponent's, for whether it is a fraction."""
+    if base == 0:
+        if mp.re(exponent) <= 0:
+            raise ZeroDivisionError("zero to this power")
+        return mp.zero
+    if abs(exponent) * abs(mp.log(base)) > MAX_BITS:
+        raise OverflowError("too large")
+    fraction = fraction_of(tree)
+    if fraction and fraction.denominator == 1:
+        return base ** int(fraction)
+    if fraction and fraction.denominator % 2 and real and base < 0:
+        return (-1) ** fraction.numerator * (-base) ** exponent
+    return base ** exponent
+
+
+def fraction_of(tree):
+    """The value of a tree without letters as a fraction, else None."""
+    try:
+        return None if symbols(tree) else exact(tree, 0)
+    except (NotExact, ArithmeticError):
+        return None
+
+
+def call(name, values, real):
+    if name.endswith("()"):  # f(x), an unknown function, is a letter for each x
+        seed = ", ".join(mp.nstr(value, 300) for value in values)
+        return letter(f"{name} of {seed}", 2, real)
+    if name in GROWING and max(map(abs, values)) > MAX_BITS:
+        raise OverflowError("too large")
+    if name in ("floor", "ceil") and not real:
+        raise Unreadable(f"{name} of a complex number")
+    try:
+        result = FUNCTIONS[name](*values)
+    except ValueError as error:
+        raise ZeroDivisionError(f"{name} has a pole") from error
+    if abs(result) * TINY > 1 and name in TRIGONOMETRIC:
+        raise ZeroDivisionError(f"{name} has a pole")
+    return mp.zero if abs(result) < TINY else result
+
+
+def samples(*trees):
+    """[[value of each tree] at each point]. A value is None where there is none.
+
+    The values are fractions if all trees have exact values. Else they are real
+    numbers, and complex ones if there are real values at fewer than two points."""
+    letters = set().union(*map(symbols, trees))
+    one_point = letters <= CONSTANTS
+    try:
+        points = range(1 if one_point else 3)
+        return [[exact(tree, at) for tree in trees] for at in points]
+    except NotExact:
+        points = range(1 if one_point else POINTS)
+    if not one_point and any(rounds(tree) for tree in trees):
+        points = range(FAR, FAR + 10 * POINTS)
+    for real in (False,) if "i" in letters else (True, False):
+        rows = [[value_or_none(tree, at, real) for tree in trees]
+                for at in points]
+        valued = [row for row in rows if row != [None] * len(trees)]
+        if len(valued) >= min(2, len(points)):
+            return valued
+    return rows
+
+
+def rounds(tree):
+    """Whether a tree rounds: then near points could hide a difference."""
+    return tree[:2] in (("call", "floor"), ("call", "ceil")) or any(
+        rounds(part) for part in tree if isinstance(part, tuple))
+
+
+def value_or_none(tree, point, real):
+    try:
+        return numeric(tree, point, real)
+    except (NotReal, ArithmeticError):
+        return None
+
+
+def close(a, b):
+    """Whether two values are the same number; None is none."""
+    if a is None or b is None:
+        return False
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    return abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
+
+
+# ---- comparing --------------------------------------------------------------
+def equal(one, other):
+    """Whether two formulas have the same value wherever both have one."""
+    pairs = [row for row in samples(one, other) if None not in row]
+    letters = (symbols(one) | symbols(other)) - CONSTANTS
+    return len(pairs) >= (2 if letters else 1) and all(close(a, b) for a, b in pairs)
+
+
+def difference(left, right):
+    """The tree of left - right, two texts."""
+    return ("+", parse(left), ("*", MINUS_ONE, parse(right)))
+
+
+def proportional(one, other, positive=False):
+    """Whether one formula is a constant, not zero, times the other."""
+    rows = samples(one, other)
+    if len(rows) < 2 or not all(all(row) for row in rows):
+        return False
+    ratio = rows[0][0] / rows[0][1]
+    if positive and not ratio.real > 0:
+        return False
+    return all(close(a, ratio * b) for a, b in rows)
+
+
+def same_solution(one, other, name):
+    """Whether one = 0 and other = 0, both linear in a symbol, have the same
+    solution for it."""
+    trees = [replace(tree, name, number)
+             for tree in (one, other) for number in (0, 1, 2)]
+    for row in samples(*trees):
+        if None in row:
+            return False
+        (a, b, c), (d, e, f) = row[:3], row[3:]
+        linear = close(b - a, c - b) and close(e - d, f - e)
+        if not linear or a == b or d == e:
+            return False
+        if not close(a / (b - a), d / (e - d)):
+            return False
+    return True
+
+
+def order(texts):
+    """Texts of real numbers in ascending order; raises Unreadable for others."""
+    values = {text: samples(parse(text))[0][0] for text in texts}
+    if any(symbols(parse(text)) - CONSTANTS or value is None
+           or isinstance(value, mp.mpc) for text, value in values.items()):
+        raise Unreadable("numbers that have no order")
+    return sorted(texts, key=values.get)

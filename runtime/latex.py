@@ -1,0 +1,487 @@
+r"""Reading LaTeX: the last box of a response, one spelling for what LaTeX spells
+in many ways, and the units behind a value.
+
+    extract_answer(response)   what the last box says, or None
+    clean(text)                the one spelling
+    split_unit(text)           the value and the words behind it
+
+In cleaned text these characters stand for commands of several characters:
+    ⦃ ⦄  \{ and \}, the braces of a set; { } only group
+    ⟦ ⟧  the ends of a matrix, ¶ its end of row (& stays)
+    ∨    "or" between answers; "and" becomes a comma
+    ⨯    a cross product of vectors; other products are *
+"""
+import functools
+import itertools
+import re
+import unicodedata
+from typing import NamedTuple
+
+MAX_ANSWER = 4000  # characters
+
+
+# ---- the box ----------------------------------------------------------------
+BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+
+
+def extract_answer(response, phrase=False):
+    r"""The content of the last box, \boxed{} or \fbox{}; None if there is none, or
+    it is empty or unclosed. Of boxes in each other, the outermost counts. A bare
+    \boxed 5/7 ends at the next $, space or closing brace. With phrase, for base
+    models, it is what follows the last "answer is" where there is no box."""
+    last = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
+    if last < 0:
+        return after_phrase(response) if phrase else None
+    start = max(0, last - MAX_ANSWER)
+    window = response[start:last + MAX_ANSWER]
+    last -= start
+    ends = boxes(window)
+    around = [begin for begin in ends if begin <= last < ends[begin]]
+    if around:
+        return content(window, min(around), ends)
+    opening = BOX.match(window, last)
+    if opening and not window.startswith("{", opening.end()):
+        return bare_box(window[opening.end():])
+    return None
+
+
+def boxes(text):
+    """{begin: end} of all closed boxes with braces."""
+    opened, ends = [], {}
+    for token in re.finditer(rf"{BOX.pattern}{{|\\.|[{{}}]", text, re.DOTALL):
+        if token[0] == "}" and opened:
+            ends[opened.pop()] = token.start()
+        elif token[0].endswith("{") and token[0] != r"\{":
+            opened.append(token.start() if BOX.match(token[0]) else None)
+    ends.pop(None, None)
+    return ends
+
+
+def content(text, begin, ends):
+    """What a box says; where that is nothing but a box, what that one says."""
+    while True:
+        start = BOX.match(text, begin).end() + 1
+        inside = text[start:ends[begin]]
+        inner = start + len(inside) - len(inside.lstrip())
+        if inner not in ends or text[ends[inner] + 1:ends[begin]].strip():
+            return inside.strip() or None
+        begin = inner
+
+
+def bare_box(text):
+    """The text up to the next $, space, \\), \\] or unopened closing brace."""
+    depth, end = 0, len(text)
+    for token in re.finditer(r"\\[])]|\\.|[{}\s$]", text, re.DOTALL):
+        depth += (token[0] == "{") - (token[0] == "}")
+        ends = token[0] in (r"\]", r"\)") or token[0] == "$" or token[0].isspace()
+        if depth < 0 or depth == 0 and ends:
+            end = token.start()
+            break
+    return text[:end] or None
+
+
+def after_phrase(response):
+    before, *said = re.split("(?i)answer is|答案是", response)
+    if not said:
+        return None
+    line = said[-1][:MAX_ANSWER].lstrip(" :：").split("\n")[0]
+    return re.split(r"[.。](?:\s|$)", line)[0].strip(" $*") or None
+
+
+# ---- one spelling -----------------------------------------------------------
+SIGNS = {  # one sign for each of these commands
+    "*": "cdot times ast", "/": "div", "π": "pi", "∞": "infty", "°": "circ degree",
+    "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", "<": "lt", ">": "gt",
+    "≠": "ne neq", "≈": "approx", "≡": "equiv", "±": "pm", "∓": "mp",
+    "∪": "cup bigcup", "∈": "in", "∖": "setminus backslash", "∅": "emptyset varnothing",
+    "|": "vert lvert rvert mid", "'": "prime", "∨": "vee lor",
+    ":": "colon", "⦃": "{ lbrace", "⦄": "} rbrace", "¶": "\\ cr",
+    " ": ", ; : > quad qquad space enspace thinspace",
+    "": "left right big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle "
+        "limits hline boxed fbox ! $ % ( ) [ ]",
+    r"\ldots": "dots dotsc dotsb cdots",
+    r"\frac": "dfrac tfrac cfrac", r"\binom": "dbinom tbinom",
+    r"\epsilon": "varepsilon", r"\phi": "varphi", r"\theta": "vartheta",
+    r"\text": "textbf textit textrm textnormal textsf texttt textsc mathrm mathbf "
+              "mathit mathsf mathtt boldsymbol bm mbox hbox operatorname emph",
+    r"\arctan": "arctg", r"\tan": "tg", r"\cot": "ctg",
+}
+COMMANDS = {name: sign for sign, names in SIGNS.items() for name in names.split()}
+COMMANDS |= {" ": " ", "\n": " "}
+CHARACTERS = {
+    "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "−": "-", "–": "-", "∗": "*",
+    "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C",
+    "或": "∨", "和": ",", "、": ",", "。": ".", "√": r"\sqrt ", "∞": "∞",
+    **dict.fromkeys("~$%£€¥₹\r\n\t", " "),
+    **{char: rf"\{name} " for char, name in zip(
+        "αβγδεϵζηθϑικλμµνξρστυφϕχψωΓΔΘΛΞΠΣΦΨΩℏℓ∂∇",
+        "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa "
+        "lambda mu mu nu xi rho sigma tau upsilon phi phi chi psi omega Gamma Delta "
+        "Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell partial nabla".split(),
+        strict=True)},
+    **{char: rf"\mathbb{{{letter}}}" for char, letter in zip("ℝℤℕℚℂ", "RZNQC")},
+}
+CHARACTERS = str.maketrans(CHARACTERS)
+SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+"), re.compile("[₀-₉]+")
+RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅₆₇₈₉", "0123456789+-nx0123456789")
+
+ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠"}
+GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # between groups of three digits
+VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z])"
+IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
+FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|ln|log|exp"
+ONE_ARGUMENT = "frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
+MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
+GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}|[^\W\d_A-Za-zπ]")
+SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?![A-Za-z])\s*)"
+
+
+def unwrap(match):
+    r"""\text{...} without words is mathematics: \mathbf{25}, \text{(C)}."""
+    if match[2]:
+        return "∨" if match[2] == "or" else ","
+    inside = match[1].strip(" ,")
+    joined = re.sub(r"\b(?:and|or)\b|&", lambda m: "∨" if m[0] == "or" else ",", inside)
+    if not WORDS.search(joined):
+        before = match.string[:match.start()].rstrip()
+        is_unit = (re.fullmatch(r"[mgshLJNVWKCFT](?:[ /^*].*)?", joined)
+                   and re.search(r"[0-9)}/*°]\s*((\\frac\s*)?\{)?$", before))
+        return match[0] if is_unit else joined
+    return match[0]
+
+
+def repeating(match):
+    """0.1\\bar{6} as a sum of fractions."""
+    whole, start, digits = match.groups()
+    nines = (10 ** len(digits) - 1) * 10 ** len(start)
+    return rf"({whole}.{start}0+\frac{{{digits}}}{{{nines}}})"
+
+
+class Spelling(NamedTuple):
+    """A way to write something, and the one way it is rewritten to. before and
+    after are an example for this row alone."""
+    name: str
+    pattern: str
+    replacement: object
+    before: str
+    after: str
+
+
+SPELLINGS = [
+    Spelling("thousands",
+             rf"(?<![0-9.,])[1-9][0-9]{{0,2}}(?:{GAP}\s*[0-9]{{3}})+(?![0-9])",
+             lambda m: re.sub("[^0-9]", "", m[0]),
+             r"1{,}234, 1,\!000, 1\;000", "1234, 1000, 1000"),
+    Spelling("decimal comma",
+             r"(?<=[0-9])\{,\}(?=[0-9])", ".",
+             "0{,}5", "0.5"),
+    Spelling("skip after a row",
+             r"\\\\\s*\[[-0-9. ]*[a-z]{2}\]", r"\\\\ ",
+             r"a \\[1ex] b", r"a \\  b"),
+    Spelling("cross product",
+             rf"({VECTOR})\s*\\times(?![A-Za-z])", r"\1⨯",
+             r"\vec{a} \times b", r"\vec{a}⨯ b"),
+    Spelling("delimiter left out",
+             r"\\(?:left|right)\s*\.", "",
+             r"\left. x \right|", r" x \right|"),
+    Spelling("commands",
+             r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]),
+             r"\dfrac12 \le \pi", r"\frac12 ≤ π"),
+    Spelling("ASCII relations",
+             "<=|=<|>=|!=", lambda m: ASCII_RELATIONS[m[0]],
+             "x >= 5, y != 3", "x ≥ 5, y ≠ 3"),
+    Spelling("Python's names",
+             r"\b(?:np|math)\.(?=[a-z])", "",
+             "np.arcsin(1)", "arcsin(1)"),
+    Spelling("Python's powers",
+             r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^",
+             "x**2", "x^2"),
+    Spelling("words in text",
+             r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}|"
+             r"(?<![A-Za-z\\])(and|or)(?![A-Za-z])", unwrap,
+             r"\text{12 and 13} or \text{5 or so}", r"12 , 13 ∨ \text{5 or so}"),
+    Spelling("number in text",
+             r"\\text\s*\{\s*([0-9][0-9.,]*)\s+([^{}]*)\}", r"\1\\text{\2}",
+             r"\text{25 cm}", r"25\text{cm}"),
+    Spelling("repeated commas",
+             r"[,∨](?:\s*[,∨])+", lambda m: "∨" if "∨" in m[0] else ",",
+             "1, , 2", "1, 2"),
+    Spelling("functions in text",
+             rf"\\text\s*\{{\s*({FUNCTION})\s*\}}", r"\\\1 ",
+             r"\text{sin}x", r"\sin x"),
+    Spelling("functions without a backslash",
+             rf"(?<![A-Za-z\\])({FUNCTION}|sqrt)(?![A-Za-z])", r"\\\1 ",
+             "sqrt(2)sin x", r"\sqrt (2)\sin  x"),
+    Spelling("pi", r"(?<![A-Za-z\\])pi(?![A-Za-z])", "π", "2pi", "2π"),
+    Spelling("root of a bracket",
+             r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}",
+             r"\sqrt (2)", r"\sqrt{2}"),
+    Spelling("color",
+             r"\\color\s*\{[a-z]+\}", " ",
+             r"\color{red}5", " 5"),
+    Spelling("real variable",
+             rf",\s*[A-Za-z]{IN_REALS}|[A-Za-z]{IN_REALS}\s*,", "",
+             r"x∈\mathbb{R}, x>1", " x>1"),
+    Spelling("real variable of a set",
+             rf"(?<=[a-zA-Z]){IN_REALS}(?=\s*[|:])", "",
+             r"x∈\mathbb{R} : x>1", "x : x>1"),
+    Spelling("degree sign",
+             r"\^\s*(?:\{\s*°\s*\}|°)", "°",
+             r"90^{°}", "90°"),
+    Spelling("prime",
+             r"\^\s*(?:\{\s*('+)\s*\}|('))", r"\1\2",
+             "x^{'}", "x'"),
+    Spelling("base of a logarithm",
+             r"\\log\s*_\s*([2-9])(?=[0-9])", r"\\log_{\1}",
+             r"\log_25", r"\log_{2}5"),
+    Spelling("exponents and subscripts",
+             r"([\^_])\s*(-?[0-9]+(?!\.?[0-9])|-?[A-Za-z]|"
+             r"\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}",
+             "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
+    Spelling("time of day",
+             r"(?i)(?<=[0-9\s{~])([ap])\.?\s?m\b\.?", lambda m: f"{m[1].lower()}m",
+             "1:58 p.m.", "1:58 pm"),
+    Spelling("arguments without braces",
+             rf"\\({ONE_ARGUMENT})\s*({SYMBOL})", r"\\\1{\2}",
+             r"\frac ab", r"\frac{a}b"),
+    Spelling("second arguments without braces",
+             rf"(\\(?:frac|binom)\s*{GROUP})\s*({SYMBOL})", r"\1{\2}",
+             r"\frac{a}b", r"\frac{a}{b}"),
+    Spelling("roots without braces",
+             rf"\\sqrt\s*([0-9]+|{SYMBOL})", r"\\sqrt{\1}",
+             r"\sqrt 12", r"\sqrt{12}"),
+    Spelling("fractions with over",
+             r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}",
+             r"{1 \over 2}", r"\frac{1 }{ 2}"),
+    Spelling("binomials with choose",
+             r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}",
+             r"{5 \choose 2}", r"\binom{5 }{ 2}"),
+    Spelling("repeating digits between dots",
+             r"\\dot\{([0-9])\}([0-9]*)\\dot\{([0-9])\}", r"\\overline{\1\2\3}",
+             r"0.\dot{1}4\dot{2}", r"0.\overline{142}"),
+    Spelling("repeating decimals",
+             r"(?<![0-9])([0-9]{0,9})\.([0-9]{0,9})"
+             r"\\(?:overline|bar|dot)\{([0-9]{1,9})\}", repeating,
+             r"0.1\bar{6}", r"(0.10+\frac{6}{90})"),
+    Spelling("second derivatives by time",
+             r"\\ddot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r"\1''",
+             r"\ddot{x}", "x''"),
+    Spelling("derivatives by time",
+             r"\\dot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r"\1'",
+             r"\dot{x}", "x'"),
+    Spelling("inline derivatives",
+             r"(?<![A-Za-z\\])d([A-Za-z])\s*/\s*d([A-Za-z])(?![A-Za-z])", r"\\frac{d\1}{d\2}",
+             "dy/dx", r"\frac{dy}{dx}"),
+    Spelling("number in brackets with a base",
+             r"\(([0-9]+)\)\s*(?=_)", r"\1",
+             "(204)_{5}", "204_{5}"),
+    Spelling("base ten",
+             r"(?<![0-9A-Za-z.])([0-9]+)\s*_\{10\}", r"\1",
+             "54_{10}", "54"),
+    Spelling("powers of ten",
+             r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", "*",
+             "3 x 10^{5}", "3*10^{5}"),
+    Spelling("spaces in numbers",
+             r"(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9])(?!\s*/)",
+             lambda m: m[0].replace(" ", ""),
+             "1 000 000", "1000000"),
+    Spelling("mixed numbers",
+             r"(?<![0-9.])([0-9]{1,9})\s+([0-9]{1,9})/([0-9]+)", r"\1\\frac{\2}{\3}",
+             "2 3/4", r"2\frac{3}{4}"),
+    Spelling("empty groups",
+             r"(\\[a-z]+)\s*\{\s*\}", r"\1",
+             r"\ln{} 2", r"\ln 2"),
+    Spelling("empty set",
+             r"⦃\s*⦄", "∅",
+             "⦃ ⦄", "∅"),
+    Spelling("real numbers",
+             r"(?i)\\text\{\s*all real numbers\s*\}", r"\\mathbb{R}",
+             r"\text{all real numbers}", r"\mathbb{R}"),
+    Spelling("begin of a matrix",
+             rf"\\begin{MATRIX}(?:\{{[lcr|]*\}})?", "⟦",
+             r"\begin{array}{cc}1", "⟦1"),
+    Spelling("empty rows",
+             r"¶(?:\s*¶)+", "¶",
+             "1¶ ¶2", "1¶2"),
+    Spelling("end of a matrix",
+             rf"[\s¶]*\\end{MATRIX}", "⟧",
+             r"2¶\end{pmatrix}", "2⟧"),
+]
+PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPELLINGS]
+
+
+@functools.lru_cache(4096)
+def clean(text):
+    """One spelling for what LaTeX can spell in many ways."""
+    text = text.strip("$ \n")
+    grouped = enclosed(text, "{}") and not re.search(r"\\over|\\choose", text)
+    listed = len(split(re.sub(r"\\[,;]", "", text[1:-1]), ",;")) > 1
+    if grouped and not listed:  # {1,2} is meant as a set
+        return clean(text[1:-1])
+    text = SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
+    text = SUBSCRIPT.sub(lambda m: f"_{{{m[0].translate(RAISED)}}}", text)
+    text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text.translate(CHARACTERS))
+    text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
+    for pattern, replacement in PATTERNS:
+        text = pattern.sub(replacement, text)
+    return strip_lead(text).strip(" =").rstrip("\\.,;: ")
+
+
+NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
+    r"(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|"
+    r"_\{[^{}]*\}|\^\{-?[0-9]+\})++")
+
+
+def strip_lead(text):
+    """"x ≈ 3.1" says 3.1, but "1/3 ≈ 0.33" says 1/3; "x ∈ (0,1)" says (0,1)."""
+    for sign in "≈∈":
+        head, _, tail = text.partition(sign)
+        if tail and (not head.strip() or NAME.fullmatch(head)):
+            text = tail
+        elif tail and sign == "≈":
+            text = head
+    return text
+
+
+ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{3,}|[A-Z]{2,}")
+
+
+def letters(text):
+    """Cleaned text for comparing as text: spaces left out, except between digits,
+    and words in lower case."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
+    if text.isalpha() and text[1:].islower():
+        return text.lower()
+    return ANY_CASE.sub(lambda match: match[0].lower(), text)
+
+
+# ---- brackets ---------------------------------------------------------------
+def depths(text):
+    """The number of open brackets after each character."""
+    steps = ((char in "([{⦃⟦") - (char in ")]}⦄⟧") for char in text)
+    return itertools.accumulate(steps)
+
+
+def split(text, separators):
+    """The pieces between the separators that are outside all brackets."""
+    cuts = [at for at, depth in enumerate(depths(text))
+            if depth == 0 and text[at] in separators]
+    starts = [0, *(cut + 1 for cut in cuts)]
+    ends = [*cuts, len(text)]
+    return [text[a:b].strip() for a, b in zip(starts, ends)]
+
+
+def enclosed(text, brackets):
+    """Whether these two brackets enclose all of the text."""
+    return (text[:1] + text[-1:] == brackets
+            and min(depths(text[:-1]), default=0) > 0)
+
+
+# ---- units ------------------------------------------------------------------
+MEASURES = """cm centimeter centimetre, mm millimeter millimetre, km kilometer
+kilometre, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
+g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound, oz ounce, ton tonne,
+l liter litre 升, ml milliliter millilitre, gal gallon, qt quart, pt pint,
+s second sec 秒, min minute 分钟, h hour hr 小时, day 天, week, month 月, yr year 年 岁,
+decade, century, ct cent, dollar usd buck, euro eur, rupee rs inr, yuan 元 rmb, yen,
+peso, % percent pct percentage, ° degree deg 度, c celsius °c, f fahrenheit °f,
+k kelvin, rad radian, hz hertz, khz, mhz, ghz, n newton, j joule, kj, cal calorie,
+kcal, ev, kev, mev, gev, w watt, kw, mw, kwh, v volt, a amp ampere, ohm, pa pascal,
+kpa, atm, bar, t tesla, mol mole, erg, mph, kph, kmh, rpm, bit, byte, kb, mb, gb,
+knot, acre, hectare, light-year, 厘米, 千米, 公里, 克, 吨, 毫升"""
+COUNTED = """unit way time piece point item object thing set group team pair part person
+people man men woman women child children kid boy girl student teacher player member
+friend guest customer employee worker passenger visitor adult baby animal dog cat puppy
+kitten bird chicken hen duck cow horse pig sheep goat rabbit fish frog bug ant bee
+spider snake monkey apple orange banana pear peach grape cherry berry strawberry tomato
+potato carrot onion egg cookie cake cupcake candy chocolate pizza sandwich slice loaf
+loaves muffin donut pie cup glass bottle can jar box bag basket bucket pack package
+packet carton crate case bowl plate spoon tablespoon teaspoon serving meal coin penny
+nickel dime bill ticket card stamp sticker marble bead toy doll ball balloon game book
+page pen pencil crayon eraser notebook letter word sentence problem question answer test
+lesson class course shirt shoe hat dress sock pant car truck bus bike bicycle train boat
+plane ship wheel tire seat chair table desk bed room house home building floor window
+door wall brick tile block board step stair trip lap round hit goal shot vote tree
+flower rose plant seed leaf leave branch row column number integer digit value solution
+root factor divisor multiple prime term edge vertex vertice face side corner angle
+triangle square rectangle circle cube polygon diagonal path route arrangement
+permutation combination subset outcome possibility choice handshake match song movie
+video photo picture painting message call click bean nut fruit vegetable gift present
+job task hole store shop school town city country state star planet layer level dot line
+segment stick rod log rope string ribbon bolt nail screw battery widget pupil sweet
+chip pill seat leg wing page cookie shell stone rock ring key hour
+个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对"""
+CONNECTIVES = set(
+    "per a an of the each sq square cubic cu total long wide tall high deep old distinct "
+    "different real positive possible ordered red blue green white black 平方 立方 每".split())
+POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
+UNITS = {alias: names.split()[0]
+         for names in MEASURES.split(",") for alias in names.split()}
+UNITS |= {noun: noun for noun in COUNTED.split() if noun not in UNITS}
+CJK = "[\u4e00-\u9fff]"
+EXPONENT = r"\^\s*\{-?[1-9]\}"
+TAIL = re.compile(  # a value, how words begin behind it, how they go on
+    rf"""(?P<value>.*?[\w)}}⦄\]⟧!|])\s*
+    (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|°|{CJK}|m\s*/\s*s
+                 |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
+    (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
+TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
+NOT_UNITS = set(  # behind a gold's number, these are no unit of its own
+    "or and not no more less than at least most to if million billion trillion thousand "
+    "hundred dozen half halves third quarter tenth squared cubed factorial base mod but "
+    "is over times plus minus remainder even odd octal binary lakh crore gross".split())
+
+
+@functools.lru_cache(4096)
+def split_unit(text, own=frozenset()):
+    """(value, units): the known units behind a value, which may be left out.
+    own are words to count as units as well. Other words stay with the value."""
+    match = TAIL.fullmatch(text)
+    if not match or r"\text" in match["value"]:
+        return text, frozenset()
+    if "°" in match["words"] and TRIGONOMETRIC.search(match["value"]):
+        return text, frozenset()  # \sin 1° is not \sin 1
+    words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", match["words"])
+    words = re.findall(rf"°[CFcf]?|[A-Za-z'-]+|{CJK}+", words)
+    units = [unit_of(word, own) for word in words]
+    if None in units or not any(units):
+        return text, frozenset()
+    powers = re.findall(r"\^\s*\{-?([0-9])\}", match["words"])
+    powers += [POWERS[word.lower()] for word in words if word.lower() in POWERS]
+    units += [f"^{power}" for power in powers]
+    return match["value"], frozenset(units) - {""}
+
+
+def same_units(one, other):
+    """Whether two sets of units share a unit, and a power where both have any:
+    m/s may be m, but not m^2/s."""
+    powers = [{unit for unit in units if unit[0] == "^"} for units in (one, other)]
+    shared = one & other
+    return bool(shared - powers[0]) and (not all(powers) or powers[0] == powers[1])
+
+
+def unit_of(word, own):
+    """The unit's first name, "" for a connective, None for other words."""
+    word = word.lower()
+    if word in CONNECTIVES:
+        return ""
+    plurals = (word, word.removesuffix("s"), word.removesuffix("es"),
+               re.sub("ies$", "y", word))
+    for name in plurals:
+        if name in UNITS:
+            return UNITS[name]
+        if name in own:
+            return name
+    return None
+
+
+def own_words(gold):
+    """The words behind a gold's number, which are its unit whatever they are."""
+    match = TAIL.fullmatch(gold)
+    if not match or not re.search("[0-9]", match["value"]):
+        return frozenset()
+    words = {word.lower().removesuffix("s")
+             for word in re.findall(r"(?<!\\)\b[A-Za-z]{2,}", match["words"])}
+    return frozenset() if words & NOT_UNITS else frozenset(words)

@@ -1,0 +1,149 @@
+r"""Tasks that are not mathematics: each a function of a response, the row's answer
+and whether an unboxed "answer is" counts, that returns whether it is right.
+"""
+import json
+import re
+from collections import Counter
+from fractions import Fraction
+
+from runtime.formula import NotExact, Unreadable, exact, parse
+from runtime.latex import MAX_ANSWER, extract_answer
+
+INTEGER = "-?[0-9]{1,15}"
+STEP = re.compile(
+    rf"(?<!\S)({INTEGER}) ([-+*/]) ({INTEGER}) = ({INTEGER})(?!\S)")
+
+
+def countdown(response, answer, phrase):
+    """answer "44 = 3 7 12" is the target and the numbers. The response,
+    "3 * 12 = 36 , then 36 + ...", uses each number and each result once.
+    Words without digits are passed over."""
+    target, numbers = answer.split("=")
+    pool = Counter(numbers.split())
+    words = [word for word in response.split()
+             if not re.fullmatch("[A-Za-z,.:]+", word)]
+    steps = STEP.findall(" ".join(words))
+    for a, sign, b, result in steps:
+        x, y, z = int(a), int(b), int(result)
+        right = {"+": x + y == z, "-": x - y == z, "*": x * y == z,
+                 "/": y != 0 and x == y * z}
+        pool.subtract([a, b])
+        if min(pool.values()) < 0 or not right[sign]:
+            return False
+        pool[result] += 1
+    nothing_else = 5 * len(steps) == len(words)
+    return nothing_else and +pool == Counter([target.strip()])
+
+
+def final_answer(response, phrase):
+    """What stands in the last <answer> tag, if there is one: there in the last
+    code block, in the last box, or bare. Without a tag, not bare."""
+    _, opened, tail = response.rpartition("<answer>")
+    inner, closed, _ = tail.partition("</answer>")
+    tagged = bool(opened and closed)
+    fences = (inner if tagged else response).split("```")
+    if len(fences) > 2:
+        found = re.sub("^[a-z]*\n", "", fences[-2])
+    else:
+        found = extract_answer(fences[0], phrase)
+    if not found and tagged:
+        found = inner
+    return (found or "").strip()[:MAX_ANSWER]
+
+
+def choice(response, answer, phrase):
+    """answer "(C)". C, (C), C. and (C) with some text are right, but not with
+    another letter that could be a choice: one letter in the whole answer."""
+    found = re.sub(r"\\text\w*|[{}*$\\]", " ", final_answer(response, phrase))
+    first = re.match(r"\s*\(?\s*([A-Za-z])\s*(?:[).:]|$)", found)
+    if not first:
+        return False
+    rest = found[first.end():]
+    rest = re.sub(r"\bA(?= [a-z])", "a", rest)  # "(C) A cat" names C alone
+    others = re.findall(r"(?<![\w'])([A-Z])(?![\w'])|\(([a-z])\)", rest)
+    named = {first[1].upper(), *"".join(map("".join, others)).upper()}
+    denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false)\b", rest)
+    return named == {answer.strip("() .").upper()} and not denied
+
+
+def text(response, answer, phrase):
+    """A word, number, list, sentence, grid or row of brackets: as text, without
+    regard to markup, case and spacing."""
+    pred, gold = plain(final_answer(response, phrase)), plain(answer)
+    if not re.search(r"\w", gold):
+        # A row of brackets, where the braces of the box need not match.
+        _, boxed, tail = response.rpartition("\\boxed{")
+        if boxed:
+            return gold in (pred, plain(tail[:MAX_ANSWER].rpartition("}")[0]))
+        return gold == pred
+    if gold in (pred, pred.replace(",", " ")):
+        return True
+    number = r"-?[0-9]{1,40}(\.[0-9]{1,40})?"
+    both_numbers = re.fullmatch(number, gold) and re.fullmatch(number, pred)
+    return bool(both_numbers) and Fraction(gold) == Fraction(pred)
+
+
+def plain(text):
+    text = re.sub("[，、]", ",", text)
+    text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", text)
+    text = re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split()))
+    return text.rstrip(".").casefold()
+
+
+def synlogic(response, answer, phrase):
+    """SynLogic's tasks with a gold answer; some prompts want it as a last line,
+    bare or behind "The answer is"."""
+    if not final_answer(response, phrase=True):
+        last = response.rstrip().rpartition("\n")[2]
+        response = f"<answer>{last}</answer>"
+    return text(response, answer, phrase=True)
+
+
+def game24(response, answer, phrase):
+    """answer "24 = 1 3 7 8": an expression with each number once."""
+    target, numbers = answer.split("=")
+    expression = re.sub(r"\s", "", final_answer(response, phrase=True))
+    if not re.fullmatch("[-+*/()0-9]{1,200}", expression):
+        return False
+    if re.search(r"\*\*|[0-9)]\(|\)[0-9]", expression):
+        return False
+    if Counter(re.findall("[0-9]+", expression)) != Counter(numbers.split()):
+        return False
+    try:
+        return exact(parse(expression), 0) == int(target)
+    except (Unreadable, NotExact, ArithmeticError, RecursionError):
+        return False
+
+
+def number_wall(response, answer, phrase):
+    """answer is the grid as JSON, "X" where a cell is open. Walls are "A", and no
+    2x2 of them; an island has one number, its size."""
+    clues = grid(answer)
+    try:
+        cells = grid(final_answer(response, phrase=True).replace("'", '"'))
+    except (ValueError, TypeError, RecursionError):
+        return False
+    if cells.keys() != clues.keys():
+        return False
+    if any(cells[at] != clue for at, clue in clues.items() if clue != "X"):
+        return False
+    walls = {at for at in cells if cells[at] == "A"}
+    land = cells.keys() - walls
+    while land:
+        island = [land.pop()]
+        for y, x in island:  # grows as it is read
+            shore = land & {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)}
+            land -= shore
+            island += shore
+        numbers = [cells[at] for at in island if cells[at] != "X"]
+        if numbers != [str(len(island))]:
+            return False
+    return not any({(y, x + 1), (y + 1, x), (y + 1, x + 1)} <= walls
+                   for y, x in walls)
+
+
+def grid(text):
+    """{(row, column): cell} of a JSON list of rows."""
+    return {(y, x): str(cell)
+            for y, row in enumerate(json.loads(text))
+            for x, cell in enumerate(row)}

@@ -1,0 +1,280 @@
+r"""Taking cleaned answers apart: lists, equations, inequalities, sets of numbers.
+
+    parts("(1,2)")             ("()", ["1", "2"])
+    sides("x=5")               ["x", "5"]
+    chain("c>b≥a")             (["a", "b", "c"], ["≤", "<"])
+    real_set("|x-1|<2")        ("x", [("(", "1-(2)", "1+(2)", ")")])
+    set_builder("⦃3n|n∈Z⦄")    ["3k", "k∈Z"]
+
+The parts are texts again, which verify.py compares as it compares answers.
+"""
+import re
+
+from runtime.formula import Unreadable, order
+from runtime.latex import NAME, enclosed, letters, split
+
+LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
+
+
+# ---- lists, tuples, matrices ------------------------------------------------
+KINDS = {
+    "": "one thing", ",": "a list or set", "∪": "a union", "()": "a tuple",
+    "[]": "a closed interval", "(]": "an interval", "[)": "an interval",
+    "¶": "a matrix", "&": "a row of a matrix",
+}
+
+
+def parts(text):
+    """(kind, parts), a kind of KINDS. A set of one thing is that thing."""
+    inner = text[1:-1].strip()
+    several = len(split(inner, ",;∨")) > 1
+    is_set = enclosed(text, "⦃⦄") and inner != "∅"
+    if is_set or several and enclosed(text, "{}"):
+        return parts(inner)
+    items = [item for part in split(text, ",;∨") for item in both_signs(part)]
+    if len(items) > 1:
+        return ",", items
+    for sign in "∪&":
+        if len(pieces := split(text, sign)) > 1:
+            return sign, pieces
+    if matrix := re.fullmatch(r"(.*?)[\s*]*⟦([^⟦⟧]*)⟧", text):
+        return "¶", matrix_rows(*matrix.groups())
+    for brackets in ("()", "[]", "(]", "[)"):
+        if enclosed(text, brackets):
+            kind, pieces = parts(inner)
+            if kind == ",":
+                return brackets, pieces
+            if kind or brackets == "()":  # (5) is 5, but [5] is not
+                return kind, pieces
+    return "", [text]
+
+
+def matrix_rows(factor, inner):
+    rows = split(inner, "¶")
+    if not factor.strip():
+        return rows
+    return [" & ".join(f"({factor})*({cell})" for cell in split(row, "&"))
+            for row in rows]
+
+
+def both_signs(text):
+    """1 ± 2 ∓ 3 as 1 + 2 - 3 and 1 - 2 + 3."""
+    if not re.search("[±∓]", text):
+        return [text]
+    return [text.replace("±", upper).replace("∓", lower)
+            for upper, lower in ("+-", "-+")]
+
+
+GROUPED = re.compile("(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
+
+
+def readings(gold, pred):
+    """Pairs to compare: 1,234 is a number and no list, 101,234 may be either."""
+    gold, pred = one_by_one(gold, pred), one_by_one(pred, gold)
+    numbers = without_grouping(gold), without_grouping(pred)
+    gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
+    if gold_is_number or numbers == (gold, pred):
+        return [numbers]
+    return [numbers, (gold, pred)]
+
+
+def one_by_one(text, other):
+    """(x,y)=(1,2) as x=1, y=2 where the other side is a list of equations."""
+    left, *right = split(text, "=")
+    if len(right) != 1 or len(split(other, ",")) < 2 or "=" not in other:
+        return text
+    (kind, names), (value_kind, values) = parts(left), parts(right[0])
+    if kind != "()" or value_kind != "()" or len(names) != len(values):
+        return text
+    return ", ".join(map("=".join, zip(names, values)))
+
+
+def without_grouping(text):
+    """1,234 as 1234, except in brackets."""
+    if re.search(r"[(\[⦃]", text):
+        return text
+    return GROUPED.sub(lambda match: match[0].replace(",", ""), text)
+
+
+# ---- equations --------------------------------------------------------------
+def sides(text):
+    """The sides of an equation. A list of equations is not one."""
+    return [text] if len(split(text, ",;∨")) > 1 else split(text, "=")
+
+
+def bare(name):
+    """y of y and of y(x)."""
+    return re.sub(r"\s*\(\s*[a-z]\s*\)$", "", name).replace(" ", "")
+
+
+def same_name(one, other):
+    """y and y(x) are one name, f(1) and f(2) are two."""
+    names = letters(one), letters(other)
+    return names[0] == names[1] or bare(one) == bare(other) and bare(one) in names
+
+
+def with_letter_of(head, equation):
+    """The sides f(z), 2z as f(x), 2x if head is f(x)."""
+    function = r"([A-Za-z])\s*\(\s*([a-z])\s*\)"
+    wanted = re.fullmatch(function, head)
+    found = re.fullmatch(function, equation[0])
+    if not wanted or not found or wanted[1] != found[1]:
+        return equation
+    if any(re.search(LETTER % wanted[2], side) for side in equation):
+        return equation
+    return [re.sub(LETTER % found[2], wanted[2], side) for side in equation]
+
+
+def with_primes(equation, other):
+    """dx/dt as x' where the other equation writes x'."""
+    leibniz = r"\\frac\{\s*d\s*([A-Za-z])\s*\}\{\s*d\s*([A-Za-z])\s*\}"
+    variables = {found[1] for found in re.findall(leibniz, "".join(equation))}
+    if len(variables) != 1 or "'" not in "".join(other):
+        return equation
+    return [re.sub(leibniz, r"\1'", side) for side in equation]
+
+
+# ---- inequalities -----------------------------------------------------------
+RELATIONS = "<≤>≥≠"
+TURNED = {">": "<", "≥": "≤"}
+
+
+def chain(text):
+    """(terms, relations), with > turned round to <; None for other texts."""
+    terms = split(text, RELATIONS)
+    if len(terms) == 1 or len(split(text, ",;∨")) > 1:
+        return None
+    between = text
+    for term in terms:  # what is left are the relations
+        between = between.replace(term, " ", 1) if term else between
+    signs = re.findall(f"[{RELATIONS}]", between)
+    if len(signs) != len(terms) - 1:
+        return None
+    if set(signs) <= set(TURNED):
+        return terms[::-1], [TURNED[sign] for sign in signs[::-1]]
+    return terms, signs
+
+
+def is_relation(text):
+    return bool(re.search(rf"[{RELATIONS}∖]|\\mathbb", text) or set_builder(text))
+
+
+def condition(text):
+    """(expression, condition) of a set ⦃expression|condition⦄, else None."""
+    if not enclosed(text, "⦃⦄"):
+        return None
+    inner = text[1:-1].strip()
+    head = split(inner, "|:")[0]
+    rest = inner[len(head):].lstrip()[1:].strip()
+    return (head, rest) if rest else None
+
+
+def set_builder(text):
+    """[expression, condition, ...] of a set, with k for the letter that ∈ binds."""
+    bare_set = re.fullmatch(r"(.*\S)\s*[,(]\s*([A-Za-z]\s*∈[^()]*)\)?", text)
+    if not condition(text) and not bare_set:  # 3n, n∈Z is meant as a set too
+        return []
+    head, rest = condition(text) or bare_set.groups()
+    conditions = split(rest, ",;")
+    for part in conditions:
+        left, *right = split(part, "=")
+        if len(right) == 1 and left.replace(" ", "") == head.replace(" ", ""):
+            conditions.remove(part)
+            head = right[0]
+            break
+    bound = re.search(LETTER % "([A-Za-z])" + r"\s*∈", ",".join(conditions))
+    if not bound or not re.search(LETTER % bound[1], head):
+        return [head, *conditions]
+    return [re.sub(LETTER % bound[1], "k", part) for part in (head, *conditions)]
+
+
+# ---- sets of real numbers ---------------------------------------------------
+BRACKETS = {"<": "()", "≤": "[]"}
+DISTANCE = re.compile(r"\|\s*([A-Za-z])\s*([+-][^|]*)?\|")  # |x - 1|
+
+
+def real_set(text):
+    """(variable, intervals) of a set of real numbers, else None.
+
+    The variable is None where none is named. An interval is a tuple of the
+    left bracket, the low end, the high end and the right bracket."""
+    if text == r"\mathbb{R}":
+        return None, [("(", "-∞", "∞", ")")]
+    if condition(text):
+        head, rest = condition(text)
+        found = real_set(rest)
+        named = found and bare(found[0] or "") == bare(head)
+        return (None, found[1]) if named else None
+    if len(pieces := split(text, "∪∨")) > 1:
+        return union([real_set(piece) for piece in pieces])
+    if len(pieces := split(text, "∖")) > 1:
+        whole, points = pieces[0], pieces[-1]
+        if len(pieces) > 2 or whole != r"\mathbb{R}" or not enclosed(points, "⦃⦄"):
+            return None
+        return all_but(None, split(points[1:-1], ","))
+    if enclosed(text, "⦃⦄"):
+        return None, [("[", x, x, "]") for x in split(text[1:-1], ",")]
+    if len(pieces := split(text, ",")) == 2:
+        return intersection(*map(real_set, pieces))
+    if chain(text):
+        return inequality(*chain(text))
+    ends = [end.removeprefix("+") for end in split(text[1:-1], ",")]
+    if re.fullmatch(r"[(\[].*[)\]]", text) and len(ends) == 2:
+        return None, [(text[0], *ends, text[-1])]
+    return None
+
+
+def union(sets):
+    if None in sets:
+        return None
+    names = {bare(name) for name, _ in sets if name}
+    if len(names) > 1:
+        return None
+    intervals = [interval for _, found in sets for interval in found]
+    return names.pop() if names else None, intervals
+
+
+def intersection(one, other):
+    """x>1, x<5 as one interval; None unless these are two half-lines."""
+    if not one or not other or not one[0] or bare(one[0]) != bare(other[0] or ""):
+        return None
+    if len(one[1] + other[1]) != 2:
+        return None
+    for first, second in ((one, other), (other, one)):
+        (left, low, end, _), (_, start, high, right) = first[1][0], second[1][0]
+        if end == "∞" and start == "-∞":
+            return one[0], [(left, low, high, right)]
+    return None
+
+
+def inequality(terms, signs):
+    """The set of x<5, 1≤x<5, x≠5, |x-1|<5 or |x-1|>5, else None."""
+    left, *middle, right = terms
+    if len(middle) == 1 and NAME.fullmatch(middle[0]) and set(signs) <= set(BRACKETS):
+        opening, closing = BRACKETS[signs[0]][0], BRACKETS[signs[1]][1]
+        return middle[0], [(opening, left, right, closing)]
+    if middle:
+        return None
+    if signs == ["≠"]:
+        return all_but(left, [right]) if NAME.fullmatch(left) else None
+    opening, closing = BRACKETS[signs[0]]
+    if near := DISTANCE.fullmatch(left):
+        low, high = (f"-({near[2] or 0}){sign}({right})" for sign in "-+")
+        return near[1], [(opening, low, high, closing)]
+    if far := DISTANCE.fullmatch(right):
+        low, high = (f"-({far[2] or 0}){sign}({left})" for sign in "-+")
+        return far[1], [("(", "-∞", low, closing), (opening, high, "∞", ")")]
+    if NAME.fullmatch(left) and not NAME.fullmatch(right):
+        return left, [("(", "-∞", right, closing)]
+    if NAME.fullmatch(right) and not NAME.fullmatch(left):
+        return right, [(opening, left, "∞", ")")]
+    return None
+
+
+def all_but(name, points):
+    """The real line without these points; None if their order is unknown."""
+    try:
+        ends = ["-∞", *order(points), "∞"]
+    except Unreadable:
+        return None
+    return name, [("(", low, high, ")") for low, high in zip(ends, ends[1:])]

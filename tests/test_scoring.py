@@ -1,0 +1,209 @@
+"""Tests of runtime/scoring.py: the workers' limits, their replacement and their end."""
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import verify
+from runtime.scoring import WorkerPool
+from tests.workers import ROOT
+from verify import Verifier
+
+LIMIT = 120  # seconds after which a test that hangs fails
+
+
+def box(text):
+    return f"So the answer is $\\boxed{{{text}}}$."
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=2) as one:
+        yield one
+
+
+PROGRAM = """
+import sys, time
+sys.path[:0] = [{root!r}]
+from runtime import scoring
+
+def judge(gold, pred):
+{judge}
+
+scoring.work(judge, *map(float, sys.argv[2:]))
+"""
+
+
+def program_of(judge, folder):
+    """A worker's program that compares with `judge`, the body of a function of gold and pred."""
+    program = folder / "program.py"
+    program.write_text(PROGRAM.format(root=str(ROOT), judge=textwrap.indent(judge, "    ")))
+    return str(program)
+
+
+def pool_of(judge, folder, **options):
+    class Pool(WorkerPool):
+        program = program_of(judge, folder)
+        tasks = {"pairs": lambda response, answer, phrase: (answer, response)}
+
+    return Pool(workers=1, **options)
+
+
+def test_bad_calls_name_the_row_or_the_task(verifier):
+    with pytest.raises(ValueError, match="row 1: the gold answer is empty"):
+        verifier.score(["a", "b"], ["1", " "], "math")
+    with pytest.raises(ValueError, match="task 'maths' is unknown; use one of math, countdown"):
+        verifier.score(["a"], ["1"], "maths")
+    with pytest.raises(ValueError):
+        verifier.score(["a", "b"], ["1"], "math")
+    assert verifier.score([], [], "math") == []
+
+
+def test_progress_and_duplicates(verifier):
+    seen = []
+    responses = [box(r"\log_e 7"), box(r"\ln 8")] * 50
+    scores = verifier.score(responses, [r"\ln 7"] * 100, "math", progress=lambda *counts: seen.append(counts))
+    assert scores == [1.0, 0.0] * 50
+    assert seen[-1] == (100, 100) and len(seen) == 2  # each pair is asked once
+
+
+def test_what_was_asked_once_is_not_asked_again(tmp_path):
+    log = tmp_path / "asked"
+    with pool_of(f"open({str(log)!r}, 'a').write(pred)\nreturn True", tmp_path) as pool:
+        assert pool.score(["a", "a", "b"], ["x"] * 3, "pairs") == [1.0] * 3
+        assert pool.score(["b", "a"], ["x"] * 2, "pairs") == [1.0] * 2
+    assert sorted(log.read_text()) == ["2", "a", "b"]  # 2: what a worker must judge before it is ready
+
+
+@pytest.mark.parametrize("busy", ["while pred == 'slow': pass", "pred == 'slow' and pow(3, 10 ** 9)"], ids=["Python", "one call"])
+def test_an_overrun_of_processor_time_is_wrong_and_the_next_answer_is_judged(busy, tmp_path):
+    with pool_of(f"{busy}\nreturn True", tmp_path, timeout_s=0.2, memory_mb=1 << 14) as pool:
+        assert pool.score(["quick", "slow", "again"], ["x"] * 3, "pairs") == [1.0, 0.0, 1.0]
+
+
+def test_waiting_is_no_overrun(tmp_path):
+    """A busy machine lets a worker wait, which changes no verdict."""
+    with pool_of("time.sleep(1)\nreturn True", tmp_path, timeout_s=0.2) as pool:
+        assert pool.score(["late"], ["x"], "pairs") == [1.0]
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_replaced(tmp_path, monkeypatch):
+    judge = "if pred == 'asleep': time.sleep(1000)\nreturn True"
+    with pool_of(judge, tmp_path) as pool:
+        assert pool.score(["quick"], ["x"], "pairs") == [1.0]
+        monkeypatch.setattr("runtime.scoring.PATIENCE_S", 1)
+        assert pool.score(["asleep"], ["x"], "pairs") == [0.0]
+        monkeypatch.undo()
+        assert pool.score(["again"], ["x"], "pairs") == [1.0]
+
+
+def test_memory_is_limited(tmp_path):
+    judge = "if pred == 'large': bytearray(1 << 30)\nreturn True"
+    with pool_of(judge, tmp_path, memory_mb=512) as pool:
+        assert pool.score(["small", "large", "small again"], ["x"] * 3, "pairs") == [1.0, 0.0, 1.0]
+
+
+def test_a_worker_that_cannot_start_is_named(tmp_path):
+    with pool_of("return True", tmp_path) as pool:
+        Path(pool.program).write_text("import nothing_of_this_name")
+        with pytest.raises(RuntimeError, match="did not start; this says why: .*program.py"):
+            pool.score(["a"], ["x"], "pairs")
+
+
+def test_a_killed_worker_is_replaced():
+    with Verifier(workers=1) as one:
+        assert one.score([box(r"\log_e 5")], [r"\ln 5"], "math") == [1.0]
+        os.kill(one.idle[0].pid, signal.SIGKILL)
+        one.idle[0].wait()
+        assert one.score([box(r"\log_e 7")], [r"\ln 7"], "math") == [1.0]
+
+
+def test_what_needs_no_comparison_starts_no_worker():
+    with Verifier() as one:
+        assert one.score([box("0.5"), "no box"], ["0.5", "0.5"], "math") == [1.0, 0.0]
+        assert one.score(["1 + 2 = 3"], ["3 = 1 2"], "countdown") == [1.0]
+        assert one.idle == []
+
+
+def test_from_threads(verifier):
+    answers = [rf"\ln {n}" for n in range(2, 10)]
+    scores = {}
+
+    def score(n):
+        scores[n] = verifier.score([box(rf"\log_e {n}")] * 8, answers, "math")
+    threads = [threading.Thread(target=score, args=[n]) for n in range(2, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert scores == {n: [float(n == other) for other in range(2, 10)] for n in range(2, 6)}
+
+
+def run(code, **options):
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True,
+                            cwd=Path(verify.__file__).parent, **options)
+
+
+def gone(pid, patience=LIMIT):
+    """Whether a process has ended, or does so in time."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_its_parent(sent, tmp_path):
+    """Also when the parent is stopped in the middle of a long question."""
+    program = program_of("while pred == 'slow': pass\nreturn True", tmp_path)
+    parent = run(f"""
+        from runtime.scoring import WorkerPool
+
+        class Pool(WorkerPool):
+            program = {program!r}
+            tasks = {{"pairs": lambda response, answer, phrase: (answer, response)}}
+
+        pool = Pool(workers=1)
+        pool.score(["quick"], ["x"], "pairs")
+        print(pool.idle[0].pid, flush=True)
+        pool.score(["slow"] * 50, ["x"] * 50, "pairs")
+        """, stderr=subprocess.DEVNULL)
+    worker = int(parent.stdout.readline())
+    assert not gone(worker, 0.3)
+    parent.send_signal(sent)
+    parent.wait(LIMIT)
+    assert gone(worker)
+
+
+def test_under_torchrun_the_ranks_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert Verifier().workers == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert Verifier().workers == 1 and Verifier(workers=3).workers == 3
+
+
+def test_in_a_forked_child():
+    child = run(r"""
+        import os, verify
+        one = verify.Verifier(workers=1)
+        one.score([r"\boxed{\log_e 5}"], [r"\ln 5"], "math")
+        pid = os.fork()
+        right = one.score([r"\boxed{\log_e 7}"] * 2, [r"\ln 7", r"\ln 8"], "math") == [1.0, 0.0]
+        if pid == 0:
+            os._exit(0 if right else 1)
+        print(right, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        """)
+    assert child.communicate(timeout=LIMIT)[0].strip() == "True 0"

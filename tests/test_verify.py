@@ -1,0 +1,506 @@
+"""Tests of verify.py and of what it reads with: small tables of kinds, hostile responses, properties.
+
+A row of a table is a gold answer and what a response says instead, all with the same verdict.
+"""
+import json
+import re
+import resource
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import verify
+from runtime import formula, structure
+from runtime.latex import COMMANDS, SIGNS, SPELLINGS, clean, split_unit
+from verify import Verifier, explain, extract_answer, is_correct, judge
+
+
+def box(text):
+    return f"So the answer is $\\boxed{{{text}}}$."
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=2) as one:
+        yield one
+
+
+# ---------------------------------------------------------------------------------------------------- 1. extraction
+@pytest.mark.parametrize("response, answer", [
+    (r"\boxed{17}", "17"), (r"\boxed {17}", "17"), (r"\fbox{17}", "17"), ("\\boxed{\n7\n}", "7"),
+    (r"\boxed{1} then \boxed{2}", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
+    # a box in a box: the outermost, but for a box that is all of it
+    (r"\boxed{\boxed{3}}", "3"), (r"\boxed{3,4,\boxed{5}}", r"3,4,\boxed{5}"),
+    (r"\boxed{x\neq\boxed5}", r"x\neq\boxed5"), (r"\boxed{1} \boxed{\text{not }\boxed{5}}", r"\text{not }\boxed{5}"),
+    # no braces: up to the next $, space or closing brace
+    (r"\boxed 5", "5"), (r"\boxed5.", "5."), (r"\boxed 5/7$", "5/7"), (r"$\boxed 5^2 \]", "5^2"), (r"\boxed 5! so", "5!"),
+    (r"\boxed\frac{1}{2}\)", r"\frac{1}{2}"),
+    # no answer
+    (r"\boxed{17", None), (r"\boxed{1} and \boxed{17", None), (r"\boxed{}", None), (r"\boxed", None),
+    (r"\boxed}", None), ("The answer is 17.", None), ("17", None), ("", None),
+    (r"\boxed{" + "1" * 5000 + "}", None),
+])
+def test_extraction(response, answer):
+    assert extract_answer(response) == answer
+
+
+@pytest.mark.parametrize("response, answer", [
+    ("The answer is 17.", "17"), ("The final answer is: $\\frac{1}{2}$. I hope so.", "\\frac{1}{2}"), ("17", None),
+    ("the answer is 3\nNo, the answer is (C).", "(C)"), (r"The answer is 4 or \boxed{5}", "5"),
+    ("answer is 2.5.", "2.5"),
+])
+def test_extraction_of_phrases(response, answer):
+    assert extract_answer(response, phrase=True) == answer
+
+
+# ---------------------------------------------------------------------------------------------------------- 2. text
+@pytest.mark.parametrize("row", SPELLINGS, ids=lambda row: row.name)
+def test_each_row_of_the_spelling_table_does_what_its_example_says(row):
+    assert re.sub(row.pattern, row.replacement, row.before, flags=re.DOTALL) == row.after
+
+
+@pytest.mark.parametrize("row", SPELLINGS, ids=lambda row: row.name)
+def test_an_example_and_its_rewriting_are_one_answer(row):
+    assert clean(row.before) == clean(row.after)
+
+
+def test_each_command_of_the_sign_table_becomes_its_sign():
+    for sign, names in SIGNS.items():
+        for name in names.split():
+            assert COMMANDS[name] == sign
+            if name.isalpha() and sign:
+                assert clean(rf"1\{name} 2") == clean(f"1{sign} 2"), name
+
+
+@pytest.mark.parametrize("text, value, units", [
+    ("5 cm", "5", {"cm"}), (r"5 \text{cm}^{2}", "5", {"cm", "^2"}), ("5 square feet", "5", {"ft", "^2"}),
+    (r"5\frac{\text{km}}{\text{h}}", "5", {"km", "h"}), ("5°", "5", {"°"}), ("5 tenths", "5 tenths", set()),
+    (r"\sin 1°", r"\sin 1°", set()), ("5个", "5", {"个"}), (r"\text{Friday} \text{cm}", r"\text{Friday} \text{cm}", set()),
+])
+def test_units(text, value, units):
+    assert split_unit(text) == (value, units)
+
+
+# ----------------------------------------------------------------------------------------------------- 3. structure
+@pytest.mark.parametrize("text, kind, parts", [
+    ("5", "", ["5"]), ("(5)", "", ["5"]), ("⦃5⦄", "", ["5"]), ("[5]", "", ["[5]"]), ("1,2", ",", ["1", "2"]),
+    ("⦃1,2⦄", ",", ["1", "2"]), ("(1,2)", "()", ["1", "2"]), ("[1,2)", "[)", ["1", "2"]),
+    ("1±2", ",", ["1+2", "1-2"]), ("1∓2", ",", ["1-2", "1+2"]), ("(1,2)∪(3,4)", "∪", ["(1,2)", "(3,4)"]),
+    ("⟦1&2¶3&4⟧", "¶", ["1&2", "3&4"]), ("2⟦1¶3⟧", "¶", ["(2)*(1)", "(2)*(3)"]),
+])
+def test_parts(text, kind, parts):
+    assert structure.parts(text) == (kind, parts)
+
+
+@pytest.mark.parametrize("text, name, intervals", [
+    ("x<5", "x", ["(-∞ 5)"]), ("5≤x", "x", ["[5 ∞)"]), ("1<x≤5", "x", ["(1 5]"]), ("[1,5)", None, ["[1 5)"]),
+    ("x>1, x<5", "x", ["(1 5)"]), ("x<1 ∨ x>5", "x", ["(-∞ 1)", "(5 ∞)"]), ("x≠5", "x", ["(-∞ 5)", "(5 ∞)"]),
+    ("|x|<5", "x", ["(-(0)-(5) -(0)+(5))"]), (r"\mathbb{R}", None, ["(-∞ ∞)"]), ("⦃x|x<5⦄", None, ["(-∞ 5)"]),
+    (r"\mathbb{R}∖⦃2,1⦄", None, ["(-∞ 1)", "(1 2)", "(2 ∞)"]), ("⦃1,2⦄", None, ["[1 1]", "[2 2]"]),
+])
+def test_sets_of_real_numbers(text, name, intervals):
+    found, ends = structure.real_set(text)
+    assert (found, [f"{a}{low} {high}{b}" for a, low, high, b in ends]) == (name, intervals)
+
+
+# --------------------------------------------------------------------------------------------------------- 4. value
+@pytest.mark.parametrize("text, value", [
+    ("2", 2), ("1/2/3", Fraction(1, 6)), ("2(3+4)", 14), ("-2^{2}", -4), (r"2\frac{1}{3}", Fraction(7, 3)),
+    (r"2\frac{4}{3}", Fraction(8, 3)), ("1.5e3", 1500), ("|2-5|", 3), (r"\binom{5}{2}", 10), ("3!^{2}", 36),
+    (r"\lfloor 7/2\rfloor", 3), ("2^{-1}", Fraction(1, 2)),
+])
+def test_exact_values(text, value):
+    assert formula.exact(formula.parse(text), 0) == value
+
+
+@pytest.mark.parametrize("text, other", [
+    (r"\sqrt{8}", r"2\sqrt{2}"), (r"\sqrt[3]{-8}", "-2"), (r"\sin^{2} x+\cos^{2} x", "1"), (r"\sin^{-1} x", r"\arcsin x"),
+    (r"\log_{2} 8", "3"), (r"\sin 2x\cos x", r"\cos x\sin(2x)"), ("e^{iπ}", "-1"), (r"\ln x^{2}", r"\ln(x^{2})"),
+    ("f(x+1)", "f(1+x)"), (r"\cos π/3", "1/2"), (r"\sin 30°", "1/2"), ("x^{2/3}", r"\sqrt[3]{x}^{2}"),
+])
+def test_equal_values(text, other):
+    assert formula.equal(formula.parse(text), formula.parse(other))
+
+
+@pytest.mark.parametrize("text, other", [
+    (r"\frac{dy}{dx}", r"\frac{y}{x}"), (r"\Delta x", "x"), (r"\gamma", r"\Gamma"), ("x'", "x"), ("f(2)", "2f"),
+    ("f^{-1}(x)", "1/f(x)"), (r"\sqrt{x^{2}}", "x"), (r"\lceil n/2\rceil", r"\lceil n/5\rceil"),
+    (r"\vec{a}", "a"), (r"n^{\underline{k}}", "n^{k}"), ("e", "2.718281828"), ("π", r"\frac{22}{7}"),
+    (r"\sqrt{2}", "1.41421356237309504880168872420969807856967187537694"),
+])
+def test_different_values(text, other):
+    assert not formula.equal(formula.parse(text), formula.parse(other))
+
+
+@pytest.mark.parametrize("text", ["", "2 3", "2+", "(2", r"\int x", r"\foo", "x^{2}^{3}", "n!!", "204_{5}", "12:00", "ABC",
+                                  r"5\text{ cm}", "5 for 6", "1=2", "²"])
+def test_what_is_no_formula_is_refused(text):
+    with pytest.raises(formula.Unreadable):
+        formula.parse(text)
+
+
+@pytest.mark.parametrize("text", ["9^{9^{9^{9}}}", "3^{1000000007}", "1/0", "0^{0}", r"\frac{0}{0}", r"\ln 0"])
+def test_what_has_no_value_or_a_huge_one_equals_nothing(text):
+    assert not judge(text, f"{text}+0").right
+
+
+# --------------------------------------------------------------------------------------------------------- verdicts
+RIGHT = r"""
+# numbers
+5 ¦ x = 5 ¦ 5 \text{ cm} ¦ \$5 ¦ 5\% ¦ 5.0 ¦ 05 ¦ 5. ¦ {5} ¦ \text{5} ¦ 5 cm ¦ \mathbf{5} ¦ f(2) = 5
+5 ¦ 2 + 3 = 5 ¦ 5^\circ ¦ \sqrt{25}
+5 ¦ 5 \text{ cm}^2 ¦ 5~\mathrm{m/s} ¦ 5 \text{ square units} ¦ 5 dollars ¦ \frac{10}{2} ¦ (5) ¦ \{5\} ¦ 10/2
+5 ¦ 5 \text{ m} ¦ 5 = x
+1000 ¦ 1,000 ¦ 1{,}000 ¦ 1,\!000 ¦ 1\,000 ¦ 10^3 ¦ 1e3 ¦ 1 \times 10^{3} ¦ \$1,000.00 ¦ x = 1,000
+1000 ¦ 1{,}000 \text{ km}
+\frac{1}{2} ¦ \dfrac{1}{2} ¦ \tfrac12 ¦ \frac12 ¦ \frac 1 2 ¦ 0.5 ¦ .5 ¦ 1/2 ¦ \frac{-1}{-2}
+\frac{1}{2} ¦ \left(\frac{1}{2}\right) ¦ \frac12 \approx 0.5
+-\frac{7}{2} ¦ -3.5 ¦ -3\frac{1}{2} ¦ -3 1/2 ¦ \frac{-7}{2} ¦ \frac{7}{-2} ¦ −\frac72
+7.5e7 ¦ 7.5 \times 10^{7} ¦ 7.5 \cdot 10^7 \text{ kg} ¦ 75000000 ¦ 75{,}000{,}000
+44\% ¦ 44 ¦ 44\text{ percent} ¦ 44% ¦ 44 percent
+2\sqrt{3} ¦ \sqrt{12} ¦ 2 \sqrt 3 ¦ \frac{6}{\sqrt{3}} ¦ 2 \cdot 3^{1/2} ¦ \sqrt{3} + \sqrt{3}
+2\sqrt{3} ¦ 2\sqrt3 \text{ m}
+(x+1)^2 ¦ x^2 + 2x + 1 ¦ (1+x)(x+1) ¦ x(x+2)+1
+4nm + 2 ¦ 2 + 4mn
+5 \text{ cm}, 6 \text{ cm} ¦ 6 cm, 5 cm ¦ 5, 6
+ab^2 ¦ b^2 a ¦ a \cdot b \cdot b
+2 - 3i ¦ -3i + 2 ¦ 2 + 3i^3
+e^{2x} ¦ (e^x)^2 ¦ \exp(2x)
+\ln 2 ¦ \ln(2) ¦ \log_e 2 ¦ \frac{\ln 4}{2}
+\sin 2x ¦ 2 \sin x \cos x
+n! ¦ n \cdot (n-1)!
+y = 2x + 3 ¦ 2x + 3 ¦ 3 + 2x = y ¦ 2x - y + 3 = 0 ¦ y = 3 + 2x
+x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
+(2, 5] ¦ \left( 2, 5 \right] ¦ x \in (2,5] ¦ (\frac42, 5]
+[1,2) \cup (3,4) ¦ (3,4) \cup [1,2)
+(1, -2) ¦ \left(1, -2\right) ¦ (1,\,-2) ¦ (x, y) = (1, -2) ¦ (\frac22, -2.0)
+1, 2 ¦ 2, 1 ¦ \{1, 2\} ¦ 1 \text{ and } 2 ¦ x = 1 \text{ or } x = 2 ¦ x = 1, 2 ¦ 1; 2 ¦ 1, \text{ and } 2
+3 \pm \sqrt{2} ¦ 3 + \sqrt2, 3 - \sqrt2 ¦ \{3-\sqrt2, 3+\sqrt2\} ¦ 3 \pm 2^{1/2}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{bmatrix}1&2\\3&4\end{bmatrix}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \left[\begin{array}{cc}1&2\\3&\frac82\end{array}\right]
+1323_4 ¦ 1323_{4} ¦ 1323_{\text{4}}
+\text{Friday} ¦ Friday ¦ \textbf{Friday} ¦ friday ¦ \mathrm{Friday}
+\text{(C)} ¦ C ¦ (C) ¦ \textbf{(C)}
+12:00 ¦ 12:00
+7 \text{ hours} ¦ 7 ¦ 7 \text{ hr} ¦ 7\text{ hours}.
+101,111 ¦ 111, 101 ¦ 101111 ¦ 101, 111
+1.2 ¦ \approx 1.2 ¦ \approx 1.2\text{ cm} ¦ =1.2
+7e37 ¦ 7 \times 10^{37}\,\mathrm{erg}/\mathrm{s} ¦ 7 \times 10^{37} \text{ erg}
+3e8 ¦ 3 \times 10^8 \, \mathrm{m}/\mathrm{s}
+6 ¦ 6\text{ in} ¦ 6 \text{ in}^2 ¦ 6\text{ ways}
+\frac12 ¦ \sin 30^\circ ¦ \cos(60^{\circ})
+\emptyset ¦ \{\} ¦ \varnothing
+5 ¦ 5\,\mathrm{m\,s^{-1}} ¦ 5 \text{ m/s}^{2} ¦ 5\,\mathrm{kg}\cdot\mathrm{m}
+5 ¦ 5\,\frac{\mathrm{m}}{\mathrm{s}}
+\frac{1}{3} ¦ 0.\overline{3} ¦ .\overline{33} ¦ 0.3\overline{3}
+-\frac{7}{6} ¦ -1.1\overline{6}
+1,234 ¦ 1234 ¦ 1{,}234 ¦ 1,234.0
+221, 8 ¦ 8,221 ¦ 8, 221 ¦ \{8, 221\}
+\pm 3 ¦ (\pm 3) ¦ 3, -3 ¦ \{\pm 3\}
+(\pm 5, 0) ¦ (5, 0), (-5, 0) ¦ (-5, 0), (5, 0)
+# derivatives, functions and letters
+m\frac{dv}{dt}+bv=f ¦ m \frac{d v}{d t} = f - b v ¦ \frac{dv}{dt}+\frac{b}{m}v=\frac{f}{m} ¦ f = bv + m\dot{v}
+\frac{dy}{dx}=ky ¦ y'=ky ¦ dy/dx = ky ¦ \frac{\mathrm{d}y}{\mathrm{d}x} = ky
+\ddot{x}+\omega^2x=0 ¦ \ddot x=-\omega^2 x ¦ x''=-\omega^2 x
+m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
+\frac{\sinh(at)}{a} ¦ \frac{e^{at}-e^{-at}}{2a} ¦ \frac{1}{2a}(\exp(at)-\exp(-at)) ¦ \frac{1}{2a}(\exp{a*t} - \exp{-a*t})
+\tanh x ¦ \frac{e^{2x}-1}{e^{2x}+1} ¦ \frac{\sinh x}{\cosh x}
+\sin x\cos x ¦ \frac{1}{2}\sin 2x ¦ \cos x \sin x
+\log_{10}2 ¦ \lg 2 ¦ \frac{\ln2}{\ln10}
+|x| ¦ \sqrt{x^2} ¦ \left|x\right|
+x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2}
+\binom{n}{2} ¦ \frac{n(n-1)}{2}
+e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
+\arcsin(10/13) ¦ np.arcsin(10/13) ¦ \sin^{-1}\frac{10}{13}
+6x^2+1 ¦ 6x**2+1 ¦ 6*x^2 + 1
+# equations
+y=2x+3 ¦ y-3=2x ¦ 4x-2y+6=0
+MR=SRMC ¦ SRMC=MR
+f(x)=x ¦ f(z)=z ¦ x
+(x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
+x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3
+y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
+# sets of real numbers
+[-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\} ¦ x \ge -2 \text{ and } x<1
+(-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
+(-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
+x\neq3 ¦ x!=3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
+a<b<c ¦ c>b>a
+x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
+\{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
+\text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
+# braces, spaces and Unicode
+\frac{a}{b} ¦ \frac ab ¦ a/b ¦ \frac{a}b ¦ {a \over b}
+10 ¦ \tbinom52 ¦ \binom 5 2 ¦ {5 \choose 2}
+x \equiv 3 \pmod 7 ¦ x\equiv3\pmod{7}
+\{1,2,3\} ¦ {1,2,3} ¦ 3,2, \text{ and } 1
+x^2 ¦ x² ¦ x^{2}
+x_1+x_2 ¦ x₁+x₂
+\alpha+\theta ¦ α+θ
+2,3 ¦ 2或3 ¦ 2、3 ¦ x=2或x=3
+\text{Monday} ¦ \textsf{Monday} ¦ \texttt{Monday} ¦ \text{Monday.}
+12,13 ¦ \text{12 and 13}
+\begin{pmatrix}2\\4\end{pmatrix} ¦ \begin{smallmatrix}2\\4\end{smallmatrix} ¦ \begin{pmatrix}2\\[1ex]4\end{pmatrix} ¦ 2\begin{pmatrix}1\\2\end{pmatrix}
+3\pm\sqrt2 ¦ 3\mp\sqrt2
+1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM
+# numerals
+111, \! 111, \! 111 ¦ 111111111 ¦ 111,111,111 ¦ 111\,111\,111
+1000 ¦ 1 000 ¦ 1\;000 ¦ 1~000 ¦ 10³
+\frac13 ¦ 0.\dot3 ¦ 0.\bar3 ¦ 0.\overline3
+\frac{1}{7} ¦ 0.\dot{1}4285\dot{7}
+54 ¦ 54_{10} ¦ 54_{\text{10}}
+204_5 ¦ (204)_5 ¦ 204_{5}
+3.5 ¦ 3½ ¦ 3 1/2
+# units
+5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C} ¦ 5\text{ gallons per minute} ¦ 5\ 
+12\text{ widgets} ¦ 12 ¦ 12 widgets
+10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
+"""
+WRONG = r"""
+# numbers
+45 ¦ 4500 ¦ 0.45 ¦ 46 ¦ -45 ¦ 45.0001 ¦ 450 ¦ 45x ¦ 45\pi ¦ 45 + 10^{-30} ¦ 45, 46 ¦ 45 \text{ or } 46
+45 ¦ 45 \text{ or more} ¦ \text{not } 45
+45 ¦ 45 = 46 ¦ 44 = 45 ¦ 45 \text{ minus 2} ¦ x ¦ 4 5 ¦ 45_6 ¦ 45! ¦ 54 ¦ \text{forty} ¦ x \ge 45
+45 ¦ 45^2 ¦ 45 \text{ is wrong}
+45 ¦ \frac{45}{0} ¦ x - 45 = 0 ¦ 44.999999999999999999999
+12345 ¦ 12346 ¦ 12345.5
+1e-20 ¦ 1e-21 ¦ 0 ¦ 2e-20
+10^{100} ¦ 10^{100}+1 ¦ 10^{101} ¦ 10^{99}
+\frac{1}{3} ¦ 0.3333333333333333 ¦ 13 ¦ 3 ¦ 1.3
+\pi ¦ 3.14159265358979323846 ¦ \frac{22}{7} ¦ 2\pi
+\sqrt{2} ¦ 1.41421356237309504880 ¦ \sqrt[3]{2} ¦ -\sqrt2 ¦ \sqrt{2} + 10^{-40}
+10^{-20}\ln 2 ¦ 10^{-20}\ln 3 ¦ 10^{-21}\ln 2
+x > 10^{-20} ¦ x > 10^{-21} ¦ x \ge 10^{-20} ¦ x < 10^{-20}
+6m ¦ 6 ¦ 6n ¦ m
+5 \text{ cm} ¦ 5 \text{ km} ¦ 5 \text{ hours} ¦ 6 \text{ cm}
+(1, 2) ¦ \{1, 2\} ¦ (2, 1) ¦ [1, 2] ¦ 1, 2 ¦ (1, 2, 3) ¦ 1 ¦ (1, 3)
+1, 2 ¦ 1 ¦ 1, 2, 3 ¦ 1, 3 ¦ 1, 1 ¦ 1, 2, 2 ¦ (1, 2)
+2, 2 ¦ 2
+[3, \infty) ¦ (3, \infty) ¦ [4, \infty) ¦ x > 3
+(-\infty, 3) ¦ (-\infty, 4) ¦ (-\infty, 3] ¦ x < 4 ¦ (3, \infty)
+3 \pm \sqrt{2} ¦ 3 + \sqrt2 ¦ 2 \pm \sqrt3 ¦ 3 \pm 2
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 & 2 & 3 & 4 \end{pmatrix}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 \\ 3 \end{pmatrix} ¦ (1,2,3,4)
+204_5 ¦ 204_6 ¦ 205_5 ¦ 54 ¦ 204
+ABC ¦ CBA ¦ ACB ¦ A
+MR = SRMC ¦ SRM = CMR
+x ¦ X ¦ y ¦ x^2
+x^2 ¦ x^{-2} ¦ x^3
+\sqrt{x^2} ¦ x ¦ -x
+x - y ¦ y - x
+I(0) ¦ 0 ¦ I
+f(x) = x + 1 ¦ f(x) = x - 1 ¦ x
+y = 2x + 3 ¦ y = 3x + 2 ¦ x = 2y + 3 ¦ 2x - 3
+2x + y = 0 ¦ 0
+k = 3 ¦ n = 3 ¦ k = 4
+1 \frac{1}{2} ¦ \frac{11}{2} ¦ \frac12
+1, 234 ¦ 1{,}234
+1,234 ¦ 234,1 ¦ 1,235 ¦ 1,2340 ¦ 1 ¦ 234
+\frac{1}{3} ¦ 0.3 ¦ 0.\overline{4} ¦ 0.0\overline{3} ¦ 3.\overline{3}
+5 ¦ 5\,\mathrm{m}\cdot x ¦ 5\text{ apples}, \text{ six pears} ¦ 5\text{ cm}+x
+\text{Friday} ¦ \text{Friday}\text{ cm}
+x = 45 ¦ x = 46 = 45
+12:00 ¦ 1:00 ¦ 12:30 ¦ 24:00
+\text{Friday} ¦ Fri ¦ \text{Thursday} ¦ 5
+\text{(C)} ¦ D ¦ (D) ¦ c^2
+\infty ¦ 99999999999999999999 ¦ -\infty
+5 ¦ 5\text{ ft }6\text{ in} ¦ 5\text{ C }2 ¦ 5\text{ choose }2 ¦ 5\text{ to the power }3
+5 ¦ 5\text{ or six} ¦ 5\text{ million}
+5 ¦ 5\text{ hmm, no, } 6 ¦ 5\text{ halves} ¦ 5\text{ squared} ¦ 5\text{ dozen} ¦ 5\text{ but }6
+2\text{ hours }15\text{ minutes} ¦ 2\text{ hours }45\text{ minutes} ¦ 2
+3 ¦ 3\text{ in }5 ¦ 3\text{ remainder }2 ¦ 3\text{ to }5
+8 ¦ 8\text{ apples}-3\text{ apples} ¦ 8\text{ m}/2\text{ s} ¦ 8\text{ m}*3\text{ m} ¦ 8\text{ cm}^{345}
+\sin 1 ¦ \sin 1^\circ
+x ¦ x'
+2 \text{ Hz} ¦ 2\text{ kHz}
+17 ¦ nan ¦ inf ¦ True ¦ 1​7 ¦ ²17 ¦ 17^{17^{17^{17}}} ¦ 1e999999999 ¦ 17 - 1e-99
+5 ¦ \text{the correct answer} ¦ \text{gold} ¦ answer ¦ x \text{ where } x \text{ is correct} ¦ 1,2,3,4,5,6,7,8,9
+# derivatives, functions and letters
+m\frac{dv}{dt}+bv=f ¦ bv=f ¦ m\frac{dv}{dt}=f ¦ m\frac{dv}{ds}+bv=f ¦ 9m^2\frac{dv}{dt}+bv=f
+\frac{dx}{dt}=kx-a ¦ 0=kx-a ¦ kx=a
+\frac{dy}{dx} ¦ \frac{y}{x} ¦ \frac{dy}{dt} ¦ 0
+\frac{\Delta y}{\Delta x} ¦ \frac{y}{x}
+\gamma^2-1 ¦ \gamma^2-3 ¦ \Gamma^2-1
+\Omega ¦ \omega
+\vec a\times\vec b ¦ \vec a\cdot\vec b
+n^{\underline k} ¦ n^k
+f^{-1}(x) ¦ 1/f(x)
+2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
+f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
+\ln|x|+C ¦ \ln x ¦ \ln|x|
+x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2
+# sets of real numbers
+[-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
+(-2,2) ¦ |x|\le 2 ¦ |x|>2
+a<b<c ¦ a<c<b ¦ a<b\le c
+x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
+\{3k|k\in\mathbb{Z}\} ¦ \{2k|k\in\mathbb{Z}\} ¦ \{3k|t\in\mathbb{Z}\} ¦ \{3k|k\in\mathbb{N}\} ¦ 3k
+A\setminus B ¦ B\setminus A
+# words behind a value
+5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh} ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
+5 ¦ 5 or so ¦ 5 to 7 ¦ 5\text{ base }8 ¦ 5\text{ oder sechs} ¦ 5 for 6
+n\text{ even} ¦ n\text{ odd} ¦ n
+2\text{ million} ¦ 2
+144\text{ m}^3 ¦ 144\text{ m}^2
+# boxes in boxes
+5 ¦ 3,4,\boxed{5} ¦ x\neq\boxed5 ¦ \text{not }\boxed{5}
+"""
+
+
+def table(text):
+    rows = [row for row in text.strip().split("\n") if row and not row.startswith("# ")]
+    return [(row.split(" ¦ ")[0], pred) for row in rows for pred in row.split(" ¦ ")[1:]]
+
+
+@pytest.mark.parametrize("cases, expected", [(RIGHT, 1.0), (WRONG, 0.0)], ids=["right", "wrong"])
+def test_tables(verifier, cases, expected):
+    golds, preds = zip(*table(cases))
+    scores = verifier.score([box(pred) for pred in preds], golds, "math")
+    assert [pair for *pair, score in zip(golds, preds, scores) if score != expected] == []
+
+
+@pytest.mark.parametrize("gold, response, lines", [
+    ("5", "no box", ["extracted  nothing: no closed box", "verdict    wrong"]),
+    (r"\frac12", box(r"\dfrac{1}{2}"), [r"cleaned    \frac{1}{2}", "rung       text", "verdict    right"]),
+    ("5", box(r"5\text{ cm}"), ["rung       units", "verdict    right"]),
+    ("(1,2)", box("(1,3)"), ["rung       structure", "rule       a tuple, part 2; value: different"]),
+    ("2x", box("x+x"), ["rung       value", "rule       equal"]),
+    ("[1,2]", box(r"1 \le x \le 2"), ["rung       structure", "rule       a set of intervals with equal parts in any order"]),
+])
+def test_explain(gold, response, lines):
+    assert set(lines) <= set(explain(response, gold).split("\n"))
+
+
+HOSTILE = {
+    "tower": box("9^{9^{9^{9}}}"), "tower of brackets": box("(9^9)^{(9^9)^{9^9}}"), "e tower": box("e^{e^{e^{e^{e}}}}"),
+    "big power": box("3^{1000000007}"), "nested factorial": box("((((9!)!)!)!)!"),
+    "factorials": box(r"\frac{100000!}{99999!}"),
+    "binomial": box(r"\binom{10^9}{5 \cdot 10^8}"), "sum": box(r"\sum_{k=1}^{10^{9}} \frac{1}{k^2}"),
+    "integral": box(r"\int_0^1 \frac{\sin(\tan(x^x))}{\ln(1+x^{\cos x})} dx"),
+    "limit": box(r"\lim_{x\to0} \frac{\sin\tan x-\tan\sin x}{x^7}"),
+    "many digits": box("7" * 3990),
+    "megabyte of digits": "1" * 10 ** 6, "boxes": r"\boxed{" * 5000, "closed": r"\boxed{7}" * 20000,
+    "braces": box("{" * 1900 + "7" + "}" * 1900), "parentheses": box("(" * 190 + "7" + ")" * 190),
+    "roots": box(r"\sqrt{2+" * 40 + "2" + "}" * 40),
+    "minus": box("-" * 390 + "7"), "names": box(r"\alpha" * 70 + "1 = 5"),
+    "powers in names": box("a^{2}" * 75 + "+ = 5"),
+    "letters": box("1 " + "a" * 390 + "!"), "spaces": box("^" + " " * 3900), "commas": box(", " * 1900),
+    "plus-minus": box(r"1 \pm 2" * 50),
+    "set": box(r"\{" + ",".join(map(str, range(130))) + r"\}"), "words": box(r"\text{cm}" * 450),
+    "exec": box("exec('import os')"),
+    "exit": box("exit()"), "dunder": box("__import__('os').system('touch CANARY')"), "null": box("1\x007"),
+    "surrogate": box("\ud800"),
+    "infinity": box("1e400"), "division": box(r"\frac{1}{0}"), "sqrt": box(r"\sqrt{" + "3" * 390 + "}"),
+    "equals": box("=" * 390),
+    "product": box(r"(1+x)^{99}" * 30), "matrix": box(r"\begin{pmatrix}" + "1&" * 180 + r"\end{pmatrix}"),
+    "answers": "answer is " * 50000,
+    "fences": "```" * 100000, "tags": "<answer>" * 50000, "semicolons": box("((" + "1," * 150 + "))"),
+    "mixed": box("1 " * 190 + "1/2"),
+}
+
+
+@pytest.mark.parametrize("gold", ["18", r"\sqrt{2}", "x + 1", r"\ln 2", "1, 2, 3", r"\frac{1}{2}"])
+def test_hostile(gold, tmp_path, monkeypatch):
+    """None is right or raises; the caller does not grow by 200 MB; nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    assert is_correct(box(r"\sqrt{8}"), r"2\sqrt{2}")  # a worker has started
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, response in HOSTILE.items():
+        for task in ("math", "text", "synlogic", "choice"):
+            assert not is_correct(response, gold, task), name
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    assert not list(tmp_path.iterdir())
+
+
+def spellings(q):
+    """Ways to write a rational number."""
+    n, d = q.numerator, q.denominator
+    sign, n = "-" if n < 0 else "", abs(n)
+    fraction = f"{sign}\\frac{{{n}}}{{{d}}}"
+    yield from (fraction, f"{sign}\\dfrac{{{3 * n}}}{{{3 * d}}}", f"{sign}{n}/{d}", f"x = {fraction}",
+                f"{fraction} \\text{{ cm}}", f"\\left({fraction}\\right)")
+    if d == 1:
+        yield from (f"{sign}{n}", f"{sign}{n}.0", f"{sign}{n:,}", f"\\${sign}{n}", f"{sign}0{n}")
+    elif n > d:
+        yield f"{sign}{n // d}\\frac{{{n % d}}}{{{d}}}"
+
+
+rationals = st.builds(Fraction, st.integers(-10 ** 6, 10 ** 6), st.sampled_from([1, 1, 2, 3, 7, 12, 125]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(rationals, rationals)
+def test_a_number_equals_all_its_spellings_and_no_other_number(q, other):
+    golds, preds, others = list(spellings(q)), list(spellings(q)), list(spellings(other))
+    assert all(is_correct(box(pred), gold) for gold in golds for pred in preds)
+    assert q == other or not any(is_correct(box(pred), gold) for gold in golds for pred in others)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rationals, st.sampled_from([100, Fraction(1, 100), 10, -1, 1 + Fraction(1, 10 ** 6), 1 + Fraction(1, 10 ** 12)]))
+def test_no_tolerance(q, factor):
+    assert q == 0 or not any(is_correct(box(pred), gold) for gold in spellings(q) for pred in spellings(q * factor))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(-99, 99), min_size=2, max_size=5), st.randoms())
+def test_order_counts_in_tuples_but_not_in_lists(numbers, rng):
+    other = rng.sample(numbers, len(numbers))
+    gold, pred = ", ".join(map(str, numbers)), ", ".join(map(str, other))
+    assert is_correct(box(pred), gold) and is_correct(box(rf"\{{{pred}\}}"), gold)
+    assert is_correct(box(f"({pred})"), f"({gold})") == (numbers == other)
+    assert not is_correct(box(f"{pred}, 100"), gold)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(alphabet=r"0123456789+-*/^_!=<>.,;:()[]{}\ abxifesqrtcodnp|$%&", max_size=60))
+def test_no_text_raises(text):
+    assert isinstance(judge("17", text).right, bool)
+    assert is_correct(box("17") + text.replace("\\", ""), "17")
+    assert judge(text, text).right
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.permutations(table(RIGHT)[::5] + table(WRONG)[::9]), st.integers(1, 3))
+def test_verdicts_do_not_depend_on_order_or_workers(cases, workers):
+    with Verifier(workers=workers) as one:
+        scores = one.score([box(pred) for _, pred in cases], [gold for gold, _ in cases], "math")
+    assert all(score == (case in table(RIGHT)) for case, score in zip(cases, scores))
+
+
+def test_an_empty_gold_is_never_right():
+    assert not is_correct(box("1"), "")
+
+
+def test_verify_needs_no_torch():
+    code = "import sys, verify; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(verify.__file__).parent, check=False).returncode == 0
+
+
+def command(*words):
+    return subprocess.run([sys.executable, verify.__file__, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_scores_a_file(tmp_path):
+    rows = [{"response": box("1"), "answer": "1"}, {"response": box("2"), "answer": "1"},
+            {"response": "1 + 2 = 3", "answer": "3 = 1 2", "task": "countdown"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    printed = command(tmp_path / "rows.jsonl").stdout
+    assert "| math | 2 | 1 | 1 | 0.500 |" in printed and "| countdown | 1 | 1 | 0 | 1.000 |" in printed
+    (tmp_path / "rows.jsonl").write_text('{"response": "a"}')
+    failed = command(tmp_path / "rows.jsonl")
+    assert failed.returncode == 1 and "line 1: not a row" in failed.stderr
+
+
+def test_command_line_explains_and_helps():
+    assert "rule       equal" in command("--explain", box("x+x"), "2x").stdout
+    assert "--explain RESPONSE ANSWER" in command("--help").stdout
+    nothing = command()
+    assert nothing.returncode == 2 and "give a file of rows, or --explain" in nothing.stderr

@@ -1,0 +1,149 @@
+"""Other ways to compute the output head, for `tools.bench` to measure against those of
+runtime/chunked.py.
+
+On a card the head waits for passes over the float32 logits. Most of these functions make fewer
+or smaller passes. All compute the same numbers, up to rounding, and take and return what the
+functions whose place they take do.
+"""
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+
+from runtime import chunked
+
+
+def full_statistics(hidden, weight, token, K, temperature=1.0):
+    """`chunked.token_statistics` from all logits at once, by autograd."""
+    logits = full_logits(hidden, weight, temperature)
+    top = logits.detach().topk(K).indices
+    columns = torch.cat([token[:, None], top], 1)
+    log_pi = logits.log_softmax(-1).gather(1, columns)
+    return with_entropy(logits, log_pi[:, 0], log_pi[:, 1:])
+
+
+def released_statistics(hidden, weight, token, K, temperature=1.0):
+    """The same, as the released code has it: the log-probs of the K candidates are those of K
+    copies of the logits."""
+    logits = full_logits(hidden, weight, temperature)
+    top = logits.detach().topk(K).indices
+    logp = -F.cross_entropy(logits, token, reduction="none")
+    copies = logits.repeat_interleave(K, 0)
+    topk_logp = -F.cross_entropy(copies, top.flatten(), reduction="none")
+    return with_entropy(logits, logp, topk_logp.view(-1, K))
+
+
+def full_logits(hidden, weight, temperature):
+    logits = hidden @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits / temperature
+
+
+def with_entropy(logits, logp, topk_logp):
+    with torch.no_grad():
+        mean = (logits.softmax(-1) * logits).sum(-1)
+        entropy = logits.logsumexp(-1) - mean
+    return logp, topk_logp, entropy, logp >= topk_logp[:, 0]
+
+
+def top_k_by_blocks(z, K, size=64):
+    """z.topk(K), exact, in one pass over z.
+
+    The K largest values are in the K blocks with the largest maxima."""
+    width = z.shape[1]
+    if width % size or width // size < K:
+        return z.topk(K)
+    blocks = z.unflatten(1, (-1, size))
+    best = blocks.amax(-1).topk(K).indices
+    index = best[:, :, None].expand(-1, -1, size)
+    values, place = blocks.gather(1, index).flatten(1).topk(K)
+    return values, best.gather(1, place // size) * size + place % size
+
+
+def statistics_top_k_first(h, weight, y, K, temperature, top_k=torch.topk):
+    """`chunked.chunk_statistics` with the top-K of the logits in the model's dtype, which has
+    half the bytes. Neither the cast nor the division changes their order."""
+    z = h @ weight.T
+    values, top = top_k(z, K)
+    wide = torch.promote_types(z.dtype, torch.float32)
+    values = values.to(wide) / temperature
+    largest = values[:, :1]
+
+    z = z.to(wide)
+    if temperature != 1:
+        z.div_(temperature)
+    exp = (z - largest).exp_()
+    total = exp.sum(-1, keepdim=True)
+    log_z = largest + total.log()
+    mean_z = exp.mul_(z).sum(-1, keepdim=True) / total
+
+    logp = z.gather(1, y[:, None]) - log_z
+    entropy = log_z - mean_z
+    return logp[:, 0], values - log_z, entropy[:, 0], log_z, top
+
+
+def statistics_in_few_passes(h, weight, y, K, temperature):
+    """`chunked.chunk_statistics` with the top-K by blocks, one pass for cast, division and
+    subtraction, and sum_j exp_j z_j as a dot product, which does not write the products
+    down."""
+    z = h @ weight.T
+    values, top = top_k_by_blocks(z, K)
+    wide = torch.promote_types(z.dtype, torch.float32)
+    values = values.to(wide) / temperature
+    largest = values[:, :1]
+    sampled = z.gather(1, y[:, None]).to(wide) / temperature
+
+    # This gives float32 of bfloat16 logits without a copy in between.
+    z = torch.add(-largest, z, alpha=1 / temperature)
+    exp = z.exp()
+    total = exp.sum(-1, keepdim=True)
+    log_total = total.log()
+    log_z = largest + log_total
+    products = torch.bmm(exp[:, None, :], z[:, :, None])[:, 0]
+    # Both terms are of logits less the largest, which cancels.
+    entropy = log_total - products / total
+    logp = sampled - log_z
+    return logp[:, 0], values - log_z, entropy[:, 0], log_z, top
+
+
+def gradient_in_few_passes(h, weight, log_z, columns, grad, temperature):
+    """`chunked.chunk_gradient` with one pass for cast, division and subtraction."""
+    z = h @ weight.T
+    pi = torch.add(-log_z, z, alpha=1 / temperature).exp_()
+    grad_z = pi.mul_(-grad.sum(1, keepdim=True))
+    grad_z.scatter_add_(1, columns, grad)
+    return grad_z.to(weight.dtype)
+
+
+PLAIN = {
+    "token_statistics": chunked.token_statistics,
+    "chunk_statistics": chunked.chunk_statistics,
+    "chunk_gradient": chunked.chunk_gradient,
+}
+HEADS = {
+    "full-logits": {"token_statistics": full_statistics},
+    "topk-first": {"chunk_statistics": statistics_top_k_first},
+    "topk-blocks": {"chunk_statistics": partial(
+        statistics_top_k_first, top_k=top_k_by_blocks)},
+    "few-passes": {
+        "chunk_statistics": statistics_in_few_passes,
+        "chunk_gradient": gradient_in_few_passes},
+}
+
+
+@cache
+def compiled():
+    """The functions of a chunk, compiled. They are dynamic, as the last chunk of a micro-batch
+    is shorter."""
+    # The layers around them may be held to eager mode.
+    allowed = torch.compiler.set_stance("default")
+    return {
+        name: allowed(torch.compile(PLAIN[name], dynamic=True))
+        for name in ("chunk_statistics", "chunk_gradient")}
+
+
+def functions(way):
+    """{name: function} for runtime/chunked.py, by the name of a way."""
+    if way == "compiled-chunks":
+        return PLAIN | compiled()
+    return PLAIN | HEADS.get(way, {})
