@@ -176,7 +176,7 @@ def laptop(tmp_path_factory):
     """The laptop experiment's folder. Its base model is trained just enough to be rewarded now
     and then."""
     folder = tmp_path_factory.mktemp("laptop") / "data"
-    workers.run(workers.python("tools/laptop.py", folder, "--seed", 0, "--steps", 250))
+    workers.run(workers.python("-m", "tools.laptop", folder, "--seed", 0, "--steps", 250))
     return folder
 
 
