@@ -371,6 +371,8 @@ def depths(text):
 
 def split(text, separators):
     """The pieces between the separators that are outside all brackets."""
+    if not set(separators) & set(text):
+        return [text.strip()]
     cuts = [at for at, depth in enumerate(depths(text))
             if depth == 0 and text[at] in separators]
     starts = [0, *(cut + 1 for cut in cuts)]
