@@ -70,10 +70,10 @@ BRACKETS = {  # opening: (closing, the function they stand for)
     "(": (")", None), "[": ("]", None), "{": ("}", None), "|": ("|", "abs"),
     r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"),
 }
-NO_PRODUCT = "|".join((  # of letters, but words, or names such as ABC
-    "[A-Za-z]{4,}", "[A-Z]{2,}(?![A-Za-z])",
-    r"(?:for|if|is|are|the|all|any|not|odd|when)\b"))
-WORDS = re.compile(rf"\\text|(?<![\\A-Za-z_{{])(?:{NO_PRODUCT})")
+WORDS = re.compile(  # no product of letters
+    r"\\text|(?<![\\A-Za-z_{])"
+    r"(?:[A-Za-z]{4,}|(?:for|if|is|are|the|all|any|not|odd|when)\b)")
+NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is not CBA
 
 
 class Reader:
@@ -299,7 +299,7 @@ def parse(text):
     is nested too deeply."""
     if re.search("[0-9]_|:", text):
         raise Unreadable("bases, ratios and times are compared as text")
-    if WORDS.search(text):
+    if WORDS.search(text) or NAME_OF_POINTS.fullmatch(text):
         raise Unreadable("words are compared as text")
     reader = Reader(text)
     tree = reader.sum()

@@ -147,6 +147,7 @@ def unwrap(match):
         before = match.string[:match.start()].rstrip()
         is_unit = (re.fullmatch(r"[mgshLJNVWKCFT](?:[ /^*].*)?", joined)
                    and re.search(r"[0-9)}/*°]\s*((\\frac\s*)?\{)?$", before))
+        joined = " " + joined if before[-1:].isalpha() else joined  # \beta x
         return match[0] if is_unit else joined
     return match[0]
 
@@ -265,11 +266,11 @@ SPELLINGS = [
              r"\\(?:overline|bar|dot)\{([0-9]{1,9})\}", repeating,
              r"0.1\bar{6}", r"(0.10+\frac{6}{90})"),
     Spelling("second derivatives by time",
-             r"\\ddot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r"\1''",
-             r"\ddot{x}", "x''"),
+             r"\\ddot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r" \1''",
+             r"a\ddot{x}", "a x''"),
     Spelling("derivatives by time",
-             r"\\dot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r"\1'",
-             r"\dot{x}", "x'"),
+             r"\\dot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r" \1'",
+             r"a\dot{x}", "a x'"),
     Spelling("inline derivatives",
              r"(?<![A-Za-z\\])d([A-Za-z])\s*/\s*d([A-Za-z])(?![A-Za-z])", r"\\frac{d\1}{d\2}",
              "dy/dx", r"\frac{dy}{dx}"),
@@ -292,6 +293,10 @@ SPELLINGS = [
     Spelling("empty groups",
              r"(\\[a-z]+)\s*\{\s*\}", r"\1",
              r"\ln{} 2", r"\ln 2"),
+    Spelling("dots", r"\.\.\.", r"\\ldots ", "1,...,n", r"1,\ldots ,n"),
+    Spelling("set difference",
+             r"(\\mathbb\{R\})\s*-\s*(?=⦃)", r"\1∖",
+             r"\mathbb{R} - ⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
     Spelling("empty set",
              r"⦃\s*⦄", "∅",
              "⦃ ⦄", "∅"),
@@ -366,6 +371,8 @@ def depths(text):
 
 def split(text, separators):
     """The pieces between the separators that are outside all brackets."""
+    if not set(separators) & set(text):
+        return [text.strip()]
     cuts = [at for at, depth in enumerate(depths(text))
             if depth == 0 and text[at] in separators]
     starts = [0, *(cut + 1 for cut in cuts)]

@@ -125,13 +125,19 @@ def with_letter_of(head, equation):
     return [re.sub(LETTER % found[2], wanted[2], side) for side in equation]
 
 
+LEIBNIZ = (r"\\frac\{\s*d%s\s*([A-Za-z]|\\[a-z]+)\s*\}"
+           r"\{\s*d\s*([A-Za-z])%s\s*\}")
+FIRST, SECOND = LEIBNIZ % ("", ""), LEIBNIZ % (r"\^\{2\}", r"\^\{2\}")
+
+
 def with_primes(equation, other):
     """dx/dt as x' where the other equation writes x'."""
-    leibniz = r"\\frac\{\s*d\s*([A-Za-z])\s*\}\{\s*d\s*([A-Za-z])\s*\}"
-    variables = {found[1] for found in re.findall(leibniz, "".join(equation))}
+    found = re.findall(f"{FIRST}|{SECOND}", "".join(equation))
+    variables = {first or second for _, first, _, second in found}
     if len(variables) != 1 or "'" not in "".join(other):
         return equation
-    return [re.sub(leibniz, r"\1'", side) for side in equation]
+    return [re.sub(SECOND, r" \1''", re.sub(FIRST, r" \1'", side))
+            for side in equation]
 
 
 # ---- inequalities -----------------------------------------------------------

@@ -207,6 +207,10 @@ x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
 # derivatives, functions and letters
 m\frac{dv}{dt}+bv=f ¦ m \frac{d v}{d t} = f - b v ¦ \frac{dv}{dt}+\frac{b}{m}v=\frac{f}{m} ¦ f = bv + m\dot{v}
 \frac{dy}{dx}=ky ¦ y'=ky ¦ dy/dx = ky ¦ \frac{\mathrm{d}y}{\mathrm{d}x} = ky
+I\frac{d\omega}{dt}+2B\omega=T ¦ \dot{\omega}=\frac{T-2B\omega}{I}
+\frac{d^2y}{dx^2}+4y=0 ¦ y''+4y=0
+\ddot{x}+2\beta\dot{x}=0 ¦ \ddot{x}=-2\beta\dot{x}
+\sqrt{\frac{2GM}{R}} ¦ \sqrt{2GM/R}
 \ddot{x}+\omega^2x=0 ¦ \ddot x=-\omega^2 x ¦ x''=-\omega^2 x
 m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 \frac{\sinh(at)}{a} ¦ \frac{e^{at}-e^{-at}}{2a} ¦ \frac{1}{2a}(\exp(at)-\exp(-at)) ¦ \frac{1}{2a}(\exp{a*t} - \exp{-a*t})
@@ -324,6 +328,7 @@ x ¦ x'
 5 ¦ \text{the correct answer} ¦ \text{gold} ¦ answer ¦ x \text{ where } x \text{ is correct} ¦ 1,2,3,4,5,6,7,8,9
 # derivatives, functions and letters
 m\frac{dv}{dt}+bv=f ¦ bv=f ¦ m\frac{dv}{dt}=f ¦ m\frac{dv}{ds}+bv=f ¦ 9m^2\frac{dv}{dt}+bv=f
+I\frac{d\omega}{dt}+2B\omega=T ¦ 2B\omega=T ¦ \omega=\frac{T}{2B}
 \frac{dx}{dt}=kx-a ¦ 0=kx-a ¦ kx=a
 \frac{dy}{dx} ¦ \frac{y}{x} ¦ \frac{dy}{dt} ¦ 0
 \frac{\Delta y}{\Delta x} ¦ \frac{y}{x}
