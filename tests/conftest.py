@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -62,6 +63,12 @@ def distance(got, want):
         return torch.cat([tensors[name].detach().double().flatten() for name in want])
 
     return ((flat(got) - flat(want)).norm() / flat(want).norm()).item()
+
+
+def eager_vllm():
+    """Within it, engines start without compilation and CUDA graphs, which take most of the time."""
+    import vllm
+    return mock.patch.object(vllm, "LLM", partial(vllm.LLM, enforce_eager=True))
 
 
 # ----------------------------------------------------------- a policy and samples, without a run

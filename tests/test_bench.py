@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from runtime import chunked
 from runtime.packing import pack
-from tests import workers
-from tests.conftest import quiet
+from tests.conftest import eager_vllm, quiet
 from tools import bench, heads, measuring
 
+generation_rate = bench.generation_rate
 needs_compiler = pytest.mark.skipif(
     not bench.compiles(), reason="torch.compile needs a C++ compiler and Python's headers")
 needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -283,14 +283,19 @@ def test_gpu_extrapolates_layers_and_profiles(run):
     assert 0 < sum(row["% of them"] for row in profile) <= 100.1
 
 
-def test_gpu_from_the_command_line():
-    """Each measurement has a process of its own here. It is the only test in which vLLM runs."""
-    generate = 16 if find_spec("vllm") else 0
-    output = workers.run(
-        workers.python("-m", "tools.bench", "gpu", "--shape", "tiny-qwen", "--tokens", 256,
-                       "--rounds", 1, "--ways", "simko", "--generate", generate),
-        OMP_NUM_THREADS="1")
-    (row,), *generated = tables(output)
+def eager_generation_rate(*arguments):
+    with eager_vllm():
+        return generation_rate(*arguments)
+
+
+def test_gpu_gives_each_measurement_a_process(capsys, monkeypatch):
+    """It is the only test in which vLLM runs."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(bench, "generation_rate", eager_generation_rate)
+    generate = "16" if find_spec("vllm") else "0"
+    bench.main(["gpu", "--shape", "laptop", "--tokens", "256", "--rounds", "1",
+                "--ways", "simko", "--generate", generate])
+    (row,), *generated = tables(capsys.readouterr().out)
     assert row["update tokens/s"] > 0
     assert not generate or generated[0][0]["vLLM, tokens/s generated"] > 0
 
