@@ -1,10 +1,16 @@
-"""tools/gpu_check.py runs its parts one by one, each within its limit, and its report has what they printed."""
+"""tools/gpu_check.py runs its parts one by one, each within its limit, and its report has what
+they printed."""
 import fcntl
-import subprocess
+import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
+import simko
+from runtime.cli import parse_config
+from tests import workers
 from tools import gpu_check
 from tools.gpu_check import Part, Report, run_all, run_part, summary
 
@@ -31,20 +37,24 @@ print("seen")
 
 def test_a_part_that_fails_or_hangs_costs_the_next_nothing(tmp_path, capsys):
     parts = [Part("fails", "it raises", 60, python("raise SystemExit(3)")),
-             Part("hangs", "it does not end", 5, python("print('begun', flush=True); import time; time.sleep(600)")),
+             Part("hangs", "it does not end", 5, python(
+                 "print('begun', flush=True); import time; time.sleep(600)")),
              Part("bar", "it overwrites a line", 60, python(r"print('10 %\r20 %\r30 %')")),
              Part("tests", "nothing to do", 60, python("print('2 skipped in 1.0s')"))]
     outcomes = run_all(parts, Report(tmp_path / "report.md"), minutes=3)
-    assert [outcome.status for outcome in outcomes] == ["failed with status 3", "cut off after 5 s", "ok", "skipped"]
+    assert [outcome.status for outcome in outcomes] == [
+        "failed with status 3", "cut off after 5 s", "ok", "skipped"]
     assert [outcome.last for outcome in outcomes] == ["", "begun", "30 %", "2 skipped in 1.0s"]
     rows = summary(outcomes)
-    assert rows[-3].startswith("| hangs | it does not end | cut off after 5 s | ") and rows[-3].endswith(" | begun |")
+    assert rows[-3].startswith("| hangs | it does not end | cut off after 5 s | ")
+    assert rows[-3].endswith(" | begun |")
 
 
 def test_processes_that_a_part_started_end_with_it(tmp_path):
     """The inner process holds a lock: whoever gets it knows that the process has gone."""
     held = tmp_path / "held"
-    inner = (f"import fcntl, time; file = open({str(held)!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+    inner = (f"import fcntl, time; file = open({str(held)!r}, 'w'); "
+             "fcntl.flock(file, fcntl.LOCK_EX); "
              "print('locked', flush=True); time.sleep(600)")
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     outcome = run_part(Part("x", "", 60, python(program)), Report(tmp_path / "report.md"), 5)
@@ -61,14 +71,28 @@ def test_what_there_is_no_time_for_is_not_started(tmp_path):
 
 
 def test_dry_run(tmp_path):
-    done = subprocess.run([sys.executable, gpu_check.__file__, "--only", "d", "f", "--minutes", "3", "--report",
-                           tmp_path / "report.md"], capture_output=True, text=True, check=True)
-    text = (tmp_path / "report.md").read_text()
-    assert text == done.stdout
+    path = tmp_path / "report.md"
+    printed = workers.run(workers.python(
+        "-m", "tools.gpu_check", "--only", "d", "f", "--minutes", 3, "--report", path))
+    text = path.read_text()
+    assert text == printed
     rows = [line.split(" | ") for line in text.split("## Summary")[1].splitlines()[4:]]
     assert [(row[0], row[2]) for row in rows] == [("| d", "ok"), ("| f", "ok")]
     assert "2 passed" in rows[0][4] and "1 passed" in rows[1][4]
-    assert "- torch " in text and "python tools/gpu_check.py --only d f" in text
+    assert "- torch " in text and "python -m tools.gpu_check --only d f" in text
+
+
+def test_the_training_part_has_settings_of_simko(tmp_path):
+    command = gpu_check.train_part(tmp_path, tmp_path).command
+    _, cfg = parse_config(command[command.index("simko.py") + 1:], simko.Config)
+    assert (cfg.model, cfg.steps) == (str(tmp_path), 20)
+    row = json.loads(Path(cfg.train_data).read_text().splitlines()[0])
+    assert sum_of(row["problem"]) == int(row["answer"])
+
+
+def sum_of(problem):
+    a, b, c = map(int, re.findall(r"\d+", problem))
+    return a + b - c
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -76,7 +100,8 @@ def test_dry_run(tmp_path):
     (["--model", "nowhere"], "--model nowhere: no model there"),
     (["--only", "train"], "--only train needs --model"),
     (["--only", "z"], "invalid choice: 'z'")])
-def test_what_cannot_be_done_is_said_before_anything_runs(arguments, message, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_done_is_said_before_anything_runs(
+        arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         gpu_check.main(arguments)

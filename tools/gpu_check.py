@@ -1,13 +1,14 @@
-"""Everything a card should be asked, in one command and in order of value; the answers in a report.
+"""Asks a card everything that it should be asked, in order of value, and writes a report.
 
-    python tools/gpu_check.py                                  # ten minutes at most, writes runs/gpu_check.md
-    python tools/gpu_check.py --model FOLDER                   # and 20 training steps of a real, small model
-    python tools/gpu_check.py --only d e bench --minutes 3
+    python -m tools.gpu_check                    # takes ten minutes at most
+    python -m tools.gpu_check --model FOLDER     # also trains a real, small model
+    python -m tools.gpu_check --only d e bench --minutes 3
 
-The parts are the tests a to l of tests/test_gpu.py, `bench.py gpu` in its shortest form, and the training steps. Each
-runs in a process of its own with its own time limit, so that one that fails or hangs costs the others nothing. Every
-line reaches the report when it is printed: what is known when a borrowed machine goes away stays known. Without a card
-it is a dry run, on the CPU.
+The parts are the tests a to l of tests/test_gpu.py, `tools.bench gpu` in its shortest form, and
+20 training steps. Each part runs in a process of its own with its own time limit, so that one
+that fails or hangs costs the others nothing. The report, runs/gpu_check.md, gets every line as
+soon as it is printed, so that it survives if a borrowed machine goes away. Without a card this
+is a dry run on the CPU.
 """
 import argparse
 import json
@@ -63,46 +64,51 @@ TESTS = {  # letter: (what it shows, seconds it may take)
 }
 
 
-# -------------------------------------------------------------------------------------------------------- the parts
+# ------------------------------------------------------------------------------------ the parts
 def test_part(letter):
     about, limit = TESTS[letter]
     chosen = f"test_{letter}_"
     if torch.cuda.is_available() and find_spec("vllm"):
-        chosen += " and not hf"  # transformers' generate is what takes vLLM's place elsewhere
-    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-k", chosen, "-m", "gpu", "-s", "-rs"]
+        chosen += " and not hf"  # elsewhere transformers' generate takes vLLM's place
+    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-k", chosen, "-m", "gpu",
+               "-s", "-rs"]
     return Part(letter, about, limit, command)
 
 
 def bench_part():
-    shape, tokens = ("0.5b", "16384") if torch.cuda.is_available() else ("tiny-qwen", "1024")
-    command = [sys.executable, "tools/bench.py", "gpu", "--shape", shape, "--tokens", tokens, "--rounds", "1",
-               "--generate", "0", "--ways", "grpo", "simko", "few-passes"]
+    shape, tokens = "tiny-qwen", "1024"
+    if torch.cuda.is_available():
+        shape, tokens = "0.5b", "16384"
+    command = [sys.executable, "-m", "tools.bench", "gpu", "--shape", shape, "--tokens", tokens,
+               "--rounds", "1", "--generate", "0", "--ways", "grpo", "simko", "few-passes"]
     return Part("bench", "the speed of an update", 150, command)
 
 
 def train_part(model, folder):
-    """20 steps on sums that a small instruct model gets right now and then."""
+    """20 steps on sums, of which a small instruct model gets some right."""
     rng = random.Random(0)
     rows = []
     for _ in range(400):
         a, b, c = (rng.randint(11, 99) for _ in range(3))
-        rows.append(json.dumps({"problem": f"What is {a} + {b} - {c}?", "answer": str(a + b - c)}) + "\n")
+        row = {"problem": f"What is {a} + {b} - {c}?", "answer": str(a + b - c)}
+        rows.append(json.dumps(row) + "\n")
     data = Path(folder, "sums.jsonl")
     data.write_text("".join(rows))
     cards = max(1, torch.cuda.device_count())
-    flags = {"model": model, "output_dir": Path(folder, "run"), "train-data": data, "prompt-template": "plain",
-             "steps": 20, "batch": 16, "mini-batch": 8, "group-size": 8, "lr": 1e-5, "max-prompt-tokens": 128,
-             "max-response-tokens": 128, "save-every": 20}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(cards),
-               "simko.py", "train"]
-    for name, value in flags.items():
-        command += [f"--{name}", str(value)]
+    launcher = f"-m torch.distributed.run --standalone --nproc_per_node {cards}"
+    flags = """
+        --prompt-template plain --steps 20 --save-steps 20 --learning-rate 1e-5
+        --batch-size 16 --mini-batch-size 8 --num-generations 8
+        --max-prompt-length 128 --max-completion-length 128"""
+    command = [
+        sys.executable, *launcher.split(), "simko.py", "train", "--model", str(model),
+        "--train-data", str(data), "--output-dir", str(Path(folder, "run")), *flags.split()]
     return Part("train", "20 steps of a real model", 240, command)
 
 
-# ------------------------------------------------------------------------------------------------------- the report
+# ----------------------------------------------------------------------------------- the report
 class Report:
-    """A markdown file that has every line as soon as it is written; the screen shows the same."""
+    """A markdown file that has every line as soon as it is written. The screen shows the same."""
 
     def __init__(self, path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +121,7 @@ class Report:
         print(text, flush=True)
 
     def follow(self, stream):
-        """Writes the lines of a running process. Of a progress bar that overwrites itself only the last state."""
+        """Writes the lines of a running process, and only the last state of a progress bar."""
         for line in stream:
             line = line.rstrip().rpartition("\r")[2]
             if line:
@@ -134,7 +140,8 @@ def machine():
     commit = answer("git", "rev-parse", "--short", "HEAD")
     if commit:
         lines.append(f"- commit {commit}")
-    cards = answer("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    cards = answer("nvidia-smi", "--query-gpu=name,memory.total,driver_version",
+                   "--format=csv,noheader")
     lines += [f"- {card}" for card in cards.splitlines()]
     if not torch.cuda.is_available():
         lines.append("- PyTorch sees no CUDA device: a dry run on the CPU")
@@ -144,20 +151,22 @@ def machine():
 def answer(*command):
     """What a program prints, or nothing where it is missing or fails."""
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-# --------------------------------------------------------------------------------------------------------- running
+# -------------------------------------------------------------------------------------- running
 def run_part(part, report, limit):
-    """Runs a part for at most `limit` seconds, its lines into the report."""
+    """Runs a part for at most `limit` seconds, and writes its lines into the report."""
     report.write(f"\n## {part.name}: {part.about}\n\n    {shlex.join(part.command)}\n\n{FENCE}")
     report.last = ""
     start = time.monotonic()
-    process = subprocess.Popen(part.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               errors="replace", start_new_session=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        part.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     reader = threading.Thread(target=report.follow, args=[process.stdout], daemon=True)
     reader.start()
     try:
@@ -168,7 +177,8 @@ def run_part(part, report, limit):
     finally:
         if process.poll() is None:
             stop(process)
-    reader.join(10)  # the pipe stays open for as long as a process that it left behind runs
+    # The pipe stays open for as long as a process that the part left behind runs.
+    reader.join(10)
     if status == "ok" and " skipped" in report.last and " passed" not in report.last:
         status = "skipped"
     outcome = Outcome(part, status, time.monotonic() - start, report.last)
@@ -177,7 +187,8 @@ def run_part(part, report, limit):
 
 
 def stop(process):
-    """Asks a part's processes to end, so that torchrun can end its ranks; 15 s later it does not ask any more."""
+    """Asks a part's processes to end, so that torchrun can end its ranks, and kills them if they
+    have not ended 15 s later."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(15)
@@ -194,14 +205,15 @@ def run_all(parts, report, minutes):
         left = end - time.monotonic()
         if left < 5:
             outcomes.append(Outcome(part, "not started: no time left", 0.0, ""))
-            continue
-        outcomes.append(run_part(part, report, min(part.limit, left)))
+        else:
+            outcomes.append(run_part(part, report, min(part.limit, left)))
     return outcomes
 
 
 def summary(outcomes):
     """The lines of a table with a row for each part."""
-    lines = ["", "## Summary", "", "| part | | status | seconds | last line |", "| --- | --- | --- | --- | --- |"]
+    lines = ["", "## Summary", "", "| part | | status | seconds | last line |",
+             "| --- | --- | --- | --- | --- |"]
     for part, status, seconds, last in outcomes:
         last = last.strip("| ").replace("|", "/")[:120]
         lines.append(f"| {part.name} | {part.about} | {status} | {seconds:.1f} | {last} |")
@@ -209,11 +221,17 @@ def summary(outcomes):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder of a real, small model: 20 training steps of it")
-    parser.add_argument("--minutes", type=float, default=10, help="for everything together; default: %(default)s")
-    parser.add_argument("--only", nargs="+", choices=[*TESTS, "bench", "train"], help="these parts alone")
-    parser.add_argument("--report", type=Path, default=Path("runs/gpu_check.md"), help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.gpu_check", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, metavar="FOLDER",
+                        help="A real, small model to train for 20 steps.")
+    parser.add_argument("--minutes", type=float, default=10,
+                        help="The time for everything together. Default: %(default)s")
+    parser.add_argument("--only", nargs="+", choices=[*TESTS, "bench", "train"],
+                        help="Run these parts alone.")
+    parser.add_argument("--report", type=Path, default=Path("runs/gpu_check.md"), metavar="FILE",
+                        help="Where to write the report. Default: %(default)s")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes {options.minutes}: there is no time for anything")
@@ -229,7 +247,7 @@ def main(arguments):
         if options.only:
             parts = [part for part in parts if part.name in options.only]
         report = Report(options.report)
-        command = shlex.join(["python", "tools/gpu_check.py", *arguments])
+        command = shlex.join(["python", "-m", "tools.gpu_check", *arguments])
         report.write(f"# What a card showed\n\n{datetime.now():%d %B %Y, %H:%M}. `{command}`\n")
         report.write("\n".join(machine()))
         outcomes = run_all(parts, report, options.minutes)
