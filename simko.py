@@ -687,7 +687,8 @@ def main(arguments):
     cfg, tokenizer, training = job.cfg, job.tokenizer, job.command == "train"
     folder = Path(cfg.output_dir)
     with (process_group() as device, Verifier() as verifier,
-          faults.claimed(folder), faults.explained(cfg, verifier) as stack):
+          faults.explained(cfg, verifier) as stack):
+        stack.enter_context(faults.claimed(folder))
         rank = dist.get_rank()
         dtype = cli.compute_dtype(cfg, device)
         progress = Progress(rank == 0 and sys.stderr.isatty())
