@@ -1,5 +1,5 @@
-"""Tests of tools/bench.py. Every command runs on tiny sizes, and its tables can be read. What SimKO's
-loss is timed against computes the same numbers.
+"""Tests of tools/bench.py. Every command runs on tiny sizes, and its tables can be read. What
+SimKO's loss is timed against computes the same numbers.
 
 `step` against TRL needs an environment of its own, which SIMKO_TRL_PYTHON names."""
 import math
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from runtime import chunked
 from runtime.packing import pack
 from tests.conftest import eager_vllm, quiet
-from tools import bench, heads, measuring
+from tools import bench, heads, measuring, random_models
 
 generation_rate = bench.generation_rate
 needs_compiler = pytest.mark.skipif(
@@ -105,15 +105,15 @@ def test_top_k_by_blocks_is_exact(K):
 @needs_compiler
 def test_layers_are_compiled_once_for_all_lengths_and_give_the_same_gradients(group):
     from torch._dynamo.utils import counters
-    config, device = bench.shape_of("laptop"), torch.device(bench.DEVICE)
+    config, device = random_models.shape_of("laptop"), torch.device(bench.DEVICE)
     norms, graphs = [], []
     for change in (None, bench.compile_layers):
         torch.manual_seed(0)
-        trainer = bench.random_trainer(config, device, change, learning_rate=0.0)
+        trainer = random_models.random_trainer(config, device, change, learning_rate=0.0)
         norms.append([])
         graphs.append([])
         for count, length in ((4, 64), (2, 64), (3, 50)):
-            samples = bench.random_samples(count, length, "laptop")
+            samples = random_models.random_samples(count, length, "laptop")
             norms[-1].append(trainer.update(samples, "simko", None, quiet)["grad_norm"])
             graphs[-1].append(counters["stats"]["unique_graphs"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
@@ -123,9 +123,9 @@ def test_layers_are_compiled_once_for_all_lengths_and_give_the_same_gradients(gr
 def test_the_loss_is_that_of_a_trainer(group):
     """It is that of the first update after a rollout, as a mean over tokens."""
     device = torch.device(bench.DEVICE)
-    trainer = bench.random_trainer(
-        bench.shape_of("laptop"), device, loss_type="dapo", lambda_top1=1.6, q=0.4)
-    samples = bench.random_samples(4, 512, "laptop")  # some tokens happen to be rank-1
+    trainer = random_models.random_trainer(
+        random_models.shape_of("laptop"), device, loss_type="dapo", lambda_top1=1.6, q=0.4)
+    samples = random_models.random_samples(4, 512, "laptop")  # some tokens happen to be rank-1
     packed = pack(samples, device)
     losses = {}
     for method in ("simko", "grpo"):
@@ -153,15 +153,15 @@ def test_products_are_those_of_a_head():
 
 
 def test_model_flops_against_a_count():
-    samples = bench.random_samples(2, 64, "tiny-qwen")
-    model = bench.random_model(bench.shape_of("tiny-qwen"))
+    samples = random_models.random_samples(2, 64, "tiny-qwen")
+    model = random_models.random_model(random_models.shape_of("tiny-qwen"))
     # It is counted product by product, above the diagonal too.
     model.set_attn_implementation("eager")
     ids = torch.zeros(2, 64, dtype=torch.long, device=bench.DEVICE)
     with FlopCounterMode(display=False) as counter:
         hidden = model.base_model(input_ids=ids).last_hidden_state
         (hidden[:, :48] @ model.get_output_embeddings().weight.T).sum().backward()
-    shape = bench.SHAPES["tiny-qwen"]
+    shape = random_models.SHAPES["tiny-qwen"]
     # Half of the attention, which a causal one leaves out.
     half = 6 * shape.num_hidden_layers * shape.hidden_size * 2 * 64**2
     counted = bench.model_flops(model, samples) + half
@@ -193,11 +193,11 @@ def test_what_more_layers_take_is_extrapolated():
 
 def test_one_rank_of_many_holds_its_share_and_updates():
     with mock.patch.dict(os.environ), bench.process_group(8) as device:
-        trainer = bench.random_trainer(bench.shape_of("laptop"), device)
+        trainer = random_models.random_trainer(random_models.shape_of("laptop"), device)
         whole = sum(p.numel() for p in trainer.policy.parameters())
         share = sum(p.to_local().numel() for p in trainer.policy.parameters())
         assert whole / 8 <= share < whole / 7
-        samples = bench.random_samples(2, 32, "laptop")
+        samples = random_models.random_samples(2, 32, "laptop")
         sums = trainer.update(samples, "simko", None, quiet)
         assert sums["grad_norm"] > 0
         assert sums["tokens"] == 2 * 24

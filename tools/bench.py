@@ -16,7 +16,6 @@ Memory is the peak above what is held before: PyTorch's on GPUs, the process's r
 CPUs (on Linux with glibc).
 """
 import argparse
-import copy
 import itertools
 import json
 import math
@@ -40,15 +39,16 @@ import torch
 import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.utils.benchmark import Timer
-from transformers import AttentionInterface, AutoModelForCausalLM, Qwen2Config
+from transformers import AttentionInterface
 
 import simko
 from runtime import chunked, common
-from runtime.packing import Sample, packed_attention
+from runtime.packing import packed_attention
 from tools import heads
 from tools.bench_step import CASES, step
 from tools.measuring import (
     DEVICE, DTYPE, QUIET, fail, in_turn, memory_of, ratio, seconds_of, show, table)
+from tools.random_models import SHAPES, SMALL, random_samples, random_trainer, shape_of
 
 
 def compiles():
@@ -132,22 +132,6 @@ def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=1
 
 
 # ----------------------------------------------------------- scale and gpu
-def qwen2(vocabulary, hidden, feed_forward, layers, heads, kv_heads, tied=True):
-    return Qwen2Config(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=feed_forward,
-        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        tie_word_embeddings=tied, max_position_embeddings=32768,
-        architectures=["Qwen2ForCausalLM"])
-
-
-SHAPES = {
-    "laptop": qwen2(94, 64, 192, 3, 2, 2),
-    "tiny-qwen": qwen2(4096, 128, 512, 2, 4, 2),
-    "0.5b": qwen2(151936, 896, 4864, 24, 14, 2),
-    "1.5b": qwen2(151936, 1536, 8960, 28, 12, 2),
-    "7b": qwen2(152064, 3584, 18944, 28, 28, 4, tied=False),
-}
-SMALL = "laptop", "tiny-qwen"  # what a CPU can measure
 WAYS = {
     "grpo": "GRPO's loss",
     "simko": "SimKO's loss, as simko.py trains",
@@ -159,47 +143,6 @@ WAYS = {
     "compiled-layers": "layer.compile() without attention",
     "half-checkpointed": "every second layer checkpointed, micro-batches half as large",
 }
-
-
-def shape_of(name, layers=0):
-    """The configuration of a shape. layers: keep only so many, or all of them if it is 0."""
-    config = copy.deepcopy(SHAPES[name])
-    if layers:
-        config.num_hidden_layers = layers
-        config.layer_types = config.layer_types[:layers]
-    return config
-
-
-def random_model(config):
-    AttentionInterface.register("packed", packed_attention)
-    with torch.device(DEVICE):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=DTYPE, attn_implementation="packed")
-
-
-def random_samples(count, length, name):
-    """Responses to update on, half of them right. A quarter of `length` is the prompt."""
-    rng, samples = np.random.default_rng(0), []
-    words, prompt = SHAPES[name].vocab_size, length // 4
-    for i in range(count):
-        ids = rng.integers(words, size=length)
-        old_logp = torch.full((length - prompt,), -math.log(words), device=DEVICE)
-        samples.append(Sample(
-            i, ids[:prompt], ids[prompt:], np.zeros(0), truncated=False,
-            advantage=-1.0 if i % 2 else 1.0, old_logp=old_logp))
-    return samples
-
-
-def random_trainer(config, device, change=None, **settings):
-    """simko.Trainer on random weights.
-
-    change: a function that gets the model before it is sharded."""
-    model = random_model(config)
-    if change:
-        change(model)
-    with mock.patch.object(simko, "load_model", lambda path, dtype: model):
-        cfg = simko.Config(model="random", **settings)
-        return simko.Trainer(cfg, device, DTYPE)
 
 
 def scale(*, shape=SMALL,
