@@ -123,10 +123,14 @@ train_laptop() {
   if [[ $method ]]; then
     train_laptop_method "$method" "$@"
   else
+    local grpo simko failed=
     train_laptop_method grpo "$@" &
-    local grpo=$!
+    grpo=$!
     train_laptop_method simko "$@" &
-    wait $grpo && wait $! || stop "a run failed, see above; the same command goes on from its last checkpoint"
+    simko=$!
+    wait $grpo || failed=yes  # the other run still comes to its end
+    wait $simko || failed=yes
+    [[ ! $failed ]] || stop "a run failed, see above; the same command goes on from its last checkpoint"
   fi
 }
 show_laptop() {

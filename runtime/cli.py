@@ -345,6 +345,9 @@ def check_weights(folder):
 def load_config(command, cfg):
     """The config of the model's text part, checked."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    is_path = cfg.model.startswith((".", "/", "~")) or cfg.model.count("/") > 1
+    if is_path and not Path(cfg.model).is_dir():
+        fail(f"--model {cfg.model}: there is no such folder")
     # With None, the default, transformers would ask at a terminal
     # whether to run the checkpoint's code.
     no_code = {"trust_remote_code": False}

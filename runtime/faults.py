@@ -291,6 +291,8 @@ class GuardedEngine:
 
     def stop_if_asked(self):
         """Raises Stopped on every rank, if a signal came to one."""
+        global current_phase
+        current_phase = "run"  # a rollout that was left did not say so
         asked = torch.tensor(self.signal or 0)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         if not asked:

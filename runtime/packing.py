@@ -148,7 +148,8 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
 
 def holds_float32(folder):
     """Whether a model's folder has weights in float32, at least in part.
-    transformers would give all weights the dtype of the first."""
+    transformers would give all weights the dtype of the first, as it does
+    with a model on the hub."""
     for file in Path(folder).glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():
