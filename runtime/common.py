@@ -29,12 +29,17 @@ def one_line(error):
     return printable(" ".join(str(error).split())[:300])
 
 
-def fail(message):
-    """Ends the program with a one-line message for the user."""
+def error_line(message):
+    """A message for the user, in one line that names the program."""
     name = Path(sys.argv[0]).name
     if not name.endswith(".py") or name == "__main__.py":
         name = "simko.py"  # called from Python, and not as a program
-    raise SystemExit(f"{name}: error: {printable(message)}")
+    return f"{name}: error: {printable(message)}"
+
+
+def fail(message):
+    """Ends the program with a one-line message for the user."""
+    raise SystemExit(error_line(message))
 
 
 def write_whole(path, text):

@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
 from runtime.common import (
-    fail, gather, one_line, printable, seed_everything)
+    error_line, fail, gather, one_line, printable, seed_everything)
 from runtime.vllm_setup import last_lines
 
 # Seconds for an engine to start: it may have to download its model.
@@ -135,9 +135,9 @@ def explain(error, cfg):
         return stop(f"{where}: {one_line(error)}. "
                     + disk_space(cfg.output_dir))
     if isinstance(error, RuntimeError) and re.search(LOST, text):
-        return LostRank(
-            f"simko.py: error: {where}: the connection to another rank is "
-            f"lost; that rank's own error says why. ({one_line(error)})")
+        return LostRank(error_line(
+            f"{where}: the connection to another rank is lost; that rank's "
+            f"own error says why. ({one_line(error)})"))
     if isinstance(error, RuntimeError) and re.search(SILENT, text):
         return stop(f"{where}: another rank hangs: it did not answer within "
                     "the limit that process_group sets. `py-spy dump --pid` "
@@ -153,7 +153,7 @@ def explain(error, cfg):
 
 
 def stop(message):
-    return SystemExit(f"simko.py: error: {printable(message)}")
+    return SystemExit(error_line(message))
 
 
 def leave_at_once(error, verifier):

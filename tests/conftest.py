@@ -29,6 +29,7 @@ from runtime.packing import Sample, balance_across_ranks
 from test_simko import near, randn, seeds  # noqa: F401
 from tests import workers
 from tools import laptop as laptop_program
+from verify import Verifier
 
 STOPS, VOCABULARY = [2, 7], 61  # of the checkpoint `base`, whose own end of text is 2
 CPU, quiet = torch.device("cpu"), Progress(shown=False)
@@ -270,3 +271,14 @@ def metrics(run):
 
 def checkpoints(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+# ------------------------------------------------------------------------------------ the verifier
+def box(text):
+    return f"So the answer is $\\boxed{{{text}}}$."
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(workers=2) as one:
+        yield one

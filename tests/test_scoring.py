@@ -12,20 +12,11 @@ import pytest
 
 import verify
 from runtime.scoring import WorkerPool
+from tests.conftest import box
 from tests.workers import ROOT
 from verify import Verifier
 
 LIMIT = 120  # seconds after which a test that hangs fails
-
-
-def box(text):
-    return f"So the answer is $\\boxed{{{text}}}$."
-
-
-@pytest.fixture(scope="module")
-def verifier():
-    with Verifier(workers=2) as one:
-        yield one
 
 
 PROGRAM = """

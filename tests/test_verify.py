@@ -17,17 +17,8 @@ from hypothesis import strategies as st
 import verify
 from runtime import formula, structure
 from runtime.latex import COMMANDS, SIGNS, SPELLINGS, clean, split_unit
+from tests.conftest import box
 from verify import Verifier, explain, extract_answer, is_correct, judge
-
-
-def box(text):
-    return f"So the answer is $\\boxed{{{text}}}$."
-
-
-@pytest.fixture(scope="module")
-def verifier():
-    with Verifier(workers=2) as one:
-        yield one
 
 
 # ---------------------------------------------------------------------------------------------------- 1. extraction
