@@ -16,7 +16,7 @@ from runtime.packing import pack
 from tests.conftest import eager_vllm, quiet
 from tools import bench, heads, measuring, random_models
 
-generation_rate = bench.generation_rate
+generation_rates = bench.generation_rates
 needs_compiler = pytest.mark.skipif(
     not bench.compiles(), reason="torch.compile needs a C++ compiler and Python's headers")
 needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -261,7 +261,7 @@ def test_scale(run):
 
 def test_gpu_measures_every_way(run):
     ways = [way for way in bench.WAYS if bench.compiles() or not way.startswith("compiled")]
-    rows, = run("gpu", "--shape", "laptop", "--tokens", 1024, "--rounds", 1, "--generate", 0,
+    rows, = run("gpu", "--shape", "laptop", "--tokens", 1024, "--rounds", 1,
                 "--ways", *ways)
     assert [row[""] for row in rows] == ways
     for row in rows:
@@ -272,7 +272,7 @@ def test_gpu_measures_every_way(run):
 
 def test_gpu_extrapolates_layers_and_profiles(run):
     rows, profile = run("gpu", "--shape", "tiny-qwen", "--tokens", 256, "--rounds", 1,
-                        "--generate", 0, "--ways", "simko", "--layers", 2, "--profile")
+                        "--ways", "simko", "--layers", 2, "--profile")
     measured, whole = rows
     assert measured.pop("shape") == "tiny-qwen, 2 layers"
     assert whole.pop("shape") == "tiny-qwen, 2 layers, extrapolated from 1 and 2"
@@ -283,21 +283,25 @@ def test_gpu_extrapolates_layers_and_profiles(run):
     assert 0 < sum(row["% of them"] for row in profile) <= 100.1
 
 
-def eager_generation_rate(*arguments):
-    with eager_vllm():
-        return generation_rate(*arguments)
-
-
-def test_gpu_gives_each_measurement_a_process(capsys, monkeypatch):
-    """It is the only test in which vLLM runs."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(bench, "generation_rate", eager_generation_rate)
-    generate = "16" if find_spec("vllm") else "0"
-    bench.main(["gpu", "--shape", "laptop", "--tokens", "256", "--rounds", "1",
-                "--ways", "simko", "--generate", generate])
-    (row,), *generated = tables(capsys.readouterr().out)
+def test_gpu_gives_each_measurement_a_process(capsys):
+    bench.main(["gpu", "--shape", "laptop", "--tokens", "256", "--rounds", "1", "--ways", "simko"])
+    (row,), = tables(capsys.readouterr().out)
     assert row["update tokens/s"] > 0
-    assert not generate or generated[0][0]["vLLM, tokens/s generated"] > 0
+
+
+def eager_generation_rates(*arguments):
+    with eager_vllm():
+        return generation_rates(*arguments)
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_generate(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(bench, "generation_rates", eager_generation_rates)
+    bench.main(["generate", "--shape", "laptop", "--tokens", "2", "--rounds", "1"])
+    rows, = tables(capsys.readouterr().out)
+    assert [(row["prompts"], row["responses each"]) for row in rows] == [(32, 8), (1024, 1)]
+    assert all(row["tokens/s generated"] > 0 for row in rows)
 
 
 def test_verifier(run):

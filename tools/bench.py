@@ -5,6 +5,7 @@
     python -m tools.bench scale        # an update against its tokens
     python -m tools.bench gpu          # updates of Qwen2.5's shapes
     python -m tools.bench gpu --shape 7b --layers 4 --profile
+    python -m tools.bench generate     # rollouts of Qwen2.5's shapes
     python -m tools.bench verifier     # responses a second
 
 `python -m tools.bench COMMAND --help` explains the options, and docs/performance.md has what
@@ -145,6 +146,11 @@ WAYS = {
 }
 
 
+def need_a_card(shapes, dry_run):
+    if DEVICE == "cpu" and not set(shapes) <= set(SMALL):
+        fail(f"there is no GPU here. A dry run: {dry_run}")
+
+
 def scale(*, shape=SMALL,
           tokens=(2048, 4096, 8192, 16384, 32768, 65536), rounds=3):
     """Measures time and memory of an update against its tokens, in sequences of 512, and then
@@ -172,12 +178,10 @@ def scale(*, shape=SMALL,
 
 def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
         ways=("grpo", "simko", "compiled-chunks", "full-logits"),
-        layers=0, fake_world=1, profile=False, generate=512, rounds=3):
+        layers=0, fake_world=1, profile=False, rounds=3):
     """Measures updates on random weights, each of four micro-batches, in several ways: tokens a
-    second, FLOPs against the rate of a matrix product, and memory. Then measures vLLM's tokens
-    a second."""
-    if DEVICE == "cpu" and not set(shape) <= set(SMALL):
-        fail("there is no GPU here. A dry run: gpu --shape tiny-qwen --tokens 1024")
+    second, FLOPs against the rate of a matrix product, and memory."""
+    need_a_card(shape, "gpu --shape tiny-qwen --tokens 1024")
     for name in shape:
         most = SHAPES[name].num_hidden_layers
         if layers and not 2 <= layers <= most:
@@ -210,10 +214,6 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
             show_updates(label, count, extrapolated(half, full, few, layers, every))
     for title, milliseconds, rows in profiles:
         show_profile(title, milliseconds, rows)
-    if generate:
-        table("shape", "vLLM, tokens/s generated")
-        for name in shape:
-            show(name, afresh(generation_rate, name, generate, rounds))
 
 
 def afresh(function, *arguments):
@@ -380,26 +380,40 @@ def operations(run):
     return took, sorted(rows, key=lambda row: -row[2])
 
 
-def generation_rate(name, response, rounds):
-    """Tokens that vLLM generates in a second, with random weights: 8 responses to each of 32
-    prompts of 256 tokens."""
-    words = SHAPES[name].vocab_size
-    prompts = list(np.random.default_rng(0).integers(words, size=(32, 256)))
-    counts = []
+# ---------------------------------------------------------------- generate
+def generate(*, shape=("0.5b", "1.5b", "7b"), tokens=512, rounds=3):
+    """Measures vLLM's rollouts with random weights: tokens a second of 8 responses to each of
+    32 prompts, and of one response to each of 1,024, which have 256 tokens each."""
+    need_a_card(shape, "generate --shape tiny-qwen --tokens 16")
+    table("shape", "prompts", "responses each", "tokens/s generated")
+    for name in shape:
+        for (prompts, n), rate in afresh(generation_rates, name, tokens, rounds).items():
+            show(name, prompts, n, rate)
 
-    def generate():
+
+def generation_rates(name, tokens, rounds):
+    """Returns {(prompts, responses to each): tokens that vLLM generates in a second}."""
+    words, rng = SHAPES[name].vocab_size, np.random.default_rng(0)
+    counts = {}
+
+    def run(case):
+        prompts, n = case
         # As each sync does. Otherwise the last round's prompts are known.
         engine.llm.reset_prefix_cache()
-        samples = engine.generate(prompts, 8, 1.0, 1.0, response, QUIET)
-        counts.append(sum(len(s.response_ids) for s in samples))
+        ids = list(rng.integers(words, size=(prompts, 256)))
+        samples = engine.generate(ids, n, 1.0, 1.0, tokens, QUIET)
+        counts[case].append(sum(len(s.response_ids) for s in samples))
 
     with (tempfile.TemporaryDirectory() as folder, common.process_group() as device):
         SHAPES[name].save_pretrained(folder)
         cfg = simko.Config(model=folder, max_prompt_length=256)
-        arguments = cfg, [2], device, DTYPE, "dummy", response
+        arguments = cfg, [2], device, DTYPE, "dummy", tokens
         with closing(simko.VLLMEngine(*arguments)) as engine:
-            seconds = in_turn({"": generate}, rounds)[""]
-    return median(count / s for count, s in zip(counts[1:], seconds))
+            runs = {case: partial(run, case) for case in ((32, 8), (1024, 1))}
+            counts.update((case, []) for case in runs)
+            seconds = in_turn(runs, rounds)
+    return {case: median(count / s for count, s in zip(counts[case][1:], times))
+            for case, times in seconds.items()}
 
 
 # ------------------------------------------------------------------------------------------------------- verifier
@@ -475,7 +489,8 @@ def verifier(*, rows=2048, cases=""):
 # -------------------------------------------------------------------- main
 OPTIONS = {
     "hidden": "Widths of the head's input.",
-    "tokens": "Tokens of the loss, of an update (scale) or of a micro-batch (gpu).",
+    "tokens": "Tokens of the loss, of an update (scale), of a micro-batch (gpu) or of a "
+              "response (generate).",
     "vocabulary": "How many tokens the head knows.",
     "memory": "The released formulation is left out where it would take more GiB.",
     "rounds": "How often each thing is timed.",
@@ -488,7 +503,6 @@ OPTIONS = {
               "With 0, all are measured.",
     "fake_world": "Measure one of this many ranks. Communication is missing then.",
     "profile": "Show the operations that took longest.",
-    "generate": "Tokens of a response in vLLM's measurement. With 0, there is none.",
     "rows": "How many responses to score.",
     "cases": "Score the labelled rows of this file instead.",
 }
@@ -514,7 +528,7 @@ def main(arguments):
         prog="python -m tools.bench", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
-    for run in (loss, step, scale, gpu, verifier):
+    for run in (loss, step, scale, gpu, generate, verifier):
         command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         for name, default in run.__kwdefaults__.items():
             add_option(command, name, default)

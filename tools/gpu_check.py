@@ -80,7 +80,7 @@ def bench_part():
     if torch.cuda.is_available():
         shape, tokens = "0.5b", "16384"
     command = [sys.executable, "-m", "tools.bench", "gpu", "--shape", shape, "--tokens", tokens,
-               "--rounds", "1", "--generate", "0", "--ways", "grpo", "simko", "few-passes"]
+               "--rounds", "1", "--ways", "grpo", "simko", "few-passes"]
     return Part("bench", "the speed of an update", 150, command)
 
 
