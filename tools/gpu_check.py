@@ -85,21 +85,28 @@ def bench_part():
 
 
 def train_part(model, folder):
-    """20 steps on sums, of which a small instruct model gets some right."""
+    """20 steps on sums. Three examples before each let even a small base model follow."""
     rng = random.Random(0)
+
+    def example():
+        a, b = rng.randint(2, 30), rng.randint(2, 30)
+        return f"{a} + {b} =", a + b
+
     rows = []
     for _ in range(400):
-        a, b, c = (rng.randint(11, 99) for _ in range(3))
-        row = {"problem": f"What is {a} + {b} - {c}?", "answer": str(a + b - c)}
+        shown = [example() for _ in range(3)]
+        problem, answer = example()
+        lines = [f"{text} \\boxed{{{result}}}" for text, result in shown]
+        row = {"problem": "\n".join([*lines, problem]), "answer": str(answer)}
         rows.append(json.dumps(row) + "\n")
     data = Path(folder, "sums.jsonl")
     data.write_text("".join(rows))
     cards = max(1, torch.cuda.device_count())
     launcher = f"-m torch.distributed.run --standalone --nproc_per_node {cards}"
     flags = """
-        --prompt-template plain --steps 20 --save-steps 20 --learning-rate 1e-5
-        --batch-size 16 --mini-batch-size 8 --num-generations 8
-        --max-prompt-length 128 --max-completion-length 128"""
+        --prompt-template raw --steps 20 --save-steps 20 --learning-rate 1e-5
+        --batch-size 32 --mini-batch-size 8 --num-generations 8
+        --max-prompt-length 128 --max-completion-length 10"""
     command = [
         sys.executable, *launcher.split(), "simko.py", "train", "--model", str(model),
         "--train-data", str(data), "--output-dir", str(Path(folder, "run")), *flags.split()]
