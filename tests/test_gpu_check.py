@@ -87,12 +87,10 @@ def test_the_training_part_has_settings_of_simko(tmp_path):
     _, cfg = parse_config(command[command.index("simko.py") + 1:], simko.Config)
     assert (cfg.model, cfg.steps) == (str(tmp_path), 20)
     row = json.loads(Path(cfg.train_data).read_text().splitlines()[0])
-    assert sum_of(row["problem"]) == int(row["answer"])
-
-
-def sum_of(problem):
-    a, b, c = map(int, re.findall(r"\d+", problem))
-    return a + b - c
+    *examples, (a, b) = [
+        list(map(int, re.findall(r"\d+", line))) for line in row["problem"].splitlines()]
+    assert len(examples) == 3 and all(x + y == result for x, y, result in examples)
+    assert int(row["answer"]) == a + b
 
 
 @pytest.mark.parametrize("arguments, message", [
