@@ -46,6 +46,7 @@ from runtime.data import prompt_order
 from runtime.log import Clock, Log, Progress
 from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, load_model, micro_batches, pack)
+from runtime.probe import check_log_probs
 from runtime.vllm_setup import repack_heads, set_vllm_environment
 from verify import Verifier
 
@@ -250,6 +251,7 @@ def policy_forward(model, packed, K, temperature):
         cu_seq_lens_q=packed.bounds, max_length_q=packed.longest, use_cache=False)
     hidden = body.last_hidden_state[0, packed.predicts]
     head = model.get_output_embeddings().weight
+    temperature = temperature / chunked.logit_scale(model.config)
     return chunked.token_statistics(hidden, head, packed.targets, K, temperature)
 
 
@@ -330,8 +332,7 @@ class VLLMEngine:
             self.asleep = True
 
     def load_weights(self, named_weights):
-        """Takes the trainer's weights: an iterator over (name, tensor)
-        under their Hugging Face names."""
+        """Takes (name, tensor) pairs, with Hugging Face's names."""
         if self.asleep:
             torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
@@ -388,6 +389,7 @@ class Trainer:
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
+        check_log_probs(model, policy_forward, self.cfg, self.device)
         precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         shard = partial(fully_shard, mesh=device_mesh(self.device), mp_policy=precision)
         # Layer by layer, so that no GPU ever holds all of it in float32.
@@ -640,10 +642,8 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
     for benchmark in benchmarks:
         n, problems = benchmark.n, benchmark.problems
         path = folder / f"{benchmark.label}.jsonl"
-        rows = []
-        if rank == 0:
-            rows = responses.resume(path, benchmark, cfg, n * chunk)
-        rows = gather(rows)
+        done = responses.resume(path, benchmark, cfg, n * chunk) if rank == 0 else []
+        rows = gather(done)
         starts = range(len(rows) // n, len(problems), chunk)
         for start in progress(starts, desc=benchmark.label):
             own = problems[start:start + chunk][rank::world]

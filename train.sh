@@ -179,7 +179,13 @@ fi
 PATH="$PWD/.venv/bin:$PATH"
 
 case $recipe in
-  test) exec python -m pytest "$@" ;;
+  test)
+    # Two files at a time, except where engines would compete for a GPU's memory. Your own -n wins.
+    if [[ $extra == cpu ]]; then
+      export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+      set -- -n 2 --dist loadfile "$@"
+    fi
+    exec python -m pytest "$@" ;;
   laptop-study) exec python -m tools.study "$@" ;;
 esac
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, among themselves

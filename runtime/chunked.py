@@ -105,3 +105,11 @@ def chunk_gradient(h, weight, log_z, columns, grad, temperature):
     grad_z = pi.mul_(-grad.sum(1, keepdim=True))
     grad_z.scatter_add_(1, columns, grad)  # adds twice where the sampled token is a candidate too
     return grad_z.to(weight.dtype)
+
+
+def logit_scale(config):
+    """What the model multiplies its logits by, under the names that Cohere
+    and Granite give it."""
+    config = config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    return scale / (getattr(config, "logits_scaling", None) or 1.0)

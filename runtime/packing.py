@@ -105,13 +105,16 @@ def balance_across_ranks(samples, rank, world):
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling,
-                     cu_seq_lens_q, max_length_q, sliding_window=None,
+                     cu_seq_lens_q=None, max_length_q=None, sliding_window=None,
                      softcap=None, s_aux=None, **_):
     """Causal attention within each packed sequence.
 
     query, key, value: (1, heads, T, d). Returns (1, T, heads, d).
     transformers calls it by the name "packed". Its own attentions keep
     sequences apart only as long as neither a mask nor a cache is passed."""
+    if cu_seq_lens_q is None:
+        fail(f"a {type(module).__name__} does not pass on where sequences "
+             "begin, so that many of them cannot be read at once")
     if (sliding_window or math.inf) < max_length_q or softcap is not None or s_aux is not None:
         fail("this model's attention has a sliding window below the sequence "
              "length, soft-capping or sinks, which are not implemented")
@@ -174,6 +177,7 @@ def load_model(path, dtype):
         # "auto" would otherwise mean the dtype that config.json names,
         # and reading weights in a lower precision would round them.
         config.dtype = None
+        switch_off_dropout(config)
         model, found = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=dtype,
             attn_implementation="packed", use_safetensors=True,
@@ -184,8 +188,13 @@ def load_model(path, dtype):
         # transformers would initialise these at random.
         names = ", ".join(sorted(found["missing_keys"])[:3])
         fail(f"--model {path} lacks weights: {names} ...")
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            # pi_old and pi_theta must be functions of their input.
-            module.p = 0.0
     return model
+
+
+def switch_off_dropout(config):
+    """pi_old and pi_theta must be functions of their input. Not every model
+    has its dropout in modules, but all read its rate from the config."""
+    config = config.get_text_config()
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)

@@ -344,6 +344,11 @@ def test_flags_of_the_tests_reach_pytest(box):
                          "python -m tools.study tune"]
 
 
+def test_without_a_gpu_two_files_of_tests_run_at_a_time(box):
+    box.run("test", "-x")
+    assert box.log()[-1] == "python -m pytest -n 2 --dist loadfile -x"
+
+
 def test_help_behind_a_recipe_is_simko_s(box):
     done = box.run("logic", "--help")
     assert done.returncode == 0, done.stderr

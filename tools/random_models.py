@@ -66,6 +66,8 @@ def random_trainer(config, device, change=None, **settings):
     model = random_model(config)
     if change:
         change(model)
-    with mock.patch.object(simko, "load_model", lambda path, dtype: model):
+    # What is measured here need not be probed, nor compiled for the probe.
+    with (mock.patch.object(simko, "load_model", lambda path, dtype: model),
+          mock.patch.object(simko, "check_log_probs")):
         cfg = simko.Config(model="random", **settings)
         return simko.Trainer(cfg, device, DTYPE)
