@@ -47,7 +47,7 @@ from runtime.log import Clock, Log, Progress
 from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, load_model, micro_batches, pack)
 from runtime.probe import check_log_probs
-from runtime.vllm_setup import repack_heads, set_vllm_environment
+from runtime.vllm_setup import repack_heads, prepare_vllm
 from verify import Verifier
 
 
@@ -269,7 +269,7 @@ class VLLMEngine:
     same order and draw from the same random stream."""
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
-        set_vllm_environment()
+        prepare_vllm()
         from vllm import LLM
         self.on_gpu = device.type == "cuda"
         self.asleep = False

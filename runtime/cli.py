@@ -364,6 +364,11 @@ def load_config(command, cfg):
     if cfg.K > config.vocab_size:
         fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of "
              "the model's vocabulary")
+    experts = any("experts" in name for name in config.to_dict())
+    if command == "train" and experts and uses_vllm(cfg):
+        fail(f"--model {cfg.model} is a mixture of experts, which vLLM packs "
+             "when it first loads them and does not replace at a sync. Add "
+             "--rollout hf")
     parts = cfg.tensor_parallel_size
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         size = getattr(config, name, None)

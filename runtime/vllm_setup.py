@@ -22,8 +22,8 @@ class Tail(logging.Handler):
 tail = Tail()
 
 
-def set_vllm_environment():
-    """To be called before vLLM is imported."""
+def prepare_vllm():
+    """To be called before anything else imports vLLM."""
     os.environ.update(
         # The engine in this process, where its weights can be reached.
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -35,6 +35,16 @@ def set_vllm_environment():
     # own sampler needs no compiler.
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     keep_log()
+    leave_classes_alone()
+
+
+def leave_classes_alone():
+    """Models that vLLM does not implement run in it as transformers' own
+    classes. vLLM would change these for torch.compile, in place, and the
+    trainer could not build the same model any more. vLLM has no option
+    against that, so such models are sampled from without torch.compile."""
+    from vllm.model_executor.models.transformers.base import Base
+    Base._decorate_for_torch_compile = lambda model: None
 
 
 def keep_log():

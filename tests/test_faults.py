@@ -623,7 +623,7 @@ def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
         os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
         if set_by_the_user:
             os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = set_by_the_user
-        vllm_setup.set_vllm_environment()
+        vllm_setup.prepare_vllm()
         assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
 
 

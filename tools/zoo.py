@@ -1,0 +1,141 @@
+"""Which architectures can be trained here? Tries each of them, tiny and with random weights.
+
+    python -m tools.zoo                  # all of them, about ten minutes
+    python -m tools.zoo qwen3 lfm2       # these alone
+    python -m tools.zoo --rollout hf
+
+Each model makes two steps with each rollout backend. A run that ends well has passed the probe
+of its log-probs (runtime/probe.py) and the comparison of every step with the engine's. The
+result is a markdown table, which stands in docs/models.md.
+"""
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = {
+    "vocab_size": 80, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512,
+    "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1,
+    "tie_word_embeddings": False}
+HEADS = {"head_dim": 32}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
+LONGROPE = {
+    "original_max_position_embeddings": 48, "sliding_window": None,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "factor": 8.0,
+        "short_factor": [1.0] * 16, "long_factor": [4.0] * 16,
+        "original_max_position_embeddings": 48}}
+WINDOW = {"layer_types": ["sliding_attention", "full_attention"]}
+
+MODELS = {  # name: (transformers' model type, what differs from SHARED)
+    "llama": ("llama", HEADS),
+    "llama-tied": ("llama", HEADS | {"tie_word_embeddings": True}),
+    "llama-dropout": ("llama", HEADS | {"attention_dropout": 0.3}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", HEADS),
+    "qwen3-moe": ("qwen3_moe", HEADS | EXPERTS),
+    "mistral": ("mistral", HEADS | {"sliding_window": None}),
+    "mistral-window": ("mistral", HEADS | {"sliding_window": 24}),
+    "gemma": ("gemma", HEADS),
+    "gemma2": ("gemma2", HEADS | {"sliding_window": 256}),
+    "gemma3": ("gemma3_text", HEADS | WINDOW | {"sliding_window": 256}),
+    "phi": ("phi", {}),
+    "phi3": ("phi3", {"sliding_window": None}),
+    "phi3-longrope": ("phi3", LONGROPE),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", WINDOW | {"sliding_window": 256}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),
+    "glm4": ("glm4", HEADS),
+    "granite": ("granite", {"logits_scaling": 8.0, "embedding_multiplier": 12.0}),
+    "cohere": ("cohere", {"logit_scale": 0.25}),
+    "seed-oss": ("seed_oss", HEADS | {"residual_dropout": 0.3}),
+    "nemotron": ("nemotron", HEADS),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+    "falcon-h1": ("falcon_h1", HEADS | MAMBA | {"mamba_d_ssm": 128}),
+}
+ONE_BY_ONE = "--micro-batch-tokens", "1"
+
+
+def save(name, folder):
+    """Saves a model of MODELS in `folder`, with a tokenizer of as many words."""
+    kind, changes = MODELS[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHARED | changes))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith("bias"):  # one that is 0 would not be missed
+                parameter.normal_()
+    model.save_pretrained(folder)
+
+    words = {"<pad>": 0, "<eos>": 1} | {str(i): i for i in range(2, SHARED["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    return folder
+
+
+def outcome(name, rollout, *flags):
+    """What becomes of two steps, in a few words."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = save(name, Path(folder, "model"))
+        data = Path(folder, "train.jsonl")
+        rows = [{"problem": f"{i} {i + 1}", "answer": f"{i}"} for i in range(2, 10)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = """
+            --prompt-template raw --steps 2 --batch-size 4 --mini-batch-size 4
+            --num-generations 2 --max-prompt-length 30 --max-completion-length 30"""
+        done = subprocess.run(
+            [sys.executable, "simko.py", "train", "--model", str(model), "--rollout", rollout,
+             "--train-data", str(data), "--output-dir", f"{folder}/run", *settings.split(),
+             *flags],
+            cwd=ROOT, capture_output=True, text=True)
+        if done.returncode == 0:
+            lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+            gap = max(json.loads(line)["logp_gap"] for line in lines)
+            return f"right, gap {gap:.0e}"
+        lines = (done.stdout + done.stderr).splitlines()
+        errors = [line for line in lines if "simko.py: error: " in line] or lines[-1:]
+        return errors[-1].partition("error: ")[2].replace(f"--model {model}, ", "") or "a traceback"
+
+
+def row(name, rollouts):
+    """The outcomes of a model, and once more one sequence at a time if that is advised."""
+    cells = []
+    for rollout in rollouts:
+        found = outcome(name, rollout)
+        if ONE_BY_ONE[0] in found:
+            found = f"with {' '.join(ONE_BY_ONE)}: " + outcome(name, rollout, *ONE_BY_ONE)
+        cells.append(found)
+    return cells
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.zoo", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL",
+                        help=f"Any of {', '.join(MODELS)}. Default: all.")
+    parser.add_argument("--rollout", nargs="+", choices=["hf", "vllm"], default=["hf", "vllm"],
+                        help="The rollout backends to try. Default: both.")
+    options = parser.parse_args(arguments)
+    unknown = set(options.models) - set(MODELS)
+    if unknown:
+        parser.error(f"unknown model {min(unknown)!r}: choose from {', '.join(MODELS)}")
+    print("| model |", " | ".join(f"--rollout {name}" for name in options.rollout), "|")
+    print("| --- " * (1 + len(options.rollout)) + "|")
+    for name in options.models or MODELS:
+        print("|", name, "|", " | ".join(row(name, options.rollout)), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
