@@ -588,7 +588,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     own = [s for mini_batch in mini_batches for s in mini_batch]
     with faults.phase("log-probs"):
         entropies, policy = trainer.compute_old_logp(own, progress)
-        faults.check_gap(policy["logp_gap"], trainer.dtype)
+        faults.check_gap(policy["logp_gap"], own, trainer.dtype)
         tau = batch_threshold(entropies, method, cfg)
         if method.choose and samples:
             method.choose(own)

@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
@@ -465,17 +466,28 @@ def refuse_update(trainer, finite, loss, norm):
              "rollout), numbers too large for --dtype, a broken GPU")
 
 
-def check_gap(gap, dtype):
+def check_gap(gap, samples, dtype):
     """Ends a run whose engine samples from another policy than the
-    trained one: pi_old would be a fiction."""
+    trained one: pi_old would be a fiction.
+
+    gap: the mean over all tokens of all ranks. samples: of this rank. The
+    mean could hide a few responses that are altogether wrong."""
     # Rounding alone makes about 0.04 in bfloat16, 1e-5 in float32.
     limit = 0.2 if dtype == torch.bfloat16 else 0.01
+    refuse_gap(gap, limit, "over all responses")
+    for s in samples:
+        gap = np.abs(s.old_logp.cpu().numpy() - s.engine_logp).mean()
+        # A few rare tokens may be further off than the mean.
+        refuse_gap(gap, 5 * limit, f"over a response to {printable(s.id)}")
+
+
+def refuse_gap(gap, limit, where):
     if not gap < limit:
-        fail(f"mean |log pi_trainer - log pi_engine| is {gap:.3g}, above "
-             f"{limit}: the engine does not sample from the trained policy. "
-             "Likely causes: weights that the engine knows by other names, "
-             "an attention or output head with soft-capping or a bias, a "
-             "quantised checkpoint; if it is nan, numbers too large for "
+        fail(f"mean |log pi_trainer - log pi_engine| {where} is {gap:.3g}, "
+             f"above {limit}: the engine does not sample from the trained "
+             "policy. Likely causes: weights that the engine knows by other "
+             "names, an attention or output head with soft-capping or a bias, "
+             "a quantised checkpoint; if it is nan, numbers too large for "
              "--dtype.")
 
 

@@ -998,3 +998,17 @@ def test_a_run_folder_that_the_nodes_do_not_share_is_refused(forks):
     assert report["shared"] == [0, 0] and report["apart"] == [1, 1]
     assert "ranks [1] do not see what rank 0 writes to" in (folder / "apart_log").read_text()
     assert not list((folder / "a").iterdir())
+
+
+def test_one_response_that_is_altogether_wrong_is_not_hidden_by_the_mean():
+    def response(name, gap):
+        old = torch.full((20,), -1.0)
+        return packing.Sample(
+            0, np.zeros(1), np.zeros(20), old.numpy() - gap, False, id=name, old_logp=old)
+
+    good = [response(f"good-{i}", 0.001) for i in range(1000)]
+    faults.check_gap(0.002, good, torch.float32)
+    with pytest.raises(SystemExit, match="over a response to odd is 1, above 0.05"):
+        faults.check_gap(0.002, [*good, response("odd", 1.0)], torch.float32)
+    with pytest.raises(SystemExit, match="over all responses is nan"):
+        faults.check_gap(float("nan"), [], torch.float32)
