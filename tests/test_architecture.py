@@ -4,6 +4,9 @@ What each file imports is read from its syntax tree, so an import inside a funct
 as one at the top.
 """
 import ast
+import os
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -110,6 +113,16 @@ def test_no_import_runs_back(file):
 @pytest.mark.parametrize("file", [file for file in FILES if room(file) != "tests"], ids=str)
 def test_no_program_changes_what_an_import_means(file):
     assert not list(tricks(ast.walk(tree(file))))
+
+
+def test_another_package_of_the_name_tools_does_not_come_first(tmp_path):
+    """Some distributions install one, Mako's for example."""
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "__init__.py").write_text("raise SystemExit('the wrong tools')")
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.data", "--help"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_files_import_each_other_in_a_circle():

@@ -105,7 +105,8 @@ def outcome(name, rollout, *flags):
             return f"right, gap {gap:.0e}"
         lines = (done.stdout + done.stderr).splitlines()
         errors = [line for line in lines if "simko.py: error: " in line] or lines[-1:]
-        return errors[-1].partition("error: ")[2].replace(f"--model {model}, ", "") or "a traceback"
+        found = errors[-1].partition("error: ")[2]
+        return found.replace(f"--model {model}", "--model MODEL") or "a traceback"
 
 
 def row(name, rollouts):
