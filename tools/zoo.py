@@ -106,7 +106,7 @@ def outcome(name, rollout, *flags):
         lines = (done.stdout + done.stderr).splitlines()
         errors = [line for line in lines if "simko.py: error: " in line] or lines[-1:]
         found = errors[-1].partition("error: ")[2]
-        return found.replace(f"--model {model}", "--model MODEL") or "a traceback"
+        return found.replace(f"--model {model}", "--model MODEL").replace("|", r"\|") or "a traceback"
 
 
 def row(name, rollouts):
