@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from huggingface_hub import get_session, is_offline_mode
+from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import (
     _MEM_FORMAT_ENCODING as MEMORY_FORMATS)
+from transformers import PreTrainedConfig
 from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from runtime.baselines import METHODS
 from runtime.common import fail, one_line, printable
@@ -342,17 +346,66 @@ def check_weights(folder):
                 pass
 
 
+def find_model(model):
+    """Refuses a --model that is no folder, if the hub cannot be asked for
+    it either. The hub's own client would first retry for minutes."""
+    if os.path.isdir(model):  # unlike Path's, it takes names of any length
+        return
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        fail(f"--model {model}: there is no such folder")
+    if is_offline_mode():
+        return
+    with reading(f"--model {model} is no folder here, and {ENDPOINT} cannot "
+                 "be reached. Name a folder, or set HF_HUB_OFFLINE=1 to use "
+                 "what was downloaded before"):
+        get_session().head(ENDPOINT, timeout=10)
+
+
+def refuse_adapter(model):
+    """Refuses a LoRA adapter, alone or beside a full model. The trainer
+    and vLLM would not both apply it."""
+    with reading(f"--model {model}"):
+        adapter = find_adapter_config_file(model)
+    if adapter:
+        fail(f"--model {model} has an adapter_config.json. Adapters (LoRA) "
+             "are not applied here: merge the adapter into its base model "
+             "(PEFT's merge_and_unload), and name the merged model's folder")
+
+
+def refuse_quantised(model, fields):
+    """Refuses a checkpoint whose config.json says that it is quantised."""
+    text = fields.get("text_config") or {}
+    settings = (fields.get("quantization_config")
+                or text.get("quantization_config"))
+    if settings:
+        kind = dict(settings).get("quant_method", "its method is not named")
+        fail(f"--model {model} is quantised ({kind}), as the "
+             "quantization_config of its config.json says. Only checkpoints "
+             "that are not quantised are read: name the original model")
+
+
 def load_config(command, cfg):
     """The config of the model's text part, checked."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    is_path = cfg.model.startswith((".", "/", "~")) or cfg.model.count("/") > 1
-    if is_path and not Path(cfg.model).is_dir():
-        fail(f"--model {cfg.model}: there is no such folder")
+    find_model(cfg.model)
+    refuse_adapter(cfg.model)
+    name = f"--model {cfg.model}"
+    file = os.path.join(cfg.model, "config.json")
+    if os.path.isdir(cfg.model) and not os.path.exists(file):
+        fail(f"{name} has no config.json: is it the folder of a model? "
+             "A run of this program exports its model to hf")
+    with reading(f"{name}: its config.json cannot be read"):
+        fields, _ = PreTrainedConfig.get_config_dict(cfg.model)
+        refuse_quantised(cfg.model, fields)
+
     # With None, the default, transformers would ask at a terminal
     # whether to run the checkpoint's code.
     no_code = {"trust_remote_code": False}
-    with reading(f"--model {cfg.model}: its config.json is missing, damaged "
-                 "or asks for code of its own (auto_map), which is never run"):
+    failure = "transformers cannot build the model of its config.json"
+    if fields.get("auto_map"):
+        failure += (", which asks for code of its own (auto_map), and such "
+                    "code is never run")
+    with reading(f"{name}: {failure}"):
         config = AutoConfig.from_pretrained(cfg.model, **no_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **no_code)
@@ -628,6 +681,9 @@ def prepare(arguments, Config):
     """Checks the command line and all that it names. Returns a Job.
 
     Nothing is loaded on a device, and no file is changed."""
+    if sys.flags.optimize > 1:
+        fail("Python was started with -OO or PYTHONOPTIMIZE=2, which drops "
+             "the docstrings that transformers reads: start it without")
     command, cfg = parse_config(arguments, Config)
     config = load_config(command, cfg)
     vocabulary = config.vocab_size

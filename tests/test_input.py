@@ -363,17 +363,29 @@ UNFIT = {  # what is done to the model's folder: (change, --prompt-template, wha
     "odd tokenizer": (cut("tokenizer.json", 0, b"[]"), "raw", "tokenizer is missing, damaged"),
     "another's tokenizer": (
         larger_tokenizer, "raw", "has a token of id 5000, beyond the model's 128"),
-    "no config": (remove("config.json"), "raw", "config.json is missing"),
-    "cut config": (cut("config.json", 99), "raw", "config.json is missing, damaged"),
-    "config of bytes": (
-        cut("config.json", 0, b"\xff\xfe"), "raw", "config.json is missing, damaged"),
+    "no config": (remove("config.json"), "raw", "has no config.json: is it the folder of a model"),
+    "cut config": (cut("config.json", 99), "raw", "config.json cannot be read"),
+    "config of bytes": (cut("config.json", 0, b"\xff\xfe"), "raw", "config.json cannot be read"),
+    "config of a list": (cut("config.json", 0, b"[]"), "raw", "config.json cannot be read"),
+    "quantised": (
+        edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "raw",
+        "is quantised .gptq., as the quantization_config of its config.json says"),
+    "text part quantised": (
+        edit("config.json", text_config={"quantization_config": {"load_in_4bit": True}}), "raw",
+        "is quantised .its method is not named., as the quantization_config"),
+    "adapter": (
+        several(cut("adapter_config.json", 0, b"{}"), remove("config.json", "model.safetensors")),
+        "raw", "has an adapter_config.json.* merge the adapter into its base model"),
+    "adapter beside a model": (
+        cut("adapter_config.json", 0, b'{"peft_type": "LORA"}'), "raw",
+        "has an adapter_config.json.* merge the adapter into its base model"),
     "wrong type": (edit("config.json", hidden_size="x"), "raw", "hidden_size"),
     "unknown kind": (
         edit("config.json", model_type=f"kind{ESCAPE}"), "raw", r"model type `kind\\x1b\]0"),
     "not built": (gpt2, "raw", "a GPT2Model cannot be trained here"),
     "code": (
         edit("config.json", model_type="kind", auto_map=CODE), "raw",
-        "code of its own .auto_map., which is never run"),
+        "code of its own .auto_map., and such code is never run"),
     "tokenizer's code": (
         chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"), "raw",
         "code of its own .auto_map., which is never run"),
@@ -408,6 +420,37 @@ def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_p
         cli.prepare(recipe(tiny, "train", tmp_path / "run", *flags), Config)
     assert str(tmp_path / "base") in refused(stop.value)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_code_is_blamed_only_where_a_config_asks_for_it(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit("config.json", hidden_size="x")(tmp_path / "base")
+    with pytest.raises(SystemExit) as stop:
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+    assert "auto_map" not in refused(stop.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def head(url, timeout):
+        asked.append(url)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(cli, "get_session", lambda: mock.Mock(head=head))
+    monkeypatch.setattr(cli, "is_offline_mode", lambda: False)
+    with pytest.raises(SystemExit, match="some/model is no folder here.*HF_HUB_OFFLINE=1") as stop:
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", "some/model"), Config)
+    assert "no network" in refused(stop.value) and len(asked) == 1
+
+
+def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
+    words = recipe(tiny, "train", tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-OO", "simko.py", *words],
+        cwd=workers.ROOT, capture_output=True, text=True, check=False)
+    assert "-OO or PYTHONOPTIMIZE=2" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
 
 
 def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
