@@ -682,6 +682,7 @@ def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
 
 
 def main(arguments):
+    faults.check_launch()
     faults.check_restart()
     job = cli.prepare(arguments, Config)
     cfg, tokenizer, training = job.cfg, job.tokenizer, job.command == "train"

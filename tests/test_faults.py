@@ -983,6 +983,28 @@ def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
     assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 
+TORCHRUN = dict.fromkeys(faults.LAUNCH_NUMBERS, "2") | {"MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("left, named", [
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_WORLD_SIZE, LOCAL_RANK, MASTER_PORT, MASTER_ADDR"),
+    (TORCHRUN | {"MASTER_ADDR": ""}, "no usable MASTER_ADDR: "),
+    (TORCHRUN | {"RANK": "first"}, "no usable RANK: "),
+    (TORCHRUN | {"WORLD_SIZE": "two"}, "no usable WORLD_SIZE: "),
+    (TORCHRUN, None), ({"WORLD_SIZE": "1"}, None), ({"RANK": "1"}, None)])
+def test_variables_that_a_cluster_left_behind_are_refused(monkeypatch, left, named):
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    if not named:
+        faults.check_launch()
+        return
+    with pytest.raises(SystemExit, match=named) as stop:
+        simko.main(["train"])
+    assert stop.value.code.isprintable() and "unset WORLD_SIZE" in stop.value.code
+
+
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     faults.check_restart()
