@@ -46,7 +46,7 @@ from runtime.data import prompt_order
 from runtime.log import Clock, Log, Progress
 from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, load_model, micro_batches, pack)
-from runtime.vllm_setup import repack_heads, set_vllm_environment
+from runtime.vllm_setup import compile_cache, repack_heads, set_vllm_environment
 from verify import Verifier
 
 
@@ -700,7 +700,8 @@ def main(arguments):
         # On a GPU the engine starts first, and then steps aside.
         start = partial(make_engine, cfg, job.stop_ids, device, dtype,
                         "dummy" if training else "auto", job.max_tokens)
-        engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
+        with compile_cache(cfg):
+            engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
         stack.enter_context(closing(engine))
         if not training:
             run_eval(folder, engine=engine)

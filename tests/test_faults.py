@@ -666,6 +666,39 @@ def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_whe
     assert "test_faults.py" in report["hang_log"].partition("Where it stands")[2]
 
 
+def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(vllm_setup.importlib.util, "find_spec", lambda name: name)
+    cfg = config("model", output_dir=str(tmp_path))
+
+    def start(error=None):
+        """What an engine that starts, or fails to, finds in the cache, where it leaves a file."""
+        with mock.patch.dict(os.environ), vllm_setup.compile_cache(cfg):
+            root = Path(os.environ["VLLM_CACHE_ROOT"])
+            found = (root / "main.so").exists()
+            (root / "main.so").touch()
+            if error:
+                raise error
+        return root, found
+
+    with pytest.raises(KeyboardInterrupt):
+        start(KeyboardInterrupt())
+    root, found = start()
+    assert root == tmp_path / "vllm_cache" / "rank_1" and not found
+    assert start() == (root, True)
+
+
+def test_a_cache_of_the_users_own_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/their/cache")
+    with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path))):
+        assert os.environ["VLLM_CACHE_ROOT"] == "/their/cache"
+    monkeypatch.delenv("VLLM_CACHE_ROOT")
+    with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path), rollout="hf")):
+        assert "VLLM_CACHE_ROOT" not in os.environ
+    assert not list(tmp_path.iterdir())
+
+
 def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
     logger, shown = logging.getLogger("vllm"), vllm_setup.Tail()
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
