@@ -711,6 +711,7 @@ def main(arguments):
         engine.sleep()
         with faults.phase("loading of the policy"):
             trainer = Trainer(cfg, device, dtype)
+            cli.check_finite(cfg.model, trainer.policy.named_parameters())
             settings = cli.run_settings(cfg, job.problems)
             first = start_or_resume(folder, settings, trainer)
         write_row = Log(folder, first, cfg) if rank == 0 else None

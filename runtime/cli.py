@@ -24,6 +24,7 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import (
     _MEM_FORMAT_ENCODING as MEMORY_FORMATS)
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 from transformers.hf_argparser import HfArg, HfArgumentParser
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -327,8 +328,23 @@ def reading(what):
         fail(f"{what}: {one_line(error) or repr(error)}")
 
 
-def check_weights(folder):
-    """Refuses a model's folder unless it has sound .safetensors files."""
+def check_finite(model, tensors):
+    """Refuses weights, pairs of name and tensor, with NaN or infinity. Of
+    a sharded tensor, each rank looks at its own part."""
+    for name, tensor in tensors:
+        if isinstance(tensor, DTensor):
+            tensor = tensor.to_local()
+        if not tensor.isfinite().all():
+            fail(f"--model {model}: its weights are not finite: {name} has "
+                 "NaN or infinity in it. The training that saved them has "
+                 "diverged, or the file is damaged: choose another checkpoint")
+
+
+def check_weights(command, folder):
+    """Refuses a model's folder unless it has sound .safetensors files.
+
+    An evaluation reads the weights for that. A training run does not: it
+    checks the weights when its trainer has loaded them."""
     index = folder / "model.safetensors.index.json"
     files = {*folder.glob("*.safetensors")}
     if index.exists():
@@ -342,8 +358,11 @@ def check_weights(folder):
     for file in files:
         with reading(f"{file} is damaged or missing, fetch it again"):
             # Reads the header and compares it with the file's size.
-            with safe_open(file, "pt"):
-                pass
+            with safe_open(file, "pt") as weights:
+                if command == "eval":
+                    check_finite(folder, (
+                        (name, weights.get_tensor(name))
+                        for name in weights.keys()))  # noqa: SIM118
 
 
 def find_model(model):
@@ -690,7 +709,7 @@ def prepare(arguments, Config):
     tokenizer = load_tokenizer(cfg, vocabulary)
     stop_ids = end_tokens(cfg, tokenizer, vocabulary)
     if Path(cfg.model).is_dir():
-        check_weights(Path(cfg.model))
+        check_weights(command, Path(cfg.model))
     room = context_left(command, cfg, config)
 
     training = command == "train"

@@ -475,6 +475,19 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
     refused(stop.value)
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    flags = "--model", tmp_path / "base", "--rollout", "hf"
+    message = f"--model {tmp_path}/base: its weights are not finite: model.norm.weight"
+    with pytest.raises(SystemExit, match=message) as stop:
+        main(recipe(tiny, command, tmp_path / "run", *flags))
+    refused(stop.value)
+
+
 # -------------------------------------------------------------------------------------- run folders
 @pytest.fixture(scope="session")
 def run(tiny, tmp_path_factory):
