@@ -39,7 +39,7 @@ from torch.distributed.fsdp import (
 from runtime import baselines, chunked, cli, faults, log, responses
 from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
-from runtime.cli import SystemConfig, setting
+from runtime.cli import SystemConfig, TrainSystemConfig, setting
 from runtime.common import (
     device_mesh, gather, process_group, seed_everything, sum_over_ranks)
 from runtime.data import prompt_order
@@ -117,7 +117,7 @@ class RunConfig:
 
 
 @dataclass
-class Config(ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig):
+class Config(ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig, TrainSystemConfig):
     """All settings."""
 
 

@@ -60,12 +60,18 @@ class SystemConfig:
         "CPUs VLLM_CPU_KVCACHE_SPACE is its cache in whole GiB")
     tensor_parallel_size: int = setting(
         1, "neighbouring GPUs of a node that share a vLLM engine")
+    data_dir: str = setting(
+        "", "folder of NAME.jsonl files to use instead of the hub")
+
+
+@dataclasses.dataclass
+class TrainSystemConfig:
+    """What a training run alone has of such settings."""
+    _argument_group_name = "system, in training"
     micro_batch_tokens: int = setting(
         16384, "packed tokens of a forward pass")
     gradient_checkpointing: bool = setting(
         True, "recompute each layer in the backward pass")
-    data_dir: str = setting(
-        "", "folder of NAME.jsonl files to use instead of the hub")
     save_steps: int = setting(
         20, "steps between checkpoints; the last two are kept")
     resume: bool = setting(
@@ -135,7 +141,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter,
     """Shows defaults, and the epilog's lines as they are."""
 
     def _get_help_string(self, action):
-        if action.default is None or action.default == []:
+        if action.default in (None, "", []):
             return action.help  # the text says what applies
         return super()._get_help_string(action)
 

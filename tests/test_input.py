@@ -103,16 +103,23 @@ def refused(stop, capsys=None):
 
 
 # ------------------------------------------------------------------------------------- command line
+def fields_of(command):
+    """The settings that a command has."""
+    groups = [Config] if command == "train" else [EvalConfig, RunConfig, cli.SystemConfig]
+    return [field for group in groups for field in dataclasses.fields(group)]
+
+
 def test_help_names_each_flag_once_and_with_dashes(capsys):
     for command in ("train", "eval"):
         with pytest.raises(SystemExit, match="^0$"):
             cli.parse_config([command, "--help"], Config)
-        flags = re.findall(r"^  (--.*?)(?: |$)(.*)", capsys.readouterr().out, re.MULTILINE)
+        shown = capsys.readouterr().out
+        assert not re.search(r"\(default: (None|\[\])?\)", shown)
+        flags = re.findall(r"^  (--.*?)(?: |$)(.*)", shown, re.MULTILINE)
         names = [flag.rstrip(",") for flag, _ in flags]
         assert len(names) == len(set(names)) and not any("_" in name for name in names)
-        fields = {cli.flag(f.name) for f in dataclasses.fields(Config if command == "train" else
-                                                                  EvalConfig)}
-        assert fields <= set(names)
+        switches = {"--no-gradient-checkpointing", "--no-resume"} & set(names)
+        assert set(names) - switches == {cli.flag(field.name) for field in fields_of(command)}
     _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
     assert cfg.max_prompt_length == 7  # with _ all the same
 
@@ -171,11 +178,8 @@ def command_lines(draw):
     """train, eval or nothing, and flags. A few of them are cut short, misspelt, given twice, or
     have values that do not fit."""
     command, words = draw(st.sampled_from(["train", "train", "eval", None])), []
-    fields = dataclasses.fields(Config)
-    if command == "eval":
-        known = vars(RunConfig) | vars(EvalConfig)
-        fields = [field for field in fields if field.name in known]
-    for field in draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4)):
+    fields = st.sampled_from(fields_of(command or "train"))
+    for field in draw(st.lists(fields, min_size=1, max_size=4)):
         name, odd = cli.flag(field.name), draw(st.integers(0, 39))
         changed = {0: name[:7], 1: f"--{field.name}", 3: draw(JUNK)}.get(odd, name)
         given = draw(JUNK if odd == 4 else values(field))
