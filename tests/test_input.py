@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,20 @@ def test_help_names_each_flag_once_and_with_dashes(capsys):
         assert set(names) - switches == {cli.flag(field.name) for field in fields_of(command)}
     _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
     assert cfg.max_prompt_length == 7  # with _ all the same
+
+
+PROGRAMS = sorted(path.stem for path in (workers.ROOT / "tools").glob("*.py")
+                  if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_of_tools_has_help_that_says_how_to_start_it(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_module(f"tools.{name}", run_name="__main__")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith(f"usage: python -m tools.{name} ")
 
 
 @pytest.mark.parametrize("flags", [
