@@ -39,7 +39,7 @@ from torch.distributed.fsdp import (
 from runtime import baselines, chunked, cli, faults, log, responses
 from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
-from runtime.cli import SystemConfig, setting
+from runtime.cli import SystemConfig, TrainSystemConfig, setting
 from runtime.common import (
     device_mesh, gather, process_group, seed_everything, sum_over_ranks)
 from runtime.data import prompt_order
@@ -47,7 +47,7 @@ from runtime.log import Clock, Log, Progress
 from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, load_model, micro_batches, pack)
 from runtime.probe import check_log_probs
-from runtime.vllm_setup import repack_heads, prepare_vllm
+from runtime.vllm_setup import compile_cache, prepare_vllm, repack_heads
 from verify import Verifier
 
 
@@ -118,7 +118,7 @@ class RunConfig:
 
 
 @dataclass
-class Config(ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig):
+class Config(ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig, TrainSystemConfig):
     """All settings."""
 
 
@@ -682,6 +682,7 @@ def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
 
 
 def main(arguments):
+    faults.check_launch()
     faults.check_restart()
     job = cli.prepare(arguments, Config)
     cfg, tokenizer, training = job.cfg, job.tokenizer, job.command == "train"
@@ -699,7 +700,8 @@ def main(arguments):
         # On a GPU the engine starts first, and then steps aside.
         start = partial(make_engine, cfg, job.stop_ids, device, dtype,
                         "dummy" if training else "auto", job.max_tokens)
-        engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
+        with compile_cache(cfg):
+            engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
         stack.enter_context(closing(engine))
         if not training:
             run_eval(folder, engine=engine)
@@ -709,6 +711,7 @@ def main(arguments):
         engine.sleep()
         with faults.phase("loading of the policy"):
             trainer = Trainer(cfg, device, dtype)
+            cli.check_finite(cfg.model, trainer.policy.named_parameters())
             settings = cli.run_settings(cfg, job.problems)
             first = start_or_resume(folder, settings, trainer)
         write_row = Log(folder, first, cfg) if rank == 0 else None

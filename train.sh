@@ -15,6 +15,7 @@ usage() { sed -n '2,8s/^# \{0,1\}//p' train.sh; echo "Recipes: ${recipes// /, }.
 # What a recipe does not name is simko.py's default, which is the paper's. Your own flags come last and win.
 # What each recipe takes is in runtime/hardware.py.
 recipes="laptop qwen2.5-math-7b qwen2.5-7b llama3.2-3b logic qwen2.5-0.5b"
+methods="simko grpo psr nsr w-reinforce forking entropy-adv kl-cov pass-at-k"  # as in runtime/baselines.py
 flags() {
   local data=runs/laptop/data
   case $1 in
@@ -41,6 +42,19 @@ method_flags() {
     laptop/simko) echo --alpha 0.05 --lambda-top1 1.5 --q 0.5 ;;
     laptop/grpo) echo --eval-steps 500 ;;
   esac
+}
+
+list_flags() {  # RECIPE [METHOD]
+  local recipe=$1 method=${2-}
+  flags "$recipe" >/dev/null || stop "no recipe '$recipe': choose one of $recipes"
+  [[ -z $method || " $methods " == *" $method "* ]] || stop "no method '$method': choose one of $methods"
+  if [[ $method || $recipe != laptop ]]; then
+    echo $(flags "$recipe") $(method_flags "$recipe/$method")
+  else  # it trains two methods, whose flags differ
+    for method in grpo simko; do
+      echo "$method: $(flags laptop) --method $method $(method_flags "laptop/$method")"
+    done
+  fi
 }
 
 # ---- set-up: once, and again when pyproject.toml changes -------------------------------------------------------------
@@ -159,8 +173,7 @@ case ${1-} in
       if [[ -x .venv/bin/python ]]; then python=.venv/bin/python; else find_python; fi
       exec "$python" -m runtime.hardware list
     fi
-    flags "$2" >/dev/null || stop "no recipe '$2': choose one of $recipes"
-    echo $(flags "$2") $(method_flags "$2/${3-simko}")
+    list_flags "${@:2}"
     exit ;;
   -h | --help) usage; exit ;;
   '' | -*) ;;

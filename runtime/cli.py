@@ -19,10 +19,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from huggingface_hub import get_session, is_offline_mode
+from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import (
     _MEM_FORMAT_ENCODING as MEMORY_FORMATS)
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig
 from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from runtime.baselines import METHODS
 from runtime.common import fail, one_line, printable
@@ -55,12 +60,18 @@ class SystemConfig:
         "CPUs VLLM_CPU_KVCACHE_SPACE is its cache in whole GiB")
     tensor_parallel_size: int = setting(
         1, "neighbouring GPUs of a node that share a vLLM engine")
+    data_dir: str = setting(
+        "", "folder of NAME.jsonl files to use instead of the hub")
+
+
+@dataclasses.dataclass
+class TrainSystemConfig:
+    """What a training run alone has of such settings."""
+    _argument_group_name = "system, in training"
     micro_batch_tokens: int = setting(
         16384, "packed tokens of a forward pass")
     gradient_checkpointing: bool = setting(
         True, "recompute each layer in the backward pass")
-    data_dir: str = setting(
-        "", "folder of NAME.jsonl files to use instead of the hub")
     save_steps: int = setting(
         20, "steps between checkpoints; the last two are kept")
     resume: bool = setting(
@@ -130,7 +141,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter,
     """Shows defaults, and the epilog's lines as they are."""
 
     def _get_help_string(self, action):
-        if action.default is None or action.default == []:
+        if action.default in (None, "", []):
             return action.help  # the text says what applies
         return super()._get_help_string(action)
 
@@ -323,8 +334,23 @@ def reading(what):
         fail(f"{what}: {one_line(error) or repr(error)}")
 
 
-def check_weights(folder):
-    """Refuses a model's folder unless it has sound .safetensors files."""
+def check_finite(model, tensors):
+    """Refuses weights, pairs of name and tensor, with NaN or infinity. Of
+    a sharded tensor, each rank looks at its own part."""
+    for name, tensor in tensors:
+        if isinstance(tensor, DTensor):
+            tensor = tensor.to_local()
+        if not tensor.isfinite().all():
+            fail(f"--model {model}: its weights are not finite: {name} has "
+                 "NaN or infinity in it. The training that saved them has "
+                 "diverged, or the file is damaged: choose another checkpoint")
+
+
+def check_weights(command, folder):
+    """Refuses a model's folder unless it has sound .safetensors files.
+
+    An evaluation reads the weights for that. A training run does not: it
+    checks the weights when its trainer has loaded them."""
     index = folder / "model.safetensors.index.json"
     files = {*folder.glob("*.safetensors")}
     if index.exists():
@@ -338,21 +364,73 @@ def check_weights(folder):
     for file in files:
         with reading(f"{file} is damaged or missing, fetch it again"):
             # Reads the header and compares it with the file's size.
-            with safe_open(file, "pt"):
-                pass
+            with safe_open(file, "pt") as weights:
+                if command == "eval":
+                    check_finite(folder, (
+                        (name, weights.get_tensor(name))
+                        for name in weights.keys()))  # noqa: SIM118
+
+
+def find_model(model):
+    """Refuses a --model that is no folder, if the hub cannot be asked for
+    it either. The hub's own client would first retry for minutes."""
+    if os.path.isdir(model):  # unlike Path's, it takes names of any length
+        return
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        fail(f"--model {model}: there is no such folder")
+    if is_offline_mode():
+        return
+    with reading(f"--model {model} is no folder here, and {ENDPOINT} cannot "
+                 "be reached. Name a folder, or set HF_HUB_OFFLINE=1 to use "
+                 "what was downloaded before"):
+        get_session().head(ENDPOINT, timeout=10)
+
+
+def refuse_adapter(model):
+    """Refuses a LoRA adapter, alone or beside a full model. The trainer
+    and vLLM would not both apply it."""
+    with reading(f"--model {model}"):
+        adapter = find_adapter_config_file(model)
+    if adapter:
+        fail(f"--model {model} has an adapter_config.json. Adapters (LoRA) "
+             "are not applied here: merge the adapter into its base model "
+             "(PEFT's merge_and_unload), and name the merged model's folder")
+
+
+def refuse_quantised(model, fields):
+    """Refuses a checkpoint whose config.json says that it is quantised."""
+    text = fields.get("text_config") or {}
+    settings = (fields.get("quantization_config")
+                or text.get("quantization_config"))
+    if settings:
+        kind = dict(settings).get("quant_method", "its method is not named")
+        fail(f"--model {model} is quantised ({kind}), as the "
+             "quantization_config of its config.json says. Only checkpoints "
+             "that are not quantised are read: name the original model")
 
 
 def load_config(command, cfg):
     """The config of the model's text part, checked."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    is_path = cfg.model.startswith((".", "/", "~")) or cfg.model.count("/") > 1
-    if is_path and not Path(cfg.model).is_dir():
-        fail(f"--model {cfg.model}: there is no such folder")
+    find_model(cfg.model)
+    refuse_adapter(cfg.model)
+    name = f"--model {cfg.model}"
+    file = os.path.join(cfg.model, "config.json")
+    if os.path.isdir(cfg.model) and not os.path.exists(file):
+        fail(f"{name} has no config.json: is it the folder of a model? "
+             "A run of this program exports its model to hf")
+    with reading(f"{name}: its config.json cannot be read"):
+        fields, _ = PreTrainedConfig.get_config_dict(cfg.model)
+        refuse_quantised(cfg.model, fields)
+
     # With None, the default, transformers would ask at a terminal
     # whether to run the checkpoint's code.
     no_code = {"trust_remote_code": False}
-    with reading(f"--model {cfg.model}: its config.json is missing, damaged "
-                 "or asks for code of its own (auto_map), which is never run"):
+    failure = "transformers cannot build the model of its config.json"
+    if fields.get("auto_map"):
+        failure += (", which asks for code of its own (auto_map), and such "
+                    "code is never run")
+    with reading(f"{name}: {failure}"):
         config = AutoConfig.from_pretrained(cfg.model, **no_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **no_code)
@@ -633,13 +711,16 @@ def prepare(arguments, Config):
     """Checks the command line and all that it names. Returns a Job.
 
     Nothing is loaded on a device, and no file is changed."""
+    if sys.flags.optimize > 1:
+        fail("Python was started with -OO or PYTHONOPTIMIZE=2, which drops "
+             "the docstrings that transformers reads: start it without")
     command, cfg = parse_config(arguments, Config)
     config = load_config(command, cfg)
     vocabulary = config.vocab_size
     tokenizer = load_tokenizer(cfg, vocabulary)
     stop_ids = end_tokens(cfg, tokenizer, vocabulary)
     if Path(cfg.model).is_dir():
-        check_weights(Path(cfg.model))
+        check_weights(command, Path(cfg.model))
     room = context_left(command, cfg, config)
 
     training = command == "train"

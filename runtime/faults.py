@@ -366,6 +366,26 @@ def skip_checkpoint(path, error, last):
               f"{reason(error)}", flush=True)
 
 
+# What torchrun sets for each process.
+LAUNCH_NUMBERS = "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"
+
+
+def check_launch():
+    """Refuses a half of torchrun's variables, as a cluster's job may leave
+    them behind. The run would wait for ranks that nobody has started."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
+        return
+    bad = [name for name in LAUNCH_NUMBERS
+           if not os.environ.get(name, "").isdecimal()]
+    if not os.environ.get("MASTER_ADDR"):
+        bad.append("MASTER_ADDR")
+    if bad:
+        fail(f"WORLD_SIZE={world} is in the environment, which asks for "
+             f"several processes, but no usable {', '.join(bad)}: start the "
+             "run with torchrun, or unset WORLD_SIZE")
+
+
 def check_restart():
     """torchrun's own store would give a restarted rank the addresses of
     the dead ones (PyTorch's issue 135712)."""

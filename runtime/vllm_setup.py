@@ -1,9 +1,13 @@
 """What vLLM needs to run inside the training process, beyond its public
 options: environment variables, its log, and a remedy for CPUs."""
+import importlib.util
 import logging
 import os
+import shutil
 import sys
 from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
 
 from runtime.common import printable
 
@@ -45,6 +49,31 @@ def leave_classes_alone():
     against that, so such models are sampled from without torch.compile."""
     from vllm.model_executor.models.transformers.base import Base
     Base._decorate_for_torch_compile = lambda model: None
+
+
+@contextmanager
+def compile_cache(cfg):
+    """Gives the engine that starts within it a cache of compiled code
+    that belongs to this run and rank alone.
+
+    A process that is killed while vLLM compiles leaves damaged files in
+    the cache, on which all later starts would fail. So a cache whose
+    engine did not come to the end of its start is discarded.
+    VLLM_CACHE_ROOT, if the user has set it, stays as it is."""
+    own = "VLLM_CACHE_ROOT" in os.environ
+    if own or cfg.rollout == "hf" or not importlib.util.find_spec("vllm"):
+        yield
+        return
+    folder = Path(cfg.output_dir, "vllm_cache", f"rank_{os.environ['RANK']}")
+    mark = folder / "unfinished"
+    if mark.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    os.environ["VLLM_CACHE_ROOT"] = str(folder.resolve())
+    yield
+    # An exception skips this line, and so does a kill.
+    mark.unlink()
 
 
 def keep_log():

@@ -666,6 +666,39 @@ def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_whe
     assert "test_faults.py" in report["hang_log"].partition("Where it stands")[2]
 
 
+def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(vllm_setup.importlib.util, "find_spec", lambda name: name)
+    cfg = config("model", output_dir=str(tmp_path))
+
+    def start(error=None):
+        """What an engine that starts, or fails to, finds in the cache, where it leaves a file."""
+        with mock.patch.dict(os.environ), vllm_setup.compile_cache(cfg):
+            root = Path(os.environ["VLLM_CACHE_ROOT"])
+            found = (root / "main.so").exists()
+            (root / "main.so").touch()
+            if error:
+                raise error
+        return root, found
+
+    with pytest.raises(KeyboardInterrupt):
+        start(KeyboardInterrupt())
+    root, found = start()
+    assert root == tmp_path / "vllm_cache" / "rank_1" and not found
+    assert start() == (root, True)
+
+
+def test_a_cache_of_the_users_own_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/their/cache")
+    with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path))):
+        assert os.environ["VLLM_CACHE_ROOT"] == "/their/cache"
+    monkeypatch.delenv("VLLM_CACHE_ROOT")
+    with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path), rollout="hf")):
+        assert "VLLM_CACHE_ROOT" not in os.environ
+    assert not list(tmp_path.iterdir())
+
+
 def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
     logger, shown = logging.getLogger("vllm"), vllm_setup.Tail()
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
@@ -981,6 +1014,28 @@ def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
     assert code == 1, log
     assert "rank 0, during the update: another rank hangs" in log, log
     assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
+
+
+TORCHRUN = dict.fromkeys(faults.LAUNCH_NUMBERS, "2") | {"MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("left, named", [
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_WORLD_SIZE, LOCAL_RANK, MASTER_PORT, MASTER_ADDR"),
+    (TORCHRUN | {"MASTER_ADDR": ""}, "no usable MASTER_ADDR: "),
+    (TORCHRUN | {"RANK": "first"}, "no usable RANK: "),
+    (TORCHRUN | {"WORLD_SIZE": "two"}, "no usable WORLD_SIZE: "),
+    (TORCHRUN, None), ({"WORLD_SIZE": "1"}, None), ({"RANK": "1"}, None)])
+def test_variables_that_a_cluster_left_behind_are_refused(monkeypatch, left, named):
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    if not named:
+        faults.check_launch()
+        return
+    with pytest.raises(SystemExit, match=named) as stop:
+        simko.main(["train"])
+    assert stop.value.code.isprintable() and "unset WORLD_SIZE" in stop.value.code
 
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):

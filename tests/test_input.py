@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -103,18 +104,39 @@ def refused(stop, capsys=None):
 
 
 # ------------------------------------------------------------------------------------- command line
+def fields_of(command):
+    """The settings that a command has."""
+    groups = [Config] if command == "train" else [EvalConfig, RunConfig, cli.SystemConfig]
+    return [field for group in groups for field in dataclasses.fields(group)]
+
+
 def test_help_names_each_flag_once_and_with_dashes(capsys):
     for command in ("train", "eval"):
         with pytest.raises(SystemExit, match="^0$"):
             cli.parse_config([command, "--help"], Config)
-        flags = re.findall(r"^  (--.*?)(?: |$)(.*)", capsys.readouterr().out, re.MULTILINE)
+        shown = capsys.readouterr().out
+        assert not re.search(r"\(default: (None|\[\])?\)", shown)
+        flags = re.findall(r"^  (--.*?)(?: |$)(.*)", shown, re.MULTILINE)
         names = [flag.rstrip(",") for flag, _ in flags]
         assert len(names) == len(set(names)) and not any("_" in name for name in names)
-        fields = {cli.flag(f.name) for f in dataclasses.fields(Config if command == "train" else
-                                                                  EvalConfig)}
-        assert fields <= set(names)
+        switches = {"--no-gradient-checkpointing", "--no-resume"} & set(names)
+        assert set(names) - switches == {cli.flag(field.name) for field in fields_of(command)}
     _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
     assert cfg.max_prompt_length == 7  # with _ all the same
+
+
+PROGRAMS = sorted(path.stem for path in (workers.ROOT / "tools").glob("*.py")
+                  if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_of_tools_has_help_that_says_how_to_start_it(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_module(f"tools.{name}", run_name="__main__")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith(f"usage: python -m tools.{name} ")
 
 
 @pytest.mark.parametrize("flags", [
@@ -171,11 +193,8 @@ def command_lines(draw):
     """train, eval or nothing, and flags. A few of them are cut short, misspelt, given twice, or
     have values that do not fit."""
     command, words = draw(st.sampled_from(["train", "train", "eval", None])), []
-    fields = dataclasses.fields(Config)
-    if command == "eval":
-        known = vars(RunConfig) | vars(EvalConfig)
-        fields = [field for field in fields if field.name in known]
-    for field in draw(st.lists(st.sampled_from(fields), min_size=1, max_size=4)):
+    fields = st.sampled_from(fields_of(command or "train"))
+    for field in draw(st.lists(fields, min_size=1, max_size=4)):
         name, odd = cli.flag(field.name), draw(st.integers(0, 39))
         changed = {0: name[:7], 1: f"--{field.name}", 3: draw(JUNK)}.get(odd, name)
         given = draw(JUNK if odd == 4 else values(field))
@@ -363,17 +382,29 @@ UNFIT = {  # what is done to the model's folder: (change, --prompt-template, wha
     "odd tokenizer": (cut("tokenizer.json", 0, b"[]"), "raw", "tokenizer is missing, damaged"),
     "another's tokenizer": (
         larger_tokenizer, "raw", "has a token of id 5000, beyond the model's 128"),
-    "no config": (remove("config.json"), "raw", "config.json is missing"),
-    "cut config": (cut("config.json", 99), "raw", "config.json is missing, damaged"),
-    "config of bytes": (
-        cut("config.json", 0, b"\xff\xfe"), "raw", "config.json is missing, damaged"),
+    "no config": (remove("config.json"), "raw", "has no config.json: is it the folder of a model"),
+    "cut config": (cut("config.json", 99), "raw", "config.json cannot be read"),
+    "config of bytes": (cut("config.json", 0, b"\xff\xfe"), "raw", "config.json cannot be read"),
+    "config of a list": (cut("config.json", 0, b"[]"), "raw", "config.json cannot be read"),
+    "quantised": (
+        edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "raw",
+        "is quantised .gptq., as the quantization_config of its config.json says"),
+    "text part quantised": (
+        edit("config.json", text_config={"quantization_config": {"load_in_4bit": True}}), "raw",
+        "is quantised .its method is not named., as the quantization_config"),
+    "adapter": (
+        several(cut("adapter_config.json", 0, b"{}"), remove("config.json", "model.safetensors")),
+        "raw", "has an adapter_config.json.* merge the adapter into its base model"),
+    "adapter beside a model": (
+        cut("adapter_config.json", 0, b'{"peft_type": "LORA"}'), "raw",
+        "has an adapter_config.json.* merge the adapter into its base model"),
     "wrong type": (edit("config.json", hidden_size="x"), "raw", "hidden_size"),
     "unknown kind": (
         edit("config.json", model_type=f"kind{ESCAPE}"), "raw", r"model type `kind\\x1b\]0"),
     "not built": (gpt2, "raw", "a GPT2Model cannot be trained here"),
     "code": (
         edit("config.json", model_type="kind", auto_map=CODE), "raw",
-        "code of its own .auto_map., which is never run"),
+        "code of its own .auto_map., and such code is never run"),
     "tokenizer's code": (
         chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"), "raw",
         "code of its own .auto_map., which is never run"),
@@ -410,6 +441,37 @@ def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+def test_code_is_blamed_only_where_a_config_asks_for_it(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit("config.json", hidden_size="x")(tmp_path / "base")
+    with pytest.raises(SystemExit) as stop:
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+    assert "auto_map" not in refused(stop.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def head(url, timeout):
+        asked.append(url)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(cli, "get_session", lambda: mock.Mock(head=head))
+    monkeypatch.setattr(cli, "is_offline_mode", lambda: False)
+    with pytest.raises(SystemExit, match="some/model is no folder here.*HF_HUB_OFFLINE=1") as stop:
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", "some/model"), Config)
+    assert "no network" in refused(stop.value) and len(asked) == 1
+
+
+def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
+    words = recipe(tiny, "train", tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-OO", "simko.py", *words],
+        cwd=workers.ROOT, capture_output=True, text=True, check=False)
+    assert "-OO or PYTHONOPTIMIZE=2" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
 def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
     shutil.copytree(tiny / "base", tmp_path / "base")
     add_code(tmp_path / "base")
@@ -429,6 +491,19 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
     edit("config.json", hidden_size=32)(tmp_path / "base")
     with pytest.raises(SystemExit, match=f"--model {tmp_path}/base: ") as stop:
         load_model(tmp_path / "base", torch.float32)
+    refused(stop.value)
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    flags = "--model", tmp_path / "base", "--rollout", "hf"
+    message = f"--model {tmp_path}/base: its weights are not finite: model.norm.weight"
+    with pytest.raises(SystemExit, match=message) as stop:
+        main(recipe(tiny, command, tmp_path / "run", *flags))
     refused(stop.value)
 
 

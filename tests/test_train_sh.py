@@ -14,6 +14,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from runtime import cli, hardware
+from runtime.baselines import METHODS
 from simko import Config
 from tools import laptop
 
@@ -168,16 +169,38 @@ def test_list_laptop_is_what_its_simko_run_gets(box):
     _, words = box.started()
     words = [word for word in words if word not in (
         "--output-dir", "runs/laptop/simko", "--method", "simko")]
-    assert words == listed("laptop")
+    assert words == listed("laptop", "simko")
     assert [value(words, flag) for flag in ("--alpha", "--lambda-top1", "--q")] == [
         "0.05", "1.5", "0.5"]
     assert "--alpha" not in listed("laptop", "psr")
+
+
+def test_list_laptop_has_a_line_for_each_method_that_the_recipe_trains(box):
+    box.run("laptop")
+    lines = dict(line.split(": ", 1) for line in
+                 box.run("--list", "laptop").stdout.splitlines())
+    assert sorted(lines) == ["grpo", "simko"]
+    runs = [line for line in box.log() if line.startswith("torchrun")]
+    for method, line in lines.items():
+        started, = (run for run in runs if f"--method {method}" in run)
+        words = started.partition(" simko.py train ")[2].split()
+        output = words.index("--output-dir")
+        del words[output:output + 2]
+        assert words == line.split()
 
 
 @pytest.mark.parametrize("words", [["nosuch"], ["--list", "nosuch"]])
 def test_unknown_recipe(box, words):
     assert "no recipe 'nosuch': choose one of laptop" in refused(
         box.run(*words))
+
+
+@pytest.mark.parametrize("recipe", ["laptop", "logic"])
+def test_list_refuses_an_unknown_method(box, recipe):
+    assert refused(box.run("--list", recipe, "nosuch")) == (
+        "train.sh: error: no method 'nosuch': choose one of "
+        f"{' '.join(METHODS)}\n")
+    assert listed("logic", "psr") == listed("logic")
 
 
 # ----------------------------------------------------- without a GPU, laptop

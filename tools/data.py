@@ -47,7 +47,9 @@ def check_golds(rows, verifier):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m tools.data", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the files go")
     parser.add_argument("names", nargs="*", metavar="NAME[=FILE]", help=", ".join([*GROUPS, *DATASETS]))
     options = parser.parse_args()

@@ -217,7 +217,9 @@ def build(folder, seed, steps, wordy):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m tools.laptop", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of problems and weights (default: 0)")
     parser.add_argument("--steps", type=int, default=2500, help="of training (default: 2500)")

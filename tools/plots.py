@@ -457,7 +457,9 @@ def follow(folder, seconds=3):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m tools.plots", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the figures go")
     parser.add_argument("--study", type=Path, metavar="DIR", help="the folder of tools.study's rows")

@@ -221,7 +221,9 @@ def ablation(folder):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m tools.results", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where tools.study writes")
     folder = parser.parse_args().folder
     chosen, shared = comparisons(folder)

@@ -91,7 +91,9 @@ def show_memory(path):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m tools.soak", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder that tools.laptop made")
     parser.add_argument("output", type=Path, help="folder for both runs")
     parser.add_argument("--steps", type=int, default=300)

@@ -273,7 +273,9 @@ def curve(folder, width=25):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m tools.study", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
     options = parser.parse_args()

@@ -204,7 +204,9 @@ def show(title, table):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m tools.tables", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     models = dict.fromkeys(model for table in PAPER["tables"].values() for model in table["rows"])
     parser.add_argument("--paper", choices=models, help="add the paper's rows for this model; "

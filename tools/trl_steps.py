@@ -14,7 +14,10 @@ from statistics import mean
 
 
 def main():
-    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
+    parser = ArgumentParser(
+        prog="python -m tools.trl_steps", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
+    parser.parse_args()
 
     # Only --help works in an environment without TRL.
     import torch
