@@ -436,8 +436,7 @@ class Trainer:
                     s.ref_logp = part
             entropies.append(entropy)
 
-            # Eq. 2: a mean over the tokens of each response. The mean
-            # over responses follows in log.policy_metrics.
+            # Eq. 2: the mean over tokens. policy_metrics takes that over responses.
             length = packed.lengths.repeat_interleave(packed.lengths)
             sums["Lambda"] += (logp / length).sum().double()
             for k in range(cfg.K):
@@ -683,7 +682,6 @@ def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
 
 def main(arguments):
     faults.check_launch()
-    faults.check_restart()
     job = cli.prepare(arguments, Config)
     cfg, tokenizer, training = job.cfg, job.tokenizer, job.command == "train"
     folder = Path(cfg.output_dir)
@@ -711,7 +709,6 @@ def main(arguments):
         engine.sleep()
         with faults.phase("loading of the policy"):
             trainer = Trainer(cfg, device, dtype)
-            cli.check_finite(cfg.model, trainer.policy.named_parameters())
             settings = cli.run_settings(cfg, job.problems)
             first = start_or_resume(folder, settings, trainer)
         write_row = Log(folder, first, cfg) if rank == 0 else None

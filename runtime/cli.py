@@ -24,7 +24,6 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import (
     _MEM_FORMAT_ENCODING as MEMORY_FORMATS)
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 from transformers.hf_argparser import HfArg, HfArgumentParser
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -335,11 +334,8 @@ def reading(what):
 
 
 def check_finite(model, tensors):
-    """Refuses weights, pairs of name and tensor, with NaN or infinity. Of
-    a sharded tensor, each rank looks at its own part."""
+    """Refuses weights, pairs of name and tensor, with NaN or infinity."""
     for name, tensor in tensors:
-        if isinstance(tensor, DTensor):
-            tensor = tensor.to_local()
         if not tensor.isfinite().all():
             fail(f"--model {model}: its weights are not finite: {name} has "
                  "NaN or infinity in it. The training that saved them has "

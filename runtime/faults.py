@@ -373,6 +373,7 @@ LAUNCH_NUMBERS = "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER
 def check_launch():
     """Refuses a half of torchrun's variables, as a cluster's job may leave
     them behind. The run would wait for ranks that nobody has started."""
+    check_restart()
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
         return

@@ -10,6 +10,7 @@ import inspect
 import numpy as np
 import torch
 
+from runtime.cli import check_finite
 from runtime.common import fail
 from runtime.packing import Sample, micro_batches, pack
 
@@ -27,6 +28,7 @@ def check_log_probs(model, policy_forward, cfg, device):
     model: before it is sharded. Its first layers, up to the first one of
     every kind, are tried in float32 on `device`, where the trainer wants
     them next. policy_forward: as in simko.py."""
+    check_finite(cfg.model, model.named_parameters())
     layers = model.base_model.layers
     model.base_model.layers = first_of_each_kind(layers)
     model.to(device, torch.float32)

@@ -56,7 +56,7 @@ MODELS = {  # name: (transformers' model type, what differs from SHARED)
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),
     "glm4": ("glm4", HEADS),
     "granite": ("granite", {"logits_scaling": 8.0, "embedding_multiplier": 12.0}),
-    "cohere": ("cohere", {"logit_scale": 0.25}),
+    "cohere": ("cohere", {"logit_scale": 0.25, "tie_word_embeddings": True}),
     "seed-oss": ("seed_oss", HEADS | {"residual_dropout": 0.3}),
     "nemotron": ("nemotron", HEADS),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
