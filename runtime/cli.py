@@ -405,17 +405,9 @@ def load_tokenizer(cfg, vocabulary):
 
 
 def end_tokens(cfg, tokenizer, vocabulary):
-    """Sorted ids of the tokens that end a response."""
-    from transformers import GenerationConfig
-    with reading(f"--model {cfg.model}"):
-        try:
-            ends = GenerationConfig.from_pretrained(cfg.model).eos_token_id
-        except OSError:
-            if Path(cfg.model, "generation_config.json").exists():
-                raise
-            ends = None  # the file is optional
-    stops = [tokenizer.eos_token_id]
-    stops += ends if isinstance(ends, list) else [ends]
+    """Sorted ids of the tokens that end a response: those that the
+    tokenizer, generation_config.json or config.json names."""
+    stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
     if cfg.prompt_template in ("chat", "qwen-math"):
         # Qwen's base models end a turn with it, though not their text.
         stops.append(tokenizer.get_vocab().get("<|im_end|>"))
@@ -424,12 +416,42 @@ def end_tokens(cfg, tokenizer, vocabulary):
         if not isinstance(stop, int) or not 0 <= stop < vocabulary:
             fail(f"{cfg.model}: the end-of-text token {stop!r} is none of "
                  f"the {vocabulary} of the model's vocabulary: model and "
-                 "tokenizer, or generation_config.json, do not belong "
-                 "together")
+                 "tokenizer, or config.json and generation_config.json, do "
+                 "not belong together")
     if not stops:
         fail(f"{cfg.model} names no end-of-text token, so no response "
              "would end: give its tokenizer an eos_token")
     return sorted(set(stops))
+
+
+def model_ends(model, vocabulary):
+    """The end-of-text ids that a model's generation_config.json and its
+    config.json name."""
+    from transformers import AutoConfig, GenerationConfig
+    from transformers.configuration_utils import PreTrainedConfig
+
+    def ids(settings):
+        named = settings.get("eos_token_id")
+        return named if isinstance(named, list) else [named]
+
+    with reading(f"--model {model}"):
+        config, _ = PreTrainedConfig.get_config_dict(model)
+        parts = [config, config.get("text_config") or {}]
+        try:
+            ends = ids(GenerationConfig.from_pretrained(model).to_dict())
+        except OSError:
+            if Path(model, "generation_config.json").exists():
+                raise
+            ends = []
+            # The file is optional. Without it vLLM also ends at the ids
+            # that are the defaults of the config's class.
+            defaults = GenerationConfig.from_model_config(
+                AutoConfig.from_pretrained(model, trust_remote_code=False))
+            parts.append(defaults.to_dict())
+    # A config.json often keeps the ids of the model it was copied from.
+    # What is beyond the vocabulary cannot be sampled, and does no harm.
+    named = [i for part in parts for i in ids(part)]
+    return ends + [i for i in named if i in range(vocabulary)]
 
 
 def encode(source, rows, tokenizer, vocabulary, cfg):

@@ -25,7 +25,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM
 
 import verify
 from runtime import cli
@@ -378,7 +378,8 @@ UNFIT = {  # what is done to the model's folder: (change, --prompt-template, wha
         chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"), "raw",
         "code of its own .auto_map., which is never run"),
     "no end": (
-        several(chat(eos_token=None), edit("generation_config.json", eos_token_id=None)), "raw",
+        several(chat(eos_token=None), edit("generation_config.json", eos_token_id=None),
+                edit("config.json", eos_token_id=None)), "raw",
         "names no end-of-text token"),
     "end beyond": (
         edit("generation_config.json", eos_token_id=[2, 10**9]), "raw",
@@ -408,6 +409,39 @@ def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_p
         cli.prepare(recipe(tiny, "train", tmp_path / "run", *flags), Config)
     assert str(tmp_path / "base") in refused(stop.value)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def nested(folder):
+    """Gives it the config of a model for text and images, whose text part has the ends."""
+    text = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1,
+            "eos_token_id": [6, 8]}
+    Gemma3Config(text_config=text).save_pretrained(folder)
+
+
+ENDS = {  # what is done to the model's folder, whose tokenizer ends at 2: (change, ids)
+    "generation_config.json": (edit("generation_config.json", eos_token_id=[2, 7]), [2, 7]),
+    "config.json": (edit("config.json", eos_token_id=5), [2, 5]),
+    "a list": (edit("config.json", eos_token_id=[5, 9]), [2, 5, 9]),
+    "the text part": (several(nested, remove("generation_config.json")), [2, 6, 8]),
+    "the text part too": (nested, [2, 6, 8]),
+    "beyond the vocabulary": (edit("config.json", eos_token_id=[5, 10**6]), [2, 5]),
+    "config.json alone": (
+        several(edit("config.json", eos_token_id=[5, 9]), remove("generation_config.json"),
+                chat(eos_token=None)), [5, 9]),
+    "each file another": (
+        several(edit("config.json", eos_token_id=5), chat(eos_token=":"),
+                edit("generation_config.json", eos_token_id=7)), [5, 7, ":"]),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_responses_end_at_the_ids_of_each_file_that_names_some(tiny, tmp_path, case):
+    change, ends = ENDS[case]
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    change(tmp_path / "base")
+    job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--model", tmp_path / "base"), Config)
+    known = job.tokenizer.get_vocab()
+    assert job.stop_ids == sorted(known.get(end, end) for end in ends)
 
 
 def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
