@@ -25,11 +25,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import Gemma3Config, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import verify
 from runtime import cli
 from runtime.data import load_problems
+from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from runtime.packing import load_model
 from simko import Config, EvalConfig, RunConfig
@@ -442,6 +443,31 @@ def test_responses_end_at_the_ids_of_each_file_that_names_some(tiny, tmp_path, c
     job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--model", tmp_path / "base"), Config)
     known = job.tokenizer.get_vocab()
     assert job.stop_ids == sorted(known.get(end, end) for end in ends)
+
+
+def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    ends = [*range(2, VOCABULARY, 8)]
+    edit("config.json", eos_token_id=ends)(tmp_path / "base")
+    remove("generation_config.json")(tmp_path / "base")
+    arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
+                       "--rollout", "hf", "--steps", 1)
+    samples, generate = [], HFEngine.generate
+
+    def keep(*arguments, **options):
+        found = generate(*arguments, **options)
+        samples.extend(found)
+        return found
+
+    with mock.patch.object(HFEngine, "generate", keep):
+        main(arguments)
+    for sample in samples:
+        places = [i for i, token in enumerate(sample.response_ids) if token in ends]
+        assert places == ([] if sample.truncated else [len(sample.response_ids) - 1])
+    # Token 2 alone would end some responses too, but not at so many ids.
+    assert len({int(s.response_ids[-1]) for s in samples if not s.truncated}) > 8
+    exported = GenerationConfig.from_pretrained(tmp_path / "run" / "hf")
+    assert exported.eos_token_id == ends
 
 
 def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
