@@ -112,6 +112,8 @@ class RunConfig:
     output_dir: str = setting("runs/simko", "settings, log, checkpoints, results")
     seed: int = setting(0, "random streams are functions of (seed, step, rank)")
     prompt_template: str = setting("chat", "chat (the model's), qwen-math, plain, raw")
+    chat_template_kwargs: dict = setting(
+        {}, """arguments of the model's chat template, as JSON: '{"enable_thinking": false}'""")
     max_prompt_length: int = setting(1024, "tokens; longer prompts are left out")
     task: str = setting("math", "how answers are checked where rows do not say")
 

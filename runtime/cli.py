@@ -4,6 +4,7 @@ with one line that names the flag, file or row."""
 import argparse
 import dataclasses
 import glob
+import inspect
 import io
 import json
 import math
@@ -35,7 +36,7 @@ from verify import TASKS
 
 def setting(default, help):
     """A field of a settings class, with the text that --help shows."""
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return HfArg(default_factory=default.copy, help=help)
     return HfArg(default=default, help=help)
 
@@ -130,7 +131,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter,
     """Shows defaults, and the epilog's lines as they are."""
 
     def _get_help_string(self, action):
-        if action.default is None or action.default == []:
+        if action.default in (None, [], {}):
             return action.help  # the text says what applies
         return super()._get_help_string(action)
 
@@ -164,6 +165,23 @@ def groups_of(command, Config):
     return groups if command in COMMANDS else ()
 
 
+def json_object(text):
+    """The type of a flag whose value is a JSON object."""
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.80} is no JSON ({one_line(error)})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.80} is no JSON object, such as "
+            """'{"enable_thinking": false}'""")
+    return value
+
+
 def make_parser(command, Config):
     epilog = ""
     if command != "eval":
@@ -175,6 +193,7 @@ def make_parser(command, Config):
         description="Both commands have their own --help.", epilog=epilog,
         formatter_class=partial(Help, width=100))
     parser.command = command
+    parser.register("type", dict, json_object)
     return parser
 
 
@@ -262,6 +281,8 @@ def conditions(command, cfg):
          "--eval-n 1", 0 not in temperatures or cfg.eval_n == 1),
         ("--eval-temperature names one twice",
          len(set(temperatures)) == len(temperatures)),
+        ("--chat-template-kwargs are for --prompt-template chat",
+         not cfg.chat_template_kwargs or cfg.prompt_template == "chat"),
         ("--eval-top-p must lie in (0, 1]",
          cfg.eval_top_p is None or 0 < cfg.eval_top_p <= 1),
         ("two sets of --eval-data have the same name",
@@ -401,7 +422,25 @@ def load_tokenizer(cfg, vocabulary):
     if cfg.prompt_template == "chat" and not tokenizer.chat_template:
         fail(f"{cfg.model} has no chat template: choose --prompt-template "
              f"{', '.join(TEMPLATES)}")
+    check_template_kwargs(cfg, tokenizer)
     return tokenizer
+
+
+def check_template_kwargs(cfg, tokenizer):
+    """Refuses --chat-template-kwargs that the template would ignore, or
+    that are not for it."""
+    if not cfg.chat_template_kwargs:
+        return
+    with reading(f"--model {cfg.model}: its chat template"):
+        template = tokenizer.get_chat_template()
+    taken = inspect.signature(tokenizer.apply_chat_template).parameters
+    for name in cfg.chat_template_kwargs:
+        if name in {*taken, "messages"}:
+            fail(f"--chat-template-kwargs: {name!r:.80} is not for the "
+                 "template to be given: leave it out")
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            fail(f"--chat-template-kwargs: the chat template of {cfg.model} "
+                 f"does not know {name!r:.80}: look for a misspelling")
 
 
 def end_tokens(cfg, tokenizer, vocabulary):
@@ -624,6 +663,8 @@ def read_settings(path, text):
 
 def differences(before, settings):
     """{name: "was this, is that"} of the settings that have changed."""
+    # Runs and evaluations of the time before this setting had none.
+    before = {"chat_template_kwargs": {}, **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
             if before.get(name) != value}

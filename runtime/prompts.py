@@ -49,7 +49,8 @@ def encode_prompts(problems, tokenizer, cfg):
         if cfg.prompt_template == "chat":
             message = {"role": "user", "content": f"{problem['problem']}\n{ask}".strip()}
             text = tokenizer.apply_chat_template(
-                [message], tokenize=False, add_generation_prompt=True, **CLOCK)
+                [message], tokenize=False, add_generation_prompt=True,
+                **CLOCK | cfg.chat_template_kwargs)
             ids = tokenizer.encode(text, add_special_tokens=False)
         else:
             text = TEMPLATES[cfg.prompt_template].replace("{ask}", ask)

@@ -17,6 +17,13 @@ REFUSED = {  # command line: what the message names, by default the first flag
         "--tensor-parallel-size 2 is for vLLM, and does not work with --rollout hf",
     "train --eval-data a/x,split=test b/x": "same name",
     "eval --alpha 0.1 --eval-data x": "--alpha",
+    "train --chat-template-kwargs [1]": "'[1]' is no JSON object",
+    "train --chat-template-kwargs false": "'false' is no JSON object",
+    'train --chat-template-kwargs {"a":NaN}': "is no JSON (NaN is no JSON)",
+    "eval --eval-data x --chat-template-kwargs enable_thinking=false":
+        "--chat-template-kwargs: 'enable_thinking=false' is no JSON (",
+    'train --prompt-template raw --chat-template-kwargs {"a":1}':
+        "--chat-template-kwargs are for --prompt-template chat",
     **{f"train --{flags}": f"--{flags.split()[0]}" for flags in (
         "nosuch 1", "method ppo", "tau-scope all", "loss-type sum", "task nosuch",
         "prompt-template nosuch", "rollout nosuch", "alpha 1.01", "alpha -0.1", "q 1.2", "q -0.2",

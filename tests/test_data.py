@@ -216,7 +216,7 @@ def make_tokenizer(chat_template):
     "template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
 def test_prompts_are_in_the_models_published_format(template, chat):
     tokenizer = make_tokenizer(chat)
-    cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_length=1000)
+    cfg = Config(prompt_template=template)
     rows = [{"id": "0", "problem": "1 + 1?", "answer": "2"}]
     (problem,), dropped = encode_prompts(rows, tokenizer, cfg)
     assert tokenizer.decode(problem["prompt_ids"]) == PUBLISHED[template, chat] and dropped == 0
@@ -226,7 +226,7 @@ def test_prompts_are_in_the_models_published_format(template, chat):
 
 
 def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
-    cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_length=1000)
+    cfg = Config()
     problems = [{"id": task, "problem": "Q", "answer": "1", "task": task}
                 for task in ("synlogic", "text")]
     tokenizer = make_tokenizer(QWEN)
@@ -259,7 +259,7 @@ def test_a_prompt_keeps_the_bos_and_has_no_eos_behind_it(case, problem, template
     whole = tokenizer.encode(problem)
     assert tokenizer.decode(whole[-1:]) == names["eos"] or not behind  # it does put one there
 
-    cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_length=1000)
+    cfg = Config(prompt_template=template)
     rows = [{"id": "0", "problem": problem, "answer": "2"}]
     (made,), _ = encode_prompts(rows, tokenizer, cfg)
     text = TEMPLATES[template].replace("{ask}", BOXED).replace("{problem}", problem)
@@ -276,12 +276,28 @@ CLOCKS = [
 
 @pytest.mark.parametrize("clock", CLOCKS, ids=["strftime_now", "date_string"])
 def test_prompts_do_not_change_with_the_time_of_day(clock):
-    cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_length=1000)
+    cfg = Config()
     tokenizer = make_tokenizer(clock + "{{ messages[0]['content'] }}")
     rows = [{"id": "0", "problem": "1 + 1?", "answer": "2"}] * 3
     made, _ = encode_prompts(rows, tokenizer, cfg)
     texts = {tokenizer.decode(problem["prompt_ids"]) for problem in made}
     assert len(texts) == 1 and "2024" in texts.pop()
+
+
+def test_a_chat_template_gets_its_arguments():
+    template = ("{{ messages[0]['content'] }}{% if enable_thinking is not defined %} think"
+                "{% elif not enable_thinking %} no{% endif %}, {{ date_string }}")
+    tokenizer = make_tokenizer(template)
+    rows = [{"id": "0", "problem": "Q", "answer": "1", "task": "synlogic"}]
+
+    def prompt(**arguments):
+        (made,), _ = encode_prompts(rows, tokenizer, Config(chat_template_kwargs=arguments))
+        return tokenizer.decode(made["prompt_ids"])
+
+    assert prompt() == "Q think, 26 Jul 2024"
+    assert prompt(enable_thinking=True) == "Q, 26 Jul 2024"
+    assert prompt(enable_thinking=False) == "Q no, 26 Jul 2024"
+    assert prompt(date_string="today") == "Q think, today"
 
 
 # --------------------------------------------------------------------------------------- evaluation

@@ -693,6 +693,41 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignores_is_refused(
+        tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    chat(chat_template="{{ messages[0]['content'] }}{% if thinking %} 20{% endif %}")(
+        tmp_path / "base")
+    arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
+                       "--rollout", "hf", "--steps", 1, "--prompt-template", "chat")
+    for given, message in (({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
+                           ({"tokenize": 1}, "'tokenize' is not for the template"),
+                           ({"messages": []}, "'messages' is not for the template")):
+        with pytest.raises(SystemExit, match=message) as stop:
+            main([*arguments, "--chat-template-kwargs", json.dumps(given)])
+        refused(stop.value)
+    assert not (tmp_path / "run").exists()
+
+    thinking = '{"thinking": true}'
+    main([*arguments, "--chat-template-kwargs", thinking])
+    files = [tmp_path / "run" / name
+             for name in ("config.json", "eval_000001/eval.json", "eval_000001/test.jsonl")]
+    settings, report = (json.loads(path.read_bytes()) for path in files[:2])
+    with files[2].open() as file:
+        first = json.loads(file.readline())
+    for kept in (settings, report["settings"], first):
+        assert kept["chat_template_kwargs"] == {"thinking": True}
+    assert tables.read(files[1])["test"]["prompt_template"] == f"chat {thinking}"
+    with pytest.raises(SystemExit, match="--chat-template-kwargs was {'thinking': True}, is {}"):
+        main(arguments)
+
+    # A run of the time before this setting goes on.
+    before = settings | {"chat_template_kwargs": {}}
+    assert cli.differences(settings, before)
+    del settings["chat_template_kwargs"]
+    assert not cli.differences(settings, before)
+
+
 def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
     shutil.copytree(run[0], tmp_path / "run")
     train = tiny / "train.jsonl"

@@ -425,7 +425,7 @@ def rewrite(run, before, after):
     (1, lambda run: shutil.rmtree(run.parent / "base"), "base or a run's hf cannot be loaded"),
     (1, lambda run: shutil.rmtree(run.parent / "SimKO" / "eval_000000"),
      "correct response to p1 of test"),
-    (1, lambda run: rewrite(run, "raw", "plain"), "the same model, prompt_template, eval_data"),
+    (1, lambda run: rewrite(run, "raw", "plain"), "the same model, prompt_template, chat_template_kwargs, eval_data"),
     (1, lambda run: rewrite(run, "{", "["), "GRPO/config.json cannot be read"),
 ])
 def test_what_path_cannot_show(runs, index, change, message):

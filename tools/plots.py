@@ -361,7 +361,7 @@ def read_path(folders, index):
     logging.disable_progress_bar()
     runs = {label: folder for label, folder in folders.items() if (folder / "config.json").is_file()}
     settings = [run_settings(folder) for folder in runs.values()]
-    names = "model", "prompt_template", "eval_data"
+    names = "model", "prompt_template", "chat_template_kwargs", "eval_data"
     if not runs or any(own[name] != settings[0][name] for own in settings for name in names):
         fail(f"--path needs runs with the same {', '.join(names)}")
     for folder in runs.values():
