@@ -282,12 +282,13 @@ def test_no_content_of_a_file_ends_in_a_traceback(capsys, tmp_path_factory, cont
 def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny, tmp_path, capsys):
     path = tmp_path / "data.jsonl"
     row = {"problem": "1 20 4 > 48 :", "answer": "48 = 1 20 4"}
+    named = {**row, "id": "x"}
     for changes, message in (
             ({"answer": f"{'9' * 10**6}"}, "line 2: the answer has 1000000 characters"),
             ({"answer": "1", "task": f"{ESCAPE}{'x' * 10**6}"}, "line 2: the task "),
             ({"problem": None, ESCAPE * 9999: 1}, "line 2: 'problem' must be a text"),
-            ({"problem": "1", "id": "1"}, "line 2: the id '1' stands in an earlier row")):
-        path.write_text(f"{json.dumps(row)}\n{json.dumps(row | changes)}")
+            ({"problem": "1"}, "line 2: the id 'x' stands in an earlier row")):
+        path.write_text(f"{json.dumps(named)}\n{json.dumps(named | changes)}")
         with pytest.raises(SystemExit, match=f"{path}, {message}") as stop:
             load_problems(str(path))
         assert len(refused(stop.value)) < 700
