@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -646,6 +647,25 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
     with pytest.raises(SystemExit, match="run holds checkpoints but no config.json") as stop:
         cli.prepare(resume, Config)
     assert refused(stop.value)
+
+
+def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
+    shutil.copy(run[0] / "metrics.jsonl", tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    (row,) = map(json.loads, path.read_text().splitlines())
+    odd = {"step": 2, "grad_norm": math.nan, "loss": -math.inf, "logp_gap": math.inf,
+           "entropy_histogram": [0.5, math.nan]}
+    Log(tmp_path, 1, Config())(row | odd)
+    cli.check_log(path)
+    Log(tmp_path, 2, Config())  # as a run that goes on begins
+
+    def no_number(name):
+        pytest.fail(f"{name} is no JSON")
+
+    rows = [json.loads(line, parse_constant=no_number) for line in path.read_text().splitlines()]
+    null = {"step": 2, "grad_norm": None, "loss": None, "logp_gap": None,
+            "entropy_histogram": [0.5, None]}
+    assert rows == [row, row | null]
 
 
 def test_a_log_that_lost_rows_goes_on(run, tmp_path):

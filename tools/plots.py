@@ -99,7 +99,8 @@ def read_log(path):
         if missing := {"reward", "Lambda_1", "entropy_histogram"} - row.keys():
             fail(f"{path}, line {number}, is of another version and has no {min(missing)}: "
                  "train the run again")
-    return pd.DataFrame(rows)
+    # null stands for nan. A column that has nothing else is one of numbers all the same.
+    return pd.DataFrame(rows).replace({None: math.nan}).infer_objects()
 
 
 def ranks(log):
