@@ -40,8 +40,7 @@ from runtime import baselines, chunked, cli, faults, log, responses
 from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, TrainSystemConfig, setting
-from runtime.common import (
-    device_mesh, gather, process_group, seed_everything, sum_over_ranks)
+from runtime.common import device_mesh, gather, process_group, seed_everything, sum_over_ranks
 from runtime.data import prompt_order
 from runtime.log import Clock, Log, Progress
 from runtime.packing import (
@@ -113,6 +112,7 @@ class RunConfig:
     output_dir: str = setting("runs/simko", "settings, log, checkpoints, results")
     seed: int = setting(0, "random streams are functions of (seed, step, rank)")
     prompt_template: str = setting("chat", "chat (the model's), qwen-math, plain, raw")
+    chat_template_kwargs: dict = setting({}, "arguments of the chat template, a JSON object")
     max_prompt_length: int = setting(1024, "tokens; longer prompts are left out")
     task: str = setting("math", "how answers are checked where rows do not say")
 

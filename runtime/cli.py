@@ -4,6 +4,7 @@ with one line that names the flag, file or row."""
 import argparse
 import dataclasses
 import glob
+import inspect
 import io
 import json
 import math
@@ -39,7 +40,7 @@ from verify import TASKS
 
 def setting(default, help):
     """A field of a settings class, with the text that --help shows."""
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return HfArg(default_factory=default.copy, help=help)
     return HfArg(default=default, help=help)
 
@@ -140,7 +141,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter,
     """Shows defaults, and the epilog's lines as they are."""
 
     def _get_help_string(self, action):
-        if action.default in (None, "", []):
+        if action.default in (None, "", [], {}):
             return action.help  # the text says what applies
         return super()._get_help_string(action)
 
@@ -174,6 +175,23 @@ def groups_of(command, Config):
     return groups if command in COMMANDS else ()
 
 
+def json_object(text):
+    """The type of a flag whose value is a JSON object."""
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.80} is no JSON ({one_line(error)})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.80} is no JSON object, such as "
+            """'{"enable_thinking": false}'""")
+    return value
+
+
 def make_parser(command, Config):
     epilog = ""
     if command != "eval":
@@ -185,6 +203,7 @@ def make_parser(command, Config):
         description="Both commands have their own --help.", epilog=epilog,
         formatter_class=partial(Help, width=100))
     parser.command = command
+    parser.register("type", dict, json_object)
     return parser
 
 
@@ -272,6 +291,8 @@ def conditions(command, cfg):
          "--eval-n 1", 0 not in temperatures or cfg.eval_n == 1),
         ("--eval-temperature names one twice",
          len(set(temperatures)) == len(temperatures)),
+        ("--chat-template-kwargs are for --prompt-template chat",
+         not cfg.chat_template_kwargs or cfg.prompt_template == "chat"),
         ("--eval-top-p must lie in (0, 1]",
          cfg.eval_top_p is None or 0 < cfg.eval_top_p <= 1),
         ("two sets of --eval-data have the same name",
@@ -480,21 +501,31 @@ def load_tokenizer(cfg, vocabulary):
     if cfg.prompt_template == "chat" and not tokenizer.chat_template:
         fail(f"{cfg.model} has no chat template: choose --prompt-template "
              f"{', '.join(TEMPLATES)}")
+    check_template_kwargs(cfg, tokenizer)
     return tokenizer
 
 
+def check_template_kwargs(cfg, tokenizer):
+    """Refuses --chat-template-kwargs that the template would ignore, or
+    that are not for it."""
+    if not cfg.chat_template_kwargs:
+        return
+    with reading(f"--model {cfg.model}: its chat template"):
+        template = tokenizer.get_chat_template()
+    taken = inspect.signature(tokenizer.apply_chat_template).parameters
+    for name in cfg.chat_template_kwargs:
+        if name in {*taken, "messages"}:
+            fail(f"--chat-template-kwargs: {name!r:.80} is not for the "
+                 "template to be given: leave it out")
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            fail(f"--chat-template-kwargs: the chat template of {cfg.model} "
+                 f"does not know {name!r:.80}: look for a misspelling")
+
+
 def end_tokens(cfg, tokenizer, vocabulary):
-    """Sorted ids of the tokens that end a response."""
-    from transformers import GenerationConfig
-    with reading(f"--model {cfg.model}"):
-        try:
-            ends = GenerationConfig.from_pretrained(cfg.model).eos_token_id
-        except OSError:
-            if Path(cfg.model, "generation_config.json").exists():
-                raise
-            ends = None  # the file is optional
-    stops = [tokenizer.eos_token_id]
-    stops += ends if isinstance(ends, list) else [ends]
+    """Sorted ids of the tokens that end a response: those that the
+    tokenizer, generation_config.json or config.json names."""
+    stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
     if cfg.prompt_template in ("chat", "qwen-math"):
         # Qwen's base models end a turn with it, though not their text.
         stops.append(tokenizer.get_vocab().get("<|im_end|>"))
@@ -503,12 +534,42 @@ def end_tokens(cfg, tokenizer, vocabulary):
         if not isinstance(stop, int) or not 0 <= stop < vocabulary:
             fail(f"{cfg.model}: the end-of-text token {stop!r} is none of "
                  f"the {vocabulary} of the model's vocabulary: model and "
-                 "tokenizer, or generation_config.json, do not belong "
-                 "together")
+                 "tokenizer, or config.json and generation_config.json, do "
+                 "not belong together")
     if not stops:
         fail(f"{cfg.model} names no end-of-text token, so no response "
              "would end: give its tokenizer an eos_token")
     return sorted(set(stops))
+
+
+def model_ends(model, vocabulary):
+    """The end-of-text ids that a model's generation_config.json and its
+    config.json name."""
+    from transformers import AutoConfig, GenerationConfig
+    from transformers.configuration_utils import PreTrainedConfig
+
+    def ids(settings):
+        named = settings.get("eos_token_id")
+        return named if isinstance(named, list) else [named]
+
+    with reading(f"--model {model}"):
+        config, _ = PreTrainedConfig.get_config_dict(model)
+        parts = [config, config.get("text_config") or {}]
+        try:
+            ends = ids(GenerationConfig.from_pretrained(model).to_dict())
+        except OSError:
+            if Path(model, "generation_config.json").exists():
+                raise
+            ends = []
+            # The file is optional. Without it vLLM also ends at the ids
+            # that are the defaults of the config's class.
+            defaults = GenerationConfig.from_model_config(
+                AutoConfig.from_pretrained(model, trust_remote_code=False))
+            parts.append(defaults.to_dict())
+    # A config.json often keeps the ids of the model it was copied from.
+    # What is beyond the vocabulary cannot be sampled, and does no harm.
+    named = [i for part in parts for i in ids(part)]
+    return ends + [i for i in named if i in range(vocabulary)]
 
 
 def encode(source, rows, tokenizer, vocabulary, cfg):
@@ -681,6 +742,8 @@ def read_settings(path, text):
 
 def differences(before, settings):
     """{name: "was this, is that"} of the settings that have changed."""
+    # Runs and evaluations of the time before this setting had none.
+    before = {"chat_template_kwargs": {}, **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
             if before.get(name) != value}

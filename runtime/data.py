@@ -5,6 +5,7 @@ A problem is {"id", "problem", "answer"} and, if it is not mathematics,
 {"task"}, a name in verify.TASKS. tools/data.py writes the paper's sets to
 files for machines without a network."""
 import json
+import math
 import re
 import sys
 from typing import NamedTuple
@@ -139,10 +140,19 @@ def convert(source, spec, row):
     else:
         if isinstance(answer, list):  # OlympiadBench has lists of one text
             answer = ", ".join(answer)
-        made["answer"] = final_answer(str(answer)) if isinstance(answer, str | int) else answer
+        answer = number_as_text(answer)
+        made["answer"] = final_answer(answer) if isinstance(answer, str) else answer
     if "level" in row:
         made["level"] = str(row["level"]).removeprefix("Level ")
     return made
+
+
+def number_as_text(answer):
+    """An answer that is a number, as text. Others stay as they are, and
+    so do truth values and nan: no response could be compared with them."""
+    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
+        return str(answer)
+    return answer
 
 
 def synlogic(row):
@@ -190,9 +200,10 @@ def final_answer(solution):
 
 # -------------------------------------------------------------- problems
 def read_jsonl(path):
-    """Yields (where, row) for each line of a file that is not blank. A row
-    without an id gets the number of its line."""
-    where = path
+    """Returns (where, row) for each line of a file that is not blank. A
+    row without an id gets the number of its line, or another text with it
+    if that is the id of another row."""
+    where, rows = path, []
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -202,9 +213,19 @@ def read_jsonl(path):
                     row = json.loads(text)
                     if not isinstance(row, dict):
                         raise ValueError("a row must be an object, {...}")
-                    yield where, {"id": number, **row}
+                    rows.append((number, where, row))
     except (OSError, ValueError, RecursionError) as error:
         fail(f"{where} cannot be read: {one_line(error).replace('line 1 column', 'column')}")
+    taken = {str(row["id"]) for *_, row in rows if row.get("id") is not None}
+    named = []
+    for number, where, row in rows:
+        id = row.get("id")
+        if id is None:
+            id = str(number)
+            while id in taken:
+                id = f"line {id}"
+        named.append((where, {**row, "id": id}))
+    return named
 
 
 def load_problems(source, data_dir="", task="math"):
@@ -231,13 +252,15 @@ def load_problems(source, data_dir="", task="math"):
 def check_problem(where, row, task):
     """Returns the row as a problem, or ends the program."""
     task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
+    answer = number_as_text(answer)
     if task == "math" and isinstance(answer, str):
         answer = final_answer(answer)
     for name, text in (("problem", problem), ("answer", answer)):
         # Half of a surrogate pair is no text that can be written.
         if (not isinstance(text, str) or not text.strip()
                 or text != text.encode("utf-8", "replace").decode()):
-            fail(f"{where}: {name!r} must be a text and not empty, got {text!r:.80}; "
+            kind = "a text or a number" if name == "answer" else "a text"
+            fail(f"{where}: {name!r} must be {kind} and not empty, got {text!r:.80}; "
                  f"the row has {[*row]!r:.200}")
     if len(answer) > MAX_ANSWER:
         fail(f"{where}: the answer has {len(answer)} characters, and no response with more than "

@@ -529,7 +529,9 @@ def check_rewards(path, steps=10):
         rows = [json.loads(line) for line in deque(file, steps + 1)]
     rewards = [row["reward"] for row in rows]
     last = rewards[-1]
-    equal = [last in (0.0, 1.0) and math.isclose(r, last) for r in rewards]
+    # A reward of a fork's own may have been nan, which the log has as None.
+    known = last in (0.0, 1.0)
+    equal = [known and r is not None and math.isclose(r, last) for r in rewards]
     # It was said before if the step before these was like them.
     new = len(rewards) == steps or not equal[0]
     if len(rewards) >= steps and all(equal[-steps:]) and new:

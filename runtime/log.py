@@ -27,6 +27,16 @@ class Progress:
         return tqdm(*arguments, disable=not self.shown, **options)
 
 
+def finite_or_null(value):
+    """What JSON can say of a metric, which may be a list of numbers: null
+    stands for nan and infinity."""
+    if isinstance(value, list):
+        return [finite_or_null(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 class Log:
     """metrics.jsonl, a line on screen, and TensorBoard's files where
     TensorBoard is installed.
@@ -51,8 +61,9 @@ class Log:
             pass
 
     def __call__(self, row):
+        written = {name: finite_or_null(value) for name, value in row.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(written, allow_nan=False) + "\n")
         if self.board:
             for name, value in row.items():
                 if isinstance(value, int | float):

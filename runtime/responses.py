@@ -31,6 +31,7 @@ class Benchmark(NamedTuple):
         return {
             "model": cfg.model, "seed": cfg.seed,
             "prompt_template": cfg.prompt_template,
+            "chat_template_kwargs": cfg.chat_template_kwargs,
             **{name: getattr(self, name) for name in own},
             "problems": digest(self.problems)}
 
@@ -87,7 +88,7 @@ def resume(path, benchmark, cfg, chunk):
 
 def report(folder, cfg, results):
     """Writes eval.json, and a table of pass@K in % to the screen."""
-    names = "model", "seed", "prompt_template"
+    names = "model", "seed", "prompt_template", "chat_template_kwargs"
     settings = {name: getattr(cfg, name) for name in names}
     write_whole(folder / "eval.json",
                 json.dumps({"settings": settings, "sets": results}))

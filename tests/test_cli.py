@@ -7,7 +7,7 @@ import pytest
 
 import simko
 from runtime.data import load_problems
-from tests.conftest import main, recipe
+from tests.conftest import main, recipe, write_rows
 
 REFUSED = {  # command line: what the message names, by default the first flag
     "": "train or eval", "trian": "train or eval", "train stray": "stray", "eval": "--eval-data",
@@ -17,6 +17,13 @@ REFUSED = {  # command line: what the message names, by default the first flag
         "--tensor-parallel-size 2 is for vLLM, and does not work with --rollout hf",
     "train --eval-data a/x,split=test b/x": "same name",
     "eval --alpha 0.1 --eval-data x": "--alpha",
+    "train --chat-template-kwargs [1]": "'[1]' is no JSON object",
+    "train --chat-template-kwargs false": "'false' is no JSON object",
+    'train --chat-template-kwargs {"a":NaN}': "is no JSON (NaN is no JSON)",
+    "eval --eval-data x --chat-template-kwargs enable_thinking=false":
+        "--chat-template-kwargs: 'enable_thinking=false' is no JSON (",
+    'train --prompt-template raw --chat-template-kwargs {"a":1}':
+        "--chat-template-kwargs are for --prompt-template chat",
     **{f"train --{flags}": f"--{flags.split()[0]}" for flags in (
         "nosuch 1", "method ppo", "tau-scope all", "loss-type sum", "task nosuch",
         "prompt-template nosuch", "rollout nosuch", "alpha 1.01", "alpha -0.1", "q 1.2", "q -0.2",
@@ -72,6 +79,28 @@ def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_pa
         ["1", "a", "7"], ["x", "b", "8", "text"], ["5", "c\u2028d", "\\frac{1}{2}"]]
 
 
+def test_answers_may_be_numbers(tmp_path):
+    path = tmp_path / "data.jsonl"
+    for answer, text in (("2", "2"), ("-3", "-3"), ("0", "0"), ("2.50", "2.5"),
+                         (str(10**40), str(10**40)), ('"2"', "2")):
+        path.write_text(f'{{"problem": "x", "answer": {answer}}}\n')
+        (problem,) = load_problems(str(path))
+        assert problem["answer"] == text
+
+
+@pytest.mark.parametrize("ids, expected", [
+    ([None, None, None], ["1", "2", "3"]),
+    ([None, 1, "x"], ["line 1", "1", "x"]),
+    ([2, None, "line 2"], ["2", "line line 2", "line 2"]),
+    (["3", "a", None], ["3", "a", "line 3"])])
+@pytest.mark.parametrize("null", [False, True])
+def test_a_row_without_an_id_gets_one_that_no_other_row_has(tmp_path, ids, expected, null):
+    rows = [{"problem": "x", "answer": "1"} | ({"id": id} if id is not None or null else {})
+            for id in ids]
+    write_rows(tmp_path / "data.jsonl", rows)
+    assert [problem["id"] for problem in load_problems(str(tmp_path / "data.jsonl"))] == expected
+
+
 ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
 
 
@@ -80,8 +109,11 @@ ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
     *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in (
         ROW, ROW[:9], "[1, 2]", '"text"', "7", '{"problem": "x"}', '{"answer": "1"}',
         '{"problem": "", "answer": "1"}', '{"problem": "x", "answer": " "}',
-        '{"problem": "x", "answer": 7}', '{"problem": 7, "answer": "7"}',
-        '{"problem": "x", "answer": ["1"]}', '{"problem": "x", "answer": "1", "task": "sums"}',
+        '{"problem": "x", "answer": true}', '{"problem": "x", "answer": NaN}',
+        '{"problem": "x", "answer": -Infinity}', '{"problem": "x", "answer": null}',
+        '{"problem": "x", "answer": {"x": 1}}', '{"problem": 7, "answer": "7"}',
+        '{"problem": "x", "answer": ["1"]}', '{"problem": "x", "answer": [2]}',
+        '{"problem": "x", "answer": "1", "task": "sums"}',
         '{"problem": "x", "answer": "1", "task": []}',
         '{"problem": "x", "answer": "44", "task": "countdown"}',
         '{"problem": "x", "answer": "3", "task": "number_wall"}',

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from runtime import cli, data
 from runtime.data import DATASETS, GROUPS
-from runtime.prompts import BOXED, encode_prompts
+from runtime.prompts import BOXED, TEMPLATES, encode_prompts
 from simko import Config
 from tests import workers
 from tests.conftest import write_rows
@@ -216,7 +216,7 @@ def make_tokenizer(chat_template):
     "template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
 def test_prompts_are_in_the_models_published_format(template, chat):
     tokenizer = make_tokenizer(chat)
-    cfg = SimpleNamespace(prompt_template=template, task="math", max_prompt_length=1000)
+    cfg = Config(prompt_template=template)
     rows = [{"id": "0", "problem": "1 + 1?", "answer": "2"}]
     (problem,), dropped = encode_prompts(rows, tokenizer, cfg)
     assert tokenizer.decode(problem["prompt_ids"]) == PUBLISHED[template, chat] and dropped == 0
@@ -226,12 +226,78 @@ def test_prompts_are_in_the_models_published_format(template, chat):
 
 
 def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
-    cfg = SimpleNamespace(prompt_template="chat", task="math", max_prompt_length=1000)
+    cfg = Config()
     problems = [{"id": task, "problem": "Q", "answer": "1", "task": task}
                 for task in ("synlogic", "text")]
     tokenizer = make_tokenizer(QWEN)
     texts = [tokenizer.decode(p["prompt_ids"]) for p in encode_prompts(problems, tokenizer, cfg)[0]]
     assert [BOXED in text for text in texts] == [False, True] and "user\nQ<|im_end|>" in texts[0]
+
+
+# Mistral's tokenizers put a BOS in front of a text. Some fine-tuned ones put an EOS behind it.
+ADDED = {
+    "nothing": ("$A", [], []),
+    "BOS": ("{bos} $A", ["{bos}"], []),
+    "EOS": ("$A {eos}", [], ["{eos}"]),
+    "both": ("{bos} $A {eos}", ["{bos}"], ["{eos}"]),
+}
+
+
+@pytest.mark.parametrize("template", ["plain", "raw", "qwen-math"])
+@pytest.mark.parametrize("problem", ["1 + 1?", "what does {eos} mean, and {bos}? {eos}"])
+@pytest.mark.parametrize("case", ADDED)
+def test_a_prompt_keeps_the_bos_and_has_no_eos_behind_it(case, problem, template):
+    tokenizer = make_tokenizer(None)
+    tokenizer.eos_token = "<|eot_id|>"
+    names = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
+    single, front, behind = ADDED[case]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single.format(**names), pair=None,
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token))
+                        for token in names.values()])
+    problem = problem.format(**names)
+    whole = tokenizer.encode(problem)
+    assert tokenizer.decode(whole[-1:]) == names["eos"] or not behind  # it does put one there
+
+    cfg = Config(prompt_template=template)
+    rows = [{"id": "0", "problem": problem, "answer": "2"}]
+    (made,), _ = encode_prompts(rows, tokenizer, cfg)
+    text = TEMPLATES[template].replace("{ask}", BOXED).replace("{problem}", problem)
+    text = "".join(front).format(**names) + text
+    assert tokenizer.decode(made["prompt_ids"]) == text
+
+
+CLOCKS = [
+    "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}",
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%S.%f') %}{% endif %}"
+    "{{ date_string }}",
+]
+
+
+@pytest.mark.parametrize("clock", CLOCKS, ids=["strftime_now", "date_string"])
+def test_prompts_do_not_change_with_the_time_of_day(clock):
+    cfg = Config()
+    tokenizer = make_tokenizer(clock + "{{ messages[0]['content'] }}")
+    rows = [{"id": "0", "problem": "1 + 1?", "answer": "2"}] * 3
+    made, _ = encode_prompts(rows, tokenizer, cfg)
+    texts = {tokenizer.decode(problem["prompt_ids"]) for problem in made}
+    assert len(texts) == 1 and "2024" in texts.pop()
+
+
+def test_a_chat_template_gets_its_arguments():
+    template = ("{{ messages[0]['content'] }}{% if enable_thinking is not defined %} think"
+                "{% elif not enable_thinking %} no{% endif %}, {{ date_string }}")
+    tokenizer = make_tokenizer(template)
+    rows = [{"id": "0", "problem": "Q", "answer": "1", "task": "synlogic"}]
+
+    def prompt(**arguments):
+        (made,), _ = encode_prompts(rows, tokenizer, Config(chat_template_kwargs=arguments))
+        return tokenizer.decode(made["prompt_ids"])
+
+    assert prompt() == "Q think, 26 Jul 2024"
+    assert prompt(enable_thinking=True) == "Q, 26 Jul 2024"
+    assert prompt(enable_thinking=False) == "Q no, 26 Jul 2024"
+    assert prompt(date_string="today") == "Q think, today"
 
 
 # --------------------------------------------------------------------------------------- evaluation

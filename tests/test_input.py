@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -26,11 +27,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import verify
 from runtime import cli
 from runtime.data import load_problems
+from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from runtime.packing import load_model
 from simko import Config, EvalConfig, RunConfig
@@ -300,12 +302,13 @@ def test_no_content_of_a_file_ends_in_a_traceback(capsys, tmp_path_factory, cont
 def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny, tmp_path, capsys):
     path = tmp_path / "data.jsonl"
     row = {"problem": "1 20 4 > 48 :", "answer": "48 = 1 20 4"}
+    named = {**row, "id": "x"}
     for changes, message in (
             ({"answer": f"{'9' * 10**6}"}, "line 2: the answer has 1000000 characters"),
             ({"answer": "1", "task": f"{ESCAPE}{'x' * 10**6}"}, "line 2: the task "),
             ({"problem": None, ESCAPE * 9999: 1}, "line 2: 'problem' must be a text"),
-            ({"problem": "1", "id": "1"}, "line 2: the id '1' stands in an earlier row")):
-        path.write_text(f"{json.dumps(row)}\n{json.dumps(row | changes)}")
+            ({"problem": "1"}, "line 2: the id 'x' stands in an earlier row")):
+        path.write_text(f"{json.dumps(named)}\n{json.dumps(named | changes)}")
         with pytest.raises(SystemExit, match=f"{path}, {message}") as stop:
             load_problems(str(path))
         assert len(refused(stop.value)) < 700
@@ -409,7 +412,8 @@ UNFIT = {  # what is done to the model's folder: (change, --prompt-template, wha
         chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"), "raw",
         "code of its own .auto_map., which is never run"),
     "no end": (
-        several(chat(eos_token=None), edit("generation_config.json", eos_token_id=None)), "raw",
+        several(chat(eos_token=None), edit("generation_config.json", eos_token_id=None),
+                edit("config.json", eos_token_id=None)), "raw",
         "names no end-of-text token"),
     "end beyond": (
         edit("generation_config.json", eos_token_id=[2, 10**9]), "raw",
@@ -470,6 +474,64 @@ def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
         cwd=workers.ROOT, capture_output=True, text=True, check=False)
     assert "-OO or PYTHONOPTIMIZE=2" in done.stderr
     assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def nested(folder):
+    """Gives it the config of a model for text and images, whose text part has the ends."""
+    text = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1,
+            "eos_token_id": [6, 8]}
+    Gemma3Config(text_config=text).save_pretrained(folder)
+
+
+ENDS = {  # what is done to the model's folder, whose tokenizer ends at 2: (change, ids)
+    "generation_config.json": (edit("generation_config.json", eos_token_id=[2, 7]), [2, 7]),
+    "config.json": (edit("config.json", eos_token_id=5), [2, 5]),
+    "a list": (edit("config.json", eos_token_id=[5, 9]), [2, 5, 9]),
+    "the text part": (several(nested, remove("generation_config.json")), [2, 6, 8]),
+    "the text part too": (nested, [2, 6, 8]),
+    "beyond the vocabulary": (edit("config.json", eos_token_id=[5, 10**6]), [2, 5]),
+    "config.json alone": (
+        several(edit("config.json", eos_token_id=[5, 9]), remove("generation_config.json"),
+                chat(eos_token=None)), [5, 9]),
+    "each file another": (
+        several(edit("config.json", eos_token_id=5), chat(eos_token=":"),
+                edit("generation_config.json", eos_token_id=7)), [5, 7, ":"]),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_responses_end_at_the_ids_of_each_file_that_names_some(tiny, tmp_path, case):
+    change, ends = ENDS[case]
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    change(tmp_path / "base")
+    job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--model", tmp_path / "base"), Config)
+    known = job.tokenizer.get_vocab()
+    assert job.stop_ids == sorted(known.get(end, end) for end in ends)
+
+
+def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    ends = [*range(2, VOCABULARY, 8)]
+    edit("config.json", eos_token_id=ends)(tmp_path / "base")
+    remove("generation_config.json")(tmp_path / "base")
+    arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
+                       "--rollout", "hf", "--steps", 1)
+    samples, generate = [], HFEngine.generate
+
+    def keep(*arguments, **options):
+        found = generate(*arguments, **options)
+        samples.extend(found)
+        return found
+
+    with mock.patch.object(HFEngine, "generate", keep):
+        main(arguments)
+    for sample in samples:
+        places = [i for i, token in enumerate(sample.response_ids) if token in ends]
+        assert places == ([] if sample.truncated else [len(sample.response_ids) - 1])
+    # Token 2 alone would end some responses too, but not at so many ids.
+    assert len({int(s.response_ids[-1]) for s in samples if not s.truncated}) > 8
+    exported = GenerationConfig.from_pretrained(tmp_path / "run" / "hf")
+    assert exported.eos_token_id == ends
 
 
 def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
@@ -662,6 +724,25 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
     assert refused(stop.value)
 
 
+def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
+    shutil.copy(run[0] / "metrics.jsonl", tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    (row,) = map(json.loads, path.read_text().splitlines())
+    odd = {"step": 2, "grad_norm": math.nan, "loss": -math.inf, "logp_gap": math.inf,
+           "entropy_histogram": [0.5, math.nan]}
+    Log(tmp_path, 1, Config())(row | odd)
+    cli.check_log(path)
+    Log(tmp_path, 2, Config())  # as a run that goes on begins
+
+    def no_number(name):
+        pytest.fail(f"{name} is no JSON")
+
+    rows = [json.loads(line, parse_constant=no_number) for line in path.read_text().splitlines()]
+    null = {"step": 2, "grad_norm": None, "loss": None, "logp_gap": None,
+            "entropy_histogram": [0.5, None]}
+    assert rows == [row, row | null]
+
+
 def test_a_log_that_lost_rows_goes_on(run, tmp_path):
     rows = [{"step": step} for step in (1, 4, 5, 6)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -706,6 +787,41 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
             main(recipe(tiny, command, folder, "--rollout", "hf", *steps, *flags))
         assert refused(stop.value)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignores_is_refused(
+        tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    chat(chat_template="{{ messages[0]['content'] }}{% if thinking %} 20{% endif %}")(
+        tmp_path / "base")
+    arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
+                       "--rollout", "hf", "--steps", 1, "--prompt-template", "chat")
+    for given, message in (({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
+                           ({"tokenize": 1}, "'tokenize' is not for the template"),
+                           ({"messages": []}, "'messages' is not for the template")):
+        with pytest.raises(SystemExit, match=message) as stop:
+            main([*arguments, "--chat-template-kwargs", json.dumps(given)])
+        refused(stop.value)
+    assert not (tmp_path / "run").exists()
+
+    thinking = '{"thinking": true}'
+    main([*arguments, "--chat-template-kwargs", thinking])
+    files = [tmp_path / "run" / name
+             for name in ("config.json", "eval_000001/eval.json", "eval_000001/test.jsonl")]
+    settings, report = (json.loads(path.read_bytes()) for path in files[:2])
+    with files[2].open() as file:
+        first = json.loads(file.readline())
+    for kept in (settings, report["settings"], first):
+        assert kept["chat_template_kwargs"] == {"thinking": True}
+    assert tables.read(files[1])["test"]["prompt_template"] == f"chat {thinking}"
+    with pytest.raises(SystemExit, match="--chat-template-kwargs was {'thinking': True}, is {}"):
+        main(arguments)
+
+    # A run of the time before this setting goes on.
+    before = settings | {"chat_template_kwargs": {}}
+    assert cli.differences(settings, before)
+    del settings["chat_template_kwargs"]
+    assert not cli.differences(settings, before)
 
 
 def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):

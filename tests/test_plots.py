@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import write_rows
 from tools import laptop, plots
-from tools.study import ABLATION_STEPS, SHARED, ablation, run_name
+from tools.study import ABLATION_STEPS, SHARED, ablation, curve, run_name
 from tools.tables import load
 
 VOCABULARY = laptop.vocabulary()
@@ -425,7 +425,7 @@ def rewrite(run, before, after):
     (1, lambda run: shutil.rmtree(run.parent / "base"), "base or a run's hf cannot be loaded"),
     (1, lambda run: shutil.rmtree(run.parent / "SimKO" / "eval_000000"),
      "correct response to p1 of test"),
-    (1, lambda run: rewrite(run, "raw", "plain"), "the same model, prompt_template, eval_data"),
+    (1, lambda run: rewrite(run, "raw", "plain"), "the same model, prompt_template, chat_template_kwargs, eval_data"),
     (1, lambda run: rewrite(run, "{", "["), "GRPO/config.json cannot be read"),
 ])
 def test_what_path_cannot_show(runs, index, change, message):
@@ -476,6 +476,20 @@ def test_follow_goes_on_to_the_last_step_in_a_terminal(followed, monkeypatch, ca
     charts = capsys.readouterr().out.split("\x1b[5A\x1b[J")  # five lines up, and clear
     assert [chart.split("\n")[0] for chart in charts] == [
         f"step {step} of 8" for step in (3, 5, 8)]
+
+
+def test_null_in_a_log_is_nan(tmp_path):
+    rows = metrics(3)
+    for row, entropy in zip(rows, (0.5, None, 0.25)):
+        row |= {"entropy": entropy, "Lambda_2": None}
+    write_rows(tmp_path / "metrics.jsonl", rows)
+    log = plots.read_log(tmp_path / "metrics.jsonl")
+    assert log["entropy"].mean() == 0.375 and math.isnan(log["Lambda_2"].mean())
+    assert "entropy" in plots.chart(log, 3, 3) and "Lambda_2" not in plots.chart(log, 3, 3)
+    plots.candidates_figure({"x": log}, styles("x"))
+    plots.dynamics_figure({"x": plots.run_curves(log)}, styles("x"))
+    means = curve(tmp_path)
+    assert means["entropy"] == [0.375] and math.isnan(means["Lambda_2"][0])
 
 
 @pytest.mark.parametrize("text, message", [

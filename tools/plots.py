@@ -99,7 +99,8 @@ def read_log(path):
         if missing := {"reward", "Lambda_1", "entropy_histogram"} - row.keys():
             fail(f"{path}, line {number}, is of another version and has no {min(missing)}: "
                  "train the run again")
-    return pd.DataFrame(rows)
+    # null stands for nan. A column that has nothing else is one of numbers all the same.
+    return pd.DataFrame(rows).replace({None: math.nan}).infer_objects()
 
 
 def ranks(log):
@@ -361,7 +362,7 @@ def read_path(folders, index):
     logging.disable_progress_bar()
     runs = {label: folder for label, folder in folders.items() if (folder / "config.json").is_file()}
     settings = [run_settings(folder) for folder in runs.values()]
-    names = "model", "prompt_template", "eval_data"
+    names = "model", "prompt_template", "chat_template_kwargs", "eval_data"
     if not runs or any(own[name] != settings[0][name] for own in settings for name in names):
         fail(f"--path needs runs with the same {', '.join(names)}")
     for folder in runs.values():

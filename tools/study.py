@@ -21,6 +21,7 @@ ablation  SimKO's settings one at a time at the recipe's learning rate
 docs/results.md says more about each.
 """
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -266,6 +267,7 @@ def run(stage, job, lock):
 def curve(folder, width=25):
     """The log's columns that matter, as means over `width` steps each."""
     log = pd.DataFrame(row for _, row in read_jsonl(folder / "metrics.jsonl"))
+    log = log.replace({None: math.nan}).infer_objects()  # null stands for nan
     names = [name for name in log
              if name.startswith("Lambda") or name in ("reward", "entropy", "gate_share")]
     parts = log.groupby(log.index // width)

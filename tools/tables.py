@@ -49,7 +49,10 @@ def read(path):
     try:
         report = json.loads(path.read_bytes())
         for label, entry in report["sets"].items():
-            entry["prompt_template"] = str(report["settings"]["prompt_template"])
+            settings = report["settings"]
+            entry["prompt_template"] = str(settings["prompt_template"])
+            if more := settings.get("chat_template_kwargs"):
+                entry["prompt_template"] += f" {json.dumps(more)}"
             n, right = entry["n"], [*entry["correct"].values()]
             if not (all(isinstance(entry[name], int | float) for name in NUMBERS)
                     and label.startswith(entry["set"]) and 0 < len(right) == entry["problems"]
