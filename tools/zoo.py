@@ -104,9 +104,10 @@ def outcome(name, rollout, *flags):
             gap = max(json.loads(line)["logp_gap"] for line in lines)
             return f"right, gap {gap:.0e}"
         lines = (done.stdout + done.stderr).splitlines()
-        errors = [line for line in lines if "simko.py: error: " in line] or lines[-1:]
-        found = errors[-1].partition("error: ")[2]
-        return found.replace(f"--model {model}", "--model MODEL").replace("|", r"\|") or "a traceback"
+        errors = [line for line in lines if "Error: " in line or "error: " in line]
+        found = errors[-1] if errors else f"ended with status {done.returncode}"
+        found = found.partition("simko.py: error: ")[2] or found
+        return found.replace(f"--model {model}", "--model MODEL").replace("|", r"\|")
 
 
 def row(name, rollouts):
