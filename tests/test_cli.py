@@ -1,12 +1,15 @@
 """The command line and problems' files: what is impossible is refused in one line, before
 anything is made."""
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import simko
 from runtime.data import load_problems
+from tests import workers
 from tests.conftest import main, recipe, write_rows
 
 REFUSED = {  # command line: what the message names, by default the first flag
@@ -124,3 +127,11 @@ def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
     path.write_bytes(content)
     with pytest.raises(SystemExit, match=f"^[^\n]*{path}{where}[^\n]*$"):
         load_problems(str(path))
+
+
+def test_a_file_gets_lines_and_not_a_progress_bar(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.laptop", tmp_path / "data", "--steps", "2"],
+        cwd=workers.ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line]
+    assert len(lines) == 2 and all(line.startswith("base model: step ") for line in lines)

@@ -33,6 +33,7 @@ import itertools
 import json
 import os
 import random
+import sys
 import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -184,6 +185,7 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
     """A Llama trained on `steps` batches of demonstrations."""
     from tqdm import trange
     from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
+    from transformers.utils.logging import disable_progress_bar
 
     torch.manual_seed(seed)
     vocab, tokenizer = vocabulary(wordy), make_tokenizer(wordy)
@@ -194,7 +196,11 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
         pad_token_id=vocab[PAD], bos_token_id=vocab[BOS], eos_token_id=vocab[EOS]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["lr"])
     scheduler = get_cosine_schedule_with_warmup(optimizer, RECIPE["warmup"], steps)
-    progress = trange(steps, desc="base model", unit="step", mininterval=1)
+    shown = {"mininterval": 1}
+    if not sys.stderr.isatty():  # a file or a pipe gets a line a minute
+        disable_progress_bar()  # that of transformers
+        shown = {"mininterval": 60, "bar_format": "{desc}: step {n} of {total}{postfix}\n"}
+    progress = trange(steps, desc="base model", unit="step", **shown)
     for _ in progress:
         ids, labels, shortest = demonstrations(rng, legal, held_out, tokenizer, wordy)
         logits = model(ids[:, :-1], use_cache=False).logits[:, shortest - 1:]
