@@ -1000,7 +1000,9 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
         assert other["logp_gap"] < 1e-5  # the engines have the replicas' weights
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-6, rel=0)
         for name in row.keys() - {"method"}:
-            expected = pytest.approx(other[name], abs=1e-6, rel=1e-5)
+            expected = other[name]
+            if expected is not None:  # it is of a refused update
+                expected = pytest.approx(expected, abs=1e-6, rel=1e-5)
             assert row[name] == expected, (row["step"], name)
     differences = [abs(row["loss"] - other["loss"]) for row, other in zip(one, two)]
     print("largest difference of losses:", max(differences))
