@@ -5,6 +5,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor
 
 from runtime.packing import Sample, load_model
+from runtime.probe import use_attention_of_transformers
 
 
 class SampledLogp(LogitsProcessor):
@@ -32,7 +33,7 @@ class HFEngine:
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
         self.model = load_model(cfg.model, dtype).to(device).eval()
-        self.model.set_attn_implementation("sdpa")
+        use_attention_of_transformers(self.model)
         # generate() would take what it is not told from the checkpoint's.
         self.model.generation_config = GenerationConfig()
         self.stop_ids, self.device = stop_ids, device

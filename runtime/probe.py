@@ -12,7 +12,7 @@ import torch
 
 from runtime.cli import check_finite
 from runtime.common import fail
-from runtime.packing import Sample, micro_batches, pack
+from runtime.packing import Sample, pack
 
 # The largest difference that float32 may make, in nats. Tiny models of 40
 # architectures that are right differ by 2e-6 at most, and those that are
@@ -28,46 +28,59 @@ def check_log_probs(model, policy_forward, cfg, device):
     model: before it is sharded. Its first layers, up to the first one of
     every kind, are tried in float32 on `device`, where the trainer wants
     them next. policy_forward: as in simko.py."""
+    name = f"--model {cfg.model}, a {type(model).__name__}"
     check_finite(cfg.model, model.named_parameters())
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        fail(f"{name}: its output head has a bias, which is not implemented")
     layers = model.base_model.layers
     model.base_model.layers = first_of_each_kind(layers)
     model.to(device, torch.float32)
     samples = probes(model.config.get_text_config(), cfg)
-    packed = [
-        part for batch in micro_batches(samples, cfg.micro_batch_tokens)
-        for part in log_probs(model, policy_forward, batch, device)]
     alone = [
         part for sample in samples
         for part in log_probs(model, policy_forward, [sample], device)]
+    packed = alone
+    if cfg.micro_batch_tokens >= 4:  # the least that two sequences have
+        packed = log_probs(model, policy_forward, samples, device)
 
     use_attention_of_transformers(model)
     own = {id(s): own_log_probs(model, s, device) for s in samples}
     model.set_attn_implementation("packed")
     model.base_model.layers = layers
 
-    name = f"--model {cfg.model}, a {type(model).__name__}"
     worst = largest_difference(alone, own)
     if not worst <= LIMIT:
         fail(f"{name}: the log-probs computed here are up to {worst:.2g} nats away "
-             "from the model's own. Its output head may have a bias, a scale "
-             "or soft-capping, or its layers may be random in training. Such "
+             "from the model's own. Its output head may have a scale or "
+             "soft-capping, or its layers may be random in training. Such "
              "models are not supported")
     worst = largest_difference(packed, own)
     if not worst <= LIMIT:
         fail(f"{name}: sequences that are read side by side change each other's "
-             f"log-probs, by up to {worst:.2g} nats, as in state-space and "
-             "convolution layers. Add --micro-batch-tokens 1, which reads "
+             f"log-probs, by up to {worst:.2g} nats, as state-space and "
+             "convolution layers do, and longrope. Add --micro-batch-tokens 1, which reads "
              "them one at a time and is slower")
 
 
 def first_of_each_kind(layers):
     """The layers up to the last one that differs from all before it."""
-    kinds, count = set(), 0
+    kinds, count = [], 0
     for i, layer in enumerate(layers):
-        if repr(layer) not in kinds:
-            kinds.add(repr(layer))
+        if kind_of(layer) not in kinds:
+            kinds.append(kind_of(layer))
             count = i + 1
     return layers[:count]
+
+
+def kind_of(layer):
+    """A layer's modules, and the numbers and words that they are set to,
+    such as a window; but not the layer's place in the model."""
+    settings = [
+        (key, value) for module in layer.modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str))
+        and not key.endswith(("idx", "index", "id", "number"))]
+    return repr(layer), settings
 
 
 def probes(config, cfg):

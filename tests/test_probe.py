@@ -3,10 +3,11 @@
     python -m pytest tests/test_probe.py
 """
 import re
+from unittest import mock
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import simko
 from runtime.packing import load_model
@@ -15,7 +16,6 @@ from tests.conftest import needs_vllm
 from tools import zoo
 
 ONE_BY_ONE = "read side by side change each other.*--micro-batch-tokens 1"
-NOT_ITS_OWN = "nats away from the model's own"
 
 
 def probe(folder, **settings):
@@ -46,7 +46,7 @@ def test_these_are_right_one_sequence_at_a_time(name, tmp_path):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("phi", NOT_ITS_OWN),
+    ("phi", "its output head has a bias"),
     ("nemotron", "NemotronAttention does not pass on where sequences begin"),
     ("mistral-window", "sliding window below the sequence length"),
     ("gemma2", "soft-capping"),
@@ -79,6 +79,21 @@ def test_vllm_leaves_the_classes_of_transformers_to_the_trainer():
 @needs_vllm
 def test_a_mixture_of_experts_is_not_trained_through_vllm():
     assert "mixture of experts" in zoo.outcome("qwen3-moe", "vllm")
+
+
+def test_logits_that_are_not_a_product_and_a_scale_are_refused(tmp_path):
+    zoo.save("llama", tmp_path)
+    with (mock.patch("runtime.chunked.logit_scale", lambda config: 2.0),
+          pytest.raises(SystemExit, match="nats away from the model's own")):
+        probe(tmp_path)
+
+
+def test_layers_of_one_kind_are_tried_once_and_others_by_what_they_are_set_to():
+    config = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}
+    for changes, count in (({}, 1), (config, 3)):
+        shape = zoo.SHARED | {"num_hidden_layers": 4} | changes
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **shape))
+        assert len(first_of_each_kind(model.base_model.layers)) == count
 
 
 def test_only_the_first_layers_of_each_kind_are_tried():
