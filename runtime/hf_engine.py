@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor
 
-from runtime.packing import Sample, load_model
-from runtime.probe import use_attention_of_transformers
+from runtime.packing import Sample, load_model, use_attention_of_transformers
 
 
 class SampledLogp(LogitsProcessor):

@@ -4,7 +4,6 @@ SimKO's loss is timed against computes the same numbers.
 `step` against TRL needs an environment of its own, which SIMKO_TRL_PYTHON names."""
 import math
 import os
-from importlib.util import find_spec
 from unittest import mock
 
 import pytest
@@ -13,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from runtime import chunked
 from runtime.packing import pack
-from tests.conftest import eager_vllm, quiet
+from tests.conftest import eager_vllm, needs_vllm, quiet
 from tools import bench, heads, measuring, random_models
 
 generation_rates = bench.generation_rates
@@ -294,7 +293,7 @@ def eager_generation_rates(*arguments):
         return generation_rates(*arguments)
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+@needs_vllm
 def test_generate(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(bench, "generation_rates", eager_generation_rates)

@@ -42,6 +42,7 @@ from runtime.log import Clock
 from runtime.packing import Sample, load_model, packed_attention
 from tests import workers
 from tests.conftest import eager_vllm, quiet, write_rows
+from tools import zoo
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -90,13 +91,7 @@ def save_model(folder, **changes):
         vocab_size=VOCABULARY, max_position_embeddings=512, eos_token_id=END, bos_token_id=None,
         pad_token_id=0, tie_word_embeddings=False, **shape | changes)
     Qwen2ForCausalLM(config).save_pretrained(folder)
-
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    words = {"<pad>": 0, "<eos>": END} | {str(i): i for i in range(2, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-    fast.save_pretrained(folder)
+    zoo.save_tokenizer(folder, VOCABULARY)
     return folder
 
 

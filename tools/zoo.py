@@ -75,13 +75,17 @@ def save(name, folder):
             if key.endswith("bias"):  # one that is 0 would not be missed
                 parameter.normal_()
     model.save_pretrained(folder)
+    save_tokenizer(folder, SHARED["vocab_size"])
+    return folder
 
-    words = {"<pad>": 0, "<eos>": 1} | {str(i): i for i in range(2, SHARED["vocab_size"])}
+
+def save_tokenizer(folder, vocabulary):
+    """Saves a tokenizer whose words are <pad>, <eos> and the numbers up to its size."""
+    words = {"<pad>": 0, "<eos>": 1} | {str(i): i for i in range(2, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
-    return folder
 
 
 def outcome(name, rollout, *flags):
