@@ -36,7 +36,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method)
 
-from runtime import baselines, chunked, cli, faults, log, responses
+from runtime import baselines, chunked, cli, faults, log, lora, responses
 from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, TrainSystemConfig, setting
@@ -89,6 +89,8 @@ class TrainConfig:
     warmup_steps: int = setting(0, "updates of a rising learning rate")
     weight_decay: float = setting(0.0, "of AdamW; not in the paper")
     max_grad_norm: float = setting(1.0, "larger norms are scaled down to it")
+    lora_rank: int = setting(0, "of LoRA's adapters; 0: all weights learn, as in the paper")
+    lora_alpha: float = setting(32.0, "LoRA adds alpha / rank times the adapter's product")
     eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
 
 
@@ -374,7 +376,9 @@ class Trainer:
         self.cfg, self.device, self.dtype = cfg, device, dtype
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.policy = self.build_model()
-        self.reference = self.build_model().requires_grad_(False) if cfg.beta else None
+        self.reference = None
+        if cfg.beta:  # with LoRA it is the policy without its adapters
+            self.reference = self.policy if cfg.lora_rank else self.build_model()
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         self.updates = 0
@@ -384,18 +388,23 @@ class Trainer:
         """Loads cfg.model and shards it over the ranks.
 
         The weights are float32, since bfloat16 would round updates of
-        1e-6 away. The computation is in self.dtype."""
+        1e-6 away. Those that LoRA freezes, and the computation, are in
+        self.dtype."""
         model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         check_log_probs(model, policy_forward, self.cfg, self.device)
+        held = torch.float32
+        if self.cfg.lora_rank:
+            lora.add_adapters(model, self.cfg, self.dtype)
+            held = None  # the dtypes stay as they are
         precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         shard = partial(fully_shard, mesh=device_mesh(self.device), mp_policy=precision)
         # Layer by layer, so that no GPU ever holds all of it in float32.
         for layer in model.base_model.layers:
-            shard(layer.to(self.device, torch.float32))
-        shard(model.to(self.device, torch.float32))
+            shard(layer.to(self.device, held))
+        shard(model.to(self.device, held))
         model.policy_forward = partial(policy_forward, model)
         register_fsdp_forward_method(model, "policy_forward")
         return model
@@ -403,9 +412,10 @@ class Trainer:
     def named_weights(self):
         """Yields (name, whole tensor) for the engine, in its dtype. Every
         rank must read to the end, as each tensor is gathered."""
-        for name, parameter in self.policy.named_parameters():
+        parameters = dict(self.policy.named_parameters())
+        for name, weight in lora.merged(parameters, self.cfg):
             # The detach leaves no gradient; the engine needs none.
-            yield name, parameter.detach().to(self.dtype).full_tensor()
+            yield name, weight.detach().to(self.dtype).full_tensor()
 
     def passes(self, samples):
         """This rank's micro-batches, and empty ones until it has as many
@@ -431,7 +441,8 @@ class Trainer:
             for s, part in zip(batch, logp.split(lengths)):
                 s.old_logp = part
             if self.reference:
-                ref_logp, *_ = self.reference.policy_forward(packed, 1, cfg.temperature)
+                with lora.switched_off(self.reference):
+                    ref_logp, *_ = self.reference.policy_forward(packed, 1, cfg.temperature)
                 for s, part in zip(batch, ref_logp.split(lengths)):
                     s.ref_logp = part
             entropies.append(entropy)

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict)
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from runtime import faults
+from runtime import faults, lora
 from runtime.common import fail, gather, write_whole
 
 
@@ -32,8 +32,12 @@ def start_or_resume(folder, settings, trainer):
     return first
 
 
+# Weights that LoRA freezes are those of --model, and are not saved again.
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
 def checkpoint_state(trainer):
-    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
+    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer, options=TRAINED)
     return {"model": model, "optimizer": optimizer}
 
 
@@ -89,7 +93,7 @@ def load_checkpoint(folder, trainer):
         set_state_dict(
             trainer.policy, trainer.optimizer,
             model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"])
+            optim_state_dict=state["optimizer"], options=TRAINED)
         step = int(path.name.removeprefix("step_"))
         cfg = trainer.cfg
         trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
@@ -99,7 +103,8 @@ def load_checkpoint(folder, trainer):
 
 def save_hf(folder, trainer, tokenizer, stop_ids):
     """Writes an ordinary Hugging Face folder, in the dtype the run
-    computed with. Its responses end where the run's did."""
+    computed with. Its responses end where the run's did. A LoRA adapter
+    is merged into it, and lies beside it in the folder `adapter` as well."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(trainer.policy, options=options)
     if trainer.rank == 0:
@@ -113,8 +118,10 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
         model.generation_config = GenerationConfig(
             eos_token_id=stop_ids, bos_token_id=before.bos_token_id,
             pad_token_id=before.pad_token_id)
+        if trainer.cfg.lora_rank:
+            lora.save_adapter(folder.with_name("adapter"), trainer.policy, state)
         state = {name: weight.to(trainer.dtype)
-                 for name, weight in state.items()}
+                 for name, weight in lora.merged(state, trainer.cfg)}
         temporary = folder.with_suffix(".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary, state_dict=state)

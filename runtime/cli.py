@@ -4,6 +4,7 @@ with one line that names the flag, file or row."""
 import argparse
 import dataclasses
 import glob
+import importlib.util
 import inspect
 import io
 import json
@@ -91,11 +92,11 @@ CHOICES = {
 ABOVE_0 = (
     "K", "steps", "batch_size", "mini_batch_size", "max_prompt_length",
     "max_completion_length", "learning_rate", "temperature",
-    "max_grad_norm", "micro_batch_tokens", "save_steps",
+    "max_grad_norm", "lora_alpha", "micro_batch_tokens", "save_steps",
     "tensor_parallel_size", "eval_n", "eval_max_tokens")
 AT_LEAST_0 = (
     "seed", "beta", "epsilon_high", "warmup_steps", "weight_decay",
-    "eval_steps", "grpo_warmup_steps", "max_sampling_rounds",
+    "eval_steps", "grpo_warmup_steps", "max_sampling_rounds", "lora_rank",
     "eval_temperature")
 SHARES = ("alpha", "q")
 
@@ -291,6 +292,10 @@ def conditions(command, cfg):
          "--eval-n 1", 0 not in temperatures or cfg.eval_n == 1),
         ("--eval-temperature names one twice",
          len(set(temperatures)) == len(temperatures)),
+        ("--lora-alpha needs a --lora-rank",
+         cfg.lora_rank or cfg.lora_alpha == type(cfg).lora_alpha),
+        ("--lora-rank needs the package peft, which is not installed",
+         not cfg.lora_rank or importlib.util.find_spec("peft")),
         ("--chat-template-kwargs are for --prompt-template chat",
          not cfg.chat_template_kwargs or cfg.prompt_template == "chat"),
         ("--eval-top-p must lie in (0, 1]",
@@ -742,8 +747,8 @@ def read_settings(path, text):
 
 def differences(before, settings):
     """{name: "was this, is that"} of the settings that have changed."""
-    # Runs and evaluations of the time before this setting had none.
-    before = {"chat_template_kwargs": {}, **before}
+    # Runs and evaluations of the time before these settings had none.
+    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0, **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
             if before.get(name) != value}

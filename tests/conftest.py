@@ -118,11 +118,13 @@ def load_samples(folder):
 
 @torch.no_grad()
 def move(model, seed):
-    """Shifts all weights, sharded or not, by seeded noise of 0.01. They are of size 0.2, or 1."""
+    """Shifts all weights that learn, sharded or not, by seeded noise of 0.01. They are of size
+    0.2, or 1."""
     from torch.distributed.tensor import DTensor, distribute_tensor
     if hasattr(model, "reshard"):
         model.reshard()  # otherwise its parameters may be gathered ones, which the next pass drops
-    for i, parameter in enumerate(model.parameters()):
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for i, parameter in enumerate(learning):
         noise = 0.01 * randn(*parameter.shape, seed=1000 * seed + i, dtype=torch.float32)
         if isinstance(parameter, DTensor):
             noise = distribute_tensor(noise, parameter.device_mesh, parameter.placements)
@@ -162,8 +164,8 @@ def group():
 
 @pytest.fixture(scope="session")
 def two_ranks(bases, tmp_path_factory):
-    """What two processes computed for test_trainer.py and test_methods.py, by (whose, folder of
-    the base)."""
+    """What two processes computed for test_trainer.py, test_methods.py and test_lora.py, by
+    (whose, folder of the base)."""
     folder = tmp_path_factory.mktemp("two_ranks")
     (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
     workers.run(workers.two_ranks(*workers.worker("gradients", folder)))

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -32,12 +33,17 @@ TAU = 2.5  # nats: stands for the rollout batch's threshold where tau_scope is "
 
 @cache
 def naive_gradient(folder, case):
-    """The gradient of the paper's objective, a response and a token at a time, and how many tokens
-    are in each of its branches."""
-    cfg = config(folder, **CASES[case])
-    reference, old, policy = (
-        plain_model(folder), plain_model(folder, 1), plain_model(folder, 1, 2))
-    samples, branches, losses = load_samples(folder), Counter(), []
+    """`naive_backward` of this case's policies: the gradient, and the tokens in each branch."""
+    policy = plain_model(folder, 1, 2)
+    branches = naive_backward(
+        config(folder, **CASES[case]), plain_model(folder), plain_model(folder, 1), policy)
+    return {name: p.grad for name, p in policy.named_parameters()}, branches
+
+
+def naive_backward(cfg, reference, old, policy):
+    """Leaves the gradient of the paper's objective in `policy`, a response and a token at a time.
+    Returns how many tokens are in each of the objective's branches."""
+    samples, branches, losses = load_samples(Path(cfg.model)), Counter(), []
     for s in samples:
         z, z_old, z_ref = (
             plain_logits(model, s) / cfg.temperature for model in (policy, old, reference))
@@ -62,7 +68,7 @@ def naive_gradient(folder, case):
             branches.update(name for name, yes in in_branch.items() if yes)
     count = len(samples) if cfg.loss_type == "grpo" else len(losses)
     (sum(losses) / count).backward()
-    return {name: p.grad for name, p in policy.named_parameters()}, branches
+    return branches
 
 
 def gradient_of(trainer):

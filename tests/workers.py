@@ -97,16 +97,18 @@ def end_of(pid):
 
 
 def gradients(folder):
-    """What test_trainer.py and test_methods.py ask of two ranks, all in one start of them."""
+    """What test_trainer.py, test_methods.py and test_lora.py ask of two ranks, all in one start
+    of them."""
     import torch
 
     from runtime.common import process_group
-    from tests import test_methods, test_trainer
+    from tests import test_lora, test_methods, test_trainer
     results = {}
     with process_group():
         for base in json.loads((folder / "bases.json").read_text()):
             results["trainer", base] = test_trainer.gradients(Path(base))
             results["methods", base] = test_methods.gradients(Path(base))
+            results["lora", base] = test_lora.update(Path(base))
         if torch.distributed.get_rank() == 0:
             torch.save(results, folder / "results.pt")
 
