@@ -4,20 +4,21 @@
 # bash train.sh test [any pytest flag ...]          run the tests, on a machine with a GPU also those that need one
 # bash train.sh --list [RECIPE [METHOD]]            list the recipes, or the flags of one
 #
-# Without RECIPE it trains the largest one that fits the GPUs here, or `laptop` where there is no GPU. A recipe that
-# cannot fit is refused; --force starts it all the same. The first start makes .venv.
+# Without RECIPE it trains the largest one that fits the GPUs here, if need be with LoRA (never with --lora-rank 0), or
+# `laptop` where there is no GPU. A recipe that cannot fit is refused; --force starts it all the same. The first start
+# makes .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 stop() { echo "train.sh: error: $*" >&2; exit 2; }
-usage() { sed -n '2,8s/^# \{0,1\}//p' train.sh; echo "Recipes: ${recipes// /, }."; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' train.sh; echo "Recipes: ${recipes// /, }."; }
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------
 # What a recipe does not name is simko.py's default, which is the paper's. Your own flags come last and win.
 # What each recipe takes is in runtime/hardware.py.
-recipes="laptop qwen2.5-math-7b qwen2.5-7b llama3.2-3b logic qwen2.5-0.5b"
+recipes="laptop qwen2.5-math-7b qwen2.5-7b llama3.2-3b logic qwen2.5-0.5b qwen2.5-1.5b"
 methods="simko grpo psr nsr w-reinforce forking entropy-adv kl-cov pass-at-k"  # as in runtime/baselines.py
 flags() {
-  local data=runs/laptop/data
+  local data=runs/laptop/data size=${1#qwen2.5-}
   case $1 in
     qwen2.5-math-7b) echo --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math --eval-data math ;;
     qwen2.5-7b) echo --model Qwen/Qwen2.5-7B --lambda-top1 1.05 --eval-data math ;;
@@ -25,7 +26,7 @@ flags() {
     logic) echo --model Qwen/Qwen2.5-7B --train-data synlogic --eval-data logic --alpha 0.005 --lambda-top1 1.05 \
       --grpo-warmup-steps 50 --epsilon-high 0.28 --max-sampling-rounds 10 --steps 150 --batch-size 128 \
       --num-generations 16 --mini-batch-size 32 --max-prompt-length 2048 --max-completion-length 8192 ;;
-    qwen2.5-0.5b) echo --model Qwen/Qwen2.5-0.5B-Instruct --train-data gsm8k --eval-data gsm8k --steps 100 \
+    qwen2.5-0.5b | qwen2.5-1.5b) echo --model "Qwen/Qwen2.5-${size%b}B-Instruct" --train-data gsm8k --eval-data gsm8k --steps 100 \
       --batch-size 64 --mini-batch-size 16 --max-prompt-length 512 --max-completion-length 512 \
       --eval-max-tokens 512 --eval-n 16 ;;
     laptop) echo --model $data/base --train-data $data/train.jsonl --task countdown --prompt-template raw --steps 500 \
@@ -86,7 +87,7 @@ set_up() {
 
 # ---- train -----------------------------------------------------------------------------------------------------------
 processes=1  # one for each GPU
-memory_flags=
+plan_flags=  # for memory and LoRA
 # Refuses bad input with one message, where each process would print its own. It has to know how many there will be.
 check() {
   LOCAL_WORLD_SIZE=$processes python -c "
@@ -97,17 +98,16 @@ cli.$1(sys.argv[1:], simko.Config)" train "${@:2}"
 }
 train() { torchrun --standalone --nproc_per_node "$processes" simko.py train "$@"; }
 
-# Sets recipe (where none was named), processes and memory_flags, and says what the recipe will take.
+# Sets recipe (where none was named), processes and plan_flags, and says what the recipe will take.
 choose() {
-  local plan gpus engine_memory
+  local plan gpus
   plan=$(python -m runtime.hardware plan ${recipe:+--recipe "$recipe"} $force "$@")
-  read -r recipe gpus engine_memory <<<"$plan"
+  read -r recipe gpus plan_flags <<<"$plan"
   tail -n +2 <<<"$plan"
   processes=$((gpus > 0 ? gpus : 1))
-  memory_flags=${engine_memory:+--gpu-memory-utilization $engine_memory}
 }
 train_recipe() {
-  set -- $(flags "$recipe") $memory_flags --output-dir "runs/$recipe" "$@"
+  set -- $(flags "$recipe") $plan_flags --output-dir "runs/$recipe" "$@"
   check prepare "$@"
   train "$@"
 }

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ENGINE_MEMORY = 0.6  # simko.py's default of --gpu-memory-utilization
@@ -37,6 +37,10 @@ class Recipe:
     responses: int       # a step, over all GPUs
     tokens: int          # the mean length of a response, which is a guess
     gated: bool = False  # whether its download needs a login
+    lora: bool = False   # whether it trains adapters, and not all weights
+
+    def title(self):
+        return f"{self.name} with LoRA" if self.lora else self.name
 
 
 RECIPES = (
@@ -51,11 +55,20 @@ RECIPES = (
            parameters=7.6, cards=8, steps=150, responses=2048, tokens=1500),
     Recipe("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k",
            parameters=0.5, cards=1, steps=100, responses=512, tokens=300),
+    Recipe("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "gsm8k",
+           parameters=1.5, cards=1, steps=100, responses=512, tokens=300),
 )
+
+# LoRA is not in the paper. docs/performance.md says where the rate is from.
+LORA_FLAGS = "--lora-rank 32 --learning-rate 1e-5"
 
 
 # ------------------------------------------------------------- the formula
-def memory_gb(parameters, cards):
+# Bytes a parameter, by whether LoRA trains the model.
+UPDATE_BYTES, ROLLOUT_BYTES = {False: 16, True: 2.5}, {False: 12, True: 2.5}
+
+
+def memory_gb(parameters, cards, lora=False):
     """An estimate of the GB that a run needs on each of its cards.
 
     parameters: billions. What must fit changes during a step:
@@ -69,20 +82,22 @@ def memory_gb(parameters, cards):
       in bfloat16 (2 bytes a parameter) and its cache of keys and values,
       for which `engine_memory` keeps it to what the trainer leaves.
 
-    16 P / g + 2 P + 12 is above both.
+    16 P / g + 2 P + 12 is above both. With LoRA the 16 bytes are 2.5. The
+    frozen weights take 2, in bfloat16. Adapters of rank 32 take 16 for each
+    of their parameters, which are 1 % of the model's at 7B, 3 % at 0.5B.
     """
-    return 16 * parameters / cards + 2 * parameters + 12
+    return UPDATE_BYTES[lora] * parameters / cards + 2 * parameters + 12
 
 
-def engine_memory(parameters, cards, card_gb):
+def engine_memory(parameters, cards, card_gb, lora=False):
     """The share of a card that the engine may take in the rollout: the
     default, or what the trainer leaves where that is less.
 
-    The trainer then holds 12 bytes a parameter, divided by the cards. CUDA,
-    NCCL and the captured graphs, which do not count as the engine's, and the
-    tensors that a sync gathers get 4 GB.
+    The trainer then holds 12 bytes a parameter (2.5 with LoRA), divided
+    by the cards. CUDA, NCCL and the captured graphs, which do not count as
+    the engine's, and the tensors that a sync gathers get 4 GB.
     """
-    free = card_gb - 12 * parameters / cards - 4
+    free = card_gb - ROLLOUT_BYTES[lora] * parameters / cards - 4
     return min(ENGINE_MEMORY, math.floor(100 * free / card_gb) / 100)
 
 
@@ -110,8 +125,8 @@ def arithmetic(recipe, cards):
     """The formula with its figures, for a message."""
     size = recipe.parameters
     where = "one GPU" if cards == 1 else f"each of {cards} GPUs"
-    return (f"about {memory_gb(size, cards):.0f} GB on {where} "
-            f"(16 x {size} / {cards} + 2 x {size} + 12)")
+    return (f"about {memory_gb(size, cards, recipe.lora):.0f} GB on {where} "
+            f"({UPDATE_BYTES[recipe.lora]} x {size} / {cards} + 2 x {size} + 12)")
 
 
 # ------------------------------------------------- what is in the machine
@@ -209,7 +224,7 @@ def fits(recipe, cards):
     """Whether the recipe fits these cards, of so many GB each."""
     if not cards:
         return False
-    return memory_gb(recipe.parameters, len(cards)) <= min(cards)
+    return memory_gb(recipe.parameters, len(cards), recipe.lora) <= min(cards)
 
 
 def largest(recipes):
@@ -217,28 +232,33 @@ def largest(recipes):
     return max(recipes, key=lambda recipe: recipe.parameters, default=None)
 
 
-def choose(cards, login):
+def choose(cards, login, lora=(False, True)):
     """The recipe to train where the user names none, and the reason for it.
 
-    cards: GB of each. login: whether gated models can be downloaded.
-    Returns (Recipe, or None for the laptop's; a sentence).
+    cards: GB of each. login: whether gated models can be downloaded. lora:
+    the values of Recipe.lora that the user allows. Returns (Recipe, or None for the laptop's; a sentence).
     """
     if not cards:
         return None, "The recipe is laptop, since PyTorch sees no GPU here."
-    fitting = [recipe for recipe in RECIPES if fits(recipe, cards)]
+    options = [replace(recipe, lora=x) for recipe in RECIPES for x in lora]
+    fitting = [recipe for recipe in options if fits(recipe, cards)]
     best = largest(fitting)
     chosen = largest(recipe for recipe in fitting
                      if login or not recipe.gated)
     if chosen is None:
-        smallest = min(RECIPES, key=lambda recipe: recipe.parameters)
+        smallest = min(options, key=lambda recipe: recipe.parameters)
         return None, (f"The recipe is laptop, since no other fits "
-                      f"{describe(cards)}: {smallest.name} needs "
+                      f"{describe(cards)}: {smallest.title()} needs "
                       f"{arithmetic(smallest, len(cards))}.")
-    reason = (f"The recipe is {chosen.name}, the largest that fits "
+    reason = (f"The recipe is {chosen.title()}, the largest that fits "
               f"{describe(cards)}")
     if chosen is not best:
-        reason += (f" and needs no login ({best.name} would fit after "
+        reason += (f" and needs no login ({best.title()} would fit after "
                    "`hf auth login`)")
+    full = largest(recipe for recipe in fitting
+                   if not recipe.lora and (login or not recipe.gated))
+    if chosen.lora and full:
+        reason += f"; the largest without LoRA (--lora-rank 0) is {full.name}"
     return chosen, reason + "."
 
 
@@ -257,11 +277,13 @@ def check_fit(recipe, cards):
     if fits(recipe, cards):
         return
     best = largest(other for other in RECIPES if fits(other, cards))
-    advice = (f"Choose {best.name if best else 'laptop'}, which fits, or add "
-              "--force to start it all the same")
+    advice = f"Choose {best.name if best else 'laptop'}, which fits"
+    if fits(replace(recipe, lora=True), cards):
+        advice += ", or --lora-rank 32, with which this one does"
+    advice += ", or add --force to start it all the same"
     needs = arithmetic(recipe, len(cards) or recipe.cards)
     here = describe(cards) if cards else "no GPU that can be used"
-    fail(f"{recipe.name} needs {needs}, and this machine has {here}. {advice}")
+    fail(f"{recipe.title()} needs {needs}, and this machine has {here}. {advice}")
 
 
 def check_compiler():
@@ -274,8 +296,8 @@ def check_compiler():
 
 def print_plan(recipe, reason, cards, model, force):
     """Prints two lines. The first is for train.sh: the recipe, the number of
-    GPUs and, where the default is too much, the engine's share of their
-    memory. The second tells the user what was chosen and what it will take.
+    GPUs and flags, for LoRA and, where the default is too much, for the
+    engine's share of their memory. The second tells the user what was chosen and what it will take.
 
     recipe: None is the laptop's. cards: GB of each. model: of --model, or
     None. Only the size of the recipe's own model is known.
@@ -291,8 +313,12 @@ def print_plan(recipe, reason, cards, model, force):
         check_compiler()
     share = ENGINE_MEMORY
     if known and fits(recipe, cards):
-        share = engine_memory(recipe.parameters, len(cards), min(cards))
-    print(recipe.name, len(cards), share if share < ENGINE_MEMORY else "")
+        share = engine_memory(recipe.parameters, len(cards), min(cards), recipe.lora)
+    flags = f"--gpu-memory-utilization {share}" if share < ENGINE_MEMORY else ""
+    if recipe.lora:
+        flags += f" {LORA_FLAGS}"
+        reason += f" LoRA is ours, not the paper's; it trains with {LORA_FLAGS}."
+    print(recipe.name, len(cards), flags)
     if not known:
         takes = f"The size of {model} is not known, so nothing is predicted."
     elif cards:
@@ -304,19 +330,21 @@ def print_plan(recipe, reason, cards, model, force):
 
 def print_list():
     """Prints the recipes with what they take on the GPUs meant for them."""
-    rows = [("recipe", "model", "data", "GB a GPU", "training"),
-            ("laptop", "172k-parameter Llama", "Countdown", "no GPU",
+    rows = [("recipe", "model", "data", "GB a GPU", "with LoRA", "training"),
+            ("laptop", "172k-parameter Llama", "Countdown", "no GPU", "no GPU",
              "minutes on 2 CPU cores")]
     for recipe in RECIPES:
         memory = memory_gb(recipe.parameters, recipe.cards)
         rows.append((recipe.name, recipe.model, recipe.train_data,
                      f"{memory:.0f} on {recipe.cards}",
+                     f"{memory_gb(recipe.parameters, 1, lora=True):.0f} on 1",
                      f"{hours(recipe, recipe.cards):.1f} hours"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         print("  ".join(cells).rstrip())
-    print("GB and hours are estimates for H100s; README.md has the formula.")
+    print("GB and hours (without LoRA) are estimates for H100s; README.md has "
+          f"the formula. LoRA is ours, not the paper's: {LORA_FLAGS}.")
 
 
 def main(arguments):
@@ -325,8 +353,10 @@ def main(arguments):
     parser.add_argument("--recipe", help="plan: the largest if left out")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--model", nargs="?", help="simko.py's flag")
+    parser.add_argument("--lora-rank", type=int, help="simko.py's flag")
     options, _ = parser.parse_known_args(arguments)  # simko.py has others
-    recipes = {recipe.name: recipe for recipe in RECIPES}
+    lora = bool(options.lora_rank)
+    recipes = {recipe.name: replace(recipe, lora=lora) for recipe in RECIPES}
     recipe = recipes.get(options.recipe)
     if options.command == "list":
         print_list()
@@ -336,9 +366,11 @@ def main(arguments):
             check_fit(recipe, nvidia_smi()[0])
     else:
         cards = pytorch_cards()
-        reason = f"The recipe is {options.recipe}."
         if recipe is None:
-            recipe, reason = choose(cards, logged_in())
+            allowed = (False, True) if options.lora_rank is None else (lora,)
+            recipe, reason = choose(cards, logged_in(), allowed)
+        else:
+            reason = f"The recipe is {recipe.title()}."
         print_plan(recipe, reason, cards, options.model, options.force)
 
 

@@ -3,6 +3,7 @@ something is missing.
 
     python -m pytest tests/test_hardware.py
 """
+import dataclasses
 import os
 import re
 import sys
@@ -17,41 +18,65 @@ from simko import Config
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {recipe.name: recipe for recipe in hardware.RECIPES}
 SMALL, MIDDLE, PAPER = "qwen2.5-0.5b", "llama3.2-3b", "qwen2.5-math-7b"
+MORE = "qwen2.5-1.5b"
 MEMORY = {7.6: {1: 148.8, 2: 88.0, 4: 57.6, 8: 42.4},
           3.2: {1: 69.6, 2: 44.0, 4: 31.2, 8: 24.8},
+          1.5: {1: 39.0, 2: 27.0, 4: 21.0, 8: 18.0},
           0.5: {1: 21.0, 2: 17.0, 4: 15.0, 8: 14.0}}  # GB, worked out by hand
-DEFAULT = {24: {1: SMALL, 2: SMALL, 4: SMALL, 8: SMALL},
-           40: {1: SMALL, 2: SMALL, 4: MIDDLE, 8: MIDDLE},
-           48: {1: SMALL, 2: MIDDLE, 4: MIDDLE, 8: PAPER},
-           80: {1: MIDDLE, 2: MIDDLE, 4: PAPER, 8: PAPER},
-           141: {1: MIDDLE, 2: PAPER, 4: PAPER, 8: PAPER}}
+LORA_MEMORY = {7.6: {1: 46.2, 2: 36.7, 4: 31.95, 8: 29.575},
+               3.2: {1: 26.4, 2: 22.4, 4: 20.4, 8: 19.4},
+               1.5: {1: 18.75, 2: 16.875, 4: 15.9375, 8: 15.46875},
+               0.5: {1: 14.25, 2: 13.625, 4: 13.3125, 8: 13.15625}}
+# The largest recipe with all weights, and the largest one with or without LoRA.
+FULL = {24: {1: SMALL, 2: SMALL, 4: MORE, 8: MORE},
+        40: {1: MORE, 2: MORE, 4: MIDDLE, 8: MIDDLE},
+        48: {1: MORE, 2: MIDDLE, 4: MIDDLE, 8: PAPER},
+        80: {1: MIDDLE, 2: MIDDLE, 4: PAPER, 8: PAPER},
+        141: {1: MIDDLE, 2: PAPER, 4: PAPER, 8: PAPER}}
+DEFAULT = {24: {1: MORE, 2: MIDDLE, 4: MIDDLE, 8: MIDDLE},
+           40: {1: MIDDLE, 2: PAPER, 4: PAPER, 8: PAPER},
+           48: {1: PAPER, 2: PAPER, 4: PAPER, 8: PAPER},
+           80: {1: PAPER, 2: PAPER, 4: PAPER, 8: PAPER},
+           141: {1: PAPER, 2: PAPER, 4: PAPER, 8: PAPER}}
 BOXES = [(card_gb, cards) for card_gb in DEFAULT for cards in (1, 2, 4, 8)]
+
+
+def adapted(name):
+    return dataclasses.replace(RECIPES[name], lora=True)
 
 
 @pytest.mark.parametrize("size", MEMORY)
 def test_memory_is_the_formula_of_the_readme(size):
     for cards, expected in MEMORY[size].items():
         assert hardware.memory_gb(size, cards) == pytest.approx(expected)
+    for cards, expected in LORA_MEMORY[size].items():
+        assert hardware.memory_gb(size, cards, lora=True) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("card_gb, cards", BOXES)
 def test_the_default_is_the_largest_recipe_that_fits(card_gb, cards):
     box = [card_gb] * cards
+    full, _ = hardware.choose(box, login=True, lora=[False])
+    assert full.name == FULL[card_gb][cards] and not full.lora
     chosen, reason = hardware.choose(box, login=True)
     assert chosen.name == DEFAULT[card_gb][cards]
-    assert chosen.name in reason and hardware.describe(box) in reason
-    for recipe in hardware.RECIPES:
-        fits = MEMORY[recipe.parameters][cards] <= card_gb
-        assert hardware.fits(recipe, box) == fits
-        assert recipe.parameters <= chosen.parameters or not fits
+    assert chosen.lora == (chosen.name != full.name)  # only where it must be
+    assert chosen.title() in reason and hardware.describe(box) in reason
+    assert (f"without LoRA (--lora-rank 0) is {full.name}" in reason) == chosen.lora
+    for lora, memory in ((False, MEMORY), (True, LORA_MEMORY)):
+        for recipe in hardware.RECIPES:
+            fits = memory[recipe.parameters][cards] <= card_gb
+            assert hardware.fits(dataclasses.replace(recipe, lora=lora), box) == fits
+            assert recipe.parameters <= chosen.parameters or not fits
 
 
 @pytest.mark.parametrize("card_gb, cards", BOXES)
 def test_the_default_needs_no_login_where_there_is_none(card_gb, cards):
     chosen, reason = hardware.choose([card_gb] * cards, login=False)
+    assert MIDDLE not in reason.partition("; the largest without LoRA")[2]
     if DEFAULT[card_gb][cards] == MIDDLE:
-        assert chosen.name == SMALL
-        assert f"{MIDDLE} would fit after `hf auth login`" in reason
+        assert chosen.name == MORE
+        assert f"{MIDDLE} with LoRA would fit after `hf auth login`" in reason
     else:
         assert chosen.name == DEFAULT[card_gb][cards]
         assert "login" not in reason
@@ -60,12 +85,12 @@ def test_the_default_needs_no_login_where_there_is_none(card_gb, cards):
 @pytest.mark.parametrize("card_gb, cards", BOXES)
 def test_engine_and_trainer_fit_beside_each_other_in_the_rollout(card_gb,
                                                                  cards):
-    for recipe in hardware.RECIPES:
+    for recipe in [*hardware.RECIPES, *map(adapted, RECIPES)]:
         size = recipe.parameters
         if not hardware.fits(recipe, [card_gb] * cards):
             continue
-        share = hardware.engine_memory(size, cards, card_gb)
-        trainer = 12 * size / cards
+        share = hardware.engine_memory(size, cards, card_gb, recipe.lora)
+        trainer = (2.5 if recipe.lora else 12) * size / cards
         assert share <= Config.gpu_memory_utilization
         assert share * card_gb + trainer <= card_gb - 4
         # The engine has room for its weights and 5 GB of cache at least.
@@ -94,8 +119,10 @@ def test_the_readme_shows_the_formula_s_figures():
         memory = hardware.memory_gb(recipe.parameters, recipe.cards)
         hours = hardware.hours(recipe, recipe.cards)
         seconds = 3600 * hours / recipe.steps
-        assert row.endswith(f"| {memory:.0f} on {recipe.cards} "
+        lora = hardware.memory_gb(recipe.parameters, 1, lora=True)
+        assert row.endswith(f"| {memory:.0f} on {recipe.cards} | {lora:.0f} on 1 "
                             f"| {hours:.1f} ({seconds:.0f}) |")
+    assert hardware.LORA_FLAGS in readme
 
 
 def test_the_list_has_every_recipe(capsys):
@@ -103,7 +130,8 @@ def test_the_list_has_every_recipe(capsys):
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines[1:-1]]
     assert names == ["laptop", *RECIPES]
-    assert "42 on 8" in lines[2] and "11.8 hours" in lines[2]
+    for part in ("42 on 8", "46 on 1", "11.8 hours"):
+        assert part in lines[2]
 
 
 def test_without_a_card_or_without_room_it_is_the_laptop_s():
@@ -112,17 +140,21 @@ def test_without_a_card_or_without_room_it_is_the_laptop_s():
     chosen, reason = hardware.choose([8.6], login=True)
     assert chosen is None
     assert "no other fits 1 GPU of 9 GB: qwen2.5-0.5b needs" in reason
+    chosen, reason = hardware.choose([8.6], login=True, lora=[True])
+    assert chosen is None and "qwen2.5-0.5b with LoRA needs about 14 GB" in reason
 
 
 def test_the_smallest_of_unequal_cards_decides():
     box = [84.9, 84.9, 25.3, 84.9]
-    assert hardware.choose(box, login=True)[0].name == SMALL
+    assert hardware.choose(box, login=True)[0].name == MIDDLE
+    assert hardware.choose(box, login=True, lora=[False])[0].name == MORE
     assert hardware.describe(box) == "4 GPUs of 25 GB"
 
 
 @pytest.mark.parametrize("name, box, words", [
     (PAPER, [25.3], ["about 149 GB on one GPU (16 x 7.6 / 1 + 2 x 7.6 + 12)",
                      "1 GPU of 25 GB", f"Choose {SMALL}, which fits"]),
+    (PAPER, [84.9], [f"Choose {MIDDLE}, which fits, or --lora-rank 32, with which"]),
     ("logic", [42.3] * 4, ["about 58 GB on each of 4 GPUs (16 x 7.6 / 4",
                            "4 GPUs of 42 GB", f"Choose {MIDDLE}"]),
     (SMALL, [], ["no GPU that can be used", "Choose laptop"])])
@@ -147,7 +179,13 @@ def test_what_a_plan_says(capsys):
     box = [84.9]
     hardware.print_plan(RECIPES[MIDDLE], "Why.", box, None, force=True)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.split() == [MIDDLE, "1", "0.5"]
+    assert first.split() == [MIDDLE, "1", "--gpu-memory-utilization", "0.5"]
+    hardware.print_plan(adapted(PAPER), "Why.", box, None, force=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == [PAPER, "1", *hardware.LORA_FLAGS.split()]
+    for part in ("LoRA is ours, not the paper's", hardware.LORA_FLAGS,
+                 "46 GB on one GPU (2.5 x 7.6 / 1 + 2 x 7.6 + 12)"):
+        assert part in second
 
 
 def test_nothing_is_predicted_for_a_model_of_another_size(capsys):

@@ -272,18 +272,45 @@ def test_a_driver_that_pytorch_cannot_use(box):
 
 
 @pytest.mark.parametrize("cards, name", [
-    ([24], "qwen2.5-0.5b"), ([80], "llama3.2-3b"),
+    ([40], "qwen2.5-1.5b"), ([80] * 4, "qwen2.5-math-7b"),
     ([80] * 8, "qwen2.5-math-7b")])
 def test_the_default_is_the_largest_that_fits(box, cards, name):
-    done = box.run("--method", "grpo", cards=cards)
+    done = box.run("--method", "grpo", "--lora-rank", "0", cards=cards)
     assert done.returncode == 0, done.stderr
     line, = done.stdout.splitlines()
     assert f"The recipe is {name}, the largest that fits" in line
     assert "By estimate" in line and "hours" in line
     processes, words = box.started()
-    assert processes == len(cards)
+    assert processes == len(cards) and value(words, "--learning-rate") is None
     assert value(words, "--output-dir") == f"runs/{name}"
     assert value(words, "--method") == "grpo"
+
+
+@pytest.mark.parametrize("gb, name, other", [
+    (24, "qwen2.5-1.5b", "qwen2.5-0.5b"), (80, "qwen2.5-math-7b", "llama3.2-3b")])
+def test_one_card_trains_with_lora_and_is_told_so(box, gb, name, other):
+    done = box.run(cards=[gb])
+    assert done.returncode == 0, done.stderr
+    line, = done.stdout.splitlines()
+    for part in (f"The recipe is {name} with LoRA", "LoRA is ours, not the paper's",
+                 f"without LoRA (--lora-rank 0) is {other}"):
+        assert part in line
+    _, words = box.started()
+    assert value(words, "--lora-rank") == "32"
+    assert value(words, "--learning-rate") == "1e-5"
+    _, cfg = cli.parse_config(["train", *words], Config)
+    assert cfg.lora_rank == 32 and cfg.model.lower().endswith(
+        ("math-7b", "1.5b-instruct"))
+
+
+def test_a_recipe_with_a_rank_of_one_s_own(box):
+    done = box.run("qwen2.5-math-7b", "--lora-rank", "8", cards=[80])
+    assert done.returncode == 0, done.stderr
+    _, words = box.started()
+    assert value(words, "--lora-rank") == "8"  # one's own comes last, and wins
+    assert value(words, "--learning-rate") == "1e-5"
+    assert "--lora-rank 32, with which this one does" in refused(
+        box.run("qwen2.5-math-7b", cards=[80]))
 
 
 def test_the_engine_takes_what_the_trainer_leaves(box):
