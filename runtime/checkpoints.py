@@ -38,6 +38,8 @@ TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 def checkpoint_state(trainer):
     model, optimizer = get_state_dict(trainer.policy, trainer.optimizer, options=TRAINED)
+    if trainer.cfg.lora_rank:  # PyTorch keeps a frozen head that is tied
+        model = {name: weight for name, weight in model.items() if ".lora_" in name}
     return {"model": model, "optimizer": optimizer}
 
 

@@ -1,11 +1,8 @@
 """LoRA: the adapters' gradients are those of a plain PEFT model, and what reaches the engine, the
 checkpoint and the export is the policy with its adapters. test_engines.py tries both engines."""
 import json
-from collections import Counter
-from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,10 +12,11 @@ from transformers import AutoModelForCausalLM
 
 import simko
 from runtime import cli
+from runtime.checkpoints import checkpoint_state
 from tests.conftest import (
     CPU, config, distance, load_samples, main, metrics, move, near, plain_logits, plain_model,
     quiet, short_recipe)
-from tests.test_trainer import gradient_of, naive_backward, weights_of
+from tests.test_trainer import naive_backward, weights_of
 
 RANK, ALPHA = 3, 12.0
 
@@ -161,6 +159,12 @@ def test_a_checkpoint_holds_adapters_and_optimizer_alone(runs, taught):
     assert len(moments) == 3 * len(weights)  # AdamW's two, and the number of steps
     size = sum(path.stat().st_size for path in folder.iterdir())
     assert size < (taught / "base/model.safetensors").stat().st_size
+
+
+def test_a_checkpoint_leaves_out_a_tied_head(base, group):
+    trainer = simko.Trainer(lora_config(base), CPU, torch.float32)
+    names = checkpoint_state(trainer)["model"]
+    assert len(names) == 2 * 7 * 2 and all(".lora_" in name for name in names)
 
 
 def test_the_exported_model_and_the_exported_adapter_agree(runs, taught):
