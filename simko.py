@@ -46,7 +46,7 @@ from runtime.log import Clock, Log, Progress
 from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, load_model, micro_batches, pack)
 from runtime.probe import check_log_probs
-from runtime.vllm_setup import compile_cache, prepare_vllm, repack_heads
+from runtime.vllm_setup import engine_files, prepare_vllm, repack_heads
 from verify import Verifier
 
 
@@ -269,7 +269,7 @@ class VLLMEngine:
     same order and draw from the same random stream."""
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
-        prepare_vllm()
+        prepare_vllm(cfg)
         from vllm import LLM
         self.on_gpu = device.type == "cuda"
         self.asleep = False
@@ -675,7 +675,8 @@ def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
     """Builds the engine that --rollout chooses."""
     arguments = cfg, stop_ids, device, dtype, load_format, max_tokens
     if cli.uses_vllm(cfg):
-        return VLLMEngine(*arguments)
+        with engine_files(cfg):
+            return VLLMEngine(*arguments)
     from runtime.hf_engine import HFEngine
     return HFEngine(*arguments)
 
@@ -698,8 +699,7 @@ def main(arguments):
         # On a GPU the engine starts first, and then steps aside.
         start = partial(make_engine, cfg, job.stop_ids, device, dtype,
                         "dummy" if training else "auto", job.max_tokens)
-        with compile_cache(cfg):
-            engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
+        engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
         stack.enter_context(closing(engine))
         if not training:
             run_eval(folder, engine=engine)

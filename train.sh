@@ -201,9 +201,6 @@ case $recipe in
     exec python -m pytest "$@" ;;
   laptop-study) exec python -m tools.study "$@" ;;
 esac
-export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, among themselves
-# On CPUs PyTorch warns of each process's NUMA node, which vLLM has chosen and nobody needs to change.
-[[ $extra == gpu ]] || export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 if [[ $help ]]; then exec python simko.py train --help; fi
 
 if [[ $recipe != laptop ]]; then choose "$@"; fi

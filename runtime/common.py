@@ -12,6 +12,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+# For ranks to find each other. Under torchrun they need not wait.
+MEETING_LIMIT = timedelta(minutes=15)
+# For ranks to answer each other: they wait for the slowest rollout,
+# and for rank 0 while it exports the model.
+ANSWER_LIMIT = timedelta(hours=2)
+
 
 def printable(text):
     """The text with control characters escaped.
@@ -81,28 +87,42 @@ def seed_everything(*key):
     torch.manual_seed(value)
 
 
+def meet():
+    """Waits for the ranks that another process has started. Returns the
+    store that they share, this one's rank, and how many there are."""
+    try:
+        return next(dist.rendezvous("env://", timeout=MEETING_LIMIT))
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        fail(f"rank {os.environ['RANK']}: not all of WORLD_SIZE="
+             f"{os.environ['WORLD_SIZE']} processes came to "
+             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
+             f"{MEETING_LIMIT.total_seconds():.0f} s. If nobody starts them, "
+             f"unset WORLD_SIZE. ({one_line(error)})")
+
+
 @contextmanager
 def process_group():
     """Sets up torch.distributed, under torchrun or for this process
     alone. Yields this rank's device, and cleans up in any case."""
-    rendezvous = {}
     if os.environ.get("WORLD_SIZE", "1") == "1":
         # Port 0: the store finds a free port itself, so that
         # no other process can take it in between.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        rendezvous = {"store": store, "rank": 0, "world_size": 1}
+        rank, world = 0, 1
         os.environ |= {
             "RANK": "0", "LOCAL_RANK": "0",
             "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    else:
+        store, rank, world = meet()
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    # Two hours: ranks wait for the slowest rollout,
-    # and for rank 0 while it exports the model.
-    dist.init_process_group(backend, timeout=timedelta(hours=2), **rendezvous)
+    store.set_timeout(ANSWER_LIMIT)
+    dist.init_process_group(
+        backend, timeout=ANSWER_LIMIT, store=store, rank=rank, world_size=world)
     try:
         yield device
     finally:

@@ -234,17 +234,21 @@ class GuardedEngine:
         GuardedEngine.asked = False
         self.abandonable = False   # whether a rollout may be left now
         self.stopped = False
+        # The engine's start may send stderr to a file.
+        self.screen = os.fdopen(os.dup(2), "w")
         timer = threading.Timer(START_LIMIT, self.hangs)
         timer.daemon = True
         timer.start()
         # This one works even if the interpreter is blocked.
-        faulthandler.dump_traceback_later(START_LIMIT + 60, exit=True, file=2)
+        faulthandler.dump_traceback_later(
+            START_LIMIT + 60, exit=True, file=self.screen)
         try:
             with phase("engine start"):
                 self.engine = start()
         finally:
             timer.cancel()
             faulthandler.cancel_dump_traceback_later()
+            self.screen.close()
         self.sleep = self.engine.sleep
         self.before = {
             number: signal.signal(number, self.ask)
@@ -254,8 +258,8 @@ class GuardedEngine:
     def hangs(self):
         print(f"simko.py: error: rank {self.rank}: the engine did not start "
               f"within {START_LIMIT} s.{last_lines()}\nWhere it stands:",
-              file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(2)
+              file=self.screen, flush=True)
+        faulthandler.dump_traceback(self.screen)
         os._exit(1)
 
     def ask(self, number, frame):
@@ -372,7 +376,11 @@ LAUNCH_NUMBERS = "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER
 
 def check_launch():
     """Refuses a half of torchrun's variables, as a cluster's job may leave
-    them behind. The run would wait for ranks that nobody has started."""
+    them behind. The run would wait for ranks that nobody has started.
+
+    If all are there but torchrun is not, another launcher may be at work,
+    or a job left them all behind. Only the other ranks can tell, so the
+    run says that it waits, and `process_group` gives up in time."""
     check_restart()
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
@@ -385,6 +393,11 @@ def check_launch():
         fail(f"WORLD_SIZE={world} is in the environment, which asks for "
              f"several processes, but no usable {', '.join(bad)}: start the "
              "run with torchrun, or unset WORLD_SIZE")
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        rank = os.environ["RANK"]
+        print(f"note: rank {rank} will wait for the other ranks, since "
+              f"WORLD_SIZE={world} is in the environment; if nobody starts "
+              "them, unset WORLD_SIZE", flush=True)
 
 
 def check_restart():

@@ -1,6 +1,5 @@
 """What vLLM needs to run inside the training process, beyond its public
 options: environment variables, its log, and a remedy for CPUs."""
-import importlib.util
 import logging
 import os
 import shutil
@@ -26,7 +25,7 @@ class Tail(logging.Handler):
 tail = Tail()
 
 
-def prepare_vllm():
+def prepare_vllm(cfg):
     """To be called before anything else imports vLLM."""
     os.environ.update(
         # The engine in this process, where its weights can be reached.
@@ -38,7 +37,7 @@ def prepare_vllm():
     # is in the first evaluation, and fails where there is no nvcc. vLLM's
     # own sampler needs no compiler.
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    keep_log()
+    keep_log(log_path(cfg))
     leave_classes_alone()
 
 
@@ -52,16 +51,44 @@ def leave_classes_alone():
 
 
 @contextmanager
-def compile_cache(cfg):
-    """Gives the engine that starts within it a cache of compiled code
-    that belongs to this run and rank alone.
+def engine_files(cfg):
+    """Gives the engine that starts within it a log and a cache of compiled
+    code in the run folder, which belong to this run and rank alone."""
+    with stderr_in(log_path(cfg)), compile_cache(cfg):
+        yield
 
-    A process that is killed while vLLM compiles leaves damaged files in
+
+def log_path(cfg):
+    return Path(cfg.output_dir, "vllm_log", f"rank_{os.environ['RANK']}.log")
+
+
+@contextmanager
+def stderr_in(path):
+    """Appends to a file what this process writes to stderr meanwhile.
+
+    While vLLM starts, libraries write harmless warnings and progress bars
+    there, some of them from C++. If the start fails, the error itself
+    still reaches the screen, since it is raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(screen, 2)
+        os.close(screen)
+
+
+@contextmanager
+def compile_cache(cfg):
+    """A process that is killed while vLLM compiles leaves damaged files in
     the cache, on which all later starts would fail. So a cache whose
     engine did not come to the end of its start is discarded.
     VLLM_CACHE_ROOT, if the user has set it, stays as it is."""
-    own = "VLLM_CACHE_ROOT" in os.environ
-    if own or cfg.rollout == "hf" or not importlib.util.find_spec("vllm"):
+    if "VLLM_CACHE_ROOT" in os.environ:
         yield
         return
     folder = Path(cfg.output_dir, "vllm_cache", f"rank_{os.environ['RANK']}")
@@ -76,10 +103,10 @@ def compile_cache(cfg):
     mark.unlink()
 
 
-def keep_log():
-    """Keeps the last lines that vLLM logs. The screen shows its errors,
-    or what VLLM_LOGGING_LEVEL says. A logging configuration of the
-    user's own stays as it is."""
+def keep_log(path):
+    """Keeps what vLLM logs in a file, and the last lines in memory. The
+    screen shows its errors, or what VLLM_LOGGING_LEVEL says. A logging
+    configuration of the user's own stays as it is."""
     if "VLLM_LOGGING_CONFIG_PATH" in os.environ:
         return
     # Otherwise each engine that starts installs vLLM's own handlers.
@@ -87,7 +114,8 @@ def keep_log():
     shown = logging.StreamHandler(sys.stdout)
     shown.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper())
     logger = logging.getLogger("vllm")
-    logger.handlers, logger.propagate = [shown, tail], False
+    file = logging.FileHandler(path)
+    logger.handlers, logger.propagate = [shown, tail, file], False
     logger.setLevel(min(shown.level, logging.INFO))
 
 

@@ -621,12 +621,13 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
 @pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
 def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
         monkeypatch, set_by_the_user, expected):
-    monkeypatch.setattr(vllm_setup, "keep_log", lambda: None)
+    monkeypatch.setattr(vllm_setup, "keep_log", lambda path: None)
     with mock.patch.dict(os.environ):
         os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+        os.environ["RANK"] = "0"
         if set_by_the_user:
             os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = set_by_the_user
-        vllm_setup.prepare_vllm()
+        vllm_setup.prepare_vllm(config("model"))
         assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
 
 
@@ -672,7 +673,6 @@ def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_whe
 def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
     monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(vllm_setup.importlib.util, "find_spec", lambda name: name)
     cfg = config("model", output_dir=str(tmp_path))
 
     def start(error=None):
@@ -696,27 +696,36 @@ def test_a_cache_of_the_users_own_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/their/cache")
     with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path))):
         assert os.environ["VLLM_CACHE_ROOT"] == "/their/cache"
-    monkeypatch.delenv("VLLM_CACHE_ROOT")
-    with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path), rollout="hf")):
-        assert "VLLM_CACHE_ROOT" not in os.environ
     assert not list(tmp_path.iterdir())
 
 
-def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
-    logger, shown = logging.getLogger("vllm"), vllm_setup.Tail()
+def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, capsys):
+    logger = logging.getLogger("vllm")
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
         monkeypatch.setenv(name, "ERROR")
         monkeypatch.delenv(name)
     monkeypatch.setattr(vllm_setup, "tail", vllm_setup.Tail())
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
-    monkeypatch.setattr(logging, "StreamHandler", lambda stream: shown)
-    vllm_setup.keep_log()
+    vllm_setup.keep_log(tmp_path / "rank_0.log")
     for i in range(40):
         logging.getLogger("vllm.engine").info("line %d", i)
     logger.error("broken")
     assert list(vllm_setup.tail.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
-    assert list(shown.lines) == ["broken\n"] and "line 39\nbroken" in vllm_setup.last_lines()
+    assert capsys.readouterr().out == "broken\n" and "line 39\nbroken" in vllm_setup.last_lines()
+    lines = (tmp_path / "rank_0.log").read_text().splitlines()
+    assert lines == [*(f"line {i}" for i in range(40)), "broken"]
+
+
+def test_what_libraries_print_while_the_engine_starts_goes_to_a_file(tmp_path, capfd):
+    """C++ code writes to the file descriptor, past sys.stderr, which pytest replaces."""
+    path = tmp_path / "vllm_log" / "rank_0.log"
+    with pytest.raises(ValueError), vllm_setup.stderr_in(path):
+        os.write(2, b"from C++\n")
+        raise ValueError
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "afterwards\n"
+    assert path.read_text().splitlines() == ["from C++"]
 
 
 # ---------------------------------------------------------------------------------- ranks and nodes
@@ -790,7 +799,7 @@ def faulty_rank(folder):
     if plan["faults"].get("0") in FAILURES:
         verifier = partial(BusyVerifier, folder)
     with (patch, mock.patch.object(simko, "Verifier", verifier),
-          mock.patch.object(common, "timedelta", lambda **_: timedelta(**limit))):
+          mock.patch.object(common, "ANSWER_LIMIT", timedelta(**limit))):
         record(simko.main)(plan["arguments"])
 
 def start_ranks(data, folder, faults, *commands, output_dir="run", more=()):
@@ -1041,6 +1050,23 @@ def test_variables_that_a_cluster_left_behind_are_refused(monkeypatch, left, nam
     with pytest.raises(SystemExit, match=named) as stop:
         simko.main(["train"])
     assert stop.value.code.isprintable() and "unset WORLD_SIZE" in stop.value.code
+
+
+def test_a_run_says_that_it_waits_for_ranks_and_for_how_long(monkeypatch, capsys):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a job")
+    faults.check_launch()
+    assert capsys.readouterr().out == ""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    faults.check_launch()
+    assert "rank 0 will wait for the other ranks" in capsys.readouterr().out
+    monkeypatch.setattr(common, "MEETING_LIMIT", timedelta(seconds=1))
+    with pytest.raises(SystemExit, match="not all of WORLD_SIZE=2 processes came"):
+        with common.process_group():
+            pass
 
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):

@@ -34,7 +34,6 @@ esac
 TORCHRUN = """
 echo "torchrun $*" >>"$BOX/log"
 echo "visible ${CUDA_VISIBLE_DEVICES-all}" >>"$BOX/log"
-echo "PyTorch logs ${TORCH_CPP_LOG_LEVEL-all}" >>"$BOX/log"
 """
 NVIDIA_SMI = """
 [ -n "$SMI_CARDS" ] || exit 9
@@ -228,16 +227,6 @@ def test_the_laptop_leaves_gpus_alone(box):
     assert processes == 1
     assert value(words, "--rollout") == "hf"
     assert "visible " in box.log()  # none
-
-
-def test_harmless_warnings_of_pytorch_are_hidden_on_cpus_alone(box):
-    box.run("laptop", TORCH_CPP_LOG_LEVEL="")
-    assert "PyTorch logs ERROR" in box.log()
-    box.run("laptop", TORCH_CPP_LOG_LEVEL="INFO")
-    assert "PyTorch logs INFO" in box.log()
-    (box.folder / "log").unlink()
-    box.run("qwen2.5-0.5b", cards=[80], TORCH_CPP_LOG_LEVEL="")
-    assert "PyTorch logs " in box.log()
 
 
 def test_the_laptop_names_its_folders(box):
