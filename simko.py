@@ -60,8 +60,7 @@ class ObjectiveConfig:
     K: int = setting(3, "candidates in Eq. 6, and Lambda^(k) in the log")
     q: float = setting(0.8, "entropy quantile: tau(q) of Eq. 3")
     lambda_top1: float = setting(1.1, "lambda, Sec. 4.3; Qwen2.5-7B: 1.05")
-    tau_scope: str = setting(
-        "response", "tokens behind tau(q): response (released code) or batch")
+    tau_scope: str = setting("response", "tau(q) is over a response (released code) or batch")
     epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
     epsilon_high: float = setting(0.2, "clip above 1; released logic recipe: 0.28")
     beta: float = setting(0.0, "weight of the KL penalty; 0 in all experiments")
@@ -520,6 +519,8 @@ class Trainer:
             (loss * self.world).backward()
             sums["loss"] += loss.detach()  # the log needs no gradient
             sums["gated_tokens"] += gate.sum()
+            sums["distinct_tokens"] += log.distinct_tokens(
+                topk_logp[gate], cfg.num_generations).sum()
             sums["clipped_tokens"] += clipped.sum()
             sums["approx_kl"] += approx_kl.sum()
             sums["tokens"] += lengths.sum()
@@ -691,8 +692,7 @@ def main(arguments):
         rank = dist.get_rank()
         dtype = cli.compute_dtype(cfg, device)
         progress = Progress(rank == 0 and sys.stderr.isatty())
-        if rank == 0:
-            cli.announce(job, dist.get_world_size(), device, dtype)
+        cli.announce(job, device, dtype)
         run_eval = partial(evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,
                            verifier=verifier, progress=progress)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import get_session, is_offline_mode
 from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
@@ -811,9 +812,11 @@ def prepare(arguments, Config):
     return job
 
 
-def announce(job, world, device, dtype):
-    """Says what is about to run, and on what."""
-    cfg = job.cfg
+def announce(job, device, dtype):
+    """Says, on rank 0, what is about to run, and on what."""
+    if dist.get_rank() > 0:
+        return
+    cfg, world = job.cfg, dist.get_world_size()
     for source, (problems, dropped) in job.sets.items():
         print(f"{source}: {len(problems)} problems; {dropped} longer than "
               f"{cfg.max_prompt_length} tokens dropped")

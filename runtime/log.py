@@ -129,6 +129,21 @@ def entropy_histogram(entropy):
     return torch.bincount(bins, minlength=41)
 
 
+def distinct_tokens(topk_logp, num_generations):
+    """How many different tokens num_generations samples hold at each
+    position in expectation.
+
+    Each token counts by its chance to be sampled at all, 1 - (1 - p)^G
+    (Prop. 3 of the paper's third version, arXiv 2510.14807v3). All tokens
+    below the top-K count as one, so the number is at most K + 1.
+    topk_logp: (T, K). Returns (T,)."""
+    # The detach leaves no gradient: only the log reads the result.
+    p = topk_logp.detach().double().exp()
+    rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
+    p = torch.cat([p, rest], -1)
+    return (1 - (1 - p) ** num_generations).sum(-1)
+
+
 def rollout_metrics(samples, num_generations):
     """Means over all that a step has sampled."""
     rewards = torch.tensor([s.reward for s in samples])
@@ -157,10 +172,13 @@ def policy_metrics(sums):
 
 
 def update_metrics(sums, updates):
-    """Means over the tokens that were trained on, or over updates."""
-    tokens = sums["tokens"] or 1
+    """Means over the tokens that were trained on, over the gated ones
+    among them, or over updates."""
+    tokens, gated = sums["tokens"] or 1, sums["gated_tokens"]
+    distinct = sums["distinct_tokens"] / gated if gated else math.nan
     return {
-        "gate_share": sums["gated_tokens"] / tokens,
+        "gate_share": gated / tokens,
+        "distinct_tokens": distinct,
         "clip_frac": sums["clipped_tokens"] / tokens,
         "approx_kl": sums["approx_kl"] / tokens,
         "loss": sums["loss"] / updates,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import simko
-from runtime import baselines
+from runtime import baselines, log
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet,
@@ -165,6 +165,36 @@ def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
 
 
 # --------------------------------------------------------------------------------- old log-probs
+def test_the_expected_number_of_distinct_tokens_is_that_of_many_draws():
+    """Of four tokens, the third and fourth count as one."""
+    pi = torch.tensor([[0.5, 0.3, 0.1, 0.1], [1, 0, 0, 0]])
+    expected = log.distinct_tokens(pi[:, :2].log(), num_generations=8)
+    torch.manual_seed(0)
+    draws = pi[0].multinomial(8 * 20_000, replacement=True).clamp(max=2).view(-1, 8)
+    counted = sum((draws == token).any(1).double().mean() for token in range(3))
+    near(expected.tolist(), [counted.item(), 1.0], 0.02)
+
+
+def test_distinct_tokens_are_a_mean_over_the_gated_tokens_that_were_trained_on(base, group):
+    cfg, samples = config(base, temperature=0.8), load_samples(base)
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
+    trainer.compute_old_logp(samples, quiet)
+    sums = trainer.update(samples, "simko", None, quiet)
+    row = log.update_metrics(sums, 1)
+
+    distinct, plain = [], plain_model(base)
+    for s in samples:
+        if s.advantage:
+            log_pi = (plain_logits(plain, s) / cfg.temperature).log_softmax(-1)
+            pi = log_pi.exp()
+            entropy = -(pi * log_pi).sum(-1)
+            top = pi[entropy > entropy.quantile(cfg.q)].sort(descending=True).values
+            parts = torch.cat([top[:, :3], top[:, 3:].sum(1, keepdim=True)], 1)
+            distinct += (1 - (1 - parts) ** cfg.num_generations).sum(1).tolist()
+    assert len(distinct) == sums["gated_tokens"]
+    near(row["distinct_tokens"], sum(distinct) / len(distinct), 1e-12)
+
+
 def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(base, group):
     """Responses without a gradient count as much as the others."""
     cfg, samples = config(base, temperature=0.8), load_samples(base)
