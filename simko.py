@@ -150,9 +150,9 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
     # lambda is in the ratio, so it acts before the clip.
     gamma_neg = torch.where(is_top1, lambda_top1 * gamma, gamma)  # Sec. 4.3
 
-    inside = torch.where(advantage > 0, gamma_pos, gamma)
-    inside = torch.where(advantage < 0, gamma_neg, inside)
-    return torch.where(gate, inside, gamma)                    # Eq. 3
+    # Eq. 3: correct responses, wrong ones, and gamma everywhere else.
+    gamma = torch.where(gate & (advantage > 0), gamma_pos, gamma)
+    return torch.where(gate & (advantage < 0), gamma_neg, gamma)
 
 
 def clipped_loss(gamma, advantage, epsilon, epsilon_high):
