@@ -316,7 +316,7 @@ def print_list():
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         print("  ".join(cells).rstrip())
-    print("GB and hours are estimates for H100s; README.md has the formula.")
+    print("GB and hours are estimates for H100s; docs/cost.md has the formula.")
 
 
 def main(arguments):

@@ -1,4 +1,5 @@
-"""The README's worked diffs: each is applied to a copy of the code, and a run uses what it adds."""
+"""The worked diffs of docs/forking.md: each is applied to a copy of the code, and a run uses
+what it adds."""
 import json
 import re
 import shutil
@@ -11,7 +12,8 @@ from tests.conftest import recipe, write_rows
 from tests.workers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DIFFS = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+PAGE = (ROOT / "docs" / "forking.md").read_text(encoding="utf-8")
+DIFFS = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
 
 
 def apply(diff, root):
@@ -33,6 +35,7 @@ def run(root, *arguments):
 def test_there_is_a_worked_diff_for_data_reward_and_method_each_under_15_lines():
     assert len(DIFFS) == 3
     assert all(sum(line[:1] in "+-" for line in diff.splitlines()) - 2 < 15 for diff in DIFFS)
+    assert DIFFS[1] in README
 
 
 def test_the_worked_diffs_apply_and_run(laptop, tmp_path):

@@ -87,10 +87,10 @@ def test_hours_scale_with_the_cards():
             assert hardware.hours(recipe, cards) == pytest.approx(one / cards)
 
 
-def test_the_readme_shows_the_formula_s_figures():
-    readme = (ROOT / "README.md").read_text()
+def test_the_docs_show_the_formula_s_figures():
+    page = (ROOT / "docs" / "cost.md").read_text()
     for recipe in hardware.RECIPES:
-        row = re.search(rf"^\| `{recipe.name}` \|.*$", readme, re.M).group()
+        row = re.search(rf"^\| `{recipe.name}` \|.*$", page, re.M).group()
         memory = hardware.memory_gb(recipe.parameters, recipe.cards)
         hours = hardware.hours(recipe, recipe.cards)
         seconds = 3600 * hours / recipe.steps

@@ -1,5 +1,8 @@
-"""The README's table from the paper to the code."""
+"""README.md and docs/: what they say of the code, and where their links lead."""
+import inspect
 import re
+
+import pytest
 
 import simko
 import verify
@@ -20,10 +23,49 @@ def lookup(name):
 
 def test_the_readmes_table_from_paper_to_code_names_what_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## Paper to code\n")[2].partition("\n## ")[0]
-    table = [line for line in section.splitlines() if line.startswith("|")][2:]
+    section = text.partition("| Paper | What | Code |\n")[2].partition("\n\n")[0]
+    table = section.splitlines()[1:]
     code = [row.strip().strip("|").split("|")[-1] for row in table]
     assert len(code) >= 5 and all("`" in cell for cell in code)
     for cell in code:
         for name in re.findall("`([^`]+)`", cell):
             assert lookup(name) is not None, f"README.md names {name}, which is nowhere"
+
+
+def without_comment(line):
+    return line.partition("#")[0].strip()
+
+
+def test_the_readmes_diff_from_grpo_to_simko_is_the_code():
+    """Its added lines are those of simko_ratio, in the same order."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    diff = text.partition("```diff\n")[2].partition("```")[0].splitlines()
+    added = [without_comment(line[1:]) for line in diff if line[0] == "+"]
+    source = inspect.getsource(simko.simko_ratio).partition('bit."""')[2]
+    code = [without_comment(line) for line in source.splitlines()]
+    first, *code = [line for line in code if line]
+    assert first == without_comment(diff[0])
+    # The function returns its last line.
+    assert added == [*code[:-1], code[-1].replace("return", "gamma =")]
+
+
+def anchors(path):
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_picture_of_a_page_exists(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
