@@ -1,12 +1,15 @@
 """README.md and docs/: what they say of the code, and where their links lead."""
+import dataclasses
 import inspect
 import re
+import runpy
+import sys
 
 import pytest
 
 import simko
 import verify
-from runtime import baselines, chunked
+from runtime import baselines, chunked, cli
 from tests.workers import ROOT
 
 
@@ -69,3 +72,54 @@ def test_every_link_and_picture_of_a_page_exists(page):
         target = page.parent / name if name else page
         assert target.exists(), f"{page.name} links to {link}"
         assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
+
+
+COMMAND = re.compile(
+    r"(?P<program>bash train\.sh|python -m tools\.(?P<tool>[a-z]\w*)|(?:python|torchrun [^`|\n]*) ?simko\.py"
+    r"|python verify\.py)(?P<words>(?:\\\n|[^`|\n#])*)")
+
+
+def commands():
+    """(page, program, tool or None, its words) of every command in README.md and docs/."""
+    for page in PAGES:
+        for match in COMMAND.finditer(page.read_text(encoding="utf-8")):
+            program = match["program"].split()[-1]
+            yield page.name, program, match["tool"], match["words"].replace("\\\n", " ").split()
+
+
+def help_of(program, tool, words, monkeypatch, capsys):
+    """What --help prints for a command."""
+    name = {"train.sh": "simko.py"}.get(program, program)
+    asked = ["train"] if program == "train.sh" else words[:1] if name == "simko.py" else []
+    if tool == "bench":
+        asked = [word for word in words[:1] if word[0] != "-"]
+    monkeypatch.setattr(sys, "argv", [name, *asked, "--help"])
+    with pytest.raises(SystemExit, match="^0$"):
+        if tool:
+            runpy.run_module(f"tools.{tool}", run_name="__main__")
+        elif name == "simko.py":
+            cli.parse_config([*asked, "--help"], simko.Config)
+        else:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_every_flag_of_a_command_in_the_docs_exists(monkeypatch, capsys):
+    known, seen = {}, 0
+    for page, program, tool, words in commands():
+        if words[:1] in (["laptop-study"], ["test"]) or not words:
+            assert words[1:] == [], page
+            continue
+        key = program, words[0] if program == "simko.py" or tool == "bench" else None
+        if key not in known:
+            shown = help_of(program, tool, words, monkeypatch, capsys)
+            known[key] = {*re.findall(r"--[a-z][\w-]*", shown), "--help"}
+            if program == "train.sh":
+                known[key] |= {"--list", "--force"}
+            if words[0] == "step":  # the other flags go to simko.py
+                known[key] |= {cli.flag(field.name) for field in dataclasses.fields(simko.Config)}
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= known[key], f"{page}: {program} has no {flags - known[key]}"
+        seen += 1
+    assert seen > 30
