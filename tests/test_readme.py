@@ -117,7 +117,7 @@ def test_every_flag_of_a_command_in_the_docs_exists(monkeypatch, capsys):
             known[key] = {*re.findall(r"--[a-z][\w-]*", shown), "--help"}
             if program == "train.sh":
                 known[key] |= {"--list", "--force"}
-            if words[0] == "step":  # the other flags go to simko.py
+            if words[0] == "step" or tool == "soak":  # other flags go to simko.py
                 known[key] |= {cli.flag(field.name) for field in dataclasses.fields(simko.Config)}
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert flags <= known[key], f"{page}: {program} has no {flags - known[key]}"
