@@ -1,5 +1,6 @@
 """Tests of the toy: its tree against enumeration, its update against gradients by hand, its rows and
 its tables against each other."""
+import functools
 import itertools
 import sys
 from collections import Counter
@@ -200,6 +201,15 @@ def test_the_rows_are_those_of_all_cells_and_can_be_made_again():
     tolerances = {"modes": 0.11, "accuracy": 0.002, "six": 1, "six_at_1": 1, "least": 1e-4}
     for name, tolerance in tolerances.items():
         assert made[name] == pytest.approx(kept[name], abs=tolerance), name
+
+
+def test_a_sweep_writes_the_rows_of_all_cells_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_sweep, "measure", functools.partial(toy.measure, seeds=2, steps=2))
+    toy_sweep.sweep(tmp_path / "rows.csv")
+    made, kept = (toy_sweep.read(path) for path in (tmp_path / "rows.csv", ROWS))
+    settings = [*Cell._fields, "family"]
+    pd.testing.assert_frame_equal(made[settings], kept[settings])
+    assert made.accuracy.between(0.05, 0.6).all()  # 6 / 64 at the start
 
 
 def test_what_is_measured(monkeypatch):
