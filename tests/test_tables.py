@@ -126,8 +126,8 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     names = list(by_set)
     assert [name for name in names if not name.startswith("paper")] == list(mean)
     # The paper has numbers at 1 and 256 only.
-    assert by_set["paper: SimKO, T = 0.2"]["aime24 @1 / @4"] == "31.9 / –"
-    places = [names.index(name) for name in ("X, T = 0.2", "paper: GRPO, T = 0.2", "Y, T = 0.6")]
+    assert by_set["paper v1: SimKO, T = 0.2"]["aime24 @1 / @4"] == "31.9 / –"
+    places = [names.index(name) for name in ("X, T = 0.2", "paper v1: GRPO, T = 0.2", "Y, T = 0.6")]
     assert places == sorted(places)
     assert ": T " not in printed  # nothing is wrong with temperatures that differ on purpose
     _, found = run(f"Y={y}")
@@ -181,24 +181,43 @@ def test_the_papers_rows_stand_where_they_apply(tmp_path, run):
     x, y, z = (tmp_path / name for name in "xyz")
     write(x, *(entry(name, [1, 200], 256) for name in SIX))
     printed, found = run(f"X={x}", "--paper", "qwen2.5-math-7b")
-    assert list(found[f"mean of {', '.join(SIX)}"]["paper: SimKO"].values()) == [
+    assert list(found[f"mean of {', '.join(SIX)}"]["paper v1: SimKO"].values()) == [
         "43.4", "50.7", "56.7", "61.4", "65.6", "69.4", "73.1", "76.7", "80.5"]
-    assert list(found[""]["paper: GRPO"].values()) == [
+    assert list(found[""]["paper v1: GRPO"].values()) == [
         "28.1 / 72.3", "11.5 / 52.1", "61.2 / 97.1", "76.6 / 96.2", "33.4 / 64.0", "39.1 / 74.7",
         "41.7 / 76.1"]
-    assert "The paper has no number" not in printed and len(found[""]) == 11
+    assert "The paper has no number" not in printed
+    rows = [name.partition(": ")[0] for name in found[""]]
+    assert rows == ["X"] + ["paper v1"] * 10 + ["paper v3"] * 6
+    assert found[""]["paper v3: CaSP, N = 2"] == {
+        **{f"{name} @1 / @256": "–" for name in SIX}, "average @1 / @256": "42.8 / 79.2"}
     write(y, *(entry(name, [1, 200], 256) for name in SIX[:2]))
     printed, found = run(f"Y={y}", "--paper", "qwen2.5-math-7b")
     assert list(found["mean of aime24, aime25"]) == ["Y"]
     assert "The paper has no number for these sets together" in printed
-    assert found[""]["paper: GRPO"]["average @1 / @256"] == "–"
+    assert found[""]["paper v1: GRPO"]["average @1 / @256"] == "–"
     write(z, *(entry(name, [1, 100], 128) for name in ("synlogic", "bbh")))
     _, found = run(f"Z={z}", "--paper", "logic")
-    assert list(found["bbh"]["paper: NSR"].values()) == [
+    assert list(found["bbh"]["paper v1: NSR"].values()) == [
         "26.1", "41.6", "59.3", "74.9", "85.3", "90.5", "92.7", "93.5"]
-    assert found[""]["paper: SimKO"] == {
+    assert found[""]["paper v1: SimKO"] == {
         "synlogic @1 / @128": "34.7 / 55.0", "bbh @1 / @128": "58.4 / 92.0",
         "average @1 / @128": "–"}
+    assert found[""]["paper v3: GRPO"] == {
+        "synlogic @1 / @128": "34.0 / 48.6", "bbh @1 / @128": "54.4 / 86.8",
+        "average @1 / @128": "–"}
+
+
+def test_a_model_of_the_third_version_alone_has_rows(tmp_path, run):
+    write(tmp_path / "x", *(entry(name, [1, 100], 128) for name in SIX))
+    printed, found = run(f"X={tmp_path / 'x'}", "--paper", "qwen2.5-32b")
+    assert found[f"mean of {', '.join(SIX)}"]["paper v3: GRPO"]["K=128"] == "71.6"
+    assert len(found[""]) == 6  # X and five rows of the paper
+    assert "NOT EVALUATED ALIKE" not in printed  # the settings on record are the first version's
+    write(tmp_path / "y", entry("livecodebench", [1, 8], 16))
+    _, found = run(f"Y={tmp_path / 'y'}", "--paper", "r1-distill-qwen-7b")
+    assert found["livecodebench"]["paper v3: CaSP"] == {
+        "K=1": "36.02", "K=2": "–", "K=4": "–", "K=8": "–", "K=16": "–"}
 
 
 # ---------------------------------------------------------------------------------------- folders
@@ -254,13 +273,13 @@ def test_an_unfinished_evaluation_is_not_passed_over_for_an_earlier_one(tmp_path
 
 
 # -------------------------------------------------------------------------------------- the paper
-PRINTED = tables.PAPER["tables"]
+PRINTED, LATER = tables.PAPER["tables"], tables.PAPER["tables_v3"]
 
 
-def paper_values(numbers):
+def paper_values(numbers, printed=PRINTED):
     """(table's number, model, method, its lists of numbers) of each row of these tables."""
     return [(number, model, method, values) for number in numbers
-            for model, methods in PRINTED[number]["rows"].items()
+            for model, methods in printed[number]["rows"].items()
             for method, values in methods.items()]
 
 
@@ -268,12 +287,13 @@ def test_the_papers_tables_are_whole():
     rows = {number: [len(methods) for methods in table["rows"].values()]
             for number, table in PRINTED.items()}
     assert rows == {"1": [10, 6, 6], "2": [6], "4": [10, 6, 6], "5": [15]}
-    for number, _, _, values in paper_values(PRINTED):
-        table = PRINTED[number]
-        assert len(values) == len(table["sets"])
-        for numbers in values:
-            assert len(numbers) == len(table["K"]) and numbers == sorted(numbers)
-            assert 0 < numbers[0] and numbers[-1] <= 100
+    for printed in (PRINTED, LATER):
+        for number, _, _, values in paper_values(printed, printed):
+            table = printed[number]
+            assert len(values) == len(table["sets"])
+            for numbers in values:
+                assert len(numbers) == len(table["K"]) and numbers == sorted(numbers)
+                assert 0 < numbers[0] and numbers[-1] <= 100
 
 
 def test_the_papers_tables_agree_with_each_other():
@@ -286,6 +306,9 @@ def test_the_papers_tables_agree_with_each_other():
     one, five = (PRINTED[number]["rows"]["qwen2.5-math-7b"] for number in "45")
     methods = "Base Model", "GRPO", "SimKO"
     assert [name for name in methods if five[f"{name}@T0.6"] == one[name]] == ["Base Model"]
+    # The third version calls SimKO CaSP; its N is the first version's K, which is 3.
+    casp = LATER["math"]["rows"]["qwen2.5-math-7b"]["CaSP, N = 3"][0]
+    assert casp == one["SimKO"][-1]
 
 
 def test_four_of_the_papers_averages_are_not_the_mean_of_their_row():

@@ -7,7 +7,8 @@ Tables 1, 2, 4 and 5.
 Each [LABEL=]FOLDER is that of an evaluation, or of a run, whose last
 evaluation counts. A mean over sets counts each set the same. ± is the
 standard error over problems, from 1000 bootstrap draws of the problems
-within each set.
+within each set. --paper adds the paper's rows, and says which of its
+versions each is from; the third one calls SimKO CaSP, and K N.
 """
 import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -22,6 +23,7 @@ from simko import pass_at_k
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
+AVERAGED = {*PAPER["tables"]["4"]["sets"]}  # the sets of math, and "average"
 SETTINGS = {
     "n": "n", "temperature": "T", "top_p": "top-p", "max_tokens": "max tokens",
     "problems": "problems", "prompt_template": "template"}
@@ -93,18 +95,25 @@ def load(arguments):
 
 def paper_rows(model, sweep):
     """The paper's rows for a model: those of Table 5 beside several
-    temperatures, if it has them, else those of Tables 1, 2 and 4."""
-    found = {}
-    for number in "5" if sweep and model in PAPER["tables"]["5"]["rows"] else "124":
-        table = PAPER["tables"][number]
-        for method, values in table["rows"].get(model, {}).items():
-            sets = found.setdefault(method, {})
-            for name, numbers in zip(table["sets"], values):
-                sets.setdefault(name, {}).update(zip(table["K"], numbers))
+    temperatures, if it has them, else those of Tables 1, 2 and 4 in its
+    first version, and then what its third version adds or revises."""
+    first, third = PAPER["tables"], PAPER["tables_v3"]
+    if sweep and model in first["5"]["rows"]:
+        versions = {"v1": [first["5"]]}
+    else:
+        versions = {"v1": [first[number] for number in "124"], "v3": third.values()}
     rows = []
-    for method, sets in found.items():
-        name, _, temperature = method.partition("@T")
-        rows.append(Row(f"paper: {name}", None, float(temperature) if temperature else None, sets))
+    for version, tables in versions.items():
+        found = {}
+        for table in tables:
+            for method, values in table["rows"].get(model, {}).items():
+                sets = found.setdefault(method, {})
+                for name, numbers in zip(table["sets"], values):
+                    sets.setdefault(name, {}).update(zip(table["K"], numbers))
+        for method, sets in found.items():
+            name, _, temperature = method.partition("@T")
+            temperature = float(temperature) if temperature else None
+            rows.append(Row(f"paper {version}: {name}", None, temperature, sets))
     return rows
 
 
@@ -128,7 +137,7 @@ def pass_rates(entries):
 def cells(row, names):
     """{K: text} of the mean over sets. It is empty if the row lacks one."""
     if row.folder is None:
-        is_average = {*names, "average"} == row.sets.keys()
+        is_average = {*names, "average"} == AVERAGED
         key = names[0] if len(names) == 1 else "average" if is_average else None
         return {k: str(number) for k, number in row.sets.get(key, {}).items()}
     if not row.sets.keys() >= {*names}:
@@ -176,7 +185,7 @@ def settings_table(rows, names):
 
 def differences(rows, names, paper):
     """A line for each thing in which evaluations of a set are not alike.
-    paper: whether the paper's settings count too."""
+    paper: whether the settings of the paper's first version count too."""
     lines = []
     temperatures = dict.fromkeys(row.temperature for row in rows)
     for name, temperature in ((name, t) for name in names for t in temperatures):
@@ -211,15 +220,17 @@ def main():
         prog="python -m tools.tables", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
-    models = dict.fromkeys(model for table in PAPER["tables"].values() for model in table["rows"])
-    parser.add_argument("--paper", choices=models, help="add the paper's rows for this model; "
+    first, third = ([model for table in PAPER[key].values() for model in table["rows"]]
+                    for key in ("tables", "tables_v3"))
+    parser.add_argument("--paper", choices=dict.fromkeys(first + third),
+                        help="add the paper's rows for this model, of its first version (v1) and third (v3); "
                         "logic adds every K for each set too, as in Table 2")
     options = parser.parse_args()
     rows = load(options.folders)
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     common = [name for name in names if all(name in row.sets for row in rows)]
     settings = settings_table(rows, names)
-    if lines := differences(rows, names, options.paper):
+    if lines := differences(rows, names, options.paper in first):
         print("\nNOT EVALUATED ALIKE, compare with care:\n")
         print(*(printable(f"- {line}") for line in lines), sep="\n")
     rows += paper_rows(options.paper, any(row.temperature is not None for row in rows))
