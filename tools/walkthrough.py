@@ -20,7 +20,8 @@ recipe with seed 0, 500 steps, learning rate 4e-4, lambda 1.5 and q 0.5:
     python simko.py train $flags --output-dir runs/GRPO --method grpo --eval-steps 500
     python simko.py train $flags --output-dir runs/SimKO-0.01 --alpha 0.01
     python simko.py train $flags --output-dir runs/SimKO-0.05 --alpha 0.05
-    python -m tools.walkthrough --measure runs/GRPO runs/SimKO-0.01 runs/SimKO-0.05
+    python simko.py train $flags --output-dir runs/SimKO-0.2 --alpha 0.2
+    python -m tools.walkthrough --measure runs/GRPO runs/SimKO-0.01 runs/SimKO-0.05 runs/SimKO-0.2
 """
 import contextlib
 import io
