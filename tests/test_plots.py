@@ -1,11 +1,14 @@
 """Tests of tools/plots.py: what the figures show is read back from them, and compared with plain
 computations on rows written here."""
+import base64
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -91,7 +94,7 @@ def call(tmp_path, monkeypatch, capsys):
         words = [*map(str, arguments), "-o", str(tmp_path / "figures")]
         monkeypatch.setattr(sys, "argv", ["plots.py", *words])
         plots.main()
-        printed = capsys.readouterr().out.strip().removeprefix("figures: ")
+        printed = capsys.readouterr().out.splitlines()[0].removeprefix("figures: ")
         paths = [Path(name) for name in printed.split(", ")]
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
         return [path.stem for path in paths]
@@ -433,6 +436,156 @@ def test_what_path_cannot_show(runs, index, change, message):
         change(runs["GRPO"])
     with pytest.raises(SystemExit, match=message):
         plots.read_path(runs, index)
+
+
+# ------------------------------------------------------------------------------------ walkthrough
+MEASURED = {
+    "vocabulary": list("wxyzab"), "first_token_log_pi": [math.log(p) for p in (0.2, 0.5, 0.25, 0.03, 0.01, 0.01)],
+    "response": ["x", "y", "<eos>"], "entropy": [0.9, 0.5, 0.1], "gate_q": 0.5,
+    "models": {"base": {"percentiles": {f"rank {k}": [i / 10 - 10 - k for i in range(101)] for k in (2, 3)}},
+               "SimKO": {"method": "simko", "alpha": 0.03, "K": 3,
+                         "percentiles": {f"rank {k}": [i / 20 - 5 - k for i in range(101)] for k in (2, 3)}}}}
+
+
+RANKED = 0.5, 0.25, 0.2, 0.03, 0.01, 0.01
+
+
+def heights(container):
+    return [bar.get_height() for bar in container]
+
+
+def test_the_walkthroughs_two_distributions_have_one_entropy():
+    left, right = plots.equal_entropy_figure(MEASURED).axes
+    assert heights(left.containers[0]) == pytest.approx(RANKED)
+    first, *others = heights(right.containers[0])
+    entropy = -sum(p * math.log(p) for p in RANKED)
+    assert first + 50 * others[0] == pytest.approx(1) and others == pytest.approx([others[0]] * 5)
+    assert -first * math.log(first) - 50 * others[0] * math.log(others[0]) == pytest.approx(entropy)
+    for axis, second in ((left, 0.25), (right, others[0])):
+        assert f"entropy {entropy:.3f}" in axis.get_title()
+        assert f"8 samples: {100 * (1 - (1 - second) ** 8):.0f} %" in axis.get_title()
+
+
+def one_step(push):
+    """pi of the three most probable candidates after a step, by rank."""
+    weights = [p * math.exp(g) for p, g in zip(RANKED, push)]
+    return pytest.approx([weight / sum(weights) for weight in weights[:3]])
+
+
+def test_the_walkthroughs_steps_follow_the_formulas():
+    gate, correct, wrong_1, wrong_3 = plots.one_step_figure(MEASURED).axes
+    assert [line.get_ydata()[0] for line in gate.lines] == [pytest.approx(0.74)]  # q = 0.8
+    assert [bar.get_hatch() for bar in gate.containers[0]] == ["", "////", "////"]
+
+    def push(rank, A, alpha, scale):
+        target = [(1 - alpha) * (k == rank) + (alpha / 3 if k < 3 else 0) for k in range(6)]
+        return [A * scale * (e - p) for e, p in zip(target, RANKED)]
+
+    for axis, rank, A, settings in (
+            (correct, 0, 1, ((0, 1), (0.01, 1), (0.3, 1))), (wrong_1, 0, -1, ((0, 1), (0, 1.1), (0, 1.5))),
+            (wrong_3, 2, -1, ((0, 1),))):
+        before, *after = axis.containers
+        assert heights(before) == pytest.approx(RANKED[:3])
+        assert [heights(bars) for bars in after] == [one_step(push(rank, A, *own)) for own in settings]
+        assert ticks(axis.get_xticklabels()) == ["x", "y", "w"]
+
+
+def test_the_floor_is_where_the_push_changes_its_sign():
+    pushes, *ranks = plots.floor_figure(MEASURED).axes
+    for label, alpha in (("GRPO", 0), ("SimKO, α = 0.01", 0.01), ("SimKO, α = 0.05", 0.05)):
+        x, y = lines(pushes)[label]
+        assert y == pytest.approx([alpha / 3 - p for p in x])
+    for k, axis in zip((2, 3), ranks):
+        for label, own in MEASURED["models"].items():
+            assert lines(axis)[label] == (own["percentiles"][f"rank {k}"], list(range(101)))
+        levels = [line.get_xdata() for line in axis.lines if list(line.get_ydata()) == [0, 1]]
+        assert levels == [pytest.approx([math.log(0.01)] * 2)]
+
+
+def test_the_walkthroughs_figures_need_its_measurements(tmp_path, call):
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps(MEASURED))
+    assert call("--walkthrough", path) == ["fig2_equal_entropy", "fig4_one_step", "floor"]
+    path.write_text("{")
+    with pytest.raises(SystemExit, match="measured.json cannot be read .*tools.walkthrough --measure"):
+        call("--walkthrough", path)
+
+
+# ----------------------------------------------------------------------------------------- report
+class Page(HTMLParser):
+    """The tables (lists of lists of texts), pictures and headings of an HTML page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.pictures, self.tags, self.words = [], [], [None], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "img":
+            self.pictures.append(dict(attributes)["src"])
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.tags[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data.strip()
+
+
+@pytest.fixture
+def reported(tmp_path, call, capsys):
+    """The page about two runs, one of which has a name that is HTML, and the names of its figures."""
+    for name, alpha in (("one", 0.05), ("two", 0.2)):
+        run = tmp_path / name
+        evaluation(run / "eval_000004", a=(4, [1, 2]))
+        rows = [row | {"seconds_rollout": 3.0, "seconds_update": 1.0} for row in metrics(4)]
+        write_rows(run / "metrics.jsonl", rows)
+        (run / "config.json").write_text(json.dumps({"alpha": alpha, "model": "<img src=x>", "steps": 4}))
+    names = call(f"one={tmp_path / 'one'}", f"<b>two</b>={tmp_path / 'two'}")
+    return Page((tmp_path / "figures" / "report.html").read_text()), names, tmp_path / "figures"
+
+
+def test_a_report_holds_the_figures_themselves(reported):
+    page, names, folder = reported
+    held = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.pictures]
+    assert len(names) == 4 and held == [(folder / f"{name}.png").read_bytes() for name in names]
+
+
+def test_a_report_says_what_was_measured_and_set(reported):
+    tables_ = reported[0].tables
+    assert tables_[0][0][1:] == ["K=1", "K=2", "K=4"]
+    assert [line[0] for line in tables_[0][1:]] == ["one", "<b>two</b>"]
+    assert tables_[0][1][1].startswith("37.5 ± ")  # 1 and 2 of 4 samples are right
+    seconds, changed, defaults, versions = tables_[2:]
+    assert seconds[1:4] == [
+        ["one", "rollout", "12.0", "3.00", "75 %"], ["one", "update", "4.0", "1.00", "25 %"],
+        ["one", "all 4 steps", "16.0", "4.00", ""]]
+    assert {line[0]: line[1:] for line in changed[1:]} == {
+        "alpha": ["0.05", "0.2"], "model": ["<img src=x>"] * 2, "steps": ["4"] * 2}
+    assert ["K", "3", "3"] in defaults and ["torch", torch.__version__] in versions
+    assert versions[1][0] == "commit"
+
+
+def test_a_report_loads_and_runs_nothing(reported):
+    page, _, folder = reported
+    text = (folder / "report.html").read_text()
+    assert not {"script", "link", "iframe", "b"} & {*page.tags}
+    assert page.tags.count("img") == 4  # those of the figures
+    assert not re.search(r"https?:|url\(", text) and "default-src 'none'" in text
+
+
+def test_a_report_warns_of_evaluations_that_are_not_alike(tmp_path, call):
+    evaluation(tmp_path / "x", a=(4, [1, 2]))
+    evaluation(tmp_path / "y", a=(8, [1, 2]))
+    assert call(f"x={tmp_path / 'x'}", f"y={tmp_path / 'y'}") == ["fig1_pass_at_k"]
+    page = Page((tmp_path / "figures" / "report.html").read_text())
+    assert "a: n 4 (x), 8 (y)" in page.words
+    assert not any(word in page.words for word in ("Time", "Settings"))  # these are no runs
 
 
 # --------------------------------------------------------------------------------- follow, errors

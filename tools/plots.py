@@ -4,6 +4,7 @@ named for the paper's figures that they answer to.
     python -m tools.plots [LABEL=]FOLDER ... -o DIR
     python -m tools.plots [LABEL=]RUN ... --path 3 -o DIR
     python -m tools.plots --study docs/laptop -o DIR
+    python -m tools.plots --walkthrough docs/walkthrough.json -o DIR
     python -m tools.plots --follow RUN
 
 A FOLDER is that of an evaluation, or of a run with its last evaluation.
@@ -11,6 +12,8 @@ fig1_pass_at_k   pass@K against K, with the bootstrap's standard error
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) along training
 fig6_entropy     entropies of the tokens at the end of training
+DIR/report.html has them all in one page that can be sent to somebody, with
+pass@K, settings, versions and the seconds of each phase.
 
 --path INDEX draws path_INDEX: the top candidates at each token of one
 response, model by model. --follow RUN shows a chart in the terminal while
@@ -21,7 +24,11 @@ fig3_5_shared    dynamics of GRPO and SimKO at one learning rate
 frontier         pass@K against pass@1 along training
 fig7_ablation    one setting of SimKO changed at a time
 These show mean ± standard error over the seeds that all runs of a figure
-have.
+have. --walkthrough draws the figures of docs/walkthrough.md, from what
+tools.walkthrough measured:
+fig2_equal_entropy  two distributions of one entropy
+fig4_one_step       the gate, and one step on a correct and a wrong response
+floor               when Eq. 6 pushes a candidate up, and where it ends
 """
 import dataclasses
 import json
@@ -43,8 +50,8 @@ from runtime.cli import check_log, set_name
 from runtime.common import fail, one_line, printable
 from runtime.data import load_problems, read_jsonl
 from runtime.prompts import encode_prompts
-from simko import Config
-from tools import tables
+from simko import Config, entropy_threshold, simko_ratio
+from tools import report, tables
 from tools.study import ABLATION_STEPS, NAMES, SHARED, SWEEPS, comparisons, pass_rates, read, run_name
 
 matplotlib.use("Agg")
@@ -425,6 +432,130 @@ def path_figure(title, response, found, word, most=24):
     return figure
 
 
+# ------------------------------------------------------------ walkthrough
+def push(z, y, advantage, alpha=0.0, lambda_top1=1.0, K=3):
+    """The gradient of A times the ratio of Eq. 3 with respect to the
+    logits z, (V,), at gamma = 1 and inside the gate."""
+    z = z.clone().requires_grad_()
+    log_pi = z.log_softmax(-1)
+    ratio = simko_ratio(
+        logp=log_pi[y], old_logp=log_pi[y].detach(), topk_logp=log_pi.topk(K).values,
+        is_top1=z.argmax() == y, advantage=torch.tensor(float(advantage)),
+        gate=torch.tensor(True), alpha=alpha, lambda_top1=lambda_top1)
+    return torch.autograd.grad(advantage * ratio, z)[0]
+
+
+def peaked(entropy, others=50):
+    """Probabilities (1 + others,) with the given entropy: one candidate
+    dominates, and the others are equal."""
+    low, high = 1 / (1 + others), 1.0
+    for _ in range(100):  # the entropy falls as the first candidate grows
+        first = (low + high) / 2
+        p = torch.tensor([first] + [(1 - first) / others] * others, dtype=torch.float64)
+        low, high = (first, high) if -(p * p.log()).sum() > entropy else (low, first)
+    return p
+
+
+def equal_entropy_figure(measured):
+    """The first token beside a constructed distribution of its entropy."""
+    log_pi = torch.tensor(measured["first_token_log_pi"], dtype=torch.float64).log_softmax(-1)
+    pi, ids = log_pi.exp().sort(descending=True)
+    entropy = -(pi * pi.log()).sum()
+    figure, ((left, right),) = grid(1, 2, 3.8, 3.2, sharey=True)
+    words = [measured["vocabulary"][i] for i in ids[:6]]
+    shown = {"the first token of the response": (left, pi, words),
+             "constructed": (right, peaked(entropy), [f"rank {k}" for k in range(1, 7)])}
+    for title, (axis, p, names) in shown.items():
+        bars = axis.bar(range(6), p[:6].tolist(), color=STYLES[2][0])
+        axis.bar_label(bars, [f"{value:.3f}" for value in p[:6]], fontsize=7)
+        axis.set_xticks(range(6), names, fontsize=8)
+        seen = 1 - (1 - p[1]) ** 8
+        axis.set_title(f"{title}\nentropy {-(p * p.log()).sum():.3f} nats, "
+                       rf"$\log\pi^{{(2)}}$ = {p[1].log():.2f}" + f"\nrank 2 is in 8 samples: {100 * seen:.0f} %",
+                       fontsize=9)
+    left.set_ylabel(r"$\pi$")
+    return figure
+
+
+def one_step_figure(measured):
+    """The gate over a response, and one step on its first token."""
+    z = torch.tensor(measured["first_token_log_pi"], dtype=torch.float64)
+    best = z.topk(3).indices.tolist()
+    words = [measured["vocabulary"][i] for i in best]
+    figure, ((gate, correct), (wrong_1, wrong_3)) = grid(2, 2, 4.6, 3.2)
+
+    entropies = torch.tensor(measured["entropy"], dtype=torch.float64)
+    tau = entropy_threshold(entropies, torch.tensor([len(entropies)]), Config.q)
+    bars = gate.bar(range(len(entropies)), entropies.tolist())
+    for bar, inside in zip(bars, entropies > tau):
+        colour, hatch = (STYLES[2][0], "") if inside else (STYLES[0][0], "////")
+        bar.set(facecolor=colour, hatch=hatch, edgecolor="white")
+    gate.axhline(tau[0], color="black", linestyle="--", linewidth=1)
+    gate.annotate(f"τ({Config.q:g})", (len(entropies) - 0.5, tau[0]), (0, 3), textcoords="offset points", ha="right")
+    gate.set_xticks(range(len(entropies)), measured["response"], fontsize=8)
+    gate.set(title="SimKO changes the tokens above τ", ylabel="entropy, nats")
+
+    def panel(axis, y, advantage, title, settings):
+        results = {"before": z.softmax(-1)}
+        for label, own in settings.items():
+            results[label] = (z + push(z, y, advantage, **own)).softmax(-1)
+        hatches = "", "////", "....", "xx"
+        for place, (label, p) in enumerate(results.items()):
+            x = np.arange(3) + (place - (len(results) - 1) / 2) * 0.8 / len(results)
+            colour = (STYLES[0], STYLES[1], STYLES[5], STYLES[2])[place][0]
+            axis.bar(x, p[best].tolist(), 0.8 / len(results), color=colour, hatch=hatches[place], edgecolor="white", label=label)
+        axis.set_xticks(range(3), words)
+        axis.set(title=title, ylabel=r"$\pi$")
+        axis.legend(fontsize=7)
+
+    panel(correct, best[0], 1, f"a correct response took {words[0]}",
+          {"GRPO": {}, "SimKO, α = 0.01": {"alpha": 0.01}, "SimKO, α = 0.3": {"alpha": 0.3}})
+    panel(wrong_1, best[0], -1, f"a wrong response took {words[0]}",
+          {"GRPO": {}, "SimKO, λ = 1.1": {"lambda_top1": 1.1}, "SimKO, λ = 1.5": {"lambda_top1": 1.5}})
+    panel(wrong_3, best[2], -1, f"a wrong response took {words[2]}", {"GRPO and SimKO": {}})
+    return figure
+
+
+def floor_figure(measured):
+    """The push on a candidate that was not sampled, and the distribution
+    of the candidates of rank 2 and 3 at the gated tokens of models."""
+    figure, ((axis, *panels),) = grid(1, 3, 4.4, 3.8)
+    grid_of_p = np.geomspace(2e-4, 0.2, 60)
+    pushes = {"GRPO": (0.0, STYLES[1]), "SimKO, α = 0.01": (0.01, STYLES[2]), "SimKO, α = 0.05": (0.05, STYLES[3])}
+    for label, (alpha, (colour, line, _)) in pushes.items():
+        found = []
+        for p in grid_of_p:
+            z = torch.tensor([0.7 * (1 - p), 0.3 * (1 - p), p], dtype=torch.float64).log()
+            found.append(push(z, 0, 1, alpha)[2].item())
+        axis.plot(grid_of_p, found, color=colour, linestyle=line, label=label)
+        if alpha:
+            axis.axvline(alpha / 3, color=colour, linestyle=line, linewidth=0.8)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_yscale("symlog", linthresh=1e-3)  # it is linear around 0
+    axis.set(xscale="log", xlabel=r"$\pi_k$ of a candidate that was not sampled", ylabel="push on its logit",
+             title="a correct response, K = 3\nvertical lines: α/K")
+    axis.legend(fontsize=8)
+    for rank, panel in zip((2, 3), panels):
+        for (label, own), (colour, line, _) in zip(measured["models"].items(), STYLES):
+            panel.plot(own["percentiles"][f"rank {rank}"], range(101), color=colour, linestyle=line, label=label)
+            if alpha := own.get("alpha") if own.get("method") == "simko" else None:
+                panel.axvline(math.log(alpha / own["K"]), color=colour, linestyle=line, linewidth=0.8)
+        panel.set(xlabel=rf"$\log\pi^{{({rank})}}$", xlim=(-14, 0), ylabel="gated tokens below, %",
+                  title=f"rank {rank} at gated tokens, q = {measured['gate_q']:g}\nvertical lines: log α/K of each run")
+        panel.legend(fontsize=7)
+    return figure
+
+
+def walkthrough_figures(path):
+    """{name: figure} of docs/walkthrough.md."""
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fail(f"{path} cannot be read ({error}): python -m tools.walkthrough --measure RUN ... writes it")
+    return {"fig2_equal_entropy": equal_entropy_figure(measured),
+            "fig4_one_step": one_step_figure(measured), "floor": floor_figure(measured)}
+
+
 # ----------------------------------------------------------------- follow
 def chart(log, steps, width):
     """A line of bars for each of four columns. Each of the `width` bars is
@@ -465,13 +596,15 @@ def main():
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the figures go")
     parser.add_argument("--study", type=Path, metavar="DIR", help="the folder of tools.study's rows")
     parser.add_argument("--path", type=int, metavar="INDEX", help="a problem's place in the runs' first set, from 0")
+    parser.add_argument("--walkthrough", type=Path, metavar="FILE", help="what tools.walkthrough measured")
     parser.add_argument("--follow", type=Path, metavar="RUN", help="the folder of a run")
     options = parser.parse_args()
     if options.follow:
         return follow(options.follow)
-    wanted = options.folders or options.study and options.path is None
+    wanted = options.folders or (options.study or options.walkthrough) and options.path is None
     if not options.output or not wanted:
-        parser.error("name folders (with --path: of runs) or --study, and -o for the figures; or --follow a run")
+        parser.error("name folders (with --path: of runs), --study or --walkthrough, and -o for the figures; "
+                     "or --follow a run")
     rows = tables.load(options.folders)
     folders = {row.label: row.folder for row in rows}
     if len(folders) > len(STYLES):
@@ -492,14 +625,23 @@ def main():
         figures["fig6_entropy"] = entropy_figure(logs, styles)
     if options.study:
         figures |= study_figures(options.study)
+    if options.walkthrough:
+        figures |= walkthrough_figures(options.walkthrough)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(options.output / f"{name}.png")
             plt.close(figure)
+        if rows:
+            settings = {label: run_settings(folder) for label, folder in folders.items()
+                        if (folder / "config.json").is_file()}
+            pictures = {name: (options.output / f"{name}.png").read_bytes() for name in figures}
+            report.write(options.output / "report.html", rows, logs, settings, pictures)
     except OSError as error:
         fail(f"-o {options.output} cannot be written ({error.strerror}): name another folder")
     print("figures: " + ", ".join(f"{options.output / name}.png" for name in figures))
+    if rows:
+        print(f"report: {options.output / 'report.html'}")
 
 
 if __name__ == "__main__":
