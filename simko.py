@@ -63,7 +63,7 @@ class ObjectiveConfig:
     tau_scope: str = setting("response", "tau(q) is over a response (released code) or batch")
     epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
     epsilon_high: float = setting(0.2, "clip above 1; released logic recipe: 0.28")
-    beta: float = setting(0.0, "weight of the KL penalty; 0 in all experiments")
+    beta: float = setting(0.0, "weight of the KL penalty")
     loss_type: str = setting(
         "grpo", "grpo: mean over each response, then over responses (Sec. 2); "
         "dapo: mean over all tokens (released code)")
@@ -128,7 +128,7 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
 
     logp: log pi_theta(y|s) of the sampled token y, (...,).
     old_logp: log pi_old(y|s), by the policy that sampled it, (...,). The
-        paper prints pi_ref here; every implementation uses pi_old.
+        paper prints pi_ref here; the released code has pi_old.
     topk_logp: log pi_theta of its own top-K candidates, (..., K).
     is_top1: whether y is the rank-1 candidate, bool (...,).
     advantage: A of y's response, (...,).
@@ -140,12 +140,12 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
 
     # Eq. 6 has sg(gamma / gamma_k) gamma_k with gamma_k = pi_k / pi_old,k.
     # That equals sg(gamma) pi_k / sg(pi_k): the old policy's probability
-    # of a candidate cancels and is never computed.
+    # of a candidate cancels.
     # This detach makes the value 1 and leaves the gradient of log pi_k.
     ratio_k = (topk_logp - topk_logp.detach()).exp()
     # This one makes gamma a weight: only the candidates get a gradient.
     shared = gamma.detach() * ratio_k.mean(-1)
-    gamma_pos = gamma + alpha * (shared - gamma)               # Eq. 6
+    gamma_pos = gamma + alpha * (shared - gamma)  # Eq. 6, and its value is gamma's
 
     # lambda is in the ratio, so it acts before the clip.
     gamma_neg = torch.where(is_top1, lambda_top1 * gamma, gamma)  # Sec. 4.3
@@ -179,7 +179,7 @@ def group_advantage(rewards, num_generations):
 
 
 def entropy_threshold(entropy, lengths, q):
-    """tau(q) of Sec. 4.1 within each response, for each of its tokens.
+    """tau(q) of Sec. 5.1 within each response, for each of its tokens.
 
     The gate of Eq. 3 is open strictly above it: `entropy > tau`.
     entropy: (T,) in nats, one response after another.
@@ -514,7 +514,7 @@ class Trainer:
             # detach leaves no gradient: only the log reads it.
             approx_kl = kl_penalty(old_logp, logp.detach())
             finite.append((batch, (loss + approx_kl).isfinite()))
-            loss = loss.sum() / denominator                          # 1 / G
+            loss = loss.sum() / denominator        # 1 / G, or 1 / tokens
             # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
             sums["loss"] += loss.detach()  # the log needs no gradient
