@@ -103,7 +103,7 @@ def test_memory_is_limited(tmp_path):
 def test_a_worker_that_cannot_start_is_named(tmp_path):
     with pool_of("return True", tmp_path) as pool:
         Path(pool.program).write_text("import nothing_of_this_name")
-        with pytest.raises(RuntimeError, match="did not start; this says why: .*program.py"):
+        with pytest.raises(RuntimeError, match="did not start; to see why, run: .*program.py"):
             pool.score(["a"], ["x"], "pairs")
 
 
