@@ -213,6 +213,7 @@ def same_chain(one, other):
 
 
 def scaled(one, other):
+    """Compares 2x > 10 with x > 5, for example."""
     (terms, signs), (other_terms, _) = one, other
     pair = formula.difference(*terms), formula.difference(*other_terms)
     if formula.proportional(*pair, positive=signs != ["≠"]):

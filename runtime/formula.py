@@ -106,6 +106,7 @@ class Reader:
         return found
 
     def sum(self):
+        """Reads products that + or - connect."""
         total = None
         while total is None or self.peek() in ("+", "-"):
             negative = not self.skip("+") and self.skip("-")
@@ -116,6 +117,7 @@ class Reader:
         return total
 
     def product(self):
+        """Reads factors that *, / or nothing connects."""
         product = self.mixed_number() or self.factor()
         while True:
             if self.skip("*"):
@@ -140,6 +142,7 @@ class Reader:
         return None
 
     def starts_factor(self, after):
+        """Returns whether the next token starts another factor of a product."""
         token = self.peek()
         if token == "|":
             return not self.in_bars
@@ -149,6 +152,7 @@ class Reader:
             token[:1] == "\\" and token not in (r"\rfloor", r"\rceil"))
 
     def factor(self):
+        """Reads an atom with its powers, factorials and degree signs."""
         if self.skip("-"):
             return ("*", MINUS_ONE, self.factor())
         value = self.atom()
@@ -346,6 +350,7 @@ def natural(number):
 
 
 def bits(number):
+    """Returns the bit length of a fraction, the larger one of its two parts."""
     return max(x.bit_length() for x in number.as_integer_ratio())
 
 
@@ -466,6 +471,7 @@ def fraction_of(tree):
 
 
 def call(name, values, real):
+    """Returns the value of a function. Raises ArithmeticError at a pole."""
     if name.endswith("()"):  # an unknown function f(x) is a new letter for each x
         seed = ", ".join(mp.nstr(value, 300) for value in values)
         return letter(f"{name} of {seed}", 2, real)

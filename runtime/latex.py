@@ -84,6 +84,7 @@ def bare_box(text):
 
 
 def after_phrase(response):
+    """Returns what follows the last "answer is" in its sentence, or None."""
     before, *said = re.split("(?i)answer is|答案是", response)
     if not said:
         return None

@@ -86,6 +86,7 @@ def text(response, answer, phrase):
 
 
 def plain(text):
+    """Returns the text without markup, quotes, extra spaces and upper case."""
     text = re.sub("[，、]", ",", text)
     text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", text)
     text = re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split()))

@@ -51,6 +51,7 @@ def parts(text):
 
 
 def matrix_rows(factor, inner):
+    """Splits a matrix into rows, and multiplies its cells by the factor before it."""
     rows = split(inner, "¶")
     if not factor.strip():
         return rows
@@ -236,6 +237,8 @@ def real_set(text):
 
 
 def union(sets):
+    """Joins sets as `real_set` returns them. Returns None if one of them is None or
+    their variables differ."""
     if None in sets:
         return None
     names = {bare(name) for name, _ in sets if name}
