@@ -1,5 +1,5 @@
-"""Which recipe fits which cards, what it takes there, and what is said where
-something is missing.
+"""Tests of which recipe fits which GPUs, of its settings there, and of the
+messages when something is missing.
 
     python -m pytest tests/test_hardware.py
 """
@@ -19,7 +19,7 @@ RECIPES = {recipe.name: recipe for recipe in hardware.RECIPES}
 SMALL, MIDDLE, PAPER = "qwen2.5-0.5b", "llama3.2-3b", "qwen2.5-math-7b"
 MEMORY = {7.6: {1: 148.8, 2: 88.0, 4: 57.6, 8: 42.4},
           3.2: {1: 69.6, 2: 44.0, 4: 31.2, 8: 24.8},
-          0.5: {1: 21.0, 2: 17.0, 4: 15.0, 8: 14.0}}  # GB, worked out by hand
+          0.5: {1: 21.0, 2: 17.0, 4: 15.0, 8: 14.0}}  # GB, computed by hand
 DEFAULT = {24: {1: SMALL, 2: SMALL, 4: SMALL, 8: SMALL},
            40: {1: SMALL, 2: SMALL, 4: MIDDLE, 8: MIDDLE},
            48: {1: SMALL, 2: MIDDLE, 4: MIDDLE, 8: PAPER},
@@ -68,13 +68,13 @@ def test_engine_and_trainer_fit_beside_each_other_in_the_rollout(card_gb,
         trainer = 12 * size / cards
         assert share <= Config.gpu_memory_utilization
         assert share * card_gb + trainer <= card_gb - 4
-        # The engine has room for its weights and 5 GB of cache at least.
+        # The engine has room for its weights and at least 5 GB of cache.
         assert share * card_gb >= 2 * size + 5
 
 
 def test_the_formula_is_above_what_one_card_showed():
-    """An H100 needed 3.05 and 4.61 GiB above weights, gradients and optimizer
-    for updates of 16,384 tokens."""
+    """On an H100, updates of 16,384 tokens needed 3.05 and 4.61 GiB in addition
+    to weights, gradients and optimizer."""
     for size, gib in ((0.494, 3.05), (1.54, 4.61)):
         shown = 16 * size + gib * 2**30 / 1e9
         assert shown < hardware.memory_gb(size, 1) < shown + 12
@@ -185,7 +185,8 @@ def test_no_nvidia_smi(tmp_path, monkeypatch):
 
 @pytest.fixture
 def build_tools(tmp_path, monkeypatch):
-    """A machine with neither compiler nor Python.h: (programs, headers)."""
+    """Simulates a machine with neither a compiler nor Python.h. Returns the
+    folders (programs, headers)."""
     programs, headers = tmp_path / "programs", tmp_path / "headers"
     programs.mkdir()
     headers.mkdir()
@@ -209,7 +210,7 @@ def test_packages_that_triton_needs(build_tools, monkeypatch, capsys):
     (headers / "Python.h").touch()
     assert hardware.missing_for_triton() == []
     hardware.check_compiler()
-    monkeypatch.setenv("CC", str(programs / "cc"))  # which is not there
+    monkeypatch.setenv("CC", str(programs / "cc"))  # which does not exist
     assert hardware.missing_for_triton() == ["gcc"]
     program(programs, "cc", "")
     assert hardware.missing_for_triton() == []

@@ -1,6 +1,6 @@
-"""train.sh on machines that are pretended: `box` is a clone that is set up,
-with an nvidia-smi, a PyTorch and a torchrun of its own. They say what a test
-wants them to, and write down what they are asked.
+"""Tests of train.sh on simulated machines. `box` is a clone of the project that
+is set up with a fake nvidia-smi, PyTorch and torchrun. These answer as a test
+wants, and record how they are called.
 
     python -m pytest tests/test_train_sh.py
 """
@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("train.sh", "pyproject.toml", "runtime", "tools", "simko.py",
           "verify.py")
 
-# Each is a shell script. Python runs for train.sh's questions to
-# runtime/hardware.py and, where the test wants it, for the check of the flags.
+# Each is a shell script. The real Python runs when train.sh calls
+# runtime/hardware.py and, if the test wants it, for the check of the flags.
 PYTHON = """
 case "$*" in
   *runtime.hardware*) PYTHONPATH="$BOX/pretended" exec "$PYTHON" "$@" ;;
@@ -55,14 +55,14 @@ version = SimpleNamespace(cuda="13.0")
 cuda = SimpleNamespace(
     is_available=lambda: bool(cards), device_count=lambda: len(cards),
     get_device_properties=lambda i: SimpleNamespace(total_memory=cards[i]))
-headers = {"include": os.environ["BOX"]}  # where the box has its Python.h
+headers = {"include": os.environ["BOX"]}  # where the box's Python.h is
 sysconfig.get_paths = lambda scheme: headers
 """
 HUB = "def get_token(): return 'a token'"
 
 
 class Box:
-    """A clone with pretended programs."""
+    """A clone of the project with fake programs."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -84,8 +84,8 @@ class Box:
         path.chmod(0o755)
 
     def run(self, *words, cards=(), smi=None, set_up=True, **environment):
-        """train.sh with these words. cards: GB of each card that PyTorch
-        sees; smi: of those that nvidia-smi sees, if others."""
+        """Runs train.sh with these words. cards: GB of each GPU that PyTorch
+        sees. smi: GB of each GPU that nvidia-smi sees, if they differ."""
         smi = cards if smi is None else smi
         with (self.folder / "pyproject.toml").open() as file:
             checksum = subprocess.check_output(["cksum"], stdin=file, text=True)
@@ -105,12 +105,13 @@ class Box:
             capture_output=True, text=True, env=environment, check=False)
 
     def log(self):
-        """What was started."""
+        """Returns the commands that were started."""
         path = self.folder / "log"
         return path.read_text().splitlines() if path.exists() else []
 
     def started(self):
-        """(processes, words behind `simko.py train`) of the one run."""
+        """Returns (number of processes, words after `simko.py train`) of the
+        only run."""
         line, = (line for line in self.log() if line.startswith("torchrun"))
         before, _, after = line.partition(" simko.py train ")
         return int(before.split()[-1]), after.split()
@@ -124,13 +125,13 @@ def box(tmp_path):
 
 
 def listed(*words):
-    """The words of `train.sh --list`, here."""
+    """Returns the words of `train.sh --list` on this machine."""
     return subprocess.check_output(
         ["bash", ROOT / "train.sh", "--list", *words], text=True).split()
 
 
 def refused(done):
-    """The one line of a refusal."""
+    """Returns the one-line message of a refusal."""
     assert done.returncode == 2, done
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("train.sh: error: ")
@@ -138,7 +139,7 @@ def refused(done):
 
 
 def value(words, flag):
-    """The value of the flag, the last if it is there twice."""
+    """Returns the flag's value, the last one if the flag occurs twice."""
     places = [i for i, word in enumerate(words) if word == flag]
     return words[places[-1] + 1] if places else None
 
@@ -280,7 +281,7 @@ def test_the_engine_takes_what_the_trainer_leaves(box):
     _, words = box.started()
     given = [words[i + 1] for i, word in enumerate(words)
              if word == "--gpu-memory-utilization"]
-    assert given == ["0.46", "0.3"]  # one's own comes last, and wins
+    assert given == ["0.46", "0.3"]  # the user's flag comes last and wins
 
 
 def test_a_recipe_that_cannot_fit(box):
@@ -307,7 +308,7 @@ def test_a_model_of_one_s_own_is_not_judged_by_the_recipe_s_size(box):
 
 
 def test_what_cannot_fit_is_refused_before_set_up(box):
-    """`PYTHON -m venv` would say that it makes no virtual environments."""
+    """If train.sh began to set up, the fake Python would fail to create a virtual environment."""
     box.program("programs/python", f"""
 [ "$2" != venv ] || exit 1
 exec {sys.executable} "$@"
@@ -332,7 +333,7 @@ def test_packages_that_triton_needs(box):
 # ------------------------------------------------ the check of simko.py's flags
 @pytest.fixture
 def tiny(tmp_path):
-    """A model with random weights, train.jsonl and test.jsonl."""
+    """Creates a model with random weights, train.jsonl and test.jsonl."""
     folder = tmp_path / "tiny"
     LlamaForCausalLM(LlamaConfig(
         vocab_size=128, hidden_size=16, intermediate_size=32,

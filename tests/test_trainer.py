@@ -1,6 +1,6 @@
-"""Updates of the policy against the paper's gradient, which is computed a response and a token at
-a time, however the samples are split, ordered and dealt to ranks; what a step of the optimizer
-does; and the precision of the weights."""
+"""Tests of the trainer. Its updates match the paper's gradient, computed for one response and one
+token at a time, however the samples are split, ordered and dealt to ranks. Further tests cover the
+optimizer's steps and the precision of the weights."""
 import itertools
 import json
 import math
@@ -27,13 +27,13 @@ CASES = {
     "kl": {"loss_type": "grpo", "beta": 0.3, "temperature": 1.3},
     "kl-dapo-tau": {"loss_type": "dapo", "beta": 0.3, "tau_scope": "batch"},
 }
-TAU = 2.5  # nats: stands for the rollout batch's threshold where tau_scope is "batch"
+TAU = 2.5  # nats: the rollout batch's threshold if tau_scope is "batch"
 
 
 @cache
 def naive_gradient(folder, case):
-    """The gradient of the paper's objective, a response and a token at a time, and how many tokens
-    are in each of its branches."""
+    """Returns the gradient of the paper's objective, computed for one response and one token at a
+    time, and the number of tokens in each of its branches."""
     cfg = config(folder, **CASES[case])
     reference, old, policy = (
         plain_model(folder), plain_model(folder, 1), plain_model(folder, 1, 2))
@@ -55,7 +55,7 @@ def naive_gradient(folder, case):
             in_branch = {
                 "pos": gate and A > 0,
                 "neg": gate and A < 0 and y == z[l].argmax(),
-                "gate": gate and (A or cfg.beta),  # of the tokens that need a pass
+                "gate": gate and (A or cfg.beta),  # only for tokens that need a pass
                 "low": A < 0 and gamma < 1 - cfg.epsilon,
                 "high": A > 0 and gamma > 1 + cfg.epsilon_high,
             }
@@ -75,9 +75,9 @@ def weights_of(trainer):
 
 
 def real_update(folder, cfg, samples):
-    """The same by Trainer: policy 1 computes the old log-probs, and policy 2 is updated.
+    """Computes the same with Trainer: policy 1 computes the old log-probs, and policy 2 is updated.
 
-    At a learning rate of 0 it is updated twice, since the first update must leave nothing behind.
+    It is updated twice at a learning rate of 0, because the first update must leave no trace.
     Returns (gradient, the sums for the log, trainer)."""
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
@@ -97,7 +97,7 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
     cfg = config(base, micro_batch_tokens=tokens, **CASES[case])
     gradient, sums, _ = real_update(base, cfg, load_samples(base)[::order])
     assert distance(gradient, want) < 1e-6
-    # Every part of the objective was at work.
+    # Every part of the objective had an effect.
     assert len(branches) == 5 and min(branches.values()) >= 3
     norm = math.sqrt(sum(x.square().sum().item() for x in want.values()))
     near(sums["grad_norm"], norm, 1e-6)
@@ -107,8 +107,8 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
 
 @pytest.mark.parametrize("zeros", [5, 11])
 def test_responses_whose_advantage_is_0_count_but_need_no_pass(base, group, zeros):
-    """Nor does the update need their old log-probs. Where all are 0, AdamW's momentum and decay
-    go on as if their gradient had been computed."""
+    """The update does not need their old log-probs either. If all advantages are 0, AdamW's
+    momentum and weight decay still act as if the gradient had been computed."""
     updates = []
     for spare in (True, False):
         cfg = config(base, learning_rate=1e-3, weight_decay=0.1, loss_type="dapo")
@@ -166,7 +166,7 @@ def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
 
 # --------------------------------------------------------------------------------- old log-probs
 def test_the_expected_number_of_distinct_tokens_is_that_of_many_draws():
-    """Of four tokens, the third and fourth count as one."""
+    """There are four tokens, of which the third and fourth count as one."""
     pi = torch.tensor([[0.5, 0.3, 0.1, 0.1], [1, 0, 0, 0]])
     expected = log.distinct_tokens(pi[:, :2].log(), num_generations=8)
     torch.manual_seed(0)
@@ -228,7 +228,7 @@ def bfloat16_checkpoint(base, folder):
 
 
 def mislabelled_checkpoint(base, folder):
-    """float32 weights whose config.json says bfloat16."""
+    """Saves float32 weights with a config.json that says bfloat16."""
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(folder)
     file = folder / "config.json"
     names = json.loads(file.read_text())
@@ -240,8 +240,8 @@ def mislabelled_checkpoint(base, folder):
 @pytest.mark.parametrize("checkpoint", [bfloat16_checkpoint, mislabelled_checkpoint])
 def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
         base, group, tmp_path, checkpoint):
-    """Bit for bit. In a float32 copy of a large model each rank would need twice the memory
-    until the weights are sharded."""
+    """The weights are bit-identical. If each rank loaded a large model in float32, it would need
+    twice the memory until the weights are sharded."""
     dtype = checkpoint(base, tmp_path)
     loaded = {}
     load_model = simko.load_model
@@ -269,7 +269,8 @@ def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
 
 # --------------------------------------------------------------------------------- two processes
 def gradients(folder):
-    """Every case and share on this rank of two, by (case, share): what `real_update` gives."""
+    """Returns {(case, share): result of `real_update`} for all cases and shares on this rank of
+    two."""
     rank, results = torch.distributed.get_rank(), {}
     for case, share in itertools.product(CASES, SHARES):
         samples = SHARES[share](load_samples(folder), rank)
