@@ -80,40 +80,40 @@ class TrainConfig:
     mini_batch_size: int = setting(256, "prompts per update")
     num_generations: int = setting(8, "responses per prompt: G of Sec. 2")
     max_sampling_rounds: int = setting(
-        0, "most rollouts per step, to replace groups whose rewards are all "
-        "equal (dynamic sampling); 0: one rollout, and such groups are kept")
-    max_completion_length: int = setting(3072, "tokens of a response")
-    temperature: float = setting(1.0, "of rollouts, and of pi in the loss")
-    learning_rate: float = setting(1e-6, "of AdamW")
-    warmup_steps: int = setting(0, "updates of a rising learning rate")
-    weight_decay: float = setting(0.0, "of AdamW; not in the paper")
-    max_grad_norm: float = setting(1.0, "larger norms are scaled down to it")
+        0, "dynamic sampling: the most rollouts per step until enough groups have "
+        "unequal rewards; 0: one rollout, and all groups are kept")
+    max_completion_length: int = setting(3072, "the most tokens of a response")
+    temperature: float = setting(1.0, "temperature of the rollouts, and of pi in the loss")
+    learning_rate: float = setting(1e-6, "learning rate of AdamW")
+    warmup_steps: int = setting(0, "updates over which the learning rate rises")
+    weight_decay: float = setting(0.0, "weight decay of AdamW; the paper names none")
+    max_grad_norm: float = setting(1.0, "larger gradient norms are scaled down to it")
     eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
 
 
 @dataclass
 class EvalConfig:
     _argument_group_name = "evaluation"
-    eval_data: list[str] = setting([], "benchmarks, groups of them, JSONL files")
+    eval_data: list[str] = setting([], "names of benchmarks or of groups of them, or JSONL files")
     eval_n: int | None = setting(
         None, "samples per problem (default: 256; AIME, AMC 300; logic 128)")
     eval_temperature: list[float] | None = setting(
-        None, "one or several (default: 0.6; logic 0.7)")
-    eval_top_p: float | None = setting(None, "(default: 0.95)")
+        None, "one or several temperatures (default: 0.6; logic 0.7)")
+    eval_top_p: float | None = setting(None, "top-p of the samples (default: 0.95)")
     eval_max_tokens: int | None = setting(
-        None, "tokens of a response (default: 4096; logic 8192)")
+        None, "the most tokens of a response (default: 4096; logic 8192)")
 
 
 @dataclass
 class RunConfig:
     _argument_group_name = "model and run"
     model: str = setting("Qwen/Qwen2.5-Math-7B", "hub id or folder")
-    output_dir: str = setting("runs/simko", "settings, log, checkpoints, results")
+    output_dir: str = setting("runs/simko", "folder of settings, log, checkpoints and results")
     seed: int = setting(0, "random streams are functions of (seed, step, rank)")
     prompt_template: str = setting("chat", "chat (the model's), qwen-math, plain, raw")
     chat_template_kwargs: dict = setting({}, "arguments of the chat template, a JSON object")
     max_prompt_length: int = setting(1024, "tokens; longer prompts are left out")
-    task: str = setting("math", "how answers are checked where rows do not say")
+    task: str = setting("math", "how answers are checked, unless a row names its task")
 
 
 @dataclass
@@ -218,16 +218,16 @@ def pass_at_k(n, c, k):
 
 # -------------------------------------------------------- token statistics
 def token_statistics(hidden, weight, token, K, temperature=1.0):
-    """What the loss needs to know of pi_theta at each token.
+    """The quantities of pi_theta that the loss needs at each token.
 
     hidden: (T, D), the state that predicts each token.
     weight: (V, D), the output head. token: (T,).
-    Returns logp (T,) and topk_logp (T, K), descending, with a gradient;
-    entropy (T,) in nats and is_top1 (T,) bool, without.
+    Returns logp (T,) and topk_logp (T, K), descending, which have a
+    gradient, and entropy (T,) in nats and is_top1 (T,) bool, without one.
 
-    This is the definition, and the tests' reference. It holds T x V
-    logits in memory. `chunked.token_statistics` does not, and the loop
-    calls that one."""
+    This is the definition, and the reference of the tests. It holds T x V
+    logits in memory. The loop calls `chunked.token_statistics`, which
+    does not."""
     logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_pi = (logits / temperature).log_softmax(-1)
@@ -259,8 +259,8 @@ class VLLMEngine:
     """vLLM inside the training process, on the training GPU.
 
     load_format: "dummy" (random weights until the first load_weights, so
-    that a mistake there is noticed) or "auto" (cfg.model's own).
-    max_tokens: the longest response that will be asked for.
+    that a mistake there is noticed) or "auto" (the weights of cfg.model).
+    max_tokens: the length of the longest response that will be requested.
 
     With tensor_parallel_size > 1 that many neighbouring ranks share an
     engine, and `generate` is a collective call. Each rank schedules and
@@ -321,11 +321,11 @@ class VLLMEngine:
         return samples
 
     def sleep(self):
-        """Gives the GPU's memory to the trainer.
+        """Frees the GPU's memory for the trainer.
 
         Level 2 drops the weights, whereas level 1 would keep a copy in
-        pinned host memory. `load_weights` replaces them all. If it missed
-        one, `check_gap` would end the run at the next step."""
+        pinned host memory. `load_weights` loads all of them again. If it
+        missed one, `check_gap` would end the run at the next step."""
         if self.on_gpu:
             self.llm.sleep(level=2)
             self.asleep = True
@@ -355,8 +355,8 @@ class VLLMEngine:
 
 
 def score(samples, problems, tokenizer, verifier):
-    """Fills in `id`, `text` and `reward` of samples whose `prompt` is
-    their problem's place in `problems`."""
+    """Fills in `id`, `text` and `reward` of samples. `prompt` of each is
+    the index of its problem in `problems`."""
     texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True) for s in samples]
     answers = [problems[s.prompt]["answer"] for s in samples]
     tasks = [problems[s.prompt]["task"] for s in samples]
@@ -407,9 +407,9 @@ class Trainer:
             yield name, parameter.detach().to(self.dtype).full_tensor()
 
     def passes(self, samples):
-        """This rank's micro-batches, and empty ones until it has as many
-        as any other rank: FSDP's collectives wait for every rank. At
-        least one, so that gradients are zero rather than None."""
+        """Returns this rank's micro-batches, and empty ones until it has as
+        many as any other rank, since FSDP's collectives wait for every rank.
+        There is at least one, so that gradients are zero rather than None."""
         batches = micro_batches(samples, self.cfg.micro_batch_tokens)
         count = torch.tensor(max(len(batches), 1), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX)
@@ -435,13 +435,13 @@ class Trainer:
                     s.ref_logp = part
             entropies.append(entropy)
 
-            # Eq. 2: the mean over tokens. policy_metrics takes that over responses.
+            # Eq. 2 is a mean over tokens. policy_metrics takes the mean over responses.
             length = packed.lengths.repeat_interleave(packed.lengths)
             sums["Lambda"] += (logp / length).sum().double()
             for k in range(cfg.K):
                 sums[f"Lambda_{k + 1}"] += (topk_logp[:, k] / length).sum().double()
             sums["entropy"] += (entropy / length).sum().double()
-            # The engine's log-probs tell whether it has the same policy.
+            # The engine's log-probs show whether it has the same policy.
             engine_logp = [torch.from_numpy(s.engine_logp) for s in batch]
             gap = logp.cpu() - torch.cat([logp[:0].cpu(), *engine_logp])
             sums["logp_gap"] += gap.abs().sum().double()
@@ -453,10 +453,10 @@ class Trainer:
         return torch.cat(entropies), log.policy_metrics(sum_over_ranks(sums))
 
     def update(self, samples, name, tau, progress):
-        """One optimizer step on this rank's share of a mini-batch.
+        """Makes one optimizer step on this rank's share of a mini-batch.
 
-        name: of the method. tau: one threshold for the whole batch, or
-        None for that of each response. Returns a dict of sums over all
+        name: the method. tau: one threshold for the whole batch, or None
+        if each response has its own. Returns a dict of sums over all
         ranks for the log.
 
         The loss is a sum over tokens, divided once by a count over all
@@ -536,7 +536,7 @@ class Trainer:
         return Counter(sums)
 
     def grpo_loss(self, gamma, advantage):
-        """Per-token loss, and where the clip took its gradient."""
+        """Returns the loss of each token, and where the clip has cut its gradient."""
         loss = clipped_loss(gamma, advantage, self.cfg.epsilon, self.cfg.epsilon_high)
         return loss, loss > -gamma * advantage
 
@@ -549,8 +549,8 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     name = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
     method = METHODS[name]
 
-    # Each rank samples for its share of the prompts, and gets all samples.
-    # There is one round, unless equal groups are to be replaced.
+    # Each rank samples for its share of the prompts, and receives all samples.
+    # There is one round, unless groups with equal rewards are to be replaced.
     most, rounds = max(cfg.max_sampling_rounds, 1), 0
     groups, sampled = [], []
     while len(groups) < cfg.batch_size and rounds < most:
@@ -613,8 +613,8 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
 
 
 def batch_threshold(entropies, method, cfg):
-    """tau over the tokens of all ranks, or None if it is over those of
-    each response. It is taken from pi_old's entropies: pi_theta's exist
+    """Returns tau over the tokens of all ranks, or None if each response
+    has its own. It comes from pi_old's entropies, because pi_theta's exist
     for one micro-batch at a time."""
     q = method.batch_quantile
     if q is None and cfg.tau_scope == "batch":
@@ -634,9 +634,9 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
     pass@K to folder/eval.json and to the screen.
 
     Each response goes to folder/LABEL.jsonl with its verdict. If an
-    evaluation is stopped, the same call resumes after the last whole
-    chunk of problems. With as many ranks it draws the same samples, which
-    are a function of (seed, chunk, rank)."""
+    evaluation is stopped, the same call resumes after the last complete
+    chunk of problems. With the same number of ranks it draws the same
+    samples, which are a function of (seed, chunk, rank)."""
     rank, world = dist.get_rank(), dist.get_world_size()
     chunk, results = 64, {}
     for benchmark in benchmarks:
