@@ -144,7 +144,7 @@ train_laptop() {
     simko=$!
     wait $grpo || failed=yes  # the other run still comes to its end
     wait $simko || failed=yes
-    [[ ! $failed ]] || stop "a run failed, see above; the same command goes on from its last checkpoint"
+    [[ ! $failed ]] || stop "a run failed, see above; the same command resumes it from its last checkpoint"
   fi
 }
 show_laptop() {
