@@ -1,5 +1,5 @@
-"""Checkpoints, from which a run goes on, and the export of the result as
-an ordinary Hugging Face folder."""
+"""Saves and loads checkpoints, and exports the result as an ordinary
+Hugging Face folder."""
 import json
 import os
 import shutil
@@ -16,7 +16,7 @@ from runtime.common import fail, gather, write_whole
 
 
 def start_or_resume(folder, settings, trainer):
-    """Makes the run folder, or loads its last checkpoint. Returns the
+    """Creates the run folder, or loads its last checkpoint. Returns the
     number of steps made so far."""
     if trainer.rank == 0:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -38,11 +38,11 @@ def checkpoint_state(trainer):
 
 
 def save_checkpoint(folder, step, trainer):
-    """Saves model and optimizer in the run folder, each rank its shards.
-    The rename makes it a checkpoint. Keeps the last two.
+    """Saves model and optimizer in the run folder. Each rank writes its
+    shards, and a rename completes the checkpoint. The last two are kept.
 
-    After a refused update it saves nothing: the next steps may show that
-    the weights are to blame."""
+    After a refused update nothing is saved, because the next steps may
+    show that the weights are to blame."""
     if trainer.refused:
         return
     folder = folder / "checkpoints"
@@ -71,7 +71,7 @@ def reach_disk(folder):
 
 def load_checkpoint(folder, trainer):
     """Loads the last checkpoint that can be read. Returns its step, or 0
-    if there is none. Another number of ranks may have saved it."""
+    if there is none. A different number of ranks may have saved it."""
     # Otherwise the planner's torch.load would run a checkpoint's code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     own = []
@@ -98,8 +98,8 @@ def load_checkpoint(folder, trainer):
 
 
 def save_hf(folder, trainer, tokenizer, stop_ids):
-    """Writes an ordinary Hugging Face folder, in the dtype the run
-    computed with. Its responses end where the run's did."""
+    """Writes an ordinary Hugging Face folder, in the dtype of the run's
+    computation. Its responses end at the same tokens as the run's."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(trainer.policy, options=options)
     if trainer.rank == 0:

@@ -1,4 +1,4 @@
-"""What this machine has, what each recipe takes, and which recipe fits.
+"""Finds out what this machine has, what each recipe needs, and which fits.
 
 train.sh asks for the list of recipes, and for a plan before it starts one:
 
@@ -24,7 +24,7 @@ ENGINE_MEMORY = 0.6  # simko.py's default of --gpu-memory-utilization
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the memory and the hours of a recipe depend on.
+    """A recipe, as far as its memory and its hours depend on it.
 
     train.sh holds the recipe's flags; a test compares them with this table.
     """
@@ -56,7 +56,7 @@ RECIPES = (
 
 # ------------------------------------------------------------- the formula
 def memory_gb(parameters, cards):
-    """An estimate of the GB that a run needs on each of its cards.
+    """Estimates the GB that a run needs on each of its cards.
 
     parameters: billions. What must fit changes during a step:
 
@@ -75,8 +75,8 @@ def memory_gb(parameters, cards):
 
 
 def engine_memory(parameters, cards, card_gb):
-    """The share of a card that the engine may take in the rollout: the
-    default, or what the trainer leaves where that is less.
+    """Returns the share of a card that the engine may take in the rollout:
+    the default, or what the trainer leaves if that is less.
 
     The trainer then holds 12 bytes a parameter, divided by the cards. CUDA,
     NCCL and the captured graphs, which do not count as the engine's, and the
@@ -87,19 +87,19 @@ def engine_memory(parameters, cards, card_gb):
 
 
 def loading_gb(parameters, cards):
-    """The GB of main memory that the processes need for a moment, in which
-    each of them holds the whole checkpoint in bfloat16."""
+    """Returns the GB of main memory that the processes need while each of
+    them holds the whole checkpoint in bfloat16."""
     return 2 * parameters * cards
 
 
 def hours(recipe, cards):
-    """An estimate of the hours of training on so many H100 cards.
+    """Estimates the hours of training on so many H100 cards.
 
     For each token: 10 FLOP a parameter for old log-probs, forward pass,
     recomputation and backward pass, at 4e14 a second; generation at
     4e13 / parameters tokens a second; and 45 microseconds that do not depend
     on the size, which is what one H100 took beyond that at 0.4B (8.5 s for a
-    step of 131,072 tokens). Evaluations are not in it.
+    step of 131,072 tokens). Evaluations are not included.
     """
     seconds_a_token = recipe.parameters * 1e9 * (10 / 4e14 + 1 / 4e13) + 45e-6
     tokens = recipe.steps * recipe.responses * recipe.tokens
@@ -107,7 +107,7 @@ def hours(recipe, cards):
 
 
 def arithmetic(recipe, cards):
-    """The formula with its figures, for a message."""
+    """Returns the formula with its figures, for a message."""
     size = recipe.parameters
     where = "one GPU" if cards == 1 else f"each of {cards} GPUs"
     return (f"about {memory_gb(size, cards):.0f} GB on {where} "
@@ -116,13 +116,13 @@ def arithmetic(recipe, cards):
 
 # ------------------------------------------------- what is in the machine
 def fail(message):
-    """Stop with one line for the user."""
+    """Stops with one line for the user."""
     print(f"train.sh: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def nvidia_smi():
-    """(GB of each card that nvidia-smi sees, the driver's version).
+    """Returns (GB of each card that nvidia-smi sees, the driver's version).
 
     A card of unknown size counts as infinite, so that nothing is refused
     before PyTorch has been asked.
@@ -143,8 +143,8 @@ def nvidia_smi():
 
 
 def pytorch_cards():
-    """GB of each card that PyTorch sees, which CUDA_VISIBLE_DEVICES may have
-    hidden. Stops where PyTorch should see some and sees none."""
+    """Returns the GB of each card that PyTorch sees. CUDA_VISIBLE_DEVICES may
+    hide some. Stops if PyTorch should see cards and sees none."""
     import torch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # check_driver says it in one line
@@ -157,7 +157,7 @@ def pytorch_cards():
 
 
 def check_driver(torch):
-    """Stops where nvidia-smi sees cards that nobody has hidden."""
+    """Stops if nvidia-smi sees cards that nobody has hidden."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards, driver = nvidia_smi()
     if not cards or visible in ("", "-1"):
@@ -174,8 +174,8 @@ def check_driver(torch):
 
 
 def missing_for_triton():
-    """The Debian packages that this machine lacks to compile C for Triton,
-    whose kernels vLLM uses. Triton takes $CC, gcc or clang, and Python.h."""
+    """Returns the Debian packages that this machine lacks to compile C for
+    Triton, whose kernels vLLM uses. Triton takes $CC, gcc or clang, and Python.h."""
     packages = []
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     if not any(map(shutil.which, compilers)):
@@ -191,7 +191,7 @@ def missing_for_triton():
 
 
 def logged_in():
-    """Whether the hub would hand out a gated model here."""
+    """Returns whether a token of the hub is here. A gated model needs one."""
     from huggingface_hub import get_token
     return get_token() is not None
 
@@ -206,22 +206,22 @@ def describe(cards):
 
 
 def fits(recipe, cards):
-    """Whether the recipe fits these cards, of so many GB each."""
+    """Returns whether the recipe fits these cards, of so many GB each."""
     if not cards:
         return False
     return memory_gb(recipe.parameters, len(cards)) <= min(cards)
 
 
 def largest(recipes):
-    """The recipe with the largest model, the first of equals, or None."""
+    """Returns the recipe with the largest model, the first of equals, or None."""
     return max(recipes, key=lambda recipe: recipe.parameters, default=None)
 
 
 def choose(cards, login):
-    """The recipe to train where the user names none, and the reason for it.
+    """Chooses the recipe to train if the user names none.
 
     cards: GB of each. login: whether gated models can be downloaded.
-    Returns (Recipe, or None for the laptop's; a sentence).
+    Returns (Recipe, or None for the laptop's; the reason in a sentence).
     """
     if not cards:
         return None, "The recipe is laptop, since PyTorch sees no GPU here."
@@ -243,7 +243,7 @@ def choose(cards, login):
 
 
 def prediction(recipe, cards):
-    """What the recipe will take, in a sentence."""
+    """Returns what the recipe will take, in a sentence."""
     count = len(cards)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     return (f"By estimate it takes {arithmetic(recipe, count)}, "
@@ -253,7 +253,7 @@ def prediction(recipe, cards):
 
 
 def check_fit(recipe, cards):
-    """Stops, with the arithmetic, where the recipe does not fit."""
+    """Stops, with the arithmetic, if the recipe does not fit."""
     if fits(recipe, cards):
         return
     best = largest(other for other in RECIPES if fits(other, cards))
@@ -265,7 +265,7 @@ def check_fit(recipe, cards):
 
 
 def check_compiler():
-    """Stops where Triton could not compile its kernels."""
+    """Stops if Triton could not compile its kernels."""
     if packages := missing_for_triton():
         fail("Triton compiles C when a model runs on a GPU, and this machine "
              f"lacks what it needs: apt install {' '.join(packages)} (on "
