@@ -1,5 +1,5 @@
-"""The worked diffs of docs/forking.md: each is applied to a copy of the code, and a run uses
-what it adds."""
+"""Tests of the worked diffs of docs/forking.md. They apply the diffs to a copy of the code and use
+what each diff adds."""
 import json
 import re
 import shutil
@@ -17,15 +17,15 @@ DIFFS = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
 
 
 def apply(diff, root):
-    """Applies a diff as a reader would who has saved the block to a file. `git apply` finds the
-    place by the lines around it."""
+    """Applies a diff as a reader would: saved to a file, by `git apply`, which finds the place by
+    the lines around it."""
     (root / "fork.diff").write_text(diff, encoding="utf-8")
     done = subprocess.run(["git", "apply", "fork.diff"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr}{diff}"
 
 
 def run(root, *arguments):
-    """Runs simko.py of a copy of the project."""
+    """Runs simko.py in a copy of the project."""
     done = subprocess.run(
         workers.python("simko.py", *arguments), cwd=root,
         capture_output=True, text=True, timeout=workers.LIMIT, check=False)
@@ -52,7 +52,7 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     evaluate = recipe(laptop, "eval", tmp_path / "eval", "--rollout", "hf",
                       "--eval-data", "mine", "--data-dir", tmp_path)
     place = evaluate.index("--eval-n")
-    del evaluate[place:place + 2]  # the set of the first diff has its own number of samples
+    del evaluate[place:place + 2]  # the first diff sets the number of samples for its set
     run(root, *evaluate)
     report = json.loads((tmp_path / "eval" / "eval.json").read_text())["sets"]["mine"]
     responses = (tmp_path / "eval" / "mine.jsonl").read_text().splitlines()[1:]
@@ -73,5 +73,5 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     failed = subprocess.run(
         workers.python(ROOT / "simko.py", "train", "--method", "rloo"),
         capture_output=True, text=True, check=False)
-    # Without the diff there is no such method.
+    # The method does not exist without the diff.
     assert failed.returncode == 2 and "--method rloo is none of" in failed.stderr

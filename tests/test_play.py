@@ -1,4 +1,5 @@
-"""docs/play.html in a real browser: its numbers, its labels, and that it needs nothing else."""
+"""Tests of docs/play.html in a real browser: its numbers are correct, its controls have labels, and
+it loads nothing."""
 import html
 import json
 import math
@@ -17,7 +18,7 @@ PAGE = ROOT / "docs" / "play.html"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed (Debian: apt-get install chromium)")
 
-# Sets the page's own inputs, as a person would, and reads what the page then shows.
+# Sets the page's inputs as a person would, and reads the numbers that the page then shows.
 DRIVER = """
 <pre id="found"></pre>
 <script>
@@ -50,8 +51,8 @@ document.getElementById("found").textContent = JSON.stringify(found);
 
 
 def random_settings(count):
-    """Settings that the page's sliders can take. They are drawn so that the gate is open or closed,
-    the sampled token of any rank, and the clip open or closed."""
+    """Yields random settings within the range of the page's sliders. Among them the gate and the
+    clip both act and do not act, and the sampled token has any rank."""
     rng = random.Random(0)
     for number in range(count):
         yield {
@@ -63,25 +64,25 @@ def random_settings(count):
 
 
 def fixed_settings():
-    """Each part of the objective, with its effect known to be there."""
+    """Yields settings in which each part of the objective is known to have an effect."""
     plain = {
         "logits": [2, 1, 0.5, 0, -0.5, -1, -1.5, -2], "sampled": 0, "sign": 1, "old": "renewed", "gamma": 1,
         "alpha": 0.3, "K": 3, "lambda": 1.5, "tau": 0, "steps": 5, "size": 1}
     yield plain
-    yield plain | {"sampled": 5}            # not in the top K
+    yield plain | {"sampled": 5}            # the sampled token is not in the top K
     yield plain | {"sign": -1}              # lambda acts
     yield plain | {"sign": -1, "sampled": 1}
     yield plain | {"tau": 2.08}             # the gate is closed
     yield plain | {"old": "kept", "gamma": 1.3}              # the clip stops both
     yield plain | {"old": "kept", "gamma": 0.6, "sign": -1}  # the clip stops GRPO alone
-    yield plain | {"old": "kept", "steps": 40}               # the clip ends the walk
+    yield plain | {"old": "kept", "steps": 40}               # the clip stops the steps
 
 
 SETTINGS = [*fixed_settings(), *random_settings(20)]
 
 
 def push(z, s, log_old, alpha, lambda_top1):
-    """What training does to the logits: minus the gradient of its loss."""
+    """Returns the direction in which training moves the logits: minus the gradient of its loss."""
     z = z.clone().requires_grad_()
     log_pi = z.log_softmax(-1)
     advantage, logp = torch.tensor(float(s["sign"])), log_pi[s["sampled"]]
@@ -94,7 +95,7 @@ def push(z, s, log_old, alpha, lambda_top1):
 
 
 def expected(s):
-    """What the page should show for the settings."""
+    """Returns the numbers that the page should show for the settings."""
     start = torch.tensor(s["logits"], dtype=torch.float64)
     kept = s["old"] == "kept"
     first_old = start.log_softmax(-1)[s["sampled"]] - (math.log(s["gamma"]) if kept else 0)
@@ -114,7 +115,7 @@ def expected(s):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What the page showed for each of SETTINGS, in one start of the browser."""
+    """Returns the numbers that the page shows for SETTINGS, from one start of the browser."""
     folder = tmp_path_factory.mktemp("play")
     driver = DRIVER.replace("SETTINGS_OF_THE_TEST", json.dumps(SETTINGS))
     copy = folder / "play.html"

@@ -1,5 +1,5 @@
-"""Tests of tools/plots.py: what the figures show is read back from them, and compared with plain
-computations on rows written here."""
+"""Tests of tools/plots.py and tools/report.py. They read the data back from the figures and compare
+it with plain computations on rows that they write themselves."""
 import base64
 import json
 import math
@@ -35,8 +35,8 @@ def styles(*labels):
 
 
 def evaluation(folder, *temperatures, **sets):
-    """Writes eval.json of {set: (n, numbers of right answers)}. If temperatures are named, each
-    set stands in it once for each of them."""
+    """Writes an eval.json from {set: (n, correct samples of each problem)}. With temperatures, it
+    contains each set once for each temperature."""
     folder.mkdir(parents=True, exist_ok=True)
     report = {}
     for name, (n, right) in sets.items():
@@ -50,7 +50,7 @@ def evaluation(folder, *temperatures, **sets):
 
 
 def metrics(steps):
-    """Rows of metrics.jsonl with random values."""
+    """Returns rows of metrics.jsonl with random values."""
     rng = random.Random(0)
     return [{"step": step, "reward": rng.random(), "entropy": rng.random(),
              "Lambda": -rng.random(), "Lambda_1": -rng.random(), "Lambda_2": -5 - rng.random(),
@@ -59,13 +59,13 @@ def metrics(steps):
 
 
 def lines(axis):
-    """{label: (x, y)} of the lines in an axis."""
+    """Returns {label: (x, y)} of the lines in an axis."""
     return {line.get_label(): tuple(map(list, line.get_data())) for line in axis.lines}
 
 
 def points(axis):
-    """{label: (x, y, errors)} of the error bars in an axis. Errors are those of y, or lists of
-    those of x and of those of y."""
+    """Returns {label: (x, y, errors)} of the error bars in an axis. The errors are those of y, or
+    a list of those of x and those of y."""
     found = {}
     for bars in axis.containers:
         x, y = map(list, bars.lines[0].get_data())
@@ -79,7 +79,7 @@ def ticks(axis):
 
 
 def naive(values):
-    """Mean and standard error."""
+    """Returns mean and standard error."""
     return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
@@ -89,7 +89,7 @@ def near(pairs):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """A function that runs the program and returns the names of the figures."""
+    """Returns a function that runs the program and returns the names of the figures."""
     def run(*arguments):
         words = [*map(str, arguments), "-o", str(tmp_path / "figures")]
         monkeypatch.setattr(sys, "argv", ["plots.py", *words])
@@ -107,12 +107,12 @@ def test_what_is_there_is_drawn(tmp_path, call):
     evaluation(run / "eval_000004", a=(4, [1, 2]), b=(300, [3]))
     evaluation(sweep, 0.2, 1.0, a=(4, [1, 2]))
     assert call(f"x={run}") == ["fig1_pass_at_k"]
-    (run / "metrics.jsonl").touch()  # its first step is not over
+    (run / "metrics.jsonl").touch()  # the first step is not finished
     assert call(f"x={run}") == ["fig1_pass_at_k"]
     write_rows(run / "metrics.jsonl", metrics(4))
     assert call(f"x={run}", sweep) == [
         "fig1_pass_at_k", "fig1_candidates", "fig3_5_dynamics", "fig6_entropy"]
-    with pytest.raises(SystemExit, match="11 folders: no more than 10"):
+    with pytest.raises(SystemExit, match="11 folders are too many: a figure shows at most 10"):
         call(*(f"{i}={run}" for i in range(11)))
 
 
@@ -171,7 +171,7 @@ def test_entropies_of_the_last_steps_as_shares():
     values, edges, _ = steps.get_data()
     assert list(edges) == pytest.approx([i / 10 for i in range(42)])
     assert list(values[:40]) == pytest.approx([100 * c / sum(counts) for c in counts[:40]])
-    assert math.isnan(values[40])  # 0 has no place on a logarithmic scale
+    assert math.isnan(values[40])  # a logarithmic scale cannot show 0
 
 
 # ------------------------------------------------------------------------------------------ study
@@ -184,8 +184,8 @@ SAME_RATE = {method: run_name(method, settings) for method, settings in SHARED.i
 
 
 def rates(run, seed, step):
-    """{K: pass@K}, which depend on these three alone and rise with K. At step 0 all runs are the
-    base model."""
+    """Returns {K: pass@K}, random but fixed by the arguments, and increasing with K. At step 0 all
+    runs are the base model."""
     rng = random.Random(repr((seed, step and run, step)))
     return dict(zip(("1", "2", "16", "256"), sorted(rng.random() for _ in range(4))))
 
@@ -195,7 +195,7 @@ def expected(run, step, k, seeds=range(3)):
 
 
 def study_rows(run, method, settings, seeds, steps):
-    """Rows of main.jsonl or ablation.jsonl, and the rows of curves.jsonl that go with them."""
+    """Returns rows of main.jsonl or ablation.jsonl, and the matching rows of curves.jsonl."""
     rows, curves = [], []
     for seed in seeds:
         about = {"run": run, "method": method, "settings": settings, "seed": seed}
@@ -207,8 +207,8 @@ def study_rows(run, method, settings, seeds, steps):
 
 @pytest.fixture
 def study(tmp_path):
-    """The folder of a study in progress. In main three methods have the seeds 0 to 2, and GRPO
-    has 3, too. In the ablation all have the seeds 0 and 1, and one run has 2, too."""
+    """Returns the folder of an unfinished study. In main, three methods have the seeds 0 to 2, and
+    GRPO also has 3. In the ablation, all runs have the seeds 0 and 1, and one run also has 2."""
     main, curves, changed = [], [], []
     for method, (settings, end) in CHOSEN.items():
         steps = [0, 100, 200, end] if method == "psr" else [0, 100, 200, 300, 400]
@@ -219,7 +219,7 @@ def study(tmp_path):
         rows = study_rows(SAME_RATE[method], method, settings, range(3), range(0, 550, 50))
         main, curves = main + rows[0], curves + rows[1]
     curves.append({**curves[0], "stage": "tune", "reward": [99, 99]})
-    main.append({**main[-1], "run": "simko learning_rate=9"})  # neither chosen nor shared
+    main.append({**main[-1], "run": "simko learning_rate=9"})  # no figure may show this run
     for i, job in enumerate(ablation()):
         if job.seed < 2 or i == len(ablation()) - 1:
             steps = 0, ABLATION_STEPS
@@ -262,7 +262,7 @@ def test_each_way_begins_at_the_base_model(study):
                 and len(line.get_xdata()) > 1]
         assert len(ways) == len(points(axis))
         assert all([*way.get_xydata()[0]] == pytest.approx(base) for way in ways)
-    # PSR has a single mark, at its end, but its way shows every step.
+    # PSR has only one mark, at its last step, but its line passes through every step.
     (way,) = (line for line in axes[0].lines if line.get_color() == plots.METHODS["psr"][0]
               and line.get_linestyle() != "None")
     ends = [expected(RUNS["psr"], step, 16)[0] for step in (0, 100, 200, 300)]
@@ -288,7 +288,7 @@ def test_methods_are_compared_at_their_chosen_steps(study):
 
 
 def changed_run(**change):
-    """The run of the ablation with this setting changed, or the one with nothing changed."""
+    """Returns the name of the ablation's run with this setting changed, or of the unchanged run."""
     unchanged = {"alpha": 0.05, "lambda_top1": 1.5, "K": 3, "q": 0.5, "tau_scope": "response"}
     if change.items() <= unchanged.items():
         return SAME_RATE["simko"]
@@ -342,14 +342,15 @@ def test_a_study_is_drawn_as_far_as_it_is(study, call):
     rows = map(json.loads, (study / "main.jsonl").read_text().splitlines())
     write_rows(study / "main.jsonl", [row for row in rows if row["seed"] == 0])
     assert call("--study", study) == ["frontier", "fig3d_methods"]
-    # One seed has no error, and the titles do not speak of any.
+    # One seed has no standard error, so the titles do not mention one.
     assert plots.study_figures(study)["fig3d_methods"].get_suptitle() == "one seed"
 
 
 # ------------------------------------------------------------------------------------------- path
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs of a tiny base model, as simko.py leaves them, with the laptop's tokenizer."""
+    """Returns {label: folder} of two runs of a tiny base model in the layout of simko.py's output,
+    with the laptop's tokenizer."""
     problems = tmp_path / "test.jsonl"
     write_rows(problems, [{"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": "9"}
                           for i in range(3)])
@@ -384,7 +385,7 @@ def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
     for axis, folder in zip(figure.axes, ("base", "GRPO/hf", "SimKO/hf")):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
         bars = iter(axis.patches)
-        for i in range(5):  # one forward pass a token
+        for i in range(5):  # one forward pass for each token
             logits = model(torch.tensor([prompt + response[:i]])).logits[0, -1] / 0.7
             best, below = logits.softmax(-1).sort(descending=True), 0
             for value, id in zip(best.values[:3].tolist(), best.indices[:3].tolist()):
@@ -424,7 +425,7 @@ def rewrite(run, before, after):
 @pytest.mark.parametrize("index, change, message", [
     (3, None, "--path 3: .*test.jsonl has the problems 0 to 2"),
     (-1, None, "--path -1"),
-    (1, lambda run: shutil.rmtree(run / "hf"), "GRPO/hf is not there: the run is unfinished"),
+    (1, lambda run: shutil.rmtree(run / "hf"), "GRPO/hf does not exist: the run is unfinished"),
     (1, lambda run: shutil.rmtree(run.parent / "base"), "base or a run's hf cannot be loaded"),
     (1, lambda run: shutil.rmtree(run.parent / "SimKO" / "eval_000000"),
      "correct response to p1 of test"),
@@ -467,7 +468,7 @@ def test_the_walkthroughs_two_distributions_have_one_entropy():
 
 
 def one_step(push):
-    """pi of the three most probable candidates after a step, by rank."""
+    """Returns pi of the three most probable candidates after a step, by rank."""
     weights = [p * math.exp(g) for p, g in zip(RANKED, push)]
     return pytest.approx([weight / sum(weights) for weight in weights[:3]])
 
@@ -513,7 +514,7 @@ def test_the_walkthroughs_figures_need_its_measurements(tmp_path, call):
 
 # ----------------------------------------------------------------------------------------- report
 class Page(HTMLParser):
-    """The tables (lists of lists of texts), pictures and headings of an HTML page."""
+    """Parses an HTML page into its tables (lists of lists of texts), pictures, tags and texts."""
 
     def __init__(self, text):
         super().__init__()
@@ -539,7 +540,8 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def reported(tmp_path, call, capsys):
-    """The page about two runs, one of which has a name that is HTML, and the names of its figures."""
+    """Returns the page about two runs, the names of its figures and its folder. The name of one run
+    is HTML."""
     for name, alpha in (("one", 0.05), ("two", 0.2)):
         run = tmp_path / name
         evaluation(run / "eval_000004", a=(4, [1, 2]))
@@ -560,7 +562,7 @@ def test_a_report_says_what_was_measured_and_set(reported):
     tables_ = reported[0].tables
     assert tables_[0][0][1:] == ["K=1", "K=2", "K=4"]
     assert [line[0] for line in tables_[0][1:]] == ["one", "<b>two</b>"]
-    assert tables_[0][1][1].startswith("37.5 ± ")  # 1 and 2 of 4 samples are right
+    assert tables_[0][1][1].startswith("37.5 ± ")  # 1 and 2 of 4 samples are correct
     seconds, changed, defaults, versions = tables_[2:]
     assert seconds[1:4] == [
         ["one", "rollout", "12.0", "3.00", "75 %"], ["one", "update", "4.0", "1.00", "25 %"],
@@ -575,7 +577,7 @@ def test_a_report_loads_and_runs_nothing(reported):
     page, _, folder = reported
     text = (folder / "report.html").read_text()
     assert not {"script", "link", "iframe", "b"} & {*page.tags}
-    assert page.tags.count("img") == 4  # those of the figures
+    assert page.tags.count("img") == 4  # one for each figure
     assert not re.search(r"https?:|url\(", text) and "default-src 'none'" in text
 
 
@@ -585,13 +587,13 @@ def test_a_report_warns_of_evaluations_that_are_not_alike(tmp_path, call):
     assert call(f"x={tmp_path / 'x'}", f"y={tmp_path / 'y'}") == ["fig1_pass_at_k"]
     page = Page((tmp_path / "figures" / "report.html").read_text())
     assert "a: n 4 (x), 8 (y)" in page.words
-    assert not any(word in page.words for word in ("Time", "Settings"))  # these are no runs
+    assert not any(word in page.words for word in ("Time", "Settings"))  # the folders are not runs
 
 
 # --------------------------------------------------------------------------------- follow, errors
 def test_chart_puts_the_means_of_steps_in_columns():
     log = pd.DataFrame([{"step": step, "reward": step / 8} for step in (1, 2, 3, 4)])
-    # The means are 3/16 and 7/16. The other half of the run is still to come.
+    # The means are 3/16 and 7/16. The second half of the run has no steps yet.
     assert plots.chart(log, 8, 4).split("\n") == [
         "step 4 of 8", "reward   ▁█   0.188 to 0.438"]
     assert plots.chart(pd.DataFrame(), 8, 4) == "step 0 of 8"
@@ -602,11 +604,11 @@ def test_chart_puts_the_means_of_steps_in_columns():
 
 @pytest.fixture
 def followed(tmp_path, monkeypatch):
-    """A run of 8 steps that is in its fourth, to be followed by plots.main()."""
+    """Makes a run of 8 steps that is in its fourth step. The command line says to follow it."""
     (tmp_path / "config.json").write_text('{"steps": 8}')
     log = tmp_path / "metrics.jsonl"
     write_rows(log, metrics(3))
-    log.write_text(log.read_text() + '{"step": 4, "rew')  # it is being written
+    log.write_text(log.read_text() + '{"step": 4, "rew')  # the run is still writing this line
     monkeypatch.setattr(sys, "argv", ["plots.py", "--follow", str(tmp_path)])
     return tmp_path
 
@@ -626,7 +628,7 @@ def test_follow_goes_on_to_the_last_step_in_a_terminal(followed, monkeypatch, ca
         followed / "metrics.jsonl", metrics(next(sizes))))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     plots.main()
-    charts = capsys.readouterr().out.split("\x1b[5A\x1b[J")  # five lines up, and clear
+    charts = capsys.readouterr().out.split("\x1b[5A\x1b[J")  # moves up five lines and clears
     assert [chart.split("\n")[0] for chart in charts] == [
         f"step {step} of 8" for step in (3, 5, 8)]
 
@@ -662,7 +664,7 @@ def test_errors_name_the_file_and_what_to_do(tmp_path, study, call):
         plots.follow(tmp_path / "nowhere")
     rows = map(json.loads, (study / "main.jsonl").read_text().splitlines())
     write_rows(study / "main.jsonl", [row for row in rows if row["run"] != RUNS["psr"]])
-    message = "main.jsonl has no seed with all that chosen.json names: .* tools.study main"
+    message = "main.jsonl has no seed with all runs of chosen.json: .* tools.study main"
     with pytest.raises(SystemExit, match=message):
         call("--study", study)
     (study / "main.jsonl").unlink()

@@ -1,4 +1,4 @@
-"""README.md and docs/: what they say of the code, and where their links lead."""
+"""Tests of README.md and docs/: they describe the code correctly, and their links resolve."""
 import dataclasses
 import inspect
 import re
@@ -14,8 +14,8 @@ from tests.workers import ROOT
 
 
 def lookup(name):
-    """What a name like `Trainer.update` stands for in one of the files that a reader reads, or
-    None."""
+    """Returns the object that a name like `Trainer.update` refers to in one of the files that a
+    reader reads, or None."""
     for thing in (simko, verify, chunked, baselines):
         for part in name.split("."):
             thing = getattr(thing, part, None)
@@ -32,7 +32,7 @@ def test_the_readmes_table_from_paper_to_code_names_what_exists():
     assert len(code) >= 5 and all("`" in cell for cell in code)
     for cell in code:
         for name in re.findall("`([^`]+)`", cell):
-            assert lookup(name) is not None, f"README.md names {name}, which is nowhere"
+            assert lookup(name) is not None, f"README.md names {name}, which does not exist"
 
 
 def without_comment(line):
@@ -40,7 +40,7 @@ def without_comment(line):
 
 
 def test_the_readmes_diff_from_grpo_to_simko_is_the_code():
-    """Its added lines are those of simko_ratio, in the same order."""
+    """The diff adds the lines of simko_ratio, in the same order."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     diff = text.partition("```diff\n")[2].partition("```")[0].splitlines()
     added = [without_comment(line[1:]) for line in diff if line[0] == "+"]
@@ -48,12 +48,12 @@ def test_the_readmes_diff_from_grpo_to_simko_is_the_code():
     code = [without_comment(line) for line in source.splitlines()]
     first, *code = [line for line in code if line]
     assert first == without_comment(diff[0])
-    # The function returns its last line.
+    # In simko_ratio, the last line is the return statement.
     assert added == [*code[:-1], code[-1].replace("return", "gamma =")]
 
 
 def anchors(path):
-    """The anchors that GitHub gives the headings of a page."""
+    """Returns the anchors that GitHub makes from the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -80,7 +80,7 @@ COMMAND = re.compile(
 
 
 def commands():
-    """(page, program, tool or None, its words) of every command in README.md and docs/."""
+    """Yields (page, program, tool or None, words) for every command in README.md and docs/."""
     for page in PAGES:
         for match in COMMAND.finditer(page.read_text(encoding="utf-8")):
             program = match["program"].split()[-1]
@@ -88,7 +88,7 @@ def commands():
 
 
 def help_of(program, tool, words, monkeypatch, capsys):
-    """What --help prints for a command."""
+    """Returns the output of --help for a command."""
     name = {"train.sh": "simko.py"}.get(program, program)
     asked = ["train"] if program == "train.sh" else words[:1] if name == "simko.py" else []
     if tool == "bench":
@@ -117,7 +117,7 @@ def test_every_flag_of_a_command_in_the_docs_exists(monkeypatch, capsys):
             known[key] = {*re.findall(r"--[a-z][\w-]*", shown), "--help"}
             if program == "train.sh":
                 known[key] |= {"--list", "--force"}
-            if words[0] == "step" or tool == "soak":  # other flags go to simko.py
+            if words[0] == "step" or tool == "soak":  # both pass other flags on to simko.py
                 known[key] |= {cli.flag(field.name) for field in dataclasses.fields(simko.Config)}
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert flags <= known[key], f"{page}: {program} has no {flags - known[key]}"

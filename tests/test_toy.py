@@ -1,5 +1,5 @@
-"""Tests of the toy: its tree against enumeration, its update against gradients by hand, its rows and
-its tables against each other."""
+"""Tests of the toy. They compare its tree with enumeration, its update with gradients derived by
+hand, and its tables with its rows."""
 import functools
 import itertools
 import sys
@@ -20,7 +20,7 @@ PREFIXES = ["".join(path) for depth in range(3) for path in itertools.product("A
 
 
 def table(runs, seed=0, scale=1.0):
-    """Logits (runs, 21, 4)."""
+    """Returns random logits (runs, 21, 4)."""
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(runs, 21, 4, dtype=torch.double, generator=generator)
 
@@ -30,7 +30,7 @@ def near(got, want, tolerance=1e-12):
 
 
 def gradient(theta, paths, **options):
-    """The gradient of the loss (21, 4) of one run at theta (21, 4), from a group of paths."""
+    """Returns the gradient (21, 4) of one run's loss at theta (21, 4), for a group of paths."""
     options = {"method": "grpo", "K": 3, "q": None, "alpha": 0.0, "lambda_top1": 1.0,
                "entropy": 0.0} | options
     states = [[PREFIXES.index(path[:depth]) for depth in range(3)] for path in paths]
@@ -42,7 +42,7 @@ def gradient(theta, paths, **options):
     return torch.autograd.grad(loss.sum(), theta)[0][0]
 
 
-GROUP = ["ACD", "ACB", "ABD", "CAB", "DBB", "DBA", "CCC", "ACD"]  # five are rewarded
+GROUP = ["ACD", "ACB", "ABD", "CAB", "DBB", "DBA", "CCC", "ACD"]  # five of eight are rewarded
 
 
 # --------------------------------------------------------------------------------------- the tree
@@ -78,10 +78,10 @@ def test_rollouts_have_the_paths_probabilities_and_their_states():
 
 # ------------------------------------------------------------------------------------- the update
 def test_one_grpo_update_is_that_of_the_gradient_by_hand():
-    """-A (e_y - pi) / (3 G) at each state that a response passes."""
+    """The gradient adds -A (e_y - pi) / (3 G) at each state that a response passes."""
     theta = table(1)[0]
     pi = theta.softmax(-1)
-    mean, deviation = 5 / 8, (15 / 56)**0.5  # 8 / 7 * 5 / 8 * 3 / 8, since the deviation is unbiased
+    mean, deviation = 5 / 8, (15 / 56)**0.5  # the unbiased variance: 8 / 7 * 5 / 8 * 3 / 8
     by_hand = torch.zeros(21, 4, dtype=torch.double)
     for path in GROUP:
         A = ((path in toy.REWARDED) - mean) / (deviation + 1e-6)
@@ -115,7 +115,7 @@ def test_nsr_counts_wrong_responses_alone():
 
 
 def test_the_gate_is_that_of_entropy_threshold():
-    """A group with one right response and 7 wrong ones, all of them with another path."""
+    """The group has one right response and 7 wrong ones, whose paths all differ."""
     theta = table(1)[0]
     paths = ["ACD", "ABA", "BBB", "BCC", "CCD", "CDA", "DDD", "DAB"]
     options = {"method": "simko", "alpha": 0.5, "lambda_top1": 3.0}
@@ -124,7 +124,7 @@ def test_the_gate_is_that_of_entropy_threshold():
         gated = gradient(theta, paths, q=q, **options)
         every, none = gradient(theta, paths, **options), gradient(theta, paths, q=1.0, **options)
         near(none, gradient(theta, paths), 1e-12)
-        # Each last state is passed by one response alone, whose gate it shows.
+        # Only one response passes each last state, so the state shows that response's gate.
         for path in paths:
             own = H[[PREFIXES.index(path[:depth]) for depth in range(3)]]
             gate = own > simko.entropy_threshold(own, torch.tensor([3]), q)
@@ -135,7 +135,7 @@ def test_the_gate_is_that_of_entropy_threshold():
 # ------------------------------------------------------------------------------------- who rises
 @pytest.mark.parametrize("pi_k, rises", [(0.02, True), (0.09, True), (0.11, False), (0.2, False)])
 def test_an_unsampled_candidate_of_a_correct_response_rises_below_alpha_over_k(pi_k, rises):
-    """Eq. 6: its logit has the gradient alpha / K - pi_k, here with alpha = 0.3 and K = 3."""
+    """By Eq. 6, the gradient of its logit is alpha / K - pi_k. Here alpha = 0.3 and K = 3."""
     pi = torch.tensor([0.75 - pi_k, pi_k, 0.24, 0.01], dtype=torch.double)
     z = pi.log().requires_grad_()
     log_pi = z.log_softmax(0)
@@ -149,16 +149,16 @@ def test_an_unsampled_candidate_of_a_correct_response_rises_below_alpha_over_k(p
 
 @pytest.mark.parametrize("seed", range(5))
 def test_over_a_group_the_candidates_own_probability_cancels(seed):
-    """docs/results.md: at the root a candidate among the top K rises where (1 - alpha) P(k | right)
-    + alpha / K exceeds lambda_k P(k | wrong) - (lambda - 1) P(rank 1 | wrong) pi_k. Advantages add
-    up to zero, so with lambda = 1 its own probability is not in it."""
+    """Checks a claim of docs/results.md: at the root, a top-K candidate rises if (1 - alpha)
+    P(k | right) + alpha / K exceeds lambda_k P(k | wrong) - (lambda - 1) P(rank 1 | wrong) pi_k.
+    Advantages add up to zero, so pi_k cancels if lambda = 1."""
     theta, alpha, lambda_top1 = table(1, seed)[0], 0.3, 2.0
     pi = theta[0].softmax(-1)
     top = pi.topk(3).indices.tolist()
     right = [path for path in GROUP if path in toy.REWARDED]
     wrong = [path for path in GROUP if path not in toy.REWARDED]
     share = lambda k, paths: sum(path[0] == "ABCD"[k] for path in paths) / len(paths)
-    weight = 5 * (1 - 5 / 8) / ((15 / 56)**0.5 + 1e-6)  # the sum of the right ones' advantages
+    weight = 5 * (1 - 5 / 8) / ((15 / 56)**0.5 + 1e-6)  # sum of advantages of the right responses
     for penalty in (1.0, lambda_top1):
         got = -gradient(theta, GROUP, method="simko", alpha=alpha, lambda_top1=penalty)[0]
         for k in range(4):
@@ -168,8 +168,8 @@ def test_over_a_group_the_candidates_own_probability_cancels(seed):
 
 
 def test_where_errors_are_alike_c_has_three_sixteenths_of_them():
-    """docs/results.md: with six equal modes and the same small probability for every wrong candidate,
-    P(C | right) is 1 / 6 and P(C | wrong) 3 / 16, so that alpha holds C for K = 4 alone."""
+    """Checks a claim of docs/results.md: with six equal modes and the same small probability for every
+    wrong candidate, P(C | right) is 1 / 6 and P(C | wrong) is 3 / 16, so alpha keeps C only if K = 4."""
     pi = torch.full((1, 21, 4), 0.25, dtype=torch.double)
     error = 1e-6
     for path in toy.REWARDED:
@@ -197,7 +197,7 @@ def test_the_rows_are_those_of_all_cells_and_can_be_made_again():
     cell = Cell("simko", 8, 3.0, 0.01, 1.1, 3, 0.8)  # the paper's settings
     made, = toy.measure([cell])
     kept = rows.iloc[cells.index(cell)]
-    # Another processor may round sums otherwise, and then a seed may take another way.
+    # Another processor may round sums differently, which may change the outcome of a seed.
     tolerances = {"modes": 0.11, "accuracy": 0.002, "six": 1, "six_at_1": 1, "least": 1e-4}
     for name, tolerance in tolerances.items():
         assert made[name] == pytest.approx(kept[name], abs=tolerance), name
@@ -209,11 +209,11 @@ def test_a_sweep_writes_the_rows_of_all_cells_in_their_order(tmp_path, monkeypat
     made, kept = (toy_sweep.read(path) for path in (tmp_path / "rows.csv", ROWS))
     settings = [*Cell._fields, "family"]
     pd.testing.assert_frame_equal(made[settings], kept[settings])
-    assert made.accuracy.between(0.05, 0.6).all()  # 6 / 64 at the start
+    assert made.accuracy.between(0.05, 0.6).all()  # the initial accuracy is about 6 / 64
 
 
 def test_what_is_measured(monkeypatch):
-    """Two seeds, one with six modes at accuracy 0.997, one with a single mode."""
+    """There are two seeds: one with six modes at accuracy near 1, and one with a single mode."""
     six, one = (torch.full((21, 4), 1e-9, dtype=torch.double) for _ in range(2))
     for path in toy.REWARDED:
         for depth in range(3):
@@ -248,6 +248,6 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path, monkeypatch):
         toy_sweep.read(path)
     assert "\n" not in stop.value.code
     monkeypatch.setattr(sys, "argv", ["toy_sweep.py", str(path)])
-    monkeypatch.setattr(toy_sweep, "sweep", lambda path: pytest.fail("it was not to sweep"))
+    monkeypatch.setattr(toy_sweep, "sweep", lambda path: pytest.fail("the sweep started"))
     with pytest.raises(SystemExit, match="rows.csv cannot be used .*: name another folder"):
         toy_sweep.main()

@@ -1,4 +1,4 @@
-"""docs/walkthrough.md and its notebook: the cells run, and they print what the pages show."""
+"""Tests of docs/walkthrough.md and its notebook: the cells run and print what the pages show."""
 import json
 import math
 import re
@@ -63,7 +63,7 @@ def test_a_cell_that_prints_something_else_changes_both_pages():
 # ---------------------------------------------------------------------------------------- measure
 @pytest.fixture
 def runs(tmp_path):
-    """Two finished runs of a tiny base model, with the laptop's tokenizer and two problems."""
+    """Makes two finished runs of a tiny base model, with the laptop's tokenizer and two problems."""
     problems = [{"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": "9"} for i in range(2)]
     write_rows(tmp_path / "test.jsonl", problems)
     for number, folder in enumerate(("base", "one/hf", "two/hf")):
@@ -87,7 +87,7 @@ def runs(tmp_path):
 
 
 def naive(folder, prompt, response):
-    """log pi (L, V) at each token, one forward pass a token."""
+    """Returns log pi (L, V) at each token, from one forward pass for each token."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = [VOCABULARY[token] for token in f"<bos> {prompt} {response}".split()]
     start = len(prompt.split()) + 1
@@ -130,11 +130,11 @@ def test_measure_reads_the_models_at_each_token(runs, tmp_path):
 
 def test_measure_says_which_run_it_cannot_use(runs):
     (runs[1] / "eval_000004" / "test.jsonl").unlink()
-    with pytest.raises(SystemExit, match="eval_000004/test.jsonl is not there: train the first run with --eval-steps"):
+    with pytest.raises(SystemExit, match="eval_000004/test.jsonl does not exist: train the first run with"):
         walkthrough.measure(runs)
     config = runs[1] / "config.json"
     config.write_text(config.read_text().replace("base", "other"))
-    with pytest.raises(SystemExit, match="two has another model or other eval_data than .*one"):
+    with pytest.raises(SystemExit, match="model or eval_data of .*two differs from .*one"):
         walkthrough.measure(runs)
 
 

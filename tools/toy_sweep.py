@@ -1,11 +1,11 @@
-"""Sweeps the settings of tools/toy.py: which of them keep all six modes?
+"""Sweeps the settings of tools/toy.py to find those that keep all six modes.
 
     python -m tools.toy_sweep docs/toy
 
-The rows go to FOLDER/rows.csv, with the columns of `tools.toy.measure`
-for each cell. If that file is there already, its rows are shown instead
-of new ones. Their tables are printed, and FOLDER/modes.png shows every
-cell as a point in accuracy and modes.
+A cell is one combination of settings. FOLDER/rows.csv gets a row for each
+cell, with the columns of `tools.toy.measure`. If that file exists already,
+the sweep is skipped. Then the program prints tables of the rows, and draws
+each cell's accuracy and modes in FOLDER/modes.png.
 """
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from itertools import product
@@ -22,14 +22,14 @@ from tools.toy import SEEDS, Cell, measure, shape
 
 SAMPLES, RATES = (8, 32), (0.3, 1.0, 3.0, 10.0)
 ENTROPIES = 0.03, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0
-# For SimKO: learning rate, alpha, lambda_top1, K and q. With 32 samples,
-# which take four times as long, the grid is coarser.
+# SimKO's grid of learning rate, alpha, lambda_top1, K and q, by samples.
+# It is coarser with 32 samples, which take four times as long.
 SIMKO = {
     8: (RATES, (0.01, 0.05, 0.1, 0.3, 0.6), (1.0, 1.1, 2.0, 4.0, 10.0), (2, 3, 4), (None, 0.8)),
     32: ((1.0, 3.0, 10.0), (0.01, 0.3, 0.6), (1.1, 2.0, 10.0), (3, 4), (None,)),
 }
 NAMES = {"grpo": "GRPO", "simko": "SimKO", "nsr": "NSR", "pass-at-k": "pass@k training"}
-# What the paper's third version reports: accuracy and modes.
+# (accuracy, modes) that the paper's third version reports.
 PUBLISHED = {"GRPO + entropy bonus": (0.48, 6), "SimKO": (1.00, 6)}
 
 
@@ -44,8 +44,8 @@ def all_cells():
 
 
 def sweep(path):
-    """Writes the rows of all cells, when the last one is there."""
-    torch.set_num_threads(1)  # more are slower on tensors this small
+    """Measures all cells, then writes their rows."""
+    torch.set_num_threads(1)  # more threads are slower on such small tensors
     shapes, rows = {}, []
     for cell in all_cells():
         shapes.setdefault(shape(cell), []).append(cell)
@@ -55,8 +55,8 @@ def sweep(path):
 
 
 def read(path):
-    """rows.csv with two more columns: the name of the method, and that of
-    the family of cells that a panel shows."""
+    """Reads rows.csv and adds two columns: the method's name, and the name
+    of the family of cells that share a panel."""
     rows = pd.read_csv(path)
     if missing := {*Cell._fields, "modes", "accuracy", "six", "six_at_1"} - {*rows}:
         fail(f"{path} has no column {min(missing)}: move it away to sweep again")
@@ -68,7 +68,7 @@ def read(path):
 
 
 def summary(rows):
-    """How many cells of each family keep six modes, and where."""
+    """Returns a table of how many cells of each family keep six modes."""
     table = [["", "cells", "six modes in all seeds", "and at accuracy 1", "most modes at accuracy 1"]]
     for family, cells in rows.groupby("family", sort=False):
         sure = cells[cells.accuracy >= 0.995]
@@ -79,8 +79,8 @@ def summary(rows):
 
 
 def cross(rows, lines, columns):
-    """A table of "modes / accuracy" over two columns of the rows, or
-    lists of them."""
+    """Returns a table of "modes / accuracy" by two columns of the rows.
+    lines, columns: a column's name or a list of names."""
     texts = rows.modes.map("{:.1f} / ".format) + rows.accuracy.map("{:.3f}".format)
     keys = [rows[names].astype(str).agg(", ".join, axis=1) for names in (lines, columns)]
     table = texts.groupby(keys, sort=False).first().unstack(sort=False)
@@ -112,7 +112,7 @@ def main():
     parser = ArgumentParser(
         prog="python -m tools.toy_sweep", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of rows.csv and modes.png")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of rows.csv and modes.png")
     folder = parser.parse_args().folder
     try:
         folder.mkdir(parents=True, exist_ok=True)

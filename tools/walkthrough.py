@@ -1,19 +1,19 @@
-"""Runs the cells of docs/walkthrough.md and writes what they print.
+"""Runs the code cells of docs/walkthrough.md and writes their output.
 
     python -m tools.walkthrough
     python -m tools.walkthrough --measure RUN ...
 
-docs/walkthrough.md is text with cells of Python. The first command runs
-the cells in order, puts what each of them prints below it, and writes the
-same text as a notebook, docs/walkthrough.ipynb. Start it after a change of
-the text or of simko.py.
+docs/walkthrough.md is text with Python cells. The first command runs the
+cells in order, updates the output below each cell, and writes the page as a
+notebook, docs/walkthrough.ipynb. Run it when you have changed the text or
+simko.py.
 
---measure writes docs/walkthrough.json, from which the cells take what was
-measured: how the base model reads a correct response to the first test
-problem, and how probable the candidates of rank 2 and 3 are where the gate
-is open, in the base model and at the end of each RUN. All runs start from
-the same base model. The committed numbers come from runs of the laptop
-recipe with seed 0, 500 steps, learning rate 4e-4, lambda 1.5 and q 0.5:
+--measure writes docs/walkthrough.json, which the cells read. The file holds
+the base model's probabilities for a correct response to the first test
+problem and, for the base model and at the end of each RUN, the probabilities
+of the rank-2 and rank-3 candidates where the gate is open. All runs must
+start from the same base model. The committed numbers come from runs of the
+laptop recipe with seed 0, 500 steps, learning rate 4e-4, lambda 1.5, q 0.5:
 
     flags="$(bash train.sh --list laptop psr) --rollout hf --lambda-top1 1.5 --q 0.5"
     python -m tools.laptop runs/laptop/data
@@ -44,10 +44,10 @@ from tools.plots import first_correct, run_settings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT, NOTEBOOK, MEASURED = (DOCS / f"walkthrough.{end}" for end in ("md", "ipynb", "json"))
-# A cell, and what it printed last time.
+# Matches a cell and the output below it.
 CELL = re.compile(r"```python\n(.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
-RESPONSES = 8  # of each problem, for the statistics of a run
-GATE = 0.5     # q for these statistics, in every model
+RESPONSES = 8  # how many of each problem the statistics use
+GATE = 0.5     # the q of these statistics, for every model
 
 
 # ------------------------------------------------------------------- cells
@@ -57,8 +57,8 @@ def split(text):
 
 
 def run_cells(codes):
-    """Executes cells in one namespace, as a notebook does. Returns what
-    each of them printed."""
+    """Executes cells in one namespace, as a notebook does. Returns the
+    output of each cell."""
     namespace, printed = {}, []
     for number, code in enumerate(codes, 1):
         stream = io.StringIO()
@@ -69,7 +69,7 @@ def run_cells(codes):
 
 
 def as_markdown(parts, printed):
-    """The page, with what each cell printed below it."""
+    """Returns the page with each cell's output below the cell."""
     page = parts[0]
     for code, output, text in zip(parts[1::2], printed, parts[2::2]):
         page += f"```python\n{code}```\n"
@@ -80,7 +80,7 @@ def as_markdown(parts, printed):
 
 
 def as_notebook(parts, printed):
-    """The same as a notebook in Jupyter's format, version 4.5."""
+    """Returns the page as a notebook in Jupyter's format, version 4.5."""
     outputs, cells, runs = iter(printed), [], 0
     for number, part in enumerate(parts):
         source = part.strip("\n").splitlines(keepends=True)
@@ -100,8 +100,8 @@ def as_notebook(parts, printed):
 # ----------------------------------------------------------------- measure
 @torch.no_grad()
 def read_responses(model, prompt, responses, temperature):
-    """The model's log-probabilities (L, V) at each token of each response."""
-    # Padding behind a response does not change what comes before it.
+    """Returns the log-probabilities (L, V) at the tokens of each response."""
+    # Padding after a response does not affect the tokens before it.
     ids = pad_sequence([torch.tensor([*prompt, *own]) for own in responses], batch_first=True)
     logits = model(ids).logits[:, len(prompt) - 1:-1].double() / temperature
     return [row[:len(own)].log_softmax(-1) for row, own in zip(logits, responses)]
@@ -112,12 +112,12 @@ def entropy(log_pi):
 
 
 def candidate_statistics(model, tokenizer, problems, path, temperature):
-    """How probable the candidates of rank 1 to 3 are in responses that the
-    model has sampled itself, which are in the file at `path`.
+    """Returns statistics of log pi of the candidates of rank 1 to 3, over
+    the model's own responses in the file at `path`.
 
-    Lambda has the means over all tokens, Lambda_gated those over the
-    tokens where the gate is open; both as in Eq. 2. percentiles has the
-    0th to 100th percentile of log pi of rank 2 and 3 over gated tokens."""
+    Lambda is the mean over all tokens, Lambda_gated the mean over gated
+    tokens, both averaged as in Eq. 2. percentiles has the 0th to 100th
+    percentile of log pi of rank 2 and 3 over gated tokens."""
     own = {problem["id"]: [] for problem in problems}
     for _, row in read_jsonl(path):
         if "response" in row and len(own[row["id"]]) < RESPONSES:
@@ -148,14 +148,14 @@ def rounded(numbers):
 
 
 def measure(folders):
-    """Returns what docs/walkthrough.json holds."""
+    """Returns the contents of docs/walkthrough.json."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
     logging.disable_progress_bar()
     settings = {folder: run_settings(folder) for folder in folders}
     cfg = SimpleNamespace(**next(iter(settings.values())))
     for folder, own in settings.items():
         if (own["model"], own["eval_data"]) != (cfg.model, cfg.eval_data):
-            fail(f"{folder} has another model or other eval_data than {folders[0]}: name runs that have the same")
+            fail(f"the model or eval_data of {folder} differs from {folders[0]}: name runs that share both")
     tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=False)
     problems, _ = encode_prompts(load_problems(cfg.eval_data[0], cfg.data_dir), tokenizer, cfg)
     benchmark = set_name(cfg.eval_data[0])
@@ -183,7 +183,7 @@ def measure(folders):
     for label, model, evaluation, about in models:
         path = evaluation / f"{benchmark}.jsonl"
         if not path.is_file():
-            fail(f"{path} is not there: train the first run with --eval-steps, and each run to its end")
+            fail(f"{path} does not exist: train the first run with --eval-steps, and finish every run")
         own = candidate_statistics(load(model), tokenizer, problems, path, cfg.temperature)
         found["models"][label] = about | own
     return found
@@ -193,7 +193,7 @@ def main():
     parser = ArgumentParser(
         prog="python -m tools.walkthrough", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
+    parser.add_argument("--measure", nargs="+", type=Path, metavar="RUN", help="folders of finished runs to measure")
     options = parser.parse_args()
     if options.measure:
         lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in measure(options.measure).items())
