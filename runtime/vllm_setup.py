@@ -120,6 +120,7 @@ def keep_log(path):
     shown = logging.StreamHandler(sys.stdout)
     shown.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper())
     logger = logging.getLogger("vllm")
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path)
     logger.handlers, logger.propagate = [shown, tail, file], False
     logger.setLevel(min(shown.level, logging.INFO))

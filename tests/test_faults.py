@@ -535,7 +535,7 @@ def test_log_probs_that_are_not_numbers_stop_the_run(data, tmp_path):
         samples[0].engine_logp = samples[0].engine_logp * np.nan
         return samples
     with (mock.patch.object(HFEngine, "generate", infinite),
-          pytest.raises(SystemExit, match="is nan.*numbers too large for --dtype")):
+          pytest.raises(SystemExit, match="is nan.*numbers are too large for --dtype")):
         main(flags(data, tmp_path, "--eval-steps", 0))
 
 

@@ -409,7 +409,7 @@ def generation_rates(name, tokens, rounds):
 
     with (tempfile.TemporaryDirectory() as folder, common.process_group() as device):
         SHAPES[name].save_pretrained(folder)
-        cfg = simko.Config(model=folder, max_prompt_length=256)
+        cfg = simko.Config(model=folder, output_dir=folder, max_prompt_length=256)
         arguments = cfg, [2], device, DTYPE, "dummy", tokens
         with closing(simko.VLLMEngine(*arguments)) as engine:
             runs = {case: partial(run, case) for case in ((32, 8), (1024, 1))}
