@@ -12,33 +12,41 @@ one start, on the same problems in the same order. A run is `simko.py
 train` as a process of its own; when it ends, its row goes to ROWS. Started
 again with the same DIR, a study goes on with what is missing.
 
-card ends by itself after --minutes, with the runs that are complete by
-then. It needs no vLLM and no network, only Python 3.12, PyTorch 2.11 and
-transformers 5.17. What must be carried there is this repository and MODEL,
-which is 98 MB as GGUF: two parts made by `split -b 50M`. On another day
-`--first-seed 3 --learning-rate LR`, with the LR that the first day chose,
-adds three seeds to the same ROWS.
+card stops by itself after nine minutes, and keeps what is complete by
+then. It needs Python 3.12, PyTorch 2.11 and transformers 5.17, and neither
+vLLM nor a network. What must be carried there is this repository and
+MODEL, whose GGUF file has 98 MB: `split -b 50M` makes two parts of it. On
+another day `--first-seed 3 --learning-rate LR`, with the LR that the first
+day chose, adds three seeds to ROWS, and `--arms grpo simko-0.05` adds the
+larger alpha.
 """
 import json
 import os
 import random
-import statistics as stats
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import torch
 
 from runtime.common import fail, seed_everything, write_whole
 from runtime.data import read_jsonl
+from runtime.hf_engine import HFEngine
+from runtime.log import Progress
 from runtime.packing import Sample
 from simko import pass_at_k
-from tools import countdown, laptop
+from tools import countdown, laptop, results
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
@@ -46,39 +54,352 @@ ARMS = {
     "simko": {"method": "simko"},  # simko.py's defaults are the paper's
     "simko-0.05": {"method": "simko", "alpha": 0.05},
 }
-K, Q = 3, 0.8
-LONGEST = {"max_prompt_length": 64, "max_completion_length": 56}
-# Student's 97.5 % quantile for 1, 2, ... degrees of freedom.
-STUDENT = 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
+K, Q, G = 3, 0.8, 8
+KS = 1, 4, 16, 64, 256
+LONGEST = 56  # tokens of a response
+MARGIN = 40  # seconds that are kept for the probe and the rows
+# simko.py, whose engine for transformers takes 256 responses at a time. So
+# small a model leaves a large card idle then.
+MANY_ROWS = (
+    "import sys, simko; from runtime.hf_engine import HFEngine; "
+    "HFEngine.rows = 1024; simko.main(sys.argv[1:])")
 
 
 @dataclass
 class Plan:
     """The sizes of a study."""
     demonstrations: int
-    solving: float        # share of the demonstrations that solve
-    demonstration_batch: int
-    arms: tuple
+    solving: float          # share of the demonstrations that solve
+    batch: int              # of demonstrations
+    arms: tuple             # what is trained, from ARMS
     steps: int
-    batch_size: int       # prompts; four updates a step, as in the paper
+    prompts: int            # of a step, in four updates as in the paper
     seeds: int
-    jobs: int             # runs at a time
-    contexts: int         # responses that the probe reads
-    test: int             # held-out problems
-    eval_problems: int    # of them, for pass@K
-    eval_n: int
-    eval_arms: bool       # pass@K of every run, and not of the start alone
-    learning_rates: tuple # one, or candidates for a choice on validation
-    tune_steps: int = 0
+    jobs: int               # runs at a time
+    contexts: int           # responses that the probe reads
+    valid: int              # held-out problems, to choose the learning rate
+    test: int               # other held-out problems
+    eval_n: int             # samples of each for pass@K
+    eval_arms: bool         # pass@K of all runs, and not of the start alone
+    learning_rates: tuple   # GRPO chooses, if there are several
+    tune_steps: int         # of that choice
+    minutes: tuple          # limits of fine-tuning, choice and everything
 
 
 PLANS = {
     "cpu": Plan(
-        demonstrations=1600, solving=1.0, demonstration_batch=16, arms=tuple(ARMS), steps=15,
-        batch_size=8, seeds=3, jobs=2, contexts=64, test=64, eval_problems=32, eval_n=64,
-        eval_arms=False, learning_rates=(1e-5,)),
+        demonstrations=1600, solving=1.0, batch=16, arms=tuple(ARMS),
+        steps=15, prompts=8, seeds=3, jobs=2,
+        contexts=64, valid=0, test=64, eval_n=64, eval_arms=False,
+        learning_rates=(3e-5,), tune_steps=0, minutes=(600, 600, 6000)),
     "card": Plan(
-        demonstrations=4096, solving=0.6, demonstration_batch=32, arms=("grpo", "simko"), steps=60,
-        batch_size=48, seeds=3, jobs=6, contexts=256, test=400, eval_problems=400, eval_n=256,
-        eval_arms=True, learning_rates=(5e-6, 1e-5, 2e-5), tune_steps=20),
+        demonstrations=4096, solving=1.0, batch=32, arms=("grpo", "simko"),
+        steps=60, prompts=48, seeds=3, jobs=7,
+        contexts=256, valid=100, test=400, eval_n=256, eval_arms=True,
+        learning_rates=(1e-5, 2e-5, 4e-5), tune_steps=20, minutes=(1.5, 2, 9)),
 }
+
+
+# ------------------------------------------------------------------ start
+def write_rows(path, rows):
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_start(plan, model, folder, device):
+    """Writes folder/start and the problems beside it, unless they are there.
+
+    The demonstrations come first, and valid and test hold none of them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    names = "demonstrations", "solving", "batch", "valid", "test"
+    sizes = {name: getattr(plan, name) for name in names}
+    made = folder / "start.json"
+    if made.exists():
+        if json.loads(made.read_text()) != sizes:
+            fail(f"{folder} belongs to a study of other sizes, see {made}: name another DIR")
+        return
+    rng, legal = random.Random(0), laptop.all_chains()
+    shown = [countdown.demonstration(rng, legal, plan.solving) for _ in range(plan.demonstrations)]
+    taken = {key for key, *_ in shown}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in countdown.problem_rows(
+            rng, legal, taken, {"valid": plan.valid, "test": plan.test, "train": 4000}).items():
+        write_rows(folder / f"{name}.jsonl", rows)
+    limit = time.monotonic() + 60 * plan.minutes[0]
+
+    def report(step, loss):
+        print(f"fine-tuning: step {step + 1}, loss {loss:.3f}", flush=True)
+        if time.monotonic() > limit:
+            fail(f"fine-tuning takes longer than {plan.minutes[0]} minutes")
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = countdown.CHAT
+    policy = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager").to(device)
+    countdown.fine_tune(
+        policy, tokenizer, [pair for _, *pair in shown], plan.batch, 2e-4, report)
+    policy.save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
+    write_whole(made, json.dumps(sizes) + "\n")  # last: it says that the start is whole
+
+
+def probe_contexts(plan, folder, device):
+    """Two responses of the start to each of the first problems of test, as
+    Samples. They are kept in folder/contexts.jsonl."""
+    from transformers import AutoTokenizer
+
+    path, start = folder / "contexts.jsonl", folder / "start"
+    if not path.exists():
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        problems = [row for _, row in read_jsonl(folder / "test.jsonl")][:plan.contexts // 2]
+        prompts = [
+            np.array(countdown.encode(tokenizer, row["problem"], "")[0]) for row in problems]
+        engine = HFEngine(SimpleNamespace(model=start), [tokenizer.eos_token_id], device,
+                          torch.float32, "auto", LONGEST)
+        seed_everything(0)
+        samples = engine.generate(
+            prompts, 2, 1.0, 1.0, LONGEST, Progress(shown=False), logprobs=False)
+        rows = [{"prompt_ids": s.prompt_ids.tolist(), "response_ids": s.response_ids.tolist()}
+                for s in samples]
+        write_rows(path, rows)
+    return [
+        Sample(0, np.array(row["prompt_ids"]), np.array(row["response_ids"]),
+               np.zeros(len(row["response_ids"]), np.float32), truncated=False)
+        for _, row in read_jsonl(path)]
+
+
+# ------------------------------------------------------------------- runs
+@dataclass
+class Run:
+    """A run of simko.py, or an evaluation of the start if it has no steps."""
+    arm: str
+    seed: int
+    steps: int
+    learning_rate: float
+    problems: str  # the file that it is evaluated on, or ""
+    n: int = 0
+
+    def words(self, plan, folder, out):
+        """The arguments of simko.py."""
+        flags = {
+            "task": "countdown", "prompt_template": "chat", "rollout": "hf", "dtype": "bfloat16",
+            "max_prompt_length": 64, "seed": self.seed, "output_dir": out,
+            "model": folder / "start"}
+        if self.problems:
+            flags |= {
+                "eval_data": folder / f"{self.problems}.jsonl", "eval_n": self.n,
+                "eval_temperature": 1.0, "eval_top_p": 1.0, "eval_max_tokens": LONGEST}
+        if self.steps:
+            flags |= ARMS[self.arm] | {
+                "train_data": folder / "train.jsonl", "steps": self.steps,
+                "batch_size": plan.prompts, "mini_batch_size": plan.prompts // 4,
+                "num_generations": 8, "max_completion_length": LONGEST, "save_steps": 5,
+                "micro_batch_tokens": 4096, "learning_rate": self.learning_rate}
+        words = ["train", "--no-gradient-checkpointing"] if self.steps else ["eval"]
+        for name, value in flags.items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
+
+
+def stop(process):
+    """Ends a run. What it had written is whole, and the same call goes on."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()  # in the middle of many samples
+        process.wait()
+
+
+class Study:
+    """Runs as processes beside each other. None goes on after `end`, in
+    the seconds of time.monotonic."""
+
+    def __init__(self, plan, folder, rows, device, end):
+        self.plan, self.folder, self.rows = plan, folder, rows
+        self.device, self.end = device, end
+        self.lock = threading.Lock()
+        self.contexts = probe_contexts(plan, folder, device)
+        _, entropy = self.statistics(folder / "start")
+        self.gate = countdown.gate_of(entropy, self.contexts, Q)
+
+    def statistics(self, model):
+        return countdown.statistics(model, self.contexts, K, self.device)
+
+    def probe(self, model):
+        return countdown.summary(*self.statistics(model), self.gate, G)
+
+    def out(self, run):
+        return self.folder / "runs" / f"{run.arm}-{run.seed}-{run.learning_rate:g}"
+
+    def execute(self, run, deadline):
+        """Runs simko.py until it ends, or is asked to at the deadline."""
+        out = self.out(run)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        start = ["-c", MANY_ROWS] if self.plan.eval_arms else [ROOT / "simko.py"]
+        words = [sys.executable, *start, *run.words(self.plan, self.folder, out)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with out.with_suffix(".log").open("a") as log:
+            process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+            try:
+                failed = process.wait(max(0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                failed = stop(process)
+        if failed:
+            fail(f"a run failed, see {out.with_suffix('.log')}")
+
+    def correct(self, run):
+        """{problem: correct responses} of the problems that were evaluated
+        to the end."""
+        out = self.out(run)
+        if run.steps:
+            out /= f"eval_{run.steps:06d}"
+        path, verdicts = out / f"{run.problems}.jsonl", defaultdict(list)
+        if run.problems and path.exists():
+            for _, row in read_jsonl(path):
+                if "correct" in row:  # the first line holds the settings
+                    verdicts[row["id"]].append(row["correct"])
+        return {name: sum(found) for name, found in verdicts.items() if len(found) == run.n}
+
+    def finish(self, run):
+        """Executes a run and writes its row, if it came to its end."""
+        self.execute(run, self.end)
+        out, model = self.out(run), self.folder / "start"
+        rewards = []
+        if run.steps:
+            model = out / "hf"
+            rewards = [row["reward"] for _, row in read_jsonl(out / "metrics.jsonl")]
+        if not model.exists():
+            print(f"{out.name}: no row, the time was over", flush=True)
+            return
+        with self.lock:
+            row = {
+                "arm": run.arm, "seed": run.seed, "steps": run.steps,
+                "learning_rate": run.learning_rate, "rewards": rewards,
+                "probe": self.probe(model), "n": run.n, "correct": self.correct(run)}
+            with self.rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if run.steps:
+            shutil.rmtree(out / "checkpoints")
+        print(f"{out.name}: done", flush=True)
+
+    def all(self, task, runs):
+        """Calls task with every run, plan.jobs of them at a time."""
+        with ThreadPoolExecutor(self.plan.jobs) as pool:
+            futures = [pool.submit(task, run) for run in runs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:  # runs that have begun end, no other begins
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def choose_rate(self):
+        """The learning rate with GRPO's highest pass@1 on valid."""
+        rates = self.plan.learning_rates
+        if len(rates) == 1:
+            return rates[0]
+        runs = [Run("grpo", 1000, self.plan.tune_steps, rate, "valid", 16) for rate in rates]
+        limit = min(self.end, time.monotonic() + 60 * self.plan.minutes[1])
+        self.all(partial(self.execute, deadline=limit), runs)
+        correct = {run.learning_rate: self.correct(run) for run in runs}
+        scores = {rate: sum(found.values()) for rate, found in correct.items() if found}
+        if not scores:
+            fail("no run for the choice of the learning rate came to its end: --learning-rate sets it")
+        print("correct on valid, by learning rate:", scores, flush=True)
+        return max(scores, key=scores.get)
+
+
+def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
+    """Fine-tunes, chooses the learning rate, and makes the runs that the
+    file `rows` lacks."""
+    end = time.monotonic() + 60 * plan.minutes[2] - MARGIN
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    make_start(plan, model, folder, device)
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    done = {(row["arm"], row["seed"]) for _, row in read_jsonl(rows)} if rows.exists() else set()
+    runner = Study(plan, folder, rows, device, end)
+    rate = learning_rate or runner.choose_rate()
+    tested = "test" if plan.eval_arms else ""
+    runs = [Run(arm, seed, plan.steps, rate, tested, plan.eval_n)
+            for seed in range(first_seed, first_seed + plan.seeds) for arm in plan.arms]
+    runs.append(Run("start", 0, 0, 0.0, "test", plan.eval_n))
+    runner.all(runner.finish, [run for run in runs if (run.arm, run.seed) not in done])
+
+
+# ------------------------------------------------------------------ table
+def values(rows):
+    """A DataFrame with a row for each (arm, seed): what the probe found, and
+    pass@K in % on the problems that all evaluated runs have."""
+    evaluated = [row["correct"] for row in rows if row["correct"]]
+    common = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
+    found = {}
+    for row in rows:
+        means = found[row["arm"], row["seed"]] = dict(row["probe"])
+        if row["correct"] and common:
+            c = torch.tensor([row["correct"][name] for name in common])
+            for k in (k for k in KS if k <= row["n"]):
+                means[f"pass@{k}"] = 100 * pass_at_k(row["n"], c, k).mean().item()
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
+def gap_at_equal_pass_1(start, grpo, ours):
+    """ours' pass@256 minus what the line through the start and GRPO's end
+    has at ours' pass@1. Series or DataFrames with one row a seed."""
+    slope = (grpo["pass@256"] - start["pass@256"]) / (grpo["pass@1"] - start["pass@1"])
+    expected = start["pass@256"] + slope * (ours["pass@1"] - start["pass@1"])
+    return ours["pass@256"] - expected
+
+
+def show(rows):
+    """Prints the means over seeds, and every arm's paired differences to
+    GRPO with Student's 95 % interval."""
+    found = values(rows)
+    arms = [arm for arm in ARMS if arm in found.index]
+    head, columns = ["outcome", *arms], [found.columns]
+    if "start" in found.index:
+        head.insert(1, "start")
+    columns += [[f"{mean:.3f}" for mean in found.loc[arm].mean()] for arm in head[1:]]
+    for arm in arms[1:]:
+        head.append(f"{arm} - grpo")
+        columns.append(results.paired(found.loc[arm], found.loc["grpo"], found.columns, digits=3))
+    results.table("Means, and paired differences", head, list(zip(*columns)))
+    if "start" in head and "pass@256" in found:
+        start = found.loc["start"].iloc[0]
+        for arm in arms[1:]:
+            gap = gap_at_equal_pass_1(start, found.loc["grpo"], found.loc[arm]).dropna()
+            print(f"\n{arm}: pass@256 at equal pass@1 {results.difference(gap)}")
+
+
+def main():
+    parser = ArgumentParser(
+        prog="python -m tools.smollm2", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, plan in PLANS.items():
+        command = commands.add_parser(name)
+        command.add_argument("model", metavar="MODEL", type=Path, help="Hugging Face folder")
+        command.add_argument("dir", metavar="DIR", type=Path, help="folder to work in")
+        command.add_argument("--rows", type=Path, default=ROOT / "docs" / "smollm2" / f"{name}.jsonl")
+        command.add_argument("--first-seed", type=int, default=0)
+        command.add_argument("--learning-rate", type=float, help="instead of the plan's")
+        command.add_argument("--arms", nargs="+", choices=ARMS, default=plan.arms)
+    command = commands.add_parser("table")
+    command.add_argument("rows", metavar="ROWS", type=Path)
+    args = parser.parse_args()
+    if args.command == "table":
+        show([row for _, row in read_jsonl(args.rows)])
+        return
+    rate = args.learning_rate
+    if args.first_seed < 0 or (rate is not None and rate <= 0):
+        parser.error("--first-seed must be at least 0 and --learning-rate above 0")
+    if not (args.model / "config.json").is_file():
+        parser.error(f"{args.model} has no config.json: MODEL is a folder in Hugging Face's format")
+    plan = replace(PLANS[args.command], arms=args.arms)
+    study(plan, args.model, args.dir, args.rows, args.first_seed, rate)
+
+
+if __name__ == "__main__":
+    main()
