@@ -12,9 +12,6 @@ A problem is one of tools.laptop, asked and answered as a person would:
 
 The answer has 32 to 48 of SmolLM2's tokens, and its words vary.
 """
-import json
-import random
-
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence

@@ -44,7 +44,6 @@ from runtime.common import fail, seed_everything, write_whole
 from runtime.data import read_jsonl
 from runtime.hf_engine import HFEngine
 from runtime.log import Progress
-from runtime.packing import Sample
 from simko import pass_at_k
 from tools import countdown, laptop, results
 
@@ -101,10 +100,6 @@ PLANS = {
 
 
 # ------------------------------------------------------------------ start
-def write_rows(path, rows):
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def make_start(plan, model, folder, device):
     """Writes folder/start and the problems beside it, unless they are there.
 
@@ -122,9 +117,9 @@ def make_start(plan, model, folder, device):
     shown = [countdown.demonstration(rng, legal, plan.solving) for _ in range(plan.demonstrations)]
     taken = {key for key, *_ in shown}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in countdown.problem_rows(
-            rng, legal, taken, {"valid": plan.valid, "test": plan.test, "train": 4000}).items():
-        write_rows(folder / f"{name}.jsonl", rows)
+    sets = {"valid": plan.valid, "test": plan.test, "train": 4000}
+    for name, rows in countdown.problem_rows(rng, legal, taken, sets).items():
+        write_whole(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     limit = time.monotonic() + 60 * plan.minutes[0]
 
     def report(step, loss):
@@ -145,27 +140,19 @@ def make_start(plan, model, folder, device):
 
 def probe_contexts(plan, folder, device):
     """Two responses of the start to each of the first problems of test, as
-    Samples. They are kept in folder/contexts.jsonl."""
+    Samples: what the probe reads, the same for all runs."""
     from transformers import AutoTokenizer
 
-    path, start = folder / "contexts.jsonl", folder / "start"
-    if not path.exists():
-        tokenizer = AutoTokenizer.from_pretrained(start)
-        problems = [row for _, row in read_jsonl(folder / "test.jsonl")][:plan.contexts // 2]
-        prompts = [
-            np.array(countdown.encode(tokenizer, row["problem"], "")[0]) for row in problems]
-        engine = HFEngine(SimpleNamespace(model=start), [tokenizer.eos_token_id], device,
-                          torch.float32, "auto", LONGEST)
-        seed_everything(0)
-        samples = engine.generate(
-            prompts, 2, 1.0, 1.0, LONGEST, Progress(shown=False), logprobs=False)
-        rows = [{"prompt_ids": s.prompt_ids.tolist(), "response_ids": s.response_ids.tolist()}
-                for s in samples]
-        write_rows(path, rows)
-    return [
-        Sample(0, np.array(row["prompt_ids"]), np.array(row["response_ids"]),
-               np.zeros(len(row["response_ids"]), np.float32), truncated=False)
-        for _, row in read_jsonl(path)]
+    start = folder / "start"
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    problems = [row["problem"] for _, row in read_jsonl(folder / "test.jsonl")]
+    prompts = [np.array(countdown.encode(tokenizer, problem, "")[0])
+               for problem in problems[:plan.contexts // 2]]
+    engine = HFEngine(SimpleNamespace(model=start), [tokenizer.eos_token_id], device,
+                      torch.float32, "auto", LONGEST)
+    seed_everything(0)
+    return engine.generate(prompts, 2, temperature=1.0, top_p=1.0, max_tokens=LONGEST,
+                           progress=Progress(shown=False), logprobs=False)
 
 
 # ------------------------------------------------------------------- runs
