@@ -143,6 +143,14 @@ def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
     assert "| pass@4 |" in capsys.readouterr().out
 
 
+def test_after_the_end_no_run_goes_on_and_no_row_is_written(tmp_path, capsys):
+    runner = object.__new__(smollm2.Study)  # without a start to probe
+    runner.plan, runner.folder, runner.rows, runner.end = TINY, tmp_path, tmp_path / "rows.jsonl", 0
+    runner.finish(smollm2.Run("grpo", 0, 1, 1e-4, "test", 4))
+    assert "grpo-0-0.0001: no row, the time was over" in capsys.readouterr().out
+    assert not runner.rows.exists()
+
+
 @pytest.mark.parametrize("words, message", [
     (["table", "none.jsonl"], "none.jsonl cannot be read"),
     (["card", "none", "work"], "none has no config.json"),

@@ -251,14 +251,13 @@ class Study:
     def finish(self, run):
         """Executes a run and writes its row, if it came to its end."""
         self.execute(run, self.end)
-        out, model = self.out(run), self.folder / "start"
-        rewards = []
+        out, model, rewards = self.out(run), self.folder / "start", []
         if run.steps:
             model = out / "hf"
+            if not model.exists():
+                print(f"{out.name}: no row, the time was over", flush=True)
+                return
             rewards = [row["reward"] for _, row in read_jsonl(out / "metrics.jsonl")]
-        if not model.exists():
-            print(f"{out.name}: no row, the time was over", flush=True)
-            return
         with self.lock:
             row = {
                 "arm": run.arm, "seed": run.seed, "steps": run.steps,
