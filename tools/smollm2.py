@@ -226,14 +226,15 @@ class Study:
         start = ["-c", MANY_ROWS] if self.plan.eval_arms else [ROOT / "simko.py"]
         words = [sys.executable, *start, *run.words(self.plan, self.folder, out)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with out.with_suffix(".log").open("a") as log:
+        log_file = out.with_name(f"{out.name}.log")
+        with log_file.open("a") as log:
             process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
             try:
                 failed = process.wait(max(0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 failed = stop(process)
         if failed:
-            fail(f"a run failed, see {out.with_suffix('.log')}")
+            fail(f"a run failed, see {log_file}")
 
     def correct(self, run):
         """{problem: correct responses} of the problems that were evaluated
