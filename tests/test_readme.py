@@ -123,3 +123,19 @@ def test_every_flag_of_a_command_in_the_docs_exists(monkeypatch, capsys):
         assert flags <= known[key], f"{page}: {program} has no {flags - known[key]}"
         seen += 1
     assert seen > 30
+
+
+def test_every_command_of_the_docs_has_a_row_that_names_its_test():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    starts = [start.split() for row in rows for start in re.findall("`([^`]+)`", row[0])]
+    for source in PAGES:
+        for match in COMMAND.finditer(source.read_text(encoding="utf-8")):
+            # "..." stands for what a reader fills in.
+            words = [word for word in match.group().split() if word != "..."]
+            found = [start for start in starts if words[:len(start)] == start]
+            assert found, f"docs/commands.md has no row for {match.group()!r} of {source.name}"
+    defined = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    for _, tests in rows:
+        for name in re.findall(r"`(test_\w+)`", tests):
+            assert f"def {name}(" in defined, f"docs/commands.md names {name}, which is nowhere"
