@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from runtime.log import distinct_tokens
 from runtime.puzzles import countdown as judge
 from tests.conftest import near
 from tests.workers import ROOT
@@ -60,7 +61,7 @@ def test_sets_share_no_problem_that_they_must_not():
 # -------------------------------------------------------------------------------------- probe
 def test_expected_distinct_tokens_of_known_distributions():
     topk = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.25, 0.25], [0.5, 0.3, 0.0]]).log()
-    one, four, three = countdown.expected_distinct(topk, 8).tolist()
+    one, four, three = distinct_tokens(topk, 8).tolist()
     near(one, 1.0, 1e-12)
     near(four, 4 * (1 - 0.75**8), 1e-6)
     near(three, (1 - 0.5**8) + (1 - 0.7**8) + (1 - 0.8**8), 1e-6)
@@ -71,7 +72,7 @@ def test_expected_distinct_tokens_is_the_mean_over_samples():
     generator = torch.Generator().manual_seed(0)
     draws = torch.multinomial(p, 8 * 20000, replacement=True, generator=generator).view(-1, 8)
     counted = torch.stack([(draws == token).any(1) for token in range(4)]).sum(0)
-    near(countdown.expected_distinct(p[:3].log(), 8).item(), counted.double().mean().item(), 0.02)
+    near(distinct_tokens(p[:3].log(), 8).item(), counted.double().mean().item(), 0.02)
 
 
 def test_the_summary_is_over_the_gate_and_over_all():

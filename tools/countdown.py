@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from runtime.log import distinct_tokens
 from runtime.packing import load_model, pack
 from simko import entropy_threshold, policy_forward
 from tools import laptop
@@ -123,17 +124,6 @@ def fine_tune(model, tokenizer, demonstrations, batch, lr, log):
 
 
 # ------------------------------------------------------------------ probe
-def expected_distinct(topk_logp, G):
-    """How many different tokens G samples of a distribution hold, on
-    average, if all but the top K count as one: the sum of 1 - (1 - p)^G.
-
-    topk_logp: (..., K). Returns (...,), between 1 and K + 1."""
-    p = topk_logp.double().exp()
-    rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
-    p = torch.cat([p, rest], -1)
-    return (1 - (1 - p) ** G).sum(-1)
-
-
 @torch.no_grad()
 def statistics(folder, contexts, K, device):
     """topk_logp (T, K) and entropy (T,) of a model, in float32, at the T
@@ -159,6 +149,6 @@ def summary(topk_logp, entropy, gate, G):
     """What the study compares: means over the gated tokens, and over all."""
     values = {f"Lambda_{k + 1}": column for k, column in enumerate(topk_logp.T)}
     values["entropy"] = entropy
-    values["distinct"] = expected_distinct(topk_logp, G)
+    values["distinct"] = distinct_tokens(topk_logp, G)
     means = {name: value[gate].mean().item() for name, value in values.items()}
     return means | {f"{name}_all": value.mean().item() for name, value in values.items()}
