@@ -245,8 +245,7 @@ def by_value(gold, pred):
 
 # ---- 5. units ---------------------------------------------------------------
 def by_unit(gold, pred):
-    """Returns the verdict on the values without their units; None if neither
-    answer has units."""
+    """Returns the verdict on the values without their units, None without units."""
     own = own_words(gold)
     gold_value, gold_units = split_unit(gold, own)
     pred_value, pred_units = split_unit(pred, own)
@@ -290,16 +289,14 @@ SHARED = Verifier(workers=1)  # used by is_correct
 
 def is_correct(response, answer, task="math", phrase=False):
     """Returns whether the response's final answer is right. An empty gold answer
-    matches nothing. Raises ValueError for an unknown task. Use Verifier.score
-    for many responses."""
+    matches nothing. Raises ValueError for an unknown task."""
     scores = answer.strip() and SHARED.score([response], [answer], task, phrase=phrase)
     return scores == [1.0]
 
 
 # ---- command line -----------------------------------------------------------
 def explain(response, answer):
-    """Returns lines that show what was extracted, both cleaned answers and the
-    rung that decided."""
+    """Returns lines of what was extracted and cleaned, and the rung that decided."""
     pred = extract_answer(response)
     if pred is None:
         return "extracted  nothing: no closed box\nverdict    wrong"
