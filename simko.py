@@ -46,7 +46,7 @@ from runtime.log import Clock, Log, Progress
 from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, load_model, micro_batches, pack)
 from runtime.probe import check_log_probs
-from runtime.vllm_setup import compile_cache, prepare_vllm, repack_heads
+from runtime.vllm_setup import engine_files, prepare_vllm, repack_heads
 from verify import Verifier
 
 
@@ -60,11 +60,10 @@ class ObjectiveConfig:
     K: int = setting(3, "candidates in Eq. 6, and Lambda^(k) in the log")
     q: float = setting(0.8, "entropy quantile: tau(q) of Eq. 3")
     lambda_top1: float = setting(1.1, "lambda, Sec. 4.3; Qwen2.5-7B: 1.05")
-    tau_scope: str = setting(
-        "response", "tokens behind tau(q): response (released code) or batch")
+    tau_scope: str = setting("response", "tau(q) is over a response (released code) or batch")
     epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
     epsilon_high: float = setting(0.2, "clip above 1; released logic recipe: 0.28")
-    beta: float = setting(0.0, "weight of the KL penalty; 0 in all experiments")
+    beta: float = setting(0.0, "weight of the KL penalty")
     loss_type: str = setting(
         "grpo", "grpo: mean over each response, then over responses (Sec. 2); "
         "dapo: mean over all tokens (released code)")
@@ -81,42 +80,42 @@ class TrainConfig:
     mini_batch_size: int = setting(256, "prompts per update")
     num_generations: int = setting(8, "responses per prompt: G of Sec. 2")
     max_sampling_rounds: int = setting(
-        0, "most rollouts per step, to replace groups whose rewards are all "
-        "equal (dynamic sampling); 0: one rollout, and such groups are kept")
-    max_completion_length: int = setting(3072, "tokens of a response")
-    temperature: float = setting(1.0, "of rollouts, and of pi in the loss")
-    learning_rate: float = setting(1e-6, "of AdamW")
-    warmup_steps: int = setting(0, "updates of a rising learning rate")
-    weight_decay: float = setting(0.0, "of AdamW; not in the paper")
-    max_grad_norm: float = setting(1.0, "larger norms are scaled down to it")
-    lora_rank: int = setting(0, "of LoRA's adapters; 0: all weights learn, as in the paper")
-    lora_alpha: float = setting(32.0, "LoRA adds alpha / rank times the adapter's product")
+        0, "dynamic sampling: the most rollouts per step until enough groups have "
+        "unequal rewards; 0: one rollout, and all groups are kept")
+    max_completion_length: int = setting(3072, "the most tokens of a response")
+    temperature: float = setting(1.0, "temperature of the rollouts, and of pi in the loss")
+    learning_rate: float = setting(1e-6, "learning rate of AdamW")
+    warmup_steps: int = setting(0, "updates over which the learning rate rises")
+    weight_decay: float = setting(0.0, "weight decay of AdamW; the paper names none")
+    max_grad_norm: float = setting(1.0, "larger gradient norms are scaled down to it")
+    lora_rank: int = setting(0, "rank of LoRA's adapters; 0: all weights are trained (paper)")
+    lora_alpha: float = setting(32.0, "LoRA: the weights are W + alpha / rank B A")
     eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
 
 
 @dataclass
 class EvalConfig:
     _argument_group_name = "evaluation"
-    eval_data: list[str] = setting([], "benchmarks, groups of them, JSONL files")
+    eval_data: list[str] = setting([], "names of benchmarks or of groups of them, or JSONL files")
     eval_n: int | None = setting(
         None, "samples per problem (default: 256; AIME, AMC 300; logic 128)")
     eval_temperature: list[float] | None = setting(
-        None, "one or several (default: 0.6; logic 0.7)")
-    eval_top_p: float | None = setting(None, "(default: 0.95)")
+        None, "one or several temperatures (default: 0.6; logic 0.7)")
+    eval_top_p: float | None = setting(None, "top-p of the samples (default: 0.95)")
     eval_max_tokens: int | None = setting(
-        None, "tokens of a response (default: 4096; logic 8192)")
+        None, "the most tokens of a response (default: 4096; logic 8192)")
 
 
 @dataclass
 class RunConfig:
     _argument_group_name = "model and run"
     model: str = setting("Qwen/Qwen2.5-Math-7B", "hub id or folder")
-    output_dir: str = setting("runs/simko", "settings, log, checkpoints, results")
+    output_dir: str = setting("runs/simko", "folder of settings, log, checkpoints and results")
     seed: int = setting(0, "random streams are functions of (seed, step, rank)")
     prompt_template: str = setting("chat", "chat (the model's), qwen-math, plain, raw")
     chat_template_kwargs: dict = setting({}, "arguments of the chat template, a JSON object")
     max_prompt_length: int = setting(1024, "tokens; longer prompts are left out")
-    task: str = setting("math", "how answers are checked where rows do not say")
+    task: str = setting("math", "how answers are checked, unless a row names its task")
 
 
 @dataclass
@@ -131,7 +130,7 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
 
     logp: log pi_theta(y|s) of the sampled token y, (...,).
     old_logp: log pi_old(y|s), by the policy that sampled it, (...,). The
-        paper prints pi_ref here; every implementation uses pi_old.
+        paper prints pi_ref here; the released code has pi_old.
     topk_logp: log pi_theta of its own top-K candidates, (..., K).
     is_top1: whether y is the rank-1 candidate, bool (...,).
     advantage: A of y's response, (...,).
@@ -143,19 +142,19 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
 
     # Eq. 6 has sg(gamma / gamma_k) gamma_k with gamma_k = pi_k / pi_old,k.
     # That equals sg(gamma) pi_k / sg(pi_k): the old policy's probability
-    # of a candidate cancels and is never computed.
+    # of a candidate cancels.
     # This detach makes the value 1 and leaves the gradient of log pi_k.
     ratio_k = (topk_logp - topk_logp.detach()).exp()
     # This one makes gamma a weight: only the candidates get a gradient.
     shared = gamma.detach() * ratio_k.mean(-1)
-    gamma_pos = gamma + alpha * (shared - gamma)               # Eq. 6
+    gamma_pos = gamma + alpha * (shared - gamma)  # Eq. 6, and its value is gamma's
 
     # lambda is in the ratio, so it acts before the clip.
     gamma_neg = torch.where(is_top1, lambda_top1 * gamma, gamma)  # Sec. 4.3
 
-    inside = torch.where(advantage > 0, gamma_pos, gamma)
-    inside = torch.where(advantage < 0, gamma_neg, inside)
-    return torch.where(gate, inside, gamma)                    # Eq. 3
+    # Eq. 3: correct responses, wrong ones, and gamma everywhere else.
+    gamma = torch.where(gate & (advantage > 0), gamma_pos, gamma)
+    return torch.where(gate & (advantage < 0), gamma_neg, gamma)
 
 
 def clipped_loss(gamma, advantage, epsilon, epsilon_high):
@@ -182,7 +181,7 @@ def group_advantage(rewards, num_generations):
 
 
 def entropy_threshold(entropy, lengths, q):
-    """tau(q) of Sec. 4.1 within each response, for each of its tokens.
+    """tau(q) of Sec. 5.1 within each response, for each of its tokens.
 
     The gate of Eq. 3 is open strictly above it: `entropy > tau`.
     entropy: (T,) in nats, one response after another.
@@ -221,16 +220,16 @@ def pass_at_k(n, c, k):
 
 # -------------------------------------------------------- token statistics
 def token_statistics(hidden, weight, token, K, temperature=1.0):
-    """What the loss needs to know of pi_theta at each token.
+    """The quantities of pi_theta that the loss needs at each token.
 
     hidden: (T, D), the state that predicts each token.
     weight: (V, D), the output head. token: (T,).
-    Returns logp (T,) and topk_logp (T, K), descending, with a gradient;
-    entropy (T,) in nats and is_top1 (T,) bool, without.
+    Returns logp (T,) and topk_logp (T, K), descending, which have a
+    gradient, and entropy (T,) in nats and is_top1 (T,) bool, without one.
 
-    This is the definition, and the tests' reference. It holds T x V
-    logits in memory. `chunked.token_statistics` does not, and the loop
-    calls that one."""
+    This is the definition, and the reference of the tests. It holds T x V
+    logits in memory. The loop calls `chunked.token_statistics`, which
+    does not."""
     logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_pi = (logits / temperature).log_softmax(-1)
@@ -262,8 +261,8 @@ class VLLMEngine:
     """vLLM inside the training process, on the training GPU.
 
     load_format: "dummy" (random weights until the first load_weights, so
-    that a mistake there is noticed) or "auto" (cfg.model's own).
-    max_tokens: the longest response that will be asked for.
+    that a mistake there is noticed) or "auto" (the weights of cfg.model).
+    max_tokens: the length of the longest response that will be requested.
 
     With tensor_parallel_size > 1 that many neighbouring ranks share an
     engine, and `generate` is a collective call. Each rank schedules and
@@ -271,7 +270,7 @@ class VLLMEngine:
     same order and draw from the same random stream."""
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
-        prepare_vllm()
+        prepare_vllm(cfg)
         from vllm import LLM
         self.on_gpu = device.type == "cuda"
         self.asleep = False
@@ -324,11 +323,11 @@ class VLLMEngine:
         return samples
 
     def sleep(self):
-        """Gives the GPU's memory to the trainer.
+        """Frees the GPU's memory for the trainer.
 
         Level 2 drops the weights, whereas level 1 would keep a copy in
-        pinned host memory. `load_weights` replaces them all. If it missed
-        one, `check_gap` would end the run at the next step."""
+        pinned host memory. `load_weights` loads all of them again. If it
+        missed one, `check_gap` would end the run at the next step."""
         if self.on_gpu:
             self.llm.sleep(level=2)
             self.asleep = True
@@ -358,8 +357,8 @@ class VLLMEngine:
 
 
 def score(samples, problems, tokenizer, verifier):
-    """Fills in `id`, `text` and `reward` of samples whose `prompt` is
-    their problem's place in `problems`."""
+    """Fills in `id`, `text` and `reward` of samples. `prompt` of each is
+    the index of its problem in `problems`."""
     texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True) for s in samples]
     answers = [problems[s.prompt]["answer"] for s in samples]
     tasks = [problems[s.prompt]["task"] for s in samples]
@@ -377,7 +376,7 @@ class Trainer:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.policy = self.build_model()
         self.reference = None
-        if cfg.beta:  # with LoRA it is the policy without its adapters
+        if cfg.beta:  # with LoRA, the policy without its adapters
             self.reference = self.policy if cfg.lora_rank else self.build_model()
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
@@ -387,9 +386,8 @@ class Trainer:
     def build_model(self):
         """Loads cfg.model and shards it over the ranks.
 
-        The weights are float32, since bfloat16 would round updates of
-        1e-6 away. Those that LoRA freezes, and the computation, are in
-        self.dtype."""
+        Trained weights are float32, since bfloat16 would round updates of
+        1e-6 away. Frozen ones and the computation are in self.dtype."""
         model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -398,7 +396,7 @@ class Trainer:
         held = torch.float32
         if self.cfg.lora_rank:
             lora.add_adapters(model, self.cfg, self.dtype)
-            held = None  # the dtypes stay as they are
+            held = None  # each weight keeps its dtype
         precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         shard = partial(fully_shard, mesh=device_mesh(self.device), mp_policy=precision)
         # Layer by layer, so that no GPU ever holds all of it in float32.
@@ -412,15 +410,15 @@ class Trainer:
     def named_weights(self):
         """Yields (name, whole tensor) for the engine, in its dtype. Every
         rank must read to the end, as each tensor is gathered."""
-        parameters = dict(self.policy.named_parameters())
-        for name, weight in lora.merged(parameters, self.cfg):
+        weights = dict(self.policy.named_parameters())
+        for name, weight in lora.merged(weights, self.cfg):
             # The detach leaves no gradient; the engine needs none.
             yield name, weight.detach().to(self.dtype).full_tensor()
 
     def passes(self, samples):
-        """This rank's micro-batches, and empty ones until it has as many
-        as any other rank: FSDP's collectives wait for every rank. At
-        least one, so that gradients are zero rather than None."""
+        """Returns this rank's micro-batches, and empty ones until it has as
+        many as any other rank, since FSDP's collectives wait for every rank.
+        There is at least one, so that gradients are zero rather than None."""
         batches = micro_batches(samples, self.cfg.micro_batch_tokens)
         count = torch.tensor(max(len(batches), 1), device=self.device)
         dist.all_reduce(count, dist.ReduceOp.MAX)
@@ -441,19 +439,19 @@ class Trainer:
             for s, part in zip(batch, logp.split(lengths)):
                 s.old_logp = part
             if self.reference:
-                with lora.switched_off(self.reference):
+                with lora.without_adapters(self.reference, cfg):
                     ref_logp, *_ = self.reference.policy_forward(packed, 1, cfg.temperature)
                 for s, part in zip(batch, ref_logp.split(lengths)):
                     s.ref_logp = part
             entropies.append(entropy)
 
-            # Eq. 2: the mean over tokens. policy_metrics takes that over responses.
+            # Eq. 2 is a mean over tokens. policy_metrics takes the mean over responses.
             length = packed.lengths.repeat_interleave(packed.lengths)
             sums["Lambda"] += (logp / length).sum().double()
             for k in range(cfg.K):
                 sums[f"Lambda_{k + 1}"] += (topk_logp[:, k] / length).sum().double()
             sums["entropy"] += (entropy / length).sum().double()
-            # The engine's log-probs tell whether it has the same policy.
+            # The engine's log-probs show whether it has the same policy.
             engine_logp = [torch.from_numpy(s.engine_logp) for s in batch]
             gap = logp.cpu() - torch.cat([logp[:0].cpu(), *engine_logp])
             sums["logp_gap"] += gap.abs().sum().double()
@@ -465,10 +463,10 @@ class Trainer:
         return torch.cat(entropies), log.policy_metrics(sum_over_ranks(sums))
 
     def update(self, samples, name, tau, progress):
-        """One optimizer step on this rank's share of a mini-batch.
+        """Makes one optimizer step on this rank's share of a mini-batch.
 
-        name: of the method. tau: one threshold for the whole batch, or
-        None for that of each response. Returns a dict of sums over all
+        name: the method. tau: one threshold for the whole batch, or None
+        if each response has its own. Returns a dict of sums over all
         ranks for the log.
 
         The loss is a sum over tokens, divided once by a count over all
@@ -526,11 +524,13 @@ class Trainer:
             # detach leaves no gradient: only the log reads it.
             approx_kl = kl_penalty(old_logp, logp.detach())
             finite.append((batch, (loss + approx_kl).isfinite()))
-            loss = loss.sum() / denominator                          # 1 / G
+            loss = loss.sum() / denominator        # 1 / G, or 1 / tokens
             # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
             sums["loss"] += loss.detach()  # the log needs no gradient
             sums["gated_tokens"] += gate.sum()
+            sums["distinct_tokens"] += log.distinct_tokens(
+                topk_logp[gate], cfg.num_generations).sum()
             sums["clipped_tokens"] += clipped.sum()
             sums["approx_kl"] += approx_kl.sum()
             sums["tokens"] += lengths.sum()
@@ -546,7 +546,7 @@ class Trainer:
         return Counter(sums)
 
     def grpo_loss(self, gamma, advantage):
-        """Per-token loss, and where the clip took its gradient."""
+        """Returns the loss of each token, and where the clip has cut its gradient."""
         loss = clipped_loss(gamma, advantage, self.cfg.epsilon, self.cfg.epsilon_high)
         return loss, loss > -gamma * advantage
 
@@ -559,8 +559,8 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     name = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
     method = METHODS[name]
 
-    # Each rank samples for its share of the prompts, and gets all samples.
-    # There is one round, unless equal groups are to be replaced.
+    # Each rank samples for its share of the prompts, and receives all samples.
+    # There is one round, unless groups with equal rewards are to be replaced.
     most, rounds = max(cfg.max_sampling_rounds, 1), 0
     groups, sampled = [], []
     while len(groups) < cfg.batch_size and rounds < most:
@@ -599,7 +599,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     with faults.phase("log-probs"):
         entropies, policy = trainer.compute_old_logp(own, progress)
         faults.check_gap(policy["logp_gap"], own, trainer.dtype)
-        tau = baselines.batch_threshold(entropies, method, cfg)
+        tau = batch_threshold(entropies, method, cfg)
         if method.choose and samples:
             method.choose(own)
     clock.lap("logprobs")
@@ -622,15 +622,31 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
                         logprobs=policy["tokens"], update=updates["tokens"])}
 
 
+def batch_threshold(entropies, method, cfg):
+    """Returns tau over the tokens of all ranks, or None if each response
+    has its own. It comes from pi_old's entropies, because pi_theta's exist
+    for one micro-batch at a time."""
+    q = method.batch_quantile
+    if q is None and cfg.tau_scope == "batch":
+        q = cfg.q
+    if q is None:
+        return None
+    everyone = torch.cat(gather([entropies.double().cpu()])).numpy()
+    if not len(everyone):
+        return 0.0
+    # torch.quantile takes 16 million numbers at most.
+    return float(np.quantile(everyone, q))
+
+
 # -------------------------------------------------------------- evaluation
 def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
     """Samples n responses to each problem of each benchmark, and writes
     pass@K to folder/eval.json and to the screen.
 
     Each response goes to folder/LABEL.jsonl with its verdict. If an
-    evaluation is stopped, the same call resumes after the last whole
-    chunk of problems. With as many ranks it draws the same samples, which
-    are a function of (seed, chunk, rank)."""
+    evaluation is stopped, the same call resumes after the last complete
+    chunk of problems. With the same number of ranks it draws the same
+    samples, which are a function of (seed, chunk, rank)."""
     rank, world = dist.get_rank(), dist.get_world_size()
     chunk, results = 64, {}
     for benchmark in benchmarks:
@@ -670,7 +686,8 @@ def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
     """Builds the engine that --rollout chooses."""
     arguments = cfg, stop_ids, device, dtype, load_format, max_tokens
     if cli.uses_vllm(cfg):
-        return VLLMEngine(*arguments)
+        with engine_files(cfg):
+            return VLLMEngine(*arguments)
     from runtime.hf_engine import HFEngine
     return HFEngine(*arguments)
 
@@ -685,16 +702,14 @@ def main(arguments):
         rank = dist.get_rank()
         dtype = cli.compute_dtype(cfg, device)
         progress = Progress(rank == 0 and sys.stderr.isatty())
-        if rank == 0:
-            cli.announce(job, dist.get_world_size(), device, dtype)
+        cli.announce(job, device, dtype)
         run_eval = partial(evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,
                            verifier=verifier, progress=progress)
 
         # On a GPU the engine starts first, and then steps aside.
         start = partial(make_engine, cfg, job.stop_ids, device, dtype,
                         "dummy" if training else "auto", job.max_tokens)
-        with compile_cache(cfg):
-            engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
+        engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
         stack.enter_context(closing(engine))
         if not training:
             run_eval(folder, engine=engine)

@@ -1,37 +1,39 @@
-r"""Is a response's final answer right?  The reward in training and evaluation.
+r"""Decides whether a response's final answer is right. These verdicts are the
+reward in training and the score in evaluation.
 
     is_correct(response, answer, task)       one verdict; TASKS lists the tasks
-    with Verifier() as verifier:             many verdicts, as 1.0 and 0.0:
+    with Verifier() as verifier:             many verdicts, as 1.0 and 0.0
         verifier.score(responses, answers, task)
-    python verify.py rows.jsonl              a table of verdicts
+    python verify.py rows.jsonl              prints a table of verdicts
     python verify.py --explain RESPONSE ANSWER
 
-What a verifier accepts wrongly, a policy learns. So an answer is right only
-where one of these rungs shows it, tried in this order. What cannot be read, or
-not in time, is wrong.
+A policy learns to exploit whatever its verifier wrongly accepts. An answer is
+therefore right only if one of these rungs, tried in this order, proves it. An
+answer that cannot be parsed, or that takes too long to compare, is wrong.
 
 1. Extraction  The last \boxed{} is the answer (runtime/latex.py).
-2. Text        Both sides are rewritten to one spelling, and are the same then.
+2. Text        Both answers are the same text once their spelling is normalized.
 3. Structure   Lists, tuples, intervals, matrices, equations and inequalities
-               are taken apart (runtime/structure.py); their parts are compared
-               from rung 2 on.
-4. Value       Formulas are computed, as fractions or to 500 digits, at several
+               are taken apart (runtime/structure.py), and their parts are
+               compared from rung 2 on.
+4. Value       Formulas are evaluated, as fractions or to 500 digits, at several
                random values of their letters (runtime/formula.py).
-5. Units       The values before the units are compared from rung 2 on.
+5. Units       The values without their units are compared from rung 2 on.
 
-Conventions, where graders differ:
-- The last box counts, the outermost of boxes in each other. No box is wrong.
+Graders differ on some conventions. These are ours:
+- The last box counts. Of nested boxes, the outermost counts. A response
+  without a box is wrong.
 - A rounded value is wrong: 0.33 is not 1/3, and 3.14 is not π.
 - 28% is 28, and not 0.28. Degrees are a unit: 90° is 90, and not π/2.
-- Numbers in a base are compared as text. The base may be left out only where
-  the gold answer leaves it out.
-- A unit may be left out, but not be another. Units are those of a closed list
-  and the gold answer's own words: "5 tenths" is not 5.
+- Numbers in a base are compared as text. A response may omit the base only if
+  the gold answer omits it.
+- A response may omit the unit, but a different unit is wrong. Units are the
+  words of a closed list and those of the gold answer: "5 tenths" is not 5.
 - log is the natural logarithm. Letters stand for real numbers, except e, i, π.
-- Order counts in tuples, but not in lists and sets. {1,2} is the same as 1,2.
+- Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.
 
-Nothing that a model wrote is executed. Worker processes compare, and are
-stopped when they take too long (runtime/scoring.py).
+Text that a model wrote is never executed. Answers are compared in worker
+processes, which are stopped when they take too long (runtime/scoring.py).
 """
 import argparse
 import functools
@@ -45,12 +47,12 @@ from runtime.latex import (
     MAX_ANSWER, NAME, clean, extract_answer, letters, own_words, same_units, split_unit)
 
 __all__ = ["MAX_ANSWER", "TASKS", "Verifier", "extract_answer", "is_correct", "judge"]
-MAX_FORMULA = 400  # characters of what is compared other than as text
+MAX_FORMULA = 400  # characters; longer answers are compared only as text
 
 
 class Verdict(NamedTuple):
     right: bool
-    rule: str  # the rung that decided and what it saw
+    rule: str  # "rung: what it found", of the rung that decided
 
 
 def right(rule):
@@ -63,7 +65,7 @@ def wrong(rule):
 
 @functools.lru_cache(1 << 14)
 def judge(gold, pred):
-    """The verdict on two answers in LaTeX."""
+    """Returns the verdict on two answers in LaTeX."""
     try:
         return compare(clean(gold), clean(pred))
     except RecursionError:
@@ -71,7 +73,7 @@ def judge(gold, pred):
 
 
 def compare(gold, pred):
-    """The verdict on two cleaned answers, or on parts of them."""
+    """Returns the verdict on two cleaned answers, or on parts of them."""
     if letters(gold) == letters(pred):
         return right("text: the same")
     if not gold or not pred:
@@ -84,9 +86,9 @@ def compare(gold, pred):
 
 # ---- 3. structure -----------------------------------------------------------
 def by_structure(gold, pred):
-    for reading in structure.readings(gold, pred):  # of 1,234, say
+    for reading in structure.readings(gold, pred):  # 1,234 may have two
         try:
-            # Each passes on with None; a verdict counts, right or wrong.
+            # None passes the pair on to the next rule; a verdict ends the chain.
             verdict = (by_relation(*reading) or by_equation(*reading)
                        or by_parts(*reading))
         except (formula.Unreadable, ArithmeticError) as error:
@@ -131,9 +133,11 @@ def any_order(name, golds, preds, same=compare):
 
 # ---- 3a. equations ----------------------------------------------------------
 def by_equation(gold, pred):
-    """x = 5 names its answer, and 2 + 3 = 5 derives it: whatever a side claims,
-    other than by a name, must be the gold answer. Two equations must have the
-    same solutions. None if neither side is an equation."""
+    """Returns the verdict if a side is an equation, else None.
+
+    x = 5 names its answer, and 2 + 3 = 5 derives it: every side of the
+    prediction that is not a mere name must equal the gold answer. If both
+    answers are equations, they must have the same solutions."""
     golds, preds = structure.sides(gold), structure.sides(pred)
     if len(golds) == len(preds) == 1:
         return None
@@ -143,34 +147,36 @@ def by_equation(gold, pred):
         if not named or not structure.same_name(golds[0], preds[0]):
             return by_solutions(golds, preds)
     if not named:
-        return wrong("structure: an equation against one thing")
+        return wrong("structure: an equation against a single expression")
     claims = [side for side in preds if not NAME.fullmatch(side)]
     for claim in claims or preds[-1:]:
         verdict = compare(golds[-1], claim)
         if not verdict.right:
-            return wrong(f"structure: an equation says {claim}; {verdict.rule}")
-    return right("structure: what the equation says of its name")
+            return wrong(f"structure: an equation claims {claim}; {verdict.rule}")
+    return right("structure: the equation claims the gold answer")
 
 
 def by_solutions(golds, preds):
     if len(golds) != 2 or len(preds) != 2:
         return wrong("structure: different chains of equations")
     if [*map(letters, golds)] == [*map(letters, preds[::-1])]:
-        return right("structure: the same equation turned round")
+        return right("structure: the same equation with its sides swapped")
     gold = formula.difference(*structure.with_primes(golds, preds))
     pred = formula.difference(*structure.with_primes(preds, golds))
     if formula.proportional(gold, pred):
-        return right("value: left minus right of both in a constant ratio")
+        return right("value: left minus right has a constant ratio between the equations")
     for name in formula.derivatives(gold) & formula.derivatives(pred):
         if formula.same_solution(gold, pred, name):
-            return right(f"value: both say the same of {name}")
-    return wrong("value: equations with other solutions")
+            return right(f"value: both equations have the same solution for {name}")
+    return wrong("value: equations with different solutions")
 
 
 # ---- 3b. inequalities and sets of real numbers ------------------------------
 def by_relation(gold, pred):
-    """The same chain, the same set of real numbers, one inequality scaled, or
-    sets with the same condition. None if neither side is a relation."""
+    """Returns the verdict if a side is a relation, else None.
+
+    Relations are equal if they are the same chain, the same set of real numbers,
+    one inequality scaled by a constant, or sets with the same conditions."""
     if not structure.is_relation(gold) and not structure.is_relation(pred):
         return None
     chains = [structure.chain(text) for text in (gold, pred)]
@@ -192,7 +198,7 @@ def by_relation(gold, pred):
 def same_builder(one, other):
     (expression, *conditions), (other_expression, *other_conditions) = one, other
     if not compare(expression, other_expression).right:
-        return wrong("structure: sets of different things")
+        return wrong("structure: sets of different elements")
     return any_order("the conditions of a set", conditions, other_conditions)
 
 
@@ -207,6 +213,7 @@ def same_chain(one, other):
 
 
 def scaled(one, other):
+    """Compares 2x > 10 with x > 5, for example."""
     (terms, signs), (other_terms, _) = one, other
     pair = formula.difference(*terms), formula.difference(*other_terms)
     if formula.proportional(*pair, positive=signs != ["≠"]):
@@ -223,7 +230,7 @@ def same_set(one, other):
 
 def same_interval(one, other):
     if (one[0], one[3]) != (other[0], other[3]):
-        return wrong("structure: other brackets")
+        return wrong("structure: different brackets")
     return same_order("an interval", one[1:3], other[1:3])
 
 
@@ -238,7 +245,7 @@ def by_value(gold, pred):
 
 # ---- 5. units ---------------------------------------------------------------
 def by_unit(gold, pred):
-    """The verdict on the values before the units; None if there are no units."""
+    """Returns the verdict on the values without their units, None without units."""
     own = own_words(gold)
     gold_value, gold_units = split_unit(gold, own)
     pred_value, pred_units = split_unit(pred, own)
@@ -247,13 +254,13 @@ def by_unit(gold, pred):
     if gold_units and pred_units and not same_units(gold_units, pred_units):
         return wrong("units: different")
     if letters(gold_value) == letters(pred_value):
-        return right("units: the same but for a unit")
+        return right("units: the same apart from a unit")
     return by_structure(gold_value, pred_value)
 
 
 # ---- tasks ------------------------------------------------------------------
 def mathematics(response, answer, phrase):
-    """A verdict, or the pair that a worker compares."""
+    """Returns a verdict, or the pair (answer, extracted) for a worker to compare."""
     pred = extract_answer(response, phrase)
     if pred is None or pred == answer:
         return pred is not None
@@ -273,22 +280,23 @@ TASKS = {
 
 
 class Verifier(scoring.WorkerPool):
-    """Scores batches of responses; see WorkerPool."""
+    """Scores batches of responses to the tasks in TASKS; see WorkerPool."""
     program, tasks = __file__, TASKS
 
 
-SHARED = Verifier(workers=1)  # for is_correct
+SHARED = Verifier(workers=1)  # used by is_correct
 
 
 def is_correct(response, answer, task="math", phrase=False):
-    """Whether the response's final answer is right; Verifier.score is for many."""
+    """Returns whether the response's final answer is right. An empty gold answer
+    matches nothing. Raises ValueError for an unknown task."""
     scores = answer.strip() and SHARED.score([response], [answer], task, phrase=phrase)
     return scores == [1.0]
 
 
 # ---- command line -----------------------------------------------------------
 def explain(response, answer):
-    """What was extracted, how both sides were cleaned, and what decided."""
+    """Returns lines of what was extracted and cleaned, and the rung that decided."""
     pred = extract_answer(response)
     if pred is None:
         return "extracted  nothing: no closed box\nverdict    wrong"
@@ -300,7 +308,8 @@ def explain(response, answer):
 
 
 def read_rows(path):
-    """[(task, response, answer)] of JSON lines; exits at the first bad one."""
+    """Returns [(task, response, answer)] from a file of JSON lines. Exits with a
+    message at the first invalid line."""
     rows, number = [], 0
     try:
         for number, line in enumerate(open(path, "rb"), 1):
@@ -309,12 +318,13 @@ def read_rows(path):
             row = {"task": "math"} | json.loads(line)
             task, response, answer = row["task"], row["response"], row["answer"]
             if task not in TASKS or not isinstance(response, str) or not answer.strip():
-                raise ValueError(f"texts are needed, and a task of {', '.join(TASKS)}")
+                raise ValueError("response and answer must be texts, and task one "
+                                 f"of {', '.join(TASKS)}")
             rows.append((task, response, answer))
-    except OSError as error:  # !r, because a name must not command the terminal
+    except OSError as error:  # !r escapes control characters in a file name
         sys.exit(f"{path!r} cannot be read: {error.strerror}")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        sys.exit(f"{path!r}, line {number}: not a row with response and answer ({error!r})")
+        sys.exit(f"{path!r}, line {number}: not a row with a response and an answer ({error!r})")
     return rows or sys.exit(f"{path!r} has no rows")
 
 
@@ -329,11 +339,11 @@ def print_table(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Says which answers are right.")
-    parser.add_argument("rows", nargs="?", help="a file of JSON lines with response, "
+    parser = argparse.ArgumentParser(description="Decides which answers are right.")
+    parser.add_argument("rows", nargs="?", help="a file of JSON lines with the keys response, "
                         f"answer and task, one of {', '.join(TASKS)} (default: math)")
     parser.add_argument("--explain", nargs=2, metavar=("RESPONSE", "ANSWER"),
-                        help="show what was extracted, and what decided")
+                        help="show what was extracted and which rung decided")
     parser.add_argument("--worker", nargs=2, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

@@ -1,13 +1,12 @@
 """The methods that the paper compares SimKO with (Sec. 5.1), as changes
-to GRPO. Their constants are those of their authors.
+to GRPO. Their constants come from the papers that introduced them.
 
-A method changes the advantage of a response, or the loss of a token, or
-both. simko.py asks METHODS for the former in `train_step` and for the
-latter in `Trainer.update`."""
+A method changes the advantage of a response, the loss of a token, or both.
+simko.py looks them up in METHODS: the advantage in `train_step`, the loss
+in `Trainer.update`."""
 import math
 from typing import Callable, NamedTuple
 
-import numpy as np
 import torch
 
 from runtime.common import gather
@@ -19,16 +18,16 @@ class Method(NamedTuple):
     # (rewards (N,), num_generations) -> (N,)
     advantage: Callable | None = None
     # (grpo_loss, gamma, logp, old_logp, entropy, advantage, gate) ->
-    # (loss, whether it is clipped). All are (T,), except for the function
-    # grpo_loss(gamma, advantage), which returns the same two for GRPO.
+    # (loss, whether it is clipped). All are (T,), except that grpo_loss is
+    # a function of (gamma, advantage) that returns this pair for GRPO.
     token_loss: Callable | None = None
-    # The gate opens above this quantile of all entropies of the batch.
+    # The gate opens above this quantile of all entropies in the batch.
     batch_quantile: float | None = None
-    # (samples) fills in `chosen`, which is then the gate.
+    # A function of (samples) that sets `chosen` in each; it becomes the gate.
     choose: Callable | None = None
-    # Responses with A = 0 are left out, and do not count.
+    # Responses with A = 0 are dropped before the loss is averaged.
     drops_zero_advantage: bool = False
-    # Responses with A = 0 have a gradient all the same.
+    # Responses with A = 0 still have a gradient.
     trains_on_zero_advantage: bool = False
 
 
@@ -48,14 +47,14 @@ def pass_at_k_advantage(rewards, num_generations, k=4):
     """The advantage if sets of k responses are rewarded when one of
     them is right (Chen et al., 2025a).
 
-    It is the mean reward of the sets of k that hold the response, less
-    the mean reward of all sets, over the standard deviation of the
-    latter. rewards: (N,), one group after another. Returns (N,)."""
+    It is the mean reward of the sets that contain the response, minus the
+    mean reward of all sets, divided by the standard deviation of the rewards
+    of all sets. rewards: (N,), ordered by group. Returns (N,)."""
     n = num_generations
     right = rewards > 0
     wrong = (~right).view(-1, n).sum(1).repeat_interleave(n)
-    # The share of sets that fail, by the number of wrong responses:
-    # of all sets, and of those that hold a given wrong response.
+    # For each number m of wrong responses, the share of sets that fail:
+    # among all sets, and among those that contain a given wrong response.
     all_sets, with_wrong = [], []
     for m in range(n + 1):
         all_sets.append(math.comb(m, k) / math.comb(n, k))
@@ -69,33 +68,35 @@ def pass_at_k_advantage(rewards, num_generations, k=4):
 
 
 def forking_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
-    """The other tokens still count in the denominator."""
+    """Keeps the loss of gated tokens only. The other tokens still count in
+    the denominator."""
     loss, clipped = grpo_loss(gamma, advantage)
     return torch.where(gate, loss, 0), clipped & gate
 
 
 def entropy_advantage_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
-    """A + min(0.4 H, |A| / 2) takes the place of A.
+    """Uses A + min(0.4 H, |A| / 2) in place of A.
 
-    The detach leaves the gradient of gamma alone: H scales it,
-    and is not itself driven up."""
+    H is detached: it scales the gradient of gamma, but the loss does not
+    increase the entropy directly."""
     bonus = torch.minimum(0.4 * entropy.detach(), advantage.abs() / 2)
     return grpo_loss(gamma, advantage + bonus)
 
 
 def kl_cov_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
-    """There is no clip. Where gamma is 1 up to rounding, the sign of the
-    penalty's gradient is a matter of chance."""
+    """Adds |log gamma| on gated tokens to an unclipped loss. Where gamma is
+    1 up to rounding, rounding decides the sign of the penalty's gradient."""
     penalty = torch.where(gate, (logp - old_logp).abs(), 0)
     return penalty - gamma * advantage, torch.zeros_like(gate)
 
 
 def choose_by_covariance(samples, share=0.002):
-    """Fills in `chosen`: the share of all ranks' tokens, at least one,
-    with the largest product of A and log pi_old, each less its mean.
+    """Sets `chosen`, (T,) bool, in each sample. It is true for the `share` of
+    tokens over all ranks (at least one token) where the product of A and
+    log pi_old, each minus its mean, is largest.
 
-    It takes pi_old's log-probs, so that neither micro-batches nor
-    earlier updates change the choice."""
+    The choice uses pi_old so that it depends neither on micro-batches nor
+    on earlier updates."""
     rows = []
     for s in samples:
         advantage = torch.full(s.old_logp.shape, s.advantage)
@@ -124,7 +125,7 @@ METHODS = {
         "A = 0.1 or -1, no baseline (Zhu et al., 2025)",
         advantage=w_reinforce_advantage),
     "forking": Method(
-        "loss on the fifth of all tokens that has the highest entropy "
+        "loss only on the 20 % of tokens with the highest entropy "
         "(Wang et al., 2025)",
         token_loss=forking_loss, batch_quantile=0.8),
     "entropy-adv": Method(
@@ -136,31 +137,15 @@ METHODS = {
         token_loss=kl_cov_loss, choose=choose_by_covariance,
         trains_on_zero_advantage=True),
     "pass-at-k": Method(
-        "A of sets of 4 responses, right if one of them is "
+        "A from sets of 4 responses, which are right if one of them is "
         "(Chen et al., 2025a)",
         advantage=pass_at_k_advantage),
 }
 
 
-def batch_threshold(entropies, method, cfg):
-    """tau over the tokens of all ranks, or None if it is over those of
-    each response. It is taken from pi_old's entropies: pi_theta's exist
-    for one micro-batch at a time."""
-    q = method.batch_quantile
-    if q is None and cfg.tau_scope == "batch":
-        q = cfg.q
-    if q is None:
-        return None
-    everyone = torch.cat(gather([entropies.double().cpu()])).numpy()
-    if not len(everyone):
-        return 0.0
-    # torch.quantile takes 16 million numbers at most.
-    return float(np.quantile(everyone, q))
-
-
 def has_gradient(sample, method, beta):
-    """Whether a response adds to the gradient. All terms of the loss have
-    its advantage as a factor, except for the KL penalties."""
+    """Returns whether a response contributes to the gradient. Its advantage
+    is a factor of all terms of the loss except the KL penalties."""
     if method.trains_on_zero_advantage:
         return True
     return sample.advantage != 0 or beta > 0

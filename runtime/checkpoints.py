@@ -1,5 +1,5 @@
-"""Checkpoints, from which a run goes on, and the export of the result as
-an ordinary Hugging Face folder."""
+"""Saves and loads checkpoints, and exports the result as an ordinary
+Hugging Face folder."""
 import json
 import os
 import shutil
@@ -16,7 +16,7 @@ from runtime.common import fail, gather, write_whole
 
 
 def start_or_resume(folder, settings, trainer):
-    """Makes the run folder, or loads its last checkpoint. Returns the
+    """Creates the run folder, or loads its last checkpoint. Returns the
     number of steps made so far."""
     if trainer.rank == 0:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -32,23 +32,19 @@ def start_or_resume(folder, settings, trainer):
     return first
 
 
-# Weights that LoRA freezes are those of --model, and are not saved again.
-TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
-
-
 def checkpoint_state(trainer):
-    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer, options=TRAINED)
-    if trainer.cfg.lora_rank:  # PyTorch keeps a frozen head that is tied
+    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
+    if trainer.cfg.lora_rank:  # --model has the frozen weights
         model = {name: weight for name, weight in model.items() if ".lora_" in name}
     return {"model": model, "optimizer": optimizer}
 
 
 def save_checkpoint(folder, step, trainer):
-    """Saves model and optimizer in the run folder, each rank its shards.
-    The rename makes it a checkpoint. Keeps the last two.
+    """Saves model and optimizer in the run folder. Each rank writes its
+    shards, and a rename completes the checkpoint. The last two are kept.
 
-    After a refused update it saves nothing: the next steps may show that
-    the weights are to blame."""
+    After a refused update nothing is saved, because the next steps may
+    show that the weights are to blame."""
     if trainer.refused:
         return
     folder = folder / "checkpoints"
@@ -77,7 +73,7 @@ def reach_disk(folder):
 
 def load_checkpoint(folder, trainer):
     """Loads the last checkpoint that can be read. Returns its step, or 0
-    if there is none. Another number of ranks may have saved it."""
+    if there is none. A different number of ranks may have saved it."""
     # Otherwise the planner's torch.load would run a checkpoint's code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     own = []
@@ -95,7 +91,8 @@ def load_checkpoint(folder, trainer):
         set_state_dict(
             trainer.policy, trainer.optimizer,
             model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"], options=TRAINED)
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(strict=False))
         step = int(path.name.removeprefix("step_"))
         cfg = trainer.cfg
         trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
@@ -104,9 +101,9 @@ def load_checkpoint(folder, trainer):
 
 
 def save_hf(folder, trainer, tokenizer, stop_ids):
-    """Writes an ordinary Hugging Face folder, in the dtype the run
-    computed with. Its responses end where the run's did. A LoRA adapter
-    is merged into it, and lies beside it in the folder `adapter` as well."""
+    """Writes an ordinary Hugging Face folder, in the dtype of the run's
+    computation. Its responses end at the same tokens as the run's. LoRA's
+    adapters are merged into it, and also lie beside it in `adapter`."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(trainer.policy, options=options)
     if trainer.rank == 0:
@@ -121,7 +118,7 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
             eos_token_id=stop_ids, bos_token_id=before.bos_token_id,
             pad_token_id=before.pad_token_id)
         if trainer.cfg.lora_rank:
-            lora.save_adapter(folder.with_name("adapter"), trainer.policy, state)
+            trainer.policy.save_pretrained(folder.with_name("adapter"), state_dict=state)
         state = {name: weight.to(trainer.dtype)
                  for name, weight in lora.merged(state, trainer.cfg)}
         temporary = folder.with_suffix(".tmp")

@@ -1,29 +1,29 @@
-"""The output head without the logits in memory.
+"""Computes what the loss needs from the output head without holding all logits in memory.
 
 The loss needs a handful of numbers per token: the log-probability of the sampled token, those of the K most probable
-ones, and the entropy. Computed the obvious way, they cost several copies of a (tokens x vocabulary) matrix in float32;
-for 16,384 tokens and a vocabulary of 152,000 one copy alone takes 9 GiB.
+tokens, and the entropy. A direct computation holds several copies of a (tokens x vocabulary) matrix in float32. For
+16,384 tokens and a vocabulary of 152,000, a single copy takes 9 GiB.
 
-`token_statistics` takes the head's input instead of its output. It computes the logits of a chunk of tokens, keeps the
-few numbers, and drops the logits before it computes the next chunk. The backward pass computes each chunk's logits
-once more. Its gradient is exact: the chunks change where memory goes, not what is computed.
+`token_statistics` takes the head's input instead of its output. It computes the logits of one chunk of tokens, keeps
+the few numbers, and frees the logits before it computes the next chunk. The backward pass recomputes each chunk's
+logits. The gradient is exact: chunks change how much memory is needed, not what is computed.
 """
 import torch
 
-# How many float32 logits exist at a time: 1 GiB of them on a GPU, 1/4 GiB on a CPU.
+# The number of float32 logits that exist at a time: 1 GiB on a GPU, 1/4 GiB on a CPU.
 LOGITS_ON_GPU = 2**28
 LOGITS_ON_CPU = 2**26
 
 
 def token_statistics(hidden, weight, token, K, temperature=1.0, chunk=None):
-    """Returns (logp, topk_logp, entropy, is_top1) of every token, all at `temperature`.
+    """Returns (logp, topk_logp, entropy, is_top1) of every token at the given temperature.
 
-    hidden: (T, D), the states that predict the tokens. weight: (V, D), the output head's. token: (T,) int64.
-    K: how many candidates, at most V. chunk: how many tokens to compute at a time; by default as many as
+    hidden: (T, D), the states that predict the tokens. weight: (V, D), the output head's weight. token: (T,) int64.
+    K: the number of candidates, at most V. chunk: the number of tokens to compute at a time, by default as many as
     `LOGITS_ON_GPU` or `LOGITS_ON_CPU` allows.
 
-    logp: (T,), log pi(token). topk_logp: (T, K), the K largest log-probabilities, descending. Both have a gradient.
-    entropy: (T,), in nats. is_top1: (T,) bool, whether no token is more probable than the sampled one. Both have none.
+    logp: (T,), log pi(token). topk_logp: (T, K), the K largest log-probabilities, descending. entropy: (T,), in nats.
+    is_top1: (T,) bool, whether no token is more probable than the sampled one. The first two are differentiable.
     """
     if chunk is None:
         limit = LOGITS_ON_GPU if hidden.is_cuda else LOGITS_ON_CPU
@@ -44,7 +44,7 @@ class ChunkedHead(torch.autograd.Function):
         # Compared by value, so that every token that ties for the highest probability counts as rank 1.
         is_top1 = logp >= topk_logp[:, 0]
 
-        # The gradient is not zero in these columns alone: the sampled token, then its K candidates.
+        # The upstream gradient is nonzero only in these columns: the sampled token, then the K candidates.
         columns = torch.cat([token[:, None], top], dim=1)
         ctx.save_for_backward(hidden, weight, log_z, columns)
         ctx.temperature = temperature
@@ -56,7 +56,7 @@ class ChunkedHead(torch.autograd.Function):
     def backward(ctx, grad_logp, grad_topk, grad_entropy, grad_is_top1):
         hidden, weight, log_z, columns = ctx.saved_tensors
         grad = torch.cat([grad_logp[:, None], grad_topk], dim=1)
-        grad = grad / ctx.temperature  # the logits were divided by it
+        grad = grad / ctx.temperature  # because the logits were divided by it
 
         grad_hidden = torch.empty_like(hidden)
         # LoRA freezes the head.
@@ -67,12 +67,13 @@ class ChunkedHead(torch.autograd.Function):
             torch.mm(grad_z, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight.addmm_(grad_z.T, hidden[rows])
-            del grad_z  # so that two chunks never exist at once
+            del grad_z  # so that there are never two chunks in memory
         return grad_hidden, grad_weight, None, None, None, None
 
 
 def chunk_logits(h, weight, temperature):
-    """(t, V) logits. The product is in the model's dtype, as it is in the engine; what follows needs float32."""
+    """Returns the logits, (t, V). The matrix product uses the model's dtype, as the engine does; the softmax needs
+    float32."""
     z = h @ weight.T
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     if temperature != 1:
@@ -81,7 +82,7 @@ def chunk_logits(h, weight, temperature):
 
 
 def chunk_statistics(h, weight, y, K, temperature):
-    """The numbers of t tokens: logp (t,), topk_logp (t, K), entropy (t,), log Z (t, 1), candidates (t, K)."""
+    """Returns logp (t,), topk_logp (t, K), entropy (t,), log Z (t, 1) and the candidates (t, K) of t tokens."""
     z = chunk_logits(h, weight, temperature)
     top = z.topk(K, dim=-1)
     largest = top.values[:, :1]
@@ -98,20 +99,20 @@ def chunk_statistics(h, weight, y, K, temperature):
 
 
 def chunk_gradient(h, weight, log_z, columns, grad, temperature):
-    """d loss / d logits, (t, V), in the weight's dtype.
+    """Returns d loss / d logits, (t, V), in the weight's dtype.
 
-    grad: (t, 1 + K), d loss / d log pi(j) for each j in `columns` (t, 1 + K). Every one of them adds grad_j (e_j - pi)
-    (Eq. 4): -pi times the sum of all, which is dense, and each its own grad_j in its own column."""
+    grad: (t, 1 + K), d loss / d log pi(j) for each j in `columns` (t, 1 + K). Each j adds grad_j (e_j - pi) (Eq. 4).
+    Together they add -pi times the sum of grad, which is dense, and grad_j in column j."""
     z = chunk_logits(h, weight, temperature)
     pi = z.sub_(log_z).exp_()
     grad_z = pi.mul_(-grad.sum(1, keepdim=True))
-    grad_z.scatter_add_(1, columns, grad)  # adds twice where the sampled token is a candidate too
+    grad_z.scatter_add_(1, columns, grad)  # adds both gradients if the sampled token is a candidate
     return grad_z.to(weight.dtype)
 
 
 def logit_scale(config):
-    """What the model multiplies its logits by, under the names that Cohere
-    and Granite give it."""
+    """Returns the factor by which the model multiplies its logits, as named
+    in the configs of Cohere and Granite."""
     config = config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     return scale / (getattr(config, "logits_scaling", None) or 1.0)

@@ -4,7 +4,6 @@ with one line that names the flag, file or row."""
 import argparse
 import dataclasses
 import glob
-import importlib.util
 import inspect
 import io
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import get_session, is_offline_mode
 from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
@@ -52,36 +52,36 @@ class SystemConfig:
     random streams, these settings change time and memory alone."""
     _argument_group_name = "system"
     rollout: Literal["auto", "vllm", "hf"] = setting(
-        "auto", "what generates; auto: vLLM if it is installed, "
+        "auto", "engine that generates; auto: vLLM if it is installed, "
         "else transformers' generate (hf)")
     dtype: Literal["auto", "bfloat16", "float32"] = setting(
-        "auto", "of the computation; auto: bfloat16 on GPUs")
+        "auto", "dtype of the computation; auto: bfloat16 on GPUs")
     gpu_memory_utilization: float = setting(
         0.6, "vLLM's share of a GPU's memory while it generates; on "
         "CPUs VLLM_CPU_KVCACHE_SPACE is its cache in whole GiB")
     tensor_parallel_size: int = setting(
-        1, "neighbouring GPUs of a node that share a vLLM engine")
+        1, "number of neighbouring GPUs that share a vLLM engine")
     data_dir: str = setting(
         "", "folder of NAME.jsonl files to use instead of the hub")
 
 
 @dataclasses.dataclass
 class TrainSystemConfig:
-    """What a training run alone has of such settings."""
+    """Settings of the machine that only a training run has."""
     _argument_group_name = "system, in training"
     micro_batch_tokens: int = setting(
-        16384, "packed tokens of a forward pass")
+        16384, "the most packed tokens in a forward pass")
     gradient_checkpointing: bool = setting(
         True, "recompute each layer in the backward pass")
     save_steps: int = setting(
         20, "steps between checkpoints; the last two are kept")
     resume: bool = setting(
-        True, "go on from the last checkpoint of the run folder")
+        True, "resume from the last checkpoint in the run folder")
 
 
 COMMANDS = "train", "eval"
 
-# What a text setting may be, apart from Literal types.
+# The choices of text settings that have no Literal type.
 CHOICES = {
     "method": tuple(METHODS),
     "tau_scope": ("response", "batch"),
@@ -100,7 +100,7 @@ AT_LEAST_0 = (
     "eval_temperature")
 SHARES = ("alpha", "q")
 
-# A run may go on with other values of these.
+# A run may resume with other values of these.
 CHANGEABLE = (
     "output_dir", "steps", "resume", "save_steps", "micro_batch_tokens",
     "gradient_checkpointing", "gpu_memory_utilization",
@@ -115,7 +115,7 @@ NUMBERS = re.compile(r"[0-9.]+(,[0-9.]+)+")
 
 # ------------------------------------------------------------ command line
 class Job(NamedTuple):
-    """What a checked command line asks for."""
+    """A checked command line, and what it names."""
     command: str        # train or eval
     cfg: object
     tokenizer: object
@@ -130,7 +130,7 @@ class Job(NamedTuple):
 
     @property
     def max_tokens(self):
-        """The longest response that will be asked for."""
+        """The length of the longest response that will be requested."""
         limits = [benchmark.max_tokens for benchmark in self.benchmarks]
         if self.command == "train":
             limits.append(self.cfg.max_completion_length)
@@ -139,7 +139,7 @@ class Job(NamedTuple):
 
 class Help(argparse.ArgumentDefaultsHelpFormatter,
            argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the epilog's lines as they are."""
+    """Shows defaults, and keeps the lines of the epilog."""
 
     def _get_help_string(self, action):
         if action.default in (None, "", [], {}):
@@ -148,7 +148,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter,
 
 
 class Parser(HfArgumentParser):
-    """Takes each flag with - and with _ and shows the former. Reports a
+    """Accepts each flag with - and with _, and shows the former. Reports a
     mistake in one line."""
     command = None
 
@@ -245,7 +245,7 @@ def parse_config(arguments, Config):
 
 def check_values(cfg, parser):
     """Refuses texts that cannot be printed, numbers out of range, and
-    what is none of the choices."""
+    texts that are not among the choices."""
     for name, value in vars(cfg).items():
         for v in value if isinstance(value, list) else [value]:
             if isinstance(v, str):
@@ -269,8 +269,8 @@ def check_values(cfg, parser):
 
 
 def conditions(command, cfg):
-    """(message, whether the settings are as they must be) of each rule
-    that is more than a range."""
+    """Returns (message, whether it holds) for each rule that is more than
+    a range."""
     temperatures = cfg.eval_temperature or []
     names = [set_name(source) for source in cfg.eval_data]
     parts, ranks = cfg.tensor_parallel_size, processes_of_node()
@@ -294,8 +294,6 @@ def conditions(command, cfg):
          len(set(temperatures)) == len(temperatures)),
         ("--lora-alpha needs a --lora-rank",
          cfg.lora_rank or cfg.lora_alpha == type(cfg).lora_alpha),
-        ("--lora-rank needs the package peft, which is not installed",
-         not cfg.lora_rank or importlib.util.find_spec("peft")),
         ("--chat-template-kwargs are for --prompt-template chat",
          not cfg.chat_template_kwargs or cfg.prompt_template == "chat"),
         ("--eval-top-p must lie in (0, 1]",
@@ -319,7 +317,7 @@ def set_name(source):
 
 
 def idle_flags(cfg):
-    """The flags of SimKO that were given, if the method is another."""
+    """Returns the flags of SimKO that were given, if the method is another."""
     if cfg.method == "simko":
         return []
     return [flag(name) for name in SIMKO_ONLY
@@ -333,7 +331,7 @@ def compute_dtype(cfg, device):
 
 
 def uses_vllm(cfg):
-    """Whether vLLM generates."""
+    """Returns whether vLLM generates."""
     if cfg.rollout == "hf":
         return False
     try:
@@ -351,8 +349,8 @@ def uses_vllm(cfg):
 # --------------------------------------------------------------- the model
 @contextmanager
 def reading(what):
-    """A damaged file can raise anything in the library that reads it.
-    Here it becomes one line that begins with `what`."""
+    """Turns any error of a library that reads a damaged file into one line
+    that begins with `what`."""
     try:
         yield
     except Exception as error:  # noqa: BLE001
@@ -432,7 +430,7 @@ def refuse_quantised(model, fields):
 
 
 def load_config(command, cfg):
-    """The config of the model's text part, checked."""
+    """Checks the model's config. Returns that of its text part."""
     from transformers import AutoConfig, AutoModelForCausalLM
     find_model(cfg.model)
     refuse_adapter(cfg.model)
@@ -481,7 +479,7 @@ def load_config(command, cfg):
 
 
 def context_left(command, cfg, config):
-    """Tokens that the model's context leaves for a response."""
+    """Returns how many tokens the model's context leaves for a response."""
     context = getattr(config, "max_position_embeddings", None) or math.inf
     left = context - cfg.max_prompt_length
     needed = cfg.max_completion_length if command == "train" else 1
@@ -528,8 +526,8 @@ def check_template_kwargs(cfg, tokenizer):
 
 
 def end_tokens(cfg, tokenizer, vocabulary):
-    """Sorted ids of the tokens that end a response: those that the
-    tokenizer, generation_config.json or config.json names."""
+    """Returns the sorted ids of the tokens that end a response: those that
+    the tokenizer, generation_config.json or config.json names."""
     stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
     if cfg.prompt_template in ("chat", "qwen-math"):
         # Qwen's base models end a turn with it, though not their text.
@@ -548,7 +546,7 @@ def end_tokens(cfg, tokenizer, vocabulary):
 
 
 def model_ends(model, vocabulary):
-    """The end-of-text ids that a model's generation_config.json and its
+    """Returns the end-of-text ids that a model's generation_config.json and
     config.json name."""
     from transformers import AutoConfig, GenerationConfig
     from transformers.configuration_utils import PreTrainedConfig
@@ -578,7 +576,7 @@ def model_ends(model, vocabulary):
 
 
 def encode(source, rows, tokenizer, vocabulary, cfg):
-    """encode_prompts, and a check that the model knows all tokens."""
+    """Calls encode_prompts, and checks that the model knows all tokens."""
     with reading(f"{cfg.model}: its chat template or tokenizer cannot make "
                  f"a prompt of {source}; another --prompt-template may do"):
         problems, dropped = encode_prompts(rows, tokenizer, cfg)
@@ -598,8 +596,8 @@ def encode(source, rows, tokenizer, vocabulary, cfg):
 
 
 def plan_benchmarks(command, cfg, sets, room):
-    """The Benchmarks of --eval-data: as the flags say, else as in the
-    paper. Responses must fit into the room behind a prompt."""
+    """Returns the Benchmarks of --eval-data. What the flags leave open is
+    as in the paper. Responses must fit into the room behind a prompt."""
     weights_of = ""
     if command == "eval":
         files = Path(cfg.model).glob("*.safetensors")
@@ -625,7 +623,8 @@ def plan_benchmarks(command, cfg, sets, room):
 
 # ---------------------------------------------------------- the run folder
 def run_settings(cfg, problems):
-    """What config.json says of a run, and so of one that goes on."""
+    """Returns the settings that config.json holds, which a run that resumes
+    must share."""
     settings = dataclasses.asdict(cfg)
     return {**settings, "train_data_sha256": digest(problems)}
 
@@ -659,8 +658,8 @@ def check_run(cfg, problems):
 
 
 def check_writable(folder):
-    """Refuses an --output-dir that is no folder. Raises OSError where
-    nothing can be written. Leaves nothing behind."""
+    """Refuses an --output-dir that is not a folder. Raises OSError if
+    nothing can be written there. Leaves nothing behind."""
     paths = [folder, *folder.parents]
     if any(path.exists() and not path.is_dir() for path in paths):
         fail(f"--output-dir {folder} is a file, or lies in one: name a folder")
@@ -684,7 +683,7 @@ MEMORY_FORMAT_NAMES = frozenset(MEMORY_FORMATS.__members__)
 
 
 class UnsafePickle(Exception):
-    """A pickle calls something that no checkpoint of ours does."""
+    """A pickle calls something that no checkpoint of simko.py contains."""
 
 
 class MetadataUnpickler(pickle.Unpickler):
@@ -737,7 +736,7 @@ def check_log(path):
 
 
 def read_settings(path, text):
-    """The JSON object in `text`, which comes from the file `path`."""
+    """Returns the JSON object in `text`, which comes from the file `path`."""
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
@@ -746,8 +745,8 @@ def read_settings(path, text):
 
 
 def differences(before, settings):
-    """{name: "was this, is that"} of the settings that have changed."""
-    # Runs and evaluations of the time before these settings had none.
+    """Returns {name: "was this, is that"} for each setting that has changed."""
+    # Older runs and evaluations do not have these settings.
     before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0, **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
@@ -755,8 +754,8 @@ def differences(before, settings):
 
 
 def check_responses(path, settings):
-    """Refuses to go on with responses that were made with other settings,
-    as the first line of the file says, or that are damaged."""
+    """Refuses responses that are damaged, or that were made with other
+    settings according to the first line of the file."""
     with path.open("rb") as file:
         before = read_settings(path, file.readline())
         changed = [f"{name} {change}"
@@ -772,7 +771,7 @@ def check_responses(path, settings):
 
 # ------------------------------------------------------------- all of them
 def prepare(arguments, Config):
-    """Checks the command line and all that it names. Returns a Job.
+    """Checks the command line and everything that it names. Returns a Job.
 
     Nothing is loaded on a device, and no file is changed."""
     if sys.flags.optimize > 1:
@@ -816,9 +815,11 @@ def prepare(arguments, Config):
     return job
 
 
-def announce(job, world, device, dtype):
-    """Says what is about to run, and on what."""
-    cfg = job.cfg
+def announce(job, device, dtype):
+    """Prints, on rank 0, what is about to run, and on which device."""
+    if dist.get_rank() > 0:
+        return
+    cfg, world = job.cfg, dist.get_world_size()
     for source, (problems, dropped) in job.sets.items():
         print(f"{source}: {len(problems)} problems; {dropped} longer than "
               f"{cfg.max_prompt_length} tokens dropped")

@@ -1,5 +1,5 @@
-"""What every other file uses: messages, files that are never half written,
-lists gathered from all ranks, random streams, the process group."""
+"""Helpers that the other files share: error messages, atomic file writes,
+collectives over all ranks, random seeds and the process group."""
 import os
 import random
 import sys
@@ -12,12 +12,18 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+# How long ranks wait for each other to start. Under torchrun all start together.
+MEETING_LIMIT = timedelta(minutes=15)
+# The limit for collectives, in which ranks wait for the slowest rollout
+# and for rank 0 to export the model.
+ANSWER_LIMIT = timedelta(hours=2)
+
 
 def printable(text):
-    """The text with control characters escaped.
+    """Returns the text with control characters escaped.
 
-    A model's response or a file could otherwise send commands
-    to the terminal that shows it."""
+    Otherwise a model's response or a file could send commands to the
+    terminal that shows it."""
     return "".join(
         char if char.isprintable()
         else char.encode("unicode_escape").decode()
@@ -25,15 +31,15 @@ def printable(text):
 
 
 def one_line(error):
-    """The first 300 characters of an error's message, in one line."""
+    """Returns the first 300 characters of an error's message as one line."""
     return printable(" ".join(str(error).split())[:300])
 
 
 def error_line(message):
-    """A message for the user, in one line that names the program."""
+    """Returns a one-line message for the user that names the program."""
     name = Path(sys.argv[0]).name
     if not name.endswith(".py") or name == "__main__.py":
-        name = "simko.py"  # called from Python, and not as a program
+        name = "simko.py"  # called from Python rather than as a program
     return f"{name}: error: {printable(message)}"
 
 
@@ -43,24 +49,24 @@ def fail(message):
 
 
 def write_whole(path, text):
-    """Replaces a file's content as a whole.
-
-    If anything goes wrong, the file stays as it was."""
+    """Replaces a file's content atomically: if anything goes wrong, the file
+    keeps its old content. Overwrites the file with the suffix .tmp beside it."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def gather(items):
-    """Concatenates the lists of all ranks. Every rank gets the result."""
+    """Concatenates the lists of all ranks in the order of ranks. Every rank
+    receives the result."""
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 
 def sum_over_ranks(sums):
-    """Adds up {name: number or tensor} over all ranks. Every rank must
-    have the same names. Returns {name: float or list}."""
+    """Sums {name: number or tensor} over all ranks. Every rank must pass the
+    same names in the same order. Returns {name: float or list}."""
     totals = {}
     for name, value in sums.items():
         total = torch.as_tensor(value).detach().double().cpu()
@@ -70,10 +76,10 @@ def sum_over_ranks(sums):
 
 
 def seed_everything(*key):
-    """Makes all random streams a function of `key`, a few integers.
+    """Seeds all global random generators from `key`, a few integers.
 
-    Both rollout engines draw from the process's global generators, and
-    move them when they start. So each use is preceded by this call."""
+    Both rollout engines draw from these generators, and advance them even
+    when they start. Call this before each use."""
     sequence = np.random.SeedSequence(key)
     value = int(sequence.generate_state(1)[0])
     random.seed(value)
@@ -81,28 +87,44 @@ def seed_everything(*key):
     torch.manual_seed(value)
 
 
+def meet():
+    """Waits for the ranks that a launcher has started. Returns (the store
+    that they share, this process's rank, the number of ranks). Ends the
+    program if not all ranks arrive within MEETING_LIMIT."""
+    try:
+        return next(dist.rendezvous("env://", timeout=MEETING_LIMIT))
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        fail(f"rank {os.environ['RANK']}: not all of WORLD_SIZE="
+             f"{os.environ['WORLD_SIZE']} processes connected to "
+             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
+             f"{MEETING_LIMIT.total_seconds():.0f} s. If no launcher starts them, "
+             f"unset WORLD_SIZE. ({one_line(error)})")
+
+
 @contextmanager
 def process_group():
-    """Sets up torch.distributed, under torchrun or for this process
-    alone. Yields this rank's device, and cleans up in any case."""
-    rendezvous = {}
+    """Sets up torch.distributed, for the ranks of a launcher such as torchrun
+    or for a single process. Yields this rank's device, and cleans up in any
+    case."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        # Port 0: the store finds a free port itself, so that
-        # no other process can take it in between.
+        # With port 0 the store itself finds a free port, so
+        # no other process can take it first.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        rendezvous = {"store": store, "rank": 0, "world_size": 1}
+        rank, world = 0, 1
         os.environ |= {
             "RANK": "0", "LOCAL_RANK": "0",
             "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    else:
+        store, rank, world = meet()
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    # Two hours: ranks wait for the slowest rollout,
-    # and for rank 0 while it exports the model.
-    dist.init_process_group(backend, timeout=timedelta(hours=2), **rendezvous)
+    store.set_timeout(ANSWER_LIMIT)
+    dist.init_process_group(
+        backend, timeout=ANSWER_LIMIT, store=store, rank=rank, world_size=world)
     try:
         yield device
     finally:
@@ -112,8 +134,8 @@ def process_group():
 
 
 def device_mesh(device):
-    """The mesh that FSDP shards over. On several nodes each node holds a
-    replica of the model, which is sharded within the node."""
+    """Returns the mesh that FSDP shards over. With several nodes, each node
+    has a replica of the model, which is sharded within the node."""
     world = dist.get_world_size()
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     if local == world:

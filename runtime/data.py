@@ -1,9 +1,9 @@
-"""Problems: the paper's data sets from the Hugging Face hub, JSONL files,
-and which of them a step takes.
+"""Loads problems, from the paper's data sets on the Hugging Face hub or from
+JSONL files, and decides which of them a step trains on.
 
-A problem is {"id", "problem", "answer"} and, if it is not mathematics,
-{"task"}, a name in verify.TASKS. tools/data.py writes the paper's sets to
-files for machines without a network."""
+A problem is {"id", "problem", "answer"}. If it is not mathematics, it also
+has "task", a name in verify.TASKS. tools/data.py writes the paper's data sets
+to files for machines without a network."""
 import json
 import math
 import re
@@ -18,13 +18,13 @@ from verify import MAX_ANSWER, TASKS, extract_answer
 
 class DataSet(NamedTuple):
     """A data set on the Hugging Face hub."""
-    hub: str            # its id
-    config: str | None  # "*" stands for all of them
+    hub: str            # id on the hub
+    config: str | None  # "*" means all configs
     split: str
     problem: str        # column
-    answer: str         # column, which may hold a worked solution
-    count: int | None   # problems it must have, since the hub can change
-    n: int = 256        # samples of a problem in evaluations (Sec. 5.1)
+    answer: str         # column, which may contain a worked solution
+    count: int | None   # expected number of problems, since the hub can change
+    n: int = 256        # samples per problem in evaluations (Sec. 5.1)
 
 
 DATASETS = {
@@ -46,11 +46,11 @@ GROUPS = {
     "math": ["math500", "aime24", "aime25", "amc23", "minerva", "olympiad"],
     "logic": ["synlogic", "bbh"]}
 
-# Temperature, top-p and tokens of a response, from the released recipes.
+# Temperature, top-p and maximum response length, from the released recipes.
 PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}
 
-# Commits that other public evaluation code pins too.
-# No such commit of SynLogic was found.
+# Other public evaluation code pins the same commits.
+# We found no such commit of SynLogic.
 REVISIONS = {
     "EleutherAI/hendrycks_math": "21a5633873b6a120296cce3e2df9d5550074f4a3",
     "openai/gsm8k": "cc7b047b6e5bb11b4f1af84efc572db110a51b3c",
@@ -66,10 +66,12 @@ REVISIONS = {
 
 # ------------------------------------------------------------- data sets
 def fetch(source):
-    """Fetches a data set from the hub: a name in DATASETS, or an id with
-    columns as `parse_source` reads it. Returns rows as `convert` does.
+    """Fetches a data set from the hub. Returns a list of rows as `convert`
+    makes them.
 
-    If the number of problems is not the expected one, the program ends."""
+    source: a name in DATASETS, or an id with columns as in `parse_source`.
+    Ends the program if the data set cannot be read or the number of problems
+    differs from `DATASETS`."""
     if source == "gsm8k-math1-train":
         # All of MATH's test split, of which MATH-500 is a part.
         tests = hub_rows("EleutherAI/hendrycks_math", "*", "test") + fetch("gsm8k")
@@ -78,15 +80,15 @@ def fetch(source):
     found = hub_rows(spec.hub, spec.config, spec.split)
     rows = convert_all(source, spec, ((f"{source}, row {row['id']}", row) for row in found))
     if spec.count not in (None, len(rows)):
-        fail(f"{source} has {len(rows)} problems, not {spec.count}: {spec.hub} has changed, and "
-             "results on it are not comparable. To use it all the same, give python -m tools.data "
-             "an older copy, or load it by its id")
+        fail(f"{source} has {len(rows)} problems, not {spec.count}: {spec.hub} has changed, so "
+             "results on it are not comparable with earlier ones. Give python -m tools.data an "
+             "older copy, or load the changed data set by its id")
     return rows
 
 
 def parse_source(source):
     """Turns `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`
-    into a DataSet."""
+    into a DataSet. Ends the program if a key is unknown."""
     hub, *pairs = source.split(",")
     fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
     for pair in pairs:
@@ -110,25 +112,25 @@ def hub_rows(hub, config, split):
             prefix = f"{name}-" if config == "*" else ""
             rows += [{"id": f"{prefix}{i}", **row} for i, row in enumerate(part)]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        fail(f"{hub} cannot be read from the Hugging Face hub, and is no .jsonl file: "
+        fail(f"{hub} cannot be read from the Hugging Face hub, and it is not a .jsonl file: "
              f"{one_line(error)}")
     return rows
 
 
 def convert_all(source, spec, rows):
-    """Converts (where, row) pairs. Rows of DATASETS without an answer (an
-    empty box) are left out."""
+    """Converts (where, row) pairs. Drops rows of DATASETS without an answer,
+    whose box is empty."""
     converted = []
     for where, row in rows:
         try:
             converted.append(convert(source, spec, row))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            fail(f"{where}: its columns are not those of {source} ({error!r})")
+            fail(f"{where}: its columns do not match {source} ({error!r})")
     return [row for row in converted if row["answer"] or source not in DATASETS]
 
 
 def convert(source, spec, row):
-    """Turns a row with the hub's columns, or with ours, into
+    """Converts a row with the hub's columns, or with ours, into
     {"id", "problem", "answer"[, "task", "level"]}."""
     answer = row.get(spec.answer, row.get("answer"))
     made = {"id": str(row["id"]), "problem": row.get(spec.problem, row.get("problem"))}
@@ -138,7 +140,7 @@ def convert(source, spec, row):
         is_choice = re.fullmatch(r"\([A-Z]\)", answer)
         made |= {"answer": answer, "task": "choice" if is_choice else "text"}
     else:
-        if isinstance(answer, list):  # OlympiadBench has lists of one text
+        if isinstance(answer, list):  # in OlympiadBench, a list of one text
             answer = ", ".join(answer)
         answer = number_as_text(answer)
         made["answer"] = final_answer(answer) if isinstance(answer, str) else answer
@@ -148,16 +150,17 @@ def convert(source, spec, row):
 
 
 def number_as_text(answer):
-    """An answer that is a number, as text. Others stay as they are, and
-    so do truth values and nan: no response could be compared with them."""
+    """Converts an answer that is a finite number to text. Returns any other
+    answer unchanged, including truth values and nan, with which no response
+    could be compared."""
     if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
         return str(answer)
     return answer
 
 
 def synlogic(row):
-    """A puzzle of SynLogic. The hub has a chat and a JSON text; generated
-    files have the fields of that text."""
+    """Converts a puzzle of SynLogic. Rows from the hub contain a chat and a
+    JSON text; generated files contain the fields of that text directly."""
     game, prompt = row, row.get("problem")
     if "extra_info" in row:
         game = json.loads(row["extra_info"]["game_data_str"])
@@ -180,19 +183,20 @@ def synlogic(row):
 
 
 def gsm8k_math1(gsm8k, math, tests):
-    """GSM8K's problems and those of MATH's level 1, without those that
-    are problems of the tests."""
+    """Returns the problems of GSM8K and of level 1 of MATH, without those
+    that are also test problems."""
     rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k]
     rows += [{**row, "id": f"math-{row['id']}"} for row in math if row.get("level") == "1"]
     kept = outside(rows, tests)
-    print(f"{len(rows) - len(kept)} of {len(rows)} training problems are test problems too: "
-          "left out", file=sys.stderr)
+    print(f"left out {len(rows) - len(kept)} of {len(rows)} training problems, "
+          "which are also test problems", file=sys.stderr)
     return kept
 
 
 def final_answer(solution):
-    """What counts of a worked solution: the last box (MATH), else what
-    follows "####" (GSM8K), else all of it. An empty box gives ""."""
+    """Extracts the answer of a worked solution: the last box (MATH), else
+    the text after "####" (GSM8K), else the entire text. Returns "" for an
+    empty box."""
     if "\\boxed" in solution:
         return extract_answer(solution) or ""
     return solution.split("####")[-1].strip()
@@ -200,9 +204,10 @@ def final_answer(solution):
 
 # -------------------------------------------------------------- problems
 def read_jsonl(path):
-    """Returns (where, row) for each line of a file that is not blank. A
-    row without an id gets the number of its line, or another text with it
-    if that is the id of another row."""
+    """Returns (where, row) for each line of a file that is not blank, where
+    `where` names the line in messages. A row without an id gets its line
+    number as the id, or "line NUMBER" if another row has that id. Ends the
+    program if the file or a line cannot be read."""
     where, rows = path, []
     try:
         with open(path, "rb") as file:
@@ -229,12 +234,12 @@ def read_jsonl(path):
 
 
 def load_problems(source, data_dir="", task="math"):
-    """Loads problems from a .jsonl file, from a name in DATASETS or from
-    a hub data set as `parse_source` reads it.
+    """Loads problems. Returns a list of {"id", "problem", "answer"[, "task"]}.
 
-    data_dir: a folder of NAME.jsonl files that stands in for the hub.
-    task: that of rows which name none.
-    An unusable row ends the program with a line that names it."""
+    source: a .jsonl file, a name in DATASETS, or a hub data set as in
+    `parse_source`. data_dir: a folder of NAME.jsonl files to use instead of
+    the hub. task: the task of rows that name none.
+    Ends the program with a message that names the first unusable row."""
     path = f"{data_dir}/{source}.jsonl" if data_dir and source in DATASETS else source
     if path.endswith(".jsonl"):
         rows = read_jsonl(path)
@@ -244,41 +249,41 @@ def load_problems(source, data_dir="", task="math"):
     for where, row in rows:
         problem = check_problem(where, row, task)
         if problem["id"] in problems:
-            fail(f"{where}: the id {problem['id']!r:.80} stands in an earlier row already")
+            fail(f"{where}: an earlier row has the same id, {problem['id']!r:.80}")
         problems[problem["id"]] = problem
-    return list(problems.values()) or fail(f"{source} holds no problems")
+    return list(problems.values()) or fail(f"{source} contains no problems")
 
 
 def check_problem(where, row, task):
-    """Returns the row as a problem, or ends the program."""
+    """Returns the row as a problem. Ends the program if it is unusable."""
     task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
     answer = number_as_text(answer)
     if task == "math" and isinstance(answer, str):
         answer = final_answer(answer)
     for name, text in (("problem", problem), ("answer", answer)):
-        # Half of a surrogate pair is no text that can be written.
+        # Half of a surrogate pair cannot be written as UTF-8.
         if (not isinstance(text, str) or not text.strip()
                 or text != text.encode("utf-8", "replace").decode()):
             kind = "a text or a number" if name == "answer" else "a text"
             fail(f"{where}: {name!r} must be {kind} and not empty, got {text!r:.80}; "
-                 f"the row has {[*row]!r:.200}")
+                 f"the row has the keys {[*row]!r:.200}")
     if len(answer) > MAX_ANSWER:
-        fail(f"{where}: the answer has {len(answer)} characters, and no response with more than "
-             f"{MAX_ANSWER} is right: shorten it, or remove the row")
+        fail(f"{where}: the answer has {len(answer)} characters, but a response's answer may "
+             f"have at most {MAX_ANSWER}: shorten it, or remove the row")
     if task not in [*TASKS]:
         fail(f"{where}: the task {task!r:.80} is none of {', '.join(TASKS)}")
     try:
         TASKS[task]("", answer, False)
     except (ValueError, TypeError, RecursionError):
         expected = " ".join(TASKS[task].__doc__.split())
-        fail(f"{where}: {answer!r:.80} is no answer of the task {task}: {expected}")
+        fail(f"{where}: {answer!r:.80} is not a valid answer for the task {task}: {expected}")
     checked = {"id": str(row["id"]), "problem": problem, "answer": answer}
     return {**checked, "task": task} if "task" in row else checked
 
 
 def outside(rows, tests):
-    """The rows whose problem is none of the tests'. Case, spacing,
-    dollar signs and punctuation make no difference."""
+    """Returns the rows whose problem is not among the tests. The comparison
+    ignores case, spacing, dollar signs and punctuation."""
     def plain(row):
         text = re.sub(r"[\s$]", "", row["problem"].casefold())
         return re.sub(r"[;:!?]|[.,](?!\d)|(?<!\d)[.,]", "", text)
@@ -288,22 +293,23 @@ def outside(rows, tests):
 
 
 def without_tests(cfg, problems):
-    """The training problems that are in none of the sets to evaluate on.
-    problems: {source: list of problems}."""
+    """Returns the training problems that are not in any evaluation set. Ends
+    the program if none remain. problems: {source: list of problems}."""
     rows = problems[cfg.train_data]
     for source in cfg.eval_data:
         kept = outside(rows, problems[source])
         if len(kept) < len(rows):
-            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are in {source} too: "
-                  "not trained on", flush=True)
+            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are also in {source}; "
+                  "the run does not train on them", flush=True)
         rows = kept
-    return rows or fail(f"all problems of --train-data {cfg.train_data} are in the sets of "
+    return rows or fail(f"all problems of --train-data {cfg.train_data} are also in the sets of "
                         "--eval-data")
 
 
 def prompt_order(step, batch_size, count, seed):
-    """Which of `count` prompts a step takes: one permutation after
-    another, each a function of (seed, epoch)."""
+    """Returns the places, among `count` prompts, of the batch_size prompts
+    that a step trains on. Each epoch goes through a permutation that depends
+    only on (seed, epoch)."""
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = places // count
     order = []

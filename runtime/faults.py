@@ -1,6 +1,6 @@
-"""What happens when something goes wrong in a run: signals, numbers that
-are not finite, memory, disks, checkpoints, an engine that hangs, ranks
-that die. docs/reliability.md says what is promised."""
+"""Handles failures of a run: signals, non-finite numbers, lack of memory or
+disk space, unreadable checkpoints, an engine that hangs, and ranks that die.
+docs/reliability.md lists what a run promises in each case."""
 import errno
 import faulthandler
 import fcntl
@@ -31,10 +31,10 @@ from runtime.common import (
     error_line, fail, gather, one_line, printable, seed_everything)
 from runtime.vllm_setup import last_lines
 
-# Seconds for an engine to start: it may have to download its model.
+# Seconds that an engine may take to start, since it may download its model.
 START_LIMIT = 3600
 
-# What helps if a phase runs out of memory.
+# Advice for each phase in case it runs out of memory.
 MORE_MEMORY = {
     "engine start":
         "lower --gpu-memory-utilization {gpu_memory_utilization}",
@@ -54,7 +54,7 @@ MORE_MEMORY = {
         "--gradient-checkpointing (now {gradient_checkpointing}), or use "
         "more GPUs",
     "export":
-        "use more GPUs; the last checkpoint is whole",
+        "use more GPUs; the last checkpoint is complete",
     "run":
         "lower --gpu-memory-utilization {gpu_memory_utilization}"}
 
@@ -69,32 +69,31 @@ current_phase = "run"
 
 @contextmanager
 def phase(name):
-    """Error messages say in which phase (of MORE_MEMORY) a run was."""
+    """Sets the phase, a key of MORE_MEMORY, that error messages name."""
     global current_phase
     before, current_phase = current_phase, name
     yield
-    # An exception skips this line, so that the innermost phase stays.
+    # An exception skips this line, so the message names the innermost phase.
     current_phase = before
 
 
 class Stopped(SystemExit):
-    """A signal asked one rank to stop: all leave with status 0."""
+    """A signal asked one rank to stop, so all ranks exit with status 0."""
 
 
 class LostRank(SystemExit):
-    """Another rank has gone. Its error is the one to look at."""
+    """The connection to another rank is lost. That rank's error is the cause."""
 
 
 # ------------------------------------------------------------------ errors
 @contextmanager
 def explained(cfg, verifier):
-    """Turns an error that has an explanation into a line that says what
-    the run was doing, and what to do.
+    """Replaces an error that `explain` knows with a one-line message.
 
     Yields an ExitStack for what must be closed at the end. With several
-    ranks an error closes nothing: closing vLLM's engine destroys the
-    process group, for which it would wait for ranks that wait for this
-    one. Instead the process leaves at once, and torchrun ends the rest."""
+    ranks, an error closes nothing: vLLM's engine would destroy the process
+    group, which waits for the other ranks, while they wait for this one.
+    Instead the process exits at once, and torchrun ends the other ranks."""
     global current_phase
     current_phase = "run"
     with ExitStack() as stack:
@@ -102,7 +101,7 @@ def explained(cfg, verifier):
             yield stack
         except (Exception, SystemExit, CheckpointException) as error:
             if isinstance(error, SystemExit) and not error.code:
-                raise  # a wanted stop
+                raise  # a regular stop
             told = explain(error, cfg)
             if dist.get_world_size() > 1:
                 leave_at_once(told, verifier)
@@ -112,14 +111,15 @@ def explained(cfg, verifier):
 
 
 def explain(error, cfg):
-    """The error with an explanation, or as it is."""
+    """Returns a SystemExit that says what the run was doing and what to do, or
+    the error itself if there is no explanation."""
     if isinstance(error, SystemExit):
         return error
     where = f"rank {os.environ['RANK']}, during the {current_phase}"
     text = str(error)
     help = MORE_MEMORY[current_phase].format(**vars(cfg))
     if isinstance(error, CheckpointException):
-        # It reaches every rank, whichever met it.
+        # This exception reaches all ranks, whichever of them failed.
         if os.environ["RANK"] == "0":
             drop_unfinished(cfg.output_dir)
         return stop(f"a checkpoint could not be written: {reason(error)}. "
@@ -127,9 +127,9 @@ def explain(error, cfg):
     # vLLM's allocator raises a plain RuntimeError.
     if isinstance(error, torch.OutOfMemoryError) or (
             isinstance(error, RuntimeError) and "out of memory" in text):
-        return stop(f"{where}: out of GPU memory. What helps: {help}. "
+        return stop(f"{where}: out of GPU memory. To fix it: {help}. "
                     f"({one_line(error)})")
-    # safetensors puts the number into the text.
+    # safetensors gives the error number only in the text.
     number = re.search(r"os error (\d+)", text)
     number = int(number[1]) if number else getattr(error, "errno", 0)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -138,17 +138,17 @@ def explain(error, cfg):
     if isinstance(error, RuntimeError) and re.search(LOST, text):
         return LostRank(error_line(
             f"{where}: the connection to another rank is lost; that rank's "
-            f"own error says why. ({one_line(error)})"))
+            f"own error gives the cause. ({one_line(error)})"))
     if isinstance(error, RuntimeError) and re.search(SILENT, text):
-        return stop(f"{where}: another rank hangs: it did not answer within "
+        return stop(f"{where}: another rank hangs: it did not respond within "
                     "the limit that process_group sets. `py-spy dump --pid` "
-                    "shows where it stands; the same command goes on. "
+                    "shows its stack; the same command resumes the run. "
                     f"({one_line(error)})")
     if current_phase in ("engine start", "rollout"):
         error.add_note(
             f"simko.py: the engine failed during the {current_phase}."
-            f"{last_lines()}\nIf memory is short: {help}. If the engine's "
-            "cache is too small: raise --gpu-memory-utilization, on CPUs "
+            f"{last_lines()}\nIf it ran out of memory: {help}. If the engine's "
+            "cache is too small: raise --gpu-memory-utilization, or on CPUs "
             "VLLM_CPU_KVCACHE_SPACE.")
     return error
 
@@ -158,7 +158,8 @@ def stop(message):
 
 
 def leave_at_once(error, verifier):
-    """Prints the whole error and ends this process, with its workers."""
+    """Prints the error, with its traceback if there is no explanation, and
+    ends this process and its workers."""
     if isinstance(error, SystemExit):
         text = f"{error.code}\n"
     else:
@@ -168,8 +169,9 @@ def leave_at_once(error, verifier):
     sys.stderr.flush()
     verifier.close()
     if isinstance(error, LostRank):
-        # torchrun takes the first rank to end for the root cause, and
-        # then ends the others. So this one waits for its signal.
+        # torchrun reports the first rank that ends as the root cause and
+        # then ends the others. Wait for its signal, so that it reports the
+        # rank that failed.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if not GuardedEngine.asked:
             threading.Event().wait(30)
@@ -179,7 +181,8 @@ def leave_at_once(error, verifier):
 
 
 def reason(error):
-    """What the first rank that could not load or save a checkpoint met."""
+    """Returns the error of the first rank that could not load or save a
+    checkpoint."""
     rank, (cause, _) = min(error.failures.items())
     return f"rank {rank}: {type(cause).__name__}: {one_line(cause)}"
 
@@ -187,14 +190,16 @@ def reason(error):
 def disk_space(folder):
     free = shutil.disk_usage(folder).free / 2**30
     return (f"{free:.1f} GiB are free there. The checkpoints in {folder} "
-            "are whole. If space is short, make some (checkpoints of "
-            "finished runs, for example), and give the same command again")
+            "are complete. If the disk is full, free some space (delete "
+            "checkpoints of finished runs, for example) and run the same "
+            "command again")
 
 
 # ----------------------------------------------------------------- signals
 class Unbroken:
-    """A stream that may have lost its reader. Ctrl-C also ends the
-    `| tee log` behind a run, and that must not cost the run its save."""
+    """Wraps a stream so that writing never fails when its reader has gone.
+    Ctrl-C also ends the `tee` of `simko.py ... | tee log`, and the run must
+    still save."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -211,40 +216,45 @@ class Unbroken:
 
 
 def discard(descriptor):
-    """Sends what is written to a file descriptor nowhere."""
+    """Redirects a file descriptor to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 class GuardedEngine:
-    """An engine with a limit on the time of its start. SIGTERM and SIGINT
-    end its rollouts early, on all ranks together.
+    """An engine whose start has a time limit, and whose rollouts SIGTERM and
+    SIGINT end early on all ranks.
 
-    A signal in any other phase waits for the next rollout, which then
-    does not begin. The weights are whole during a rollout and at no other
-    time. A second signal ends the process at once.
+    A signal in any other phase takes effect at the next rollout, which then
+    does not begin, because the weights belong to a complete step only during a
+    rollout. A second signal ends the process at once.
 
-    shared: several ranks share an engine. If one of them left a rollout
-    early, the others would wait for it, so all finish the rollout."""
-    asked = False  # whether a signal has come to this process
+    start: a function that returns the engine. shared: whether several ranks
+    share an engine. If one of them left a rollout early, the others would
+    wait for it, so all of them finish the rollout."""
+    asked = False  # whether this process has received a signal
 
     def __init__(self, start, shared=False):
         self.shared = shared
         self.rank = dist.get_rank()
-        self.signal = None         # the one that came, to any rank
+        self.signal = None         # the signal that any rank has received
         GuardedEngine.asked = False
-        self.abandonable = False   # whether a rollout may be left now
+        self.abandonable = False   # whether the rollout may be left now
         self.stopped = False
+        # stderr may be redirected to a file while the engine starts.
+        self.screen = os.fdopen(os.dup(2), "w")
         timer = threading.Timer(START_LIMIT, self.hangs)
         timer.daemon = True
         timer.start()
-        # This one works even if the interpreter is blocked.
-        faulthandler.dump_traceback_later(START_LIMIT + 60, exit=True, file=2)
+        # Unlike the timer, this works even if the interpreter is blocked.
+        faulthandler.dump_traceback_later(
+            START_LIMIT + 60, exit=True, file=self.screen)
         try:
             with phase("engine start"):
                 self.engine = start()
         finally:
             timer.cancel()
             faulthandler.cancel_dump_traceback_later()
+            self.screen.close()
         self.sleep = self.engine.sleep
         self.before = {
             number: signal.signal(number, self.ask)
@@ -252,20 +262,21 @@ class GuardedEngine:
         self.streams = sys.stdout, sys.stderr
 
     def hangs(self):
+        """Ends the process, because the engine did not start in time."""
         print(f"simko.py: error: rank {self.rank}: the engine did not start "
-              f"within {START_LIMIT} s.{last_lines()}\nWhere it stands:",
-              file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(2)
+              f"within {START_LIMIT} s.{last_lines()}\nIts stack:",
+              file=self.screen, flush=True)
+        faulthandler.dump_traceback(self.screen)
         os._exit(1)
 
     def ask(self, number, frame):
-        """The signal handler."""
+        """Handles SIGTERM and SIGINT."""
         if self.asked:
             os._exit(128 + number)
         GuardedEngine.asked, self.signal = True, number
         sys.stdout, sys.stderr = map(Unbroken, self.streams)
         name = signal.Signals(number).name
-        text = (f"rank {self.rank}: {name}: stopping after the last whole "
+        text = (f"rank {self.rank}: {name}: stopping after the last complete "
                 "step; a second signal stops at once\n")
         try:
             os.write(2, text.encode())
@@ -276,6 +287,8 @@ class GuardedEngine:
             raise Stopped(0)
 
     def generate(self, *arguments, **options):
+        """Returns the engine's samples, or raises Stopped on all ranks if one of
+        them has received a signal."""
         samples = None
         if self.shared:
             self.stop_if_asked()
@@ -291,16 +304,16 @@ class GuardedEngine:
         return samples
 
     def stop_if_asked(self):
-        """Raises Stopped on every rank, if a signal came to one."""
+        """Raises Stopped on every rank if any rank has received a signal."""
         global current_phase
-        current_phase = "run"  # a rollout that was left did not say so
+        current_phase = "run"  # a rollout that was left early did not reset it
         asked = torch.tensor(self.signal or 0)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         if not asked:
             return
         self.signal, self.stopped = int(asked), True
-        # gloo's thread may still hold the tensor, and would abort a
-        # process that ends before it lets go.
+        # gloo's thread may still hold the tensor, and aborts a process that
+        # ends before the thread releases it.
         freed = threading.Event()
         weakref.finalize(asked, freed.set)
         del asked
@@ -316,19 +329,19 @@ class GuardedEngine:
             signal.signal(number, handler)
         if self.stopped and self.rank == 0:
             name = signal.Signals(self.signal).name
-            print(f"stopped by {name}: the same command goes on", flush=True)
+            print(f"stopped by {name}: the same command resumes the run", flush=True)
         sys.stdout, sys.stderr = self.streams
         self.engine.close()
 
 
 def try_sampling(cfg, benchmarks, engine, progress):
-    """Samples a few tokens in each way in which the benchmarks will. What
-    cannot work should fail in the first minute of a run, not after hours
-    of training."""
+    """Samples a few tokens with the sampling settings of each benchmark, so
+    that settings which fail do so in the first minute of a run rather than
+    after hours of training."""
     ways = {(b.temperature, b.top_p): b for b in benchmarks}
     for (temperature, top_p), benchmark in ways.items():
         prompt = benchmark.problems[0]["prompt_ids"]
-        # Ranks that share an engine must draw from one random stream.
+        # Ranks that share an engine need the same random state.
         seed_everything(cfg.seed)
         engine.generate(
             [prompt], 1, temperature, top_p, min(8, benchmark.max_tokens),
@@ -337,42 +350,49 @@ def try_sampling(cfg, benchmarks, engine, progress):
 
 # ---------------------------------------------------------- the run folder
 def drop_unfinished(folder):
-    """Removes saves that were cut off. None of them is a checkpoint."""
+    """Removes incomplete saves. They were never checkpoints."""
     for path in Path(folder, "checkpoints").glob("step_*.tmp"):
-        print(f"{path}: a save that was cut off, removed", flush=True)
+        print(f"{path}: removed, because this save was cut off", flush=True)
         shutil.rmtree(path, ignore_errors=True)
 
 
 def skip_checkpoint(path, error, last):
-    """Puts a checkpoint aside that cannot be read, and says so.
+    """Renames a checkpoint that cannot be read and prints why.
 
-    last: there is no other. Then the user decides whether to begin
-    again, and the program ends."""
+    error: a CheckpointException. last: whether there is no other checkpoint.
+    Then the program ends, since the user must decide whether to start over.
+    It also ends if the error may be temporary."""
     causes = [cause for cause, _ in error.failures.values()]
     temporary = torch.OutOfMemoryError | OSError
     if any(isinstance(cause, temporary)
            and not isinstance(cause, FileNotFoundError) for cause in causes):
         fail(f"{path} could not be read this time ({reason(error)}). Nothing "
-             "has changed: give the command again")
+             "has changed: run the same command again")
     if last:
-        fail(f"{path} cannot be read, nor a later one ({reason(error)}). "
-             "Repair it; or move it away, and the run begins again")
+        fail(f"{path} cannot be read, and neither can any later checkpoint "
+             f"({reason(error)}). Repair it, or move it away to start the run "
+             "from the beginning")
     if dist.get_rank() == 0:
         aside = next(
             name for i in count(1)
             if not (name := path.with_suffix(f".unreadable{i}")).exists())
         path.rename(aside)
-        print(f"{path} cannot be read, skipped and renamed to {aside.name}: "
-              f"{reason(error)}", flush=True)
+        print(f"{path} cannot be read; skipped it and renamed it to "
+              f"{aside.name}: {reason(error)}", flush=True)
 
 
-# What torchrun sets for each process.
+# The variables that torchrun sets for each process.
 LAUNCH_NUMBERS = "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"
 
 
 def check_launch():
-    """Refuses a half of torchrun's variables, as a cluster's job may leave
-    them behind. The run would wait for ranks that nobody has started."""
+    """Ends the program if only some of torchrun's variables are set, as a
+    cluster's job may leave them. The run would wait for ranks that nobody
+    has started.
+
+    If all are set but not by torchrun, another launcher may have set them, or
+    a job may have left them. Only the other ranks can tell, so the run prints
+    that it is waiting, and `process_group` gives up after MEETING_LIMIT."""
     check_restart()
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
@@ -382,14 +402,20 @@ def check_launch():
     if not os.environ.get("MASTER_ADDR"):
         bad.append("MASTER_ADDR")
     if bad:
-        fail(f"WORLD_SIZE={world} is in the environment, which asks for "
-             f"several processes, but no usable {', '.join(bad)}: start the "
-             "run with torchrun, or unset WORLD_SIZE")
+        fail(f"WORLD_SIZE={world} in the environment asks for several "
+             f"processes, but {', '.join(bad)} is missing or invalid: start "
+             "the run with torchrun, or unset WORLD_SIZE")
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        rank = os.environ["RANK"]
+        print(f"note: rank {rank} waits for the other ranks, because "
+              f"WORLD_SIZE={world} is set in the environment; if no launcher "
+              "starts them, unset WORLD_SIZE", flush=True)
 
 
 def check_restart():
-    """torchrun's own store would give a restarted rank the addresses of
-    the dead ones (PyTorch's issue 135712)."""
+    """Ends the program if torchrun restarted this rank with its own store,
+    which would return the addresses of ranks that have died (PyTorch issue
+    135712)."""
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         fail("torchrun --max-restarts needs "
@@ -399,18 +425,18 @@ def check_restart():
 
 @contextmanager
 def claimed(folder):
-    """Claims the run folder. Two runs in it, a job and its requeue for
-    example, would destroy each other's saves."""
+    """Locks the run folder. Two runs in one folder, such as a job and its
+    requeued copy, would destroy each other's saves."""
     if dist.get_rank() > 0:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            # It belongs to this process, and not to those it forks.
+            # The lock belongs to this process; forked children do not keep it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            fail(f"another process works in {folder}: wait until it ends, "
+            fail(f"another process uses {folder}: wait until it ends, "
                  "stop it, or choose another --output-dir")
         except OSError as error:
             print(f"note: {folder} cannot be locked ({one_line(error)}), so "
@@ -419,12 +445,12 @@ def claimed(folder):
 
 
 def check_shared(folder):
-    """Every rank writes its part of a checkpoint into the run folder, so
-    several nodes must see the same folder."""
+    """Ends the program if the nodes do not share the run folder. Every rank
+    writes its part of each checkpoint there."""
     if int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size():
         return
     rank = dist.get_rank()
-    # A name that no cache can know.
+    # A random name, so that no file system cache can have an entry for it.
     mine = [f".shared-{uuid.uuid4().hex}"] if rank == 0 else []
     (name,) = gather(mine)
     if rank == 0:
@@ -439,23 +465,24 @@ def check_shared(folder):
 
 
 def rewind(folder, first, steps):
-    """Removes what a run that goes on after step `first` will make anew,
-    and saves that were cut off."""
+    """Removes incomplete saves and the outputs that a run which resumes after
+    step `first` will write again."""
     drop_unfinished(folder)
     if first < steps:
         shutil.rmtree(folder / "hf", ignore_errors=True)
     for path in folder.glob("eval_" + 6 * "[0-9]"):
-        # On GPUs, steps made again do not give the same weights.
+        # On GPUs, repeated steps do not reproduce the same weights.
         if int(path.name.removeprefix("eval_")) > first:
             shutil.rmtree(path)
 
 
 # ----------------------------------------------------------------- numbers
 def refuse_update(trainer, finite, loss, norm):
-    """Names what made a loss or gradient not finite. The third time in a
-    row ends the run. All ranks call it together.
+    """Prints which responses made a loss or gradient non-finite. Ends the run
+    at the third such update in a row. All ranks must call it together.
 
-    finite: (samples, bools of their tokens) of each micro-batch."""
+    finite: a pair for each micro-batch, its samples and a bool for each of
+    their tokens. loss, norm: the mini-batch's loss and gradient norm."""
     trainer.refused += 1
     found = []
     for samples, tokens in finite:
@@ -465,7 +492,7 @@ def refuse_update(trainer, finite, loss, norm):
         f"rank {trainer.rank}, problem {s.id}: {ascii(s.text[:60])}"
         for s in found])
     if not rows:
-        # The gradient alone is not finite: any response may be the cause.
+        # Only the gradient is not finite, so any response may be the cause.
         own = [s.id for samples, _ in finite for s in samples]
         ids = sorted({*gather(own)})
         rows = ["the loss of each response is finite; the problems of the "
@@ -478,27 +505,29 @@ def refuse_update(trainer, finite, loss, norm):
         lines = [f"\n  {printable(row)}" for row in rows[:8] + more]
         tqdm.write(
             f"step {step + 1}, update {update + 1}: loss {loss}, gradient "
-            f"norm {norm}: not finite, so the weights stay as they are:"
+            f"norm {norm}: not finite, so this update is skipped:"
             + "".join(lines), file=sys.stderr)
     if trainer.refused == 3:
-        fail("three updates in a row were not finite, see above. The last "
-             "checkpoint was saved before them. Likely causes: a log-ratio "
-             "above 88 (lower --learning-rate, or make fewer updates a "
-             "rollout), numbers too large for --dtype, a broken GPU")
+        fail("three updates in a row were not finite; the messages above name "
+             "the responses. The last checkpoint was saved before them. Likely "
+             "causes: a log-ratio above 88 (lower --learning-rate, or make "
+             "fewer updates per rollout), numbers too large for --dtype, or a "
+             "broken GPU")
 
 
 def check_gap(gap, samples, dtype):
-    """Ends a run whose engine samples from another policy than the
-    trained one: pi_old would be a fiction.
+    """Ends the run if the engine's policy differs from the trained policy, so
+    that the samples do not come from pi_old.
 
-    gap: the mean over all tokens of all ranks. samples: of this rank. The
-    mean could hide a few responses that are altogether wrong."""
-    # Rounding alone makes about 0.04 in bfloat16, 1e-5 in float32.
+    gap: the mean |log pi_trainer - log pi_engine| over the tokens of all
+    ranks, in nats. samples: this rank's samples, which are checked one by one
+    because the mean could hide a few that are entirely wrong."""
+    # Rounding alone causes about 0.04 in bfloat16 and 1e-5 in float32.
     limit = 0.2 if dtype == torch.bfloat16 else 0.01
     refuse_gap(gap, limit, "over all responses")
     for s in samples:
         gap = np.abs(s.old_logp.cpu().numpy() - s.engine_logp).mean()
-        # A few rare tokens may be further off than the mean.
+        # A few rare tokens may differ by more than the mean.
         refuse_gap(gap, 5 * limit, f"over a response to {printable(s.id)}")
 
 
@@ -506,33 +535,33 @@ def refuse_gap(gap, limit, where):
     if not gap < limit:
         fail(f"mean |log pi_trainer - log pi_engine| {where} is {gap:.3g}, "
              f"above {limit}: the engine does not sample from the trained "
-             "policy. Likely causes: weights that the engine knows by other "
-             "names, an attention or output head with soft-capping or a bias, "
-             "a quantised checkpoint; if it is nan, numbers too large for "
-             "--dtype.")
+             "policy. Likely causes: weights that have other names in the "
+             "engine, an attention or output head with soft-capping or a bias, "
+             "or a quantised checkpoint. If the value is nan, numbers are too "
+             "large for --dtype")
 
 
 def check_groups(step, groups, cfg):
-    """Warns if max_sampling_rounds did not suffice."""
+    """Warns if --max-sampling-rounds did not find enough groups for a batch."""
     if len(groups) < cfg.batch_size and dist.get_rank() == 0:
         tqdm.write(
             f"step {step + 1}: --max-sampling-rounds {cfg.max_sampling_rounds} "
-            f"found {len(groups)} of {cfg.batch_size} groups with unequal "
+            f"found only {len(groups)} of {cfg.batch_size} groups with unequal "
             "rewards, and the step trains on those. Raise it, or change "
-            "--train-data.")
+            "--train-data")
 
 
 def check_rewards(path, steps=10):
-    """Warns once if all rewards of the last steps in metrics.jsonl were
-    equal."""
+    """Warns if all rewards of the last `steps` steps in metrics.jsonl, at path,
+    were equal. Warns once, and not at every step that follows."""
     with path.open() as file:
         rows = [json.loads(line) for line in deque(file, steps + 1)]
     rewards = [row["reward"] for row in rows]
     last = rewards[-1]
-    # A reward of a fork's own may have been nan, which the log has as None.
+    # A fork's own reward may have been nan, which the log contains as None.
     known = last in (0.0, 1.0)
     equal = [known and r is not None and math.isclose(r, last) for r in rewards]
-    # It was said before if the step before these was like them.
+    # If the step before these had the same reward, the warning is not new.
     new = len(rewards) == steps or not equal[0]
     if len(rewards) >= steps and all(equal[-steps:]) and new:
         tqdm.write(

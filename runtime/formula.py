@@ -1,13 +1,13 @@
-r"""What a formula is worth: a reader of cleaned LaTeX and two ways to compute.
+r"""Parses formulas in cleaned LaTeX, and evaluates them in two ways.
 
-    parse(text)                a tree of tuples, or Unreadable
+    parse(text)                a tree of tuples; raises Unreadable
     equal(one, other)          whether they agree at several random points
     proportional(one, other)   whether their ratio is the same at all points
 
-A point gives each letter a value of its own. Where all trees are arithmetic,
-the values are exact fractions. Elsewhere they are numbers of 500 digits, more
-than an answer has characters, so that no decimal passes for a root. Nothing is
-executed, and whatever could take long raises ArithmeticError instead.
+A point assigns a random value to each letter. If all trees are arithmetic, the
+values are exact fractions. Otherwise they are numbers of 500 digits, which is
+more than an answer has characters, so no decimal can pass for a root. No text
+is ever executed, and what would take long to compute raises ArithmeticError.
 """
 import functools
 import random
@@ -18,18 +18,19 @@ from math import ceil, comb, factorial, floor
 import mpmath
 
 MAX_BITS = 30_000  # of an exact number, and of the exponent of another
-POINTS, FAR = 6, 100  # points from FAR on lie up to 100 from zero
+POINTS, FAR = 6, 100  # from point FAR on, values range up to 100
 TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
-mp = mpmath.MPContext()  # our own, so that nobody else changes its precision
+mp = mpmath.MPContext()  # a private context: no other code changes its precision
 mp.dps = 500
 
 
 class Unreadable(ValueError):
-    """The text is no formula that we know how to compute."""
+    """The text is not a formula that this module can evaluate."""
 
 
 class NotExact(Exception):
-    """A root, a function or a letter in an exponent: fractions do not suffice."""
+    """The formula has no exact fraction as its value, because of a root, a
+    function or a letter in an exponent."""
 
 
 class NotReal(Exception):
@@ -66,18 +67,18 @@ DERIVATIVE = re.compile(
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
 CONSTANTS = {"π", "e", "i"}
 ONE, MINUS_ONE = ("number", Fraction(1)), ("number", Fraction(-1))
-BRACKETS = {  # opening: (closing, the function they stand for)
+BRACKETS = {  # opening: (closing, the function that the pair denotes)
     "(": (")", None), "[": ("]", None), "{": ("}", None), "|": ("|", "abs"),
     r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"),
 }
-WORDS = re.compile(  # no product of letters
+WORDS = re.compile(  # words, as opposed to products of letters
     r"\\text|(?<![\\A-Za-z_{])"
     r"(?:[A-Za-z]{4,}|(?:for|if|is|are|the|all|any|not|odd|when)\b)")
-NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is not CBA
+NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is no product
 
 
 class Reader:
-    """A recursive descent through the tokens of one formula."""
+    """A recursive descent parser for one formula."""
 
     def __init__(self, text):
         self.tokens = TOKEN.findall(text)
@@ -89,22 +90,23 @@ class Reader:
         return self.tokens[at] if at < len(self.tokens) else ""
 
     def take(self, token=None):
-        """The next token. Raises Unreadable if there is none, or another than
-        the one that is asked for."""
+        """Consumes and returns the next token. Raises Unreadable if there is none
+        or if it differs from the expected one."""
         found = self.peek()
         if not found or token and found != token:
-            wanted = f"{token!r} missing" if token else "something missing"
+            wanted = f"{token!r} is missing" if token else "something is missing"
             raise Unreadable(f"{wanted} before {found!r}")
         self.at += 1
         return found
 
     def skip(self, token):
-        """Whether the next token is this one, which is then passed over."""
+        """Consumes the next token if it is this one, and returns whether it was."""
         found = self.peek() == token
         self.at += found
         return found
 
     def sum(self):
+        """Reads products that + or - connect."""
         total = None
         while total is None or self.peek() in ("+", "-"):
             negative = not self.skip("+") and self.skip("-")
@@ -115,6 +117,7 @@ class Reader:
         return total
 
     def product(self):
+        """Reads factors that *, / or nothing connects."""
         product = self.mixed_number() or self.factor()
         while True:
             if self.skip("*"):
@@ -127,7 +130,7 @@ class Reader:
                 return product
 
     def mixed_number(self):
-        r"""2\frac{1}{3} is 2 + 1/3; but 2\frac{4}{3} is a product."""
+        r"""Reads 2\frac{1}{3} as 2 + 1/3. Returns None for 2\frac{4}{3}, a product."""
         whole, *rest = self.tokens[self.at:self.at + 8] or [""]
         match rest:
             case [r"\frac", "{", top, "}", "{", bottom, "}"]:
@@ -139,6 +142,7 @@ class Reader:
         return None
 
     def starts_factor(self, after):
+        """Returns whether the next token starts another factor of a product."""
         token = self.peek()
         if token == "|":
             return not self.in_bars
@@ -148,6 +152,7 @@ class Reader:
             token[:1] == "\\" and token not in (r"\rfloor", r"\rceil"))
 
     def factor(self):
+        """Reads an atom with its powers, factorials and degree signs."""
         if self.skip("-"):
             return ("*", MINUS_ONE, self.factor())
         value = self.atom()
@@ -167,11 +172,11 @@ class Reader:
                 return value
 
     def argument(self):
-        """What follows ^ or a command: a group, or one token."""
+        """Reads what follows ^ or a command: a group, or one token."""
         return self.factor() if self.peek() == "-" else self.atom()
 
     def enclosed(self, closing):
-        """A sum up to the closing bracket. In bars, a bar closes."""
+        """Reads a sum up to the closing bracket. Inside bars, the next bar closes."""
         in_bars, self.in_bars = self.in_bars, closing == "|"
         value = self.sum()
         self.take(closing)
@@ -179,7 +184,7 @@ class Reader:
         return value
 
     def atom(self):
-        """A number, a letter, a group or a command with its arguments."""
+        """Reads a number, a letter, a group or a command with its arguments."""
         token = self.take()
         if re.fullmatch(NUMERAL, token):
             return ("number", Fraction(token))
@@ -205,7 +210,7 @@ class Reader:
         raise Unreadable(f"{token!r} has no value")
 
     def fraction(self):
-        r"""\frac{dy}{dx} is one symbol, so that its d does not cancel."""
+        r"""Reads a fraction. \frac{dy}{dx} becomes one symbol: its d must not cancel."""
         start = self.at
         top = self.raw_group()
         bottom = self.raw_group()
@@ -215,7 +220,7 @@ class Reader:
         return ("/", self.argument(), self.argument())
 
     def raw_group(self):
-        """The text of a group in braces."""
+        """Returns the text of a group in braces, or a single token."""
         depth, start = 0, self.at
         while True:
             token = self.take()
@@ -225,7 +230,7 @@ class Reader:
                 return "".join(group[1:-1] if len(group) > 1 else group)
 
     def symbol(self, token):
-        """A letter with its accent, subscript, primes and arguments."""
+        """Reads a letter with its accent, subscript, primes and arguments."""
         name = token
         if token in ACCENTS:
             name += f"{{{self.raw_group()}}}"
@@ -245,8 +250,8 @@ class Reader:
         return ("symbol", name)
 
     def applies(self, name):
-        """Whether a bracket behind a letter holds its arguments: f(x + 1) and
-        x(t), but x(y + 1) and e(2) are products."""
+        """Returns whether the bracket after a letter encloses its arguments, as in
+        f(x + 1) and x(t), whereas x(y + 1) and e(2) are products."""
         if name.rstrip("'") in set("fgFG") or name.endswith("^-1"):
             return True
         one_token = self.peek(2) == ")" and re.fullmatch(r"\w+", self.peek(1))
@@ -260,8 +265,8 @@ class Reader:
         return values
 
     def function(self, name):
-        r"""\sin^{2} x, \log_{2} 8, \sin 2x\cos x. Without brackets, the argument
-        is the product up to the next function, operator or bracket."""
+        r"""Reads \sin^{2} x, \log_{2} 8 or \sin 2x\cos x. Without brackets, the
+        argument is the product up to the next function, operator or bracket."""
         base = exponent = None
         while self.peek() in ("_", "^"):
             if self.take() == "_":
@@ -295,8 +300,9 @@ class Reader:
 
 @functools.lru_cache(4096)
 def parse(text):
-    """The tree of a formula. Raises Unreadable, and RecursionError if the text
-    is nested too deeply."""
+    """Returns the tree of a formula: ("number", Fraction), ("symbol", name),
+    ("call", name, tree, ...) or (operator, tree, tree). Raises Unreadable, or
+    RecursionError if the text is nested too deeply."""
     if re.search("[0-9]_|:", text):
         raise Unreadable("bases, ratios and times are compared as text")
     if WORDS.search(text) or NAME_OF_POINTS.fullmatch(text):
@@ -309,20 +315,20 @@ def parse(text):
 
 
 def symbols(tree):
-    """The names of a tree's letters."""
+    """Returns the names of a tree's symbols."""
     if tree[0] == "symbol":
         return {tree[1]}
     return set().union(*(symbols(x) for x in tree if isinstance(x, tuple)))
 
 
 def derivatives(tree):
-    """The symbols of a tree that are derivatives, dy/dx or y'."""
+    """Returns the symbols of a tree that are derivatives, such as dy/dx or y'."""
     return {name for name in symbols(tree)
             if "'" in name or re.search(r"/(?:d|\\partial)", name)}
 
 
 def replace(tree, name, value):
-    """The tree with a number in place of a symbol."""
+    """Returns the tree with a number in place of a symbol."""
     if tree == ("symbol", name):
         return ("number", Fraction(value))
     return tuple(replace(x, name, value) if isinstance(x, tuple) else x
@@ -344,11 +350,13 @@ def natural(number):
 
 
 def bits(number):
+    """Returns the bit length of a fraction, the larger one of its two parts."""
     return max(x.bit_length() for x in number.as_integer_ratio())
 
 
 def exact(tree, point):
-    """The value as a fraction; π and e are letters like others."""
+    """Returns the value at a point as a Fraction. π and e count as letters, with
+    random values. Raises NotExact, or ArithmeticError if there is no value."""
     kind, *parts = tree
     if kind == "number":
         return parts[0]
@@ -378,8 +386,9 @@ def exact(tree, point):
 
 
 def numeric(tree, point, real):
-    """The value to 500 digits; with real, roots and powers of real numbers
-    must be real, and odd roots of negative numbers are negative."""
+    """Returns the value at a point to 500 digits. If real is true, all
+    intermediate values must be real, and odd roots of negative numbers are
+    negative. Raises NotReal, or ArithmeticError if there is no value."""
     kind, *parts = tree
     if kind == "number":
         return mp.mpf(parts[0].numerator) / parts[0].denominator
@@ -409,7 +418,8 @@ def numeric(tree, point, real):
 
 
 def letter(name, point, real):
-    """A letter's value at a point: the first two points are positive."""
+    """Returns a letter's value at a point. The first two points are positive, so
+    that roots and logarithms have real values there."""
     if name == "i":
         if real:
             raise NotReal
@@ -425,7 +435,7 @@ def letter(name, point, real):
 
 
 def add(a, b):
-    """A sum that cancels to 450 digits is zero."""
+    """Returns a + b, as zero if the summands cancel to 450 digits."""
     total = a + b
     large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
     if abs(total) <= TINY * large:
@@ -436,7 +446,8 @@ def add(a, b):
 
 
 def power(base, exponent, tree, real):
-    """base ** exponent; tree is the exponent's, for whether it is a fraction."""
+    """Returns base ** exponent. tree is the tree of the exponent and tells whether
+    it is a fraction, for the roots of negative numbers."""
     if base == 0:
         if mp.re(exponent) <= 0:
             raise ZeroDivisionError("zero to this power")
@@ -452,7 +463,7 @@ def power(base, exponent, tree, real):
 
 
 def fraction_of(tree):
-    """The value of a tree without letters as a fraction, else None."""
+    """Returns the value of a tree without letters as a Fraction, else None."""
     try:
         return None if symbols(tree) else exact(tree, 0)
     except (NotExact, ArithmeticError):
@@ -460,7 +471,8 @@ def fraction_of(tree):
 
 
 def call(name, values, real):
-    if name.endswith("()"):  # f(x), an unknown function, is a letter for each x
+    """Returns the value of a function. Raises ArithmeticError at a pole."""
+    if name.endswith("()"):  # an unknown function f(x) is a new letter for each x
         seed = ", ".join(mp.nstr(value, 300) for value in values)
         return letter(f"{name} of {seed}", 2, real)
     if name in GROWING and max(map(abs, values)) > MAX_BITS:
@@ -477,10 +489,10 @@ def call(name, values, real):
 
 
 def samples(*trees):
-    """[[value of each tree] at each point]. A value is None where there is none.
+    """Returns [[value of each tree] at each point], with None for missing values.
 
-    The values are fractions if all trees have exact values. Else they are real
-    numbers, and complex ones if there are real values at fewer than two points."""
+    The values are fractions if all trees have exact values. Otherwise they are
+    real numbers, or complex numbers if fewer than two points give real values."""
     letters = set().union(*map(symbols, trees))
     one_point = letters <= CONSTANTS
     try:
@@ -500,7 +512,8 @@ def samples(*trees):
 
 
 def rounds(tree):
-    """Whether a tree rounds: then near points could hide a difference."""
+    """Returns whether a tree contains floor or ceil. Then nearby points could all
+    round to the same value and hide a difference."""
     return tree[:2] in (("call", "floor"), ("call", "ceil")) or any(
         rounds(part) for part in tree if isinstance(part, tuple))
 
@@ -513,7 +526,7 @@ def value_or_none(tree, point, real):
 
 
 def close(a, b):
-    """Whether two values are the same number; None is none."""
+    """Returns whether two values are the same number. None equals nothing."""
     if a is None or b is None:
         return False
     if isinstance(a, Fraction) and isinstance(b, Fraction):
@@ -523,19 +536,20 @@ def close(a, b):
 
 # ---- comparing --------------------------------------------------------------
 def equal(one, other):
-    """Whether two formulas have the same value wherever both have one."""
+    """Returns whether two formulas have the same value wherever both have one."""
     pairs = [row for row in samples(one, other) if None not in row]
     letters = (symbols(one) | symbols(other)) - CONSTANTS
     return len(pairs) >= (2 if letters else 1) and all(close(a, b) for a, b in pairs)
 
 
 def difference(left, right):
-    """The tree of left - right, two texts."""
+    """Returns the tree of left - right; both are texts."""
     return ("+", parse(left), ("*", MINUS_ONE, parse(right)))
 
 
 def proportional(one, other, positive=False):
-    """Whether one formula is a constant, not zero, times the other."""
+    """Returns whether one formula is a nonzero constant times the other. If
+    positive is true, the constant must be positive."""
     rows = samples(one, other)
     if len(rows) < 2 or not all(all(row) for row in rows):
         return False
@@ -546,8 +560,8 @@ def proportional(one, other, positive=False):
 
 
 def same_solution(one, other, name):
-    """Whether one = 0 and other = 0, both linear in a symbol, have the same
-    solution for it."""
+    """Returns whether the equations one = 0 and other = 0 are linear in the symbol
+    name and have the same solution for it."""
     trees = [replace(tree, name, number)
              for tree in (one, other) for number in (0, 1, 2)]
     for row in samples(*trees):
@@ -563,9 +577,10 @@ def same_solution(one, other, name):
 
 
 def order(texts):
-    """Texts of real numbers in ascending order; raises Unreadable for others."""
+    """Sorts texts of real numbers in ascending order. Raises Unreadable for other
+    texts."""
     values = {text: samples(parse(text))[0][0] for text in texts}
     if any(symbols(parse(text)) - CONSTANTS or value is None
            or isinstance(value, mp.mpc) for text, value in values.items()):
-        raise Unreadable("numbers that have no order")
+        raise Unreadable("only real numbers can be sorted")
     return sorted(texts, key=values.get)

@@ -1,4 +1,4 @@
-"""What this machine has, what each recipe takes, and which recipe fits.
+"""Finds out what this machine has, what each recipe needs, and which fits.
 
 train.sh asks for the list of recipes, and for a plan before it starts one:
 
@@ -24,7 +24,7 @@ ENGINE_MEMORY = 0.6  # simko.py's default of --gpu-memory-utilization
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the memory and the hours of a recipe depend on.
+    """A recipe, as far as its memory and its hours depend on it.
 
     train.sh holds the recipe's flags; a test compares them with this table.
     """
@@ -37,10 +37,8 @@ class Recipe:
     responses: int       # a step, over all GPUs
     tokens: int          # the mean length of a response, which is a guess
     gated: bool = False  # whether its download needs a login
-    lora: bool = False   # whether it trains adapters, and not all weights
-
-    def title(self):
-        return f"{self.name} with LoRA" if self.lora else self.name
+    update_bytes: float = 16   # a parameter, sharded over the GPUs, in the update
+    rollout_bytes: float = 12  # the same in the rollout
 
 
 RECIPES = (
@@ -58,20 +56,19 @@ RECIPES = (
     Recipe("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "gsm8k",
            parameters=1.5, cards=1, steps=100, responses=512, tokens=300),
 )
-
-# LoRA is not in the paper. docs/performance.md says where the rate is from.
-LORA_FLAGS = "--lora-rank 32 --learning-rate 1e-5"
+# Frozen weights take 2 bytes. Adapters of rank 32 have 1 % (7B) to 3 % (0.5B)
+# as many parameters as the model, and take 16 bytes for each.
+RECIPES += tuple(
+    replace(recipe, name=f"{recipe.name}-lora", cards=1,
+            update_bytes=2.5, rollout_bytes=2.5)
+    for recipe in RECIPES)
 
 
 # ------------------------------------------------------------- the formula
-# Bytes a parameter, by whether LoRA trains the model.
-UPDATE_BYTES, ROLLOUT_BYTES = {False: 16, True: 2.5}, {False: 12, True: 2.5}
+def memory_gb(recipe, cards):
+    """Estimates the GB that a recipe needs on each of its cards.
 
-
-def memory_gb(parameters, cards, lora=False):
-    """An estimate of the GB that a run needs on each of its cards.
-
-    parameters: billions. What must fit changes during a step:
+    What must fit changes during a step of a recipe that trains all weights:
 
     - In the update a card holds its shard of the float32 weights, gradients
       and AdamW's two moments: 16 bytes a parameter, divided by the cards.
@@ -82,39 +79,38 @@ def memory_gb(parameters, cards, lora=False):
       in bfloat16 (2 bytes a parameter) and its cache of keys and values,
       for which `engine_memory` keeps it to what the trainer leaves.
 
-    16 P / g + 2 P + 12 is above both. With LoRA the 16 bytes are 2.5. The
-    frozen weights take 2, in bfloat16. Adapters of rank 32 take 16 for each
-    of their parameters, which are 1 % of the model's at 7B, 3 % at 0.5B.
+    16 P / g + 2 P + 12 is above both. With LoRA, 2.5 replaces 16.
     """
-    return UPDATE_BYTES[lora] * parameters / cards + 2 * parameters + 12
+    size = recipe.parameters
+    return recipe.update_bytes * size / cards + 2 * size + 12
 
 
-def engine_memory(parameters, cards, card_gb, lora=False):
-    """The share of a card that the engine may take in the rollout: the
-    default, or what the trainer leaves where that is less.
+def engine_memory(recipe, cards, card_gb):
+    """Returns the share of a card that the engine may take in the rollout:
+    the default, or what the trainer leaves if that is less.
 
-    The trainer then holds 12 bytes a parameter (2.5 with LoRA), divided
-    by the cards. CUDA, NCCL and the captured graphs, which do not count as
-    the engine's, and the tensors that a sync gathers get 4 GB.
+    The trainer's bytes are divided by the cards. CUDA, NCCL and the captured
+    graphs, which do not count as the engine's, and the tensors that a sync
+    gathers get 4 GB.
     """
-    free = card_gb - ROLLOUT_BYTES[lora] * parameters / cards - 4
+    free = card_gb - recipe.rollout_bytes * recipe.parameters / cards - 4
     return min(ENGINE_MEMORY, math.floor(100 * free / card_gb) / 100)
 
 
 def loading_gb(parameters, cards):
-    """The GB of main memory that the processes need for a moment, in which
-    each of them holds the whole checkpoint in bfloat16."""
+    """Returns the GB of main memory that the processes need while each of
+    them holds the whole checkpoint in bfloat16."""
     return 2 * parameters * cards
 
 
 def hours(recipe, cards):
-    """An estimate of the hours of training on so many H100 cards.
+    """Estimates the hours of training on so many H100 cards.
 
     For each token: 10 FLOP a parameter for old log-probs, forward pass,
     recomputation and backward pass, at 4e14 a second; generation at
     4e13 / parameters tokens a second; and 45 microseconds that do not depend
     on the size, which is what one H100 took beyond that at 0.4B (8.5 s for a
-    step of 131,072 tokens). Evaluations are not in it.
+    step of 131,072 tokens). Evaluations are not included.
     """
     seconds_a_token = recipe.parameters * 1e9 * (10 / 4e14 + 1 / 4e13) + 45e-6
     tokens = recipe.steps * recipe.responses * recipe.tokens
@@ -122,22 +118,22 @@ def hours(recipe, cards):
 
 
 def arithmetic(recipe, cards):
-    """The formula with its figures, for a message."""
+    """Returns the formula with its figures, for a message."""
     size = recipe.parameters
     where = "one GPU" if cards == 1 else f"each of {cards} GPUs"
-    return (f"about {memory_gb(size, cards, recipe.lora):.0f} GB on {where} "
-            f"({UPDATE_BYTES[recipe.lora]} x {size} / {cards} + 2 x {size} + 12)")
+    return (f"about {memory_gb(recipe, cards):.0f} GB on {where} "
+            f"({recipe.update_bytes} x {size} / {cards} + 2 x {size} + 12)")
 
 
 # ------------------------------------------------- what is in the machine
 def fail(message):
-    """Stop with one line for the user."""
+    """Stops with one line for the user."""
     print(f"train.sh: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def nvidia_smi():
-    """(GB of each card that nvidia-smi sees, the driver's version).
+    """Returns (GB of each card that nvidia-smi sees, the driver's version).
 
     A card of unknown size counts as infinite, so that nothing is refused
     before PyTorch has been asked.
@@ -158,8 +154,8 @@ def nvidia_smi():
 
 
 def pytorch_cards():
-    """GB of each card that PyTorch sees, which CUDA_VISIBLE_DEVICES may have
-    hidden. Stops where PyTorch should see some and sees none."""
+    """Returns the GB of each card that PyTorch sees. CUDA_VISIBLE_DEVICES may
+    hide some. Stops if PyTorch should see cards and sees none."""
     import torch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # check_driver says it in one line
@@ -172,7 +168,7 @@ def pytorch_cards():
 
 
 def check_driver(torch):
-    """Stops where nvidia-smi sees cards that nobody has hidden."""
+    """Stops if nvidia-smi sees cards that nobody has hidden."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards, driver = nvidia_smi()
     if not cards or visible in ("", "-1"):
@@ -189,8 +185,8 @@ def check_driver(torch):
 
 
 def missing_for_triton():
-    """The Debian packages that this machine lacks to compile C for Triton,
-    whose kernels vLLM uses. Triton takes $CC, gcc or clang, and Python.h."""
+    """Returns the Debian packages that this machine lacks to compile C for
+    Triton, whose kernels vLLM uses. Triton takes $CC, gcc or clang, and Python.h."""
     packages = []
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     if not any(map(shutil.which, compilers)):
@@ -206,7 +202,7 @@ def missing_for_triton():
 
 
 def logged_in():
-    """Whether the hub would hand out a gated model here."""
+    """Returns whether a token of the hub is here. A gated model needs one."""
     from huggingface_hub import get_token
     return get_token() is not None
 
@@ -221,49 +217,44 @@ def describe(cards):
 
 
 def fits(recipe, cards):
-    """Whether the recipe fits these cards, of so many GB each."""
+    """Returns whether the recipe fits these cards, of so many GB each."""
     if not cards:
         return False
-    return memory_gb(recipe.parameters, len(cards), recipe.lora) <= min(cards)
+    return memory_gb(recipe, len(cards)) <= min(cards)
 
 
 def largest(recipes):
-    """The recipe with the largest model, the first of equals, or None."""
+    """Returns the recipe with the largest model, the first of equals, or None."""
     return max(recipes, key=lambda recipe: recipe.parameters, default=None)
 
 
-def choose(cards, login, lora=(False, True)):
-    """The recipe to train where the user names none, and the reason for it.
+def choose(cards, login):
+    """Chooses the recipe to train if the user names none.
 
-    cards: GB of each. login: whether gated models can be downloaded. lora:
-    the values of Recipe.lora that the user allows. Returns (Recipe, or None for the laptop's; a sentence).
+    cards: GB of each. login: whether gated models can be downloaded.
+    Returns (Recipe, or None for the laptop's; the reason in a sentence).
     """
     if not cards:
         return None, "The recipe is laptop, since PyTorch sees no GPU here."
-    options = [replace(recipe, lora=x) for recipe in RECIPES for x in lora]
-    fitting = [recipe for recipe in options if fits(recipe, cards)]
+    fitting = [recipe for recipe in RECIPES if fits(recipe, cards)]
     best = largest(fitting)
     chosen = largest(recipe for recipe in fitting
                      if login or not recipe.gated)
     if chosen is None:
-        smallest = min(options, key=lambda recipe: recipe.parameters)
+        smallest = min(RECIPES, key=lambda recipe: memory_gb(recipe, len(cards)))
         return None, (f"The recipe is laptop, since no other fits "
-                      f"{describe(cards)}: {smallest.title()} needs "
+                      f"{describe(cards)}: {smallest.name} needs "
                       f"{arithmetic(smallest, len(cards))}.")
-    reason = (f"The recipe is {chosen.title()}, the largest that fits "
+    reason = (f"The recipe is {chosen.name}, the largest that fits "
               f"{describe(cards)}")
     if chosen is not best:
-        reason += (f" and needs no login ({best.title()} would fit after "
+        reason += (f" and needs no login ({best.name} would fit after "
                    "`hf auth login`)")
-    full = largest(recipe for recipe in fitting
-                   if not recipe.lora and (login or not recipe.gated))
-    if chosen.lora and full:
-        reason += f"; the largest without LoRA (--lora-rank 0) is {full.name}"
     return chosen, reason + "."
 
 
 def prediction(recipe, cards):
-    """What the recipe will take, in a sentence."""
+    """Returns what the recipe will take, in a sentence."""
     count = len(cards)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     return (f"By estimate it takes {arithmetic(recipe, count)}, "
@@ -273,21 +264,21 @@ def prediction(recipe, cards):
 
 
 def check_fit(recipe, cards):
-    """Stops, with the arithmetic, where the recipe does not fit."""
+    """Stops, with the arithmetic, if the recipe does not fit."""
     if fits(recipe, cards):
         return
-    best = largest(other for other in RECIPES if fits(other, cards))
-    advice = f"Choose {best.name if best else 'laptop'}, which fits"
-    if fits(replace(recipe, lora=True), cards):
-        advice += ", or --lora-rank 32, with which this one does"
-    advice += ", or add --force to start it all the same"
+    others = [other for other in RECIPES if fits(other, cards)]
+    adapted = [other for other in others if other.name == f"{recipe.name}-lora"]
+    best = largest(adapted or others)
+    advice = (f"Choose {best.name if best else 'laptop'}, which fits, or add "
+              "--force to start it all the same")
     needs = arithmetic(recipe, len(cards) or recipe.cards)
     here = describe(cards) if cards else "no GPU that can be used"
-    fail(f"{recipe.title()} needs {needs}, and this machine has {here}. {advice}")
+    fail(f"{recipe.name} needs {needs}, and this machine has {here}. {advice}")
 
 
 def check_compiler():
-    """Stops where Triton could not compile its kernels."""
+    """Stops if Triton could not compile its kernels."""
     if packages := missing_for_triton():
         fail("Triton compiles C when a model runs on a GPU, and this machine "
              f"lacks what it needs: apt install {' '.join(packages)} (on "
@@ -296,8 +287,8 @@ def check_compiler():
 
 def print_plan(recipe, reason, cards, model, force):
     """Prints two lines. The first is for train.sh: the recipe, the number of
-    GPUs and flags, for LoRA and, where the default is too much, for the
-    engine's share of their memory. The second tells the user what was chosen and what it will take.
+    GPUs and, where the default is too much, the engine's share of their
+    memory. The second tells the user what was chosen and what it will take.
 
     recipe: None is the laptop's. cards: GB of each. model: of --model, or
     None. Only the size of the recipe's own model is known.
@@ -313,12 +304,8 @@ def print_plan(recipe, reason, cards, model, force):
         check_compiler()
     share = ENGINE_MEMORY
     if known and fits(recipe, cards):
-        share = engine_memory(recipe.parameters, len(cards), min(cards), recipe.lora)
-    flags = f"--gpu-memory-utilization {share}" if share < ENGINE_MEMORY else ""
-    if recipe.lora:
-        flags += f" {LORA_FLAGS}"
-        reason += f" LoRA is ours, not the paper's; it trains with {LORA_FLAGS}."
-    print(recipe.name, len(cards), flags)
+        share = engine_memory(recipe, len(cards), min(cards))
+    print(recipe.name, len(cards), share if share < ENGINE_MEMORY else "")
     if not known:
         takes = f"The size of {model} is not known, so nothing is predicted."
     elif cards:
@@ -330,21 +317,20 @@ def print_plan(recipe, reason, cards, model, force):
 
 def print_list():
     """Prints the recipes with what they take on the GPUs meant for them."""
-    rows = [("recipe", "model", "data", "GB a GPU", "with LoRA", "training"),
-            ("laptop", "172k-parameter Llama", "Countdown", "no GPU", "no GPU",
+    rows = [("recipe", "model", "data", "GB a GPU", "training"),
+            ("laptop", "172k-parameter Llama", "Countdown", "no GPU",
              "minutes on 2 CPU cores")]
     for recipe in RECIPES:
-        memory = memory_gb(recipe.parameters, recipe.cards)
+        memory = memory_gb(recipe, recipe.cards)
         rows.append((recipe.name, recipe.model, recipe.train_data,
                      f"{memory:.0f} on {recipe.cards}",
-                     f"{memory_gb(recipe.parameters, 1, lora=True):.0f} on 1",
                      f"{hours(recipe, recipe.cards):.1f} hours"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         print("  ".join(cells).rstrip())
-    print("GB and hours (without LoRA) are estimates for H100s; README.md has "
-          f"the formula. LoRA is ours, not the paper's: {LORA_FLAGS}.")
+    print("GB and hours are estimates for H100s; docs/cost.md has the formula. "
+          "LoRA is ours, not the paper's.")
 
 
 def main(arguments):
@@ -353,10 +339,8 @@ def main(arguments):
     parser.add_argument("--recipe", help="plan: the largest if left out")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--model", nargs="?", help="simko.py's flag")
-    parser.add_argument("--lora-rank", type=int, help="simko.py's flag")
     options, _ = parser.parse_known_args(arguments)  # simko.py has others
-    lora = bool(options.lora_rank)
-    recipes = {recipe.name: replace(recipe, lora=lora) for recipe in RECIPES}
+    recipes = {recipe.name: recipe for recipe in RECIPES}
     recipe = recipes.get(options.recipe)
     if options.command == "list":
         print_list()
@@ -366,11 +350,9 @@ def main(arguments):
             check_fit(recipe, nvidia_smi()[0])
     else:
         cards = pytorch_cards()
+        reason = f"The recipe is {options.recipe}."
         if recipe is None:
-            allowed = (False, True) if options.lora_rank is None else (lora,)
-            recipe, reason = choose(cards, logged_in(), allowed)
-        else:
-            reason = f"The recipe is {recipe.title()}."
+            recipe, reason = choose(cards, logged_in())
         print_plan(recipe, reason, cards, options.model, options.force)
 
 

@@ -1,5 +1,5 @@
-"""Rollouts by transformers' generate, for machines without vLLM. The
-interface is that of VLLMEngine in simko.py."""
+"""A rollout engine that uses transformers' generate, for machines without
+vLLM. It has the same interface as VLLMEngine in simko.py."""
 import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor
@@ -8,11 +8,11 @@ from runtime.packing import Sample, load_model, use_attention_of_transformers
 
 
 class SampledLogp(LogitsProcessor):
-    """Changes nothing, and keeps the log-probs of the sampled tokens.
+    """Records the log-probs of the sampled tokens and changes no logits.
 
-    generate calls it with the logits of the next token, and with the ids
-    up to the one that the last call's logits led to. generate's own way
-    to return log-probs would keep all logits until the end."""
+    generate calls it with the logits of the next token and with all ids so
+    far, whose last one was sampled from the previous call's logits. To return
+    log-probs, generate itself would keep all logits until the end."""
 
     def __init__(self, temperature):
         self.temperature = temperature
@@ -26,22 +26,25 @@ class SampledLogp(LogitsProcessor):
 
 
 class HFEngine:
-    """Holds its own copy of the model in the compute dtype. It starts
-    with the checkpoint's weights, whatever load_format says."""
+    """Generates with its own copy of the model in the compute dtype. It
+    always starts with the checkpoint's weights and ignores load_format."""
     rows = 256  # responses generated at a time
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
         self.model = load_model(cfg.model, dtype).to(device).eval()
         use_attention_of_transformers(self.model)
-        # generate() would take what it is not told from the checkpoint's.
+        # Otherwise generate() would take unset options from the checkpoint.
         self.model.generation_config = GenerationConfig()
         self.stop_ids, self.device = stop_ids, device
 
     @torch.no_grad()
     def generate(self, prompts, n, temperature, top_p, max_tokens,
                  progress, logprobs=True):
-        """Returns n Samples of each prompt, one prompt after another.
-        Temperature 0 is greedy."""
+        """Returns n Samples for each prompt, ordered by prompt.
+
+        prompts: int64 arrays of token ids. Temperature 0 means greedy
+        decoding. progress: wraps an iterable, as tqdm does. If logprobs is
+        false, the samples have no log-probs."""
         sampling = {}
         if temperature:
             sampling = {"do_sample": True, "temperature": temperature,
@@ -62,7 +65,7 @@ class HFEngine:
                 logits_processor=[sampled] if logprobs else [])
             logp = np.zeros((len(rows), 0), np.float32)
             if logprobs:
-                sampled(out, sampled.logp)  # those of the last token
+                sampled(out, sampled.logp)  # records the last token's
                 logp = torch.cat(sampled.columns, 1).cpu().numpy()
             responses = out[:, ids.shape[1]:].cpu()
             stops = torch.isin(responses, stop_ids)
@@ -76,8 +79,8 @@ class HFEngine:
         return samples
 
     def pad_left(self, prompts):
-        """(ids, mask) of prompts padded on the left, since generate goes
-        on at the right."""
+        """Returns (ids, mask), both (prompts, width), of prompts padded on the
+        left, because generate appends on the right."""
         sizes = torch.tensor([len(prompt) for prompt in prompts])
         width = int(sizes.max())
         mask = torch.arange(width) >= width - sizes[:, None]
@@ -86,14 +89,14 @@ class HFEngine:
         return ids, mask.long()
 
     def sleep(self):
-        """It keeps its memory."""
+        """Does nothing: this engine keeps its memory."""
 
     @torch.no_grad()
     def load_weights(self, named_weights):
-        """Copies (name, tensor) pairs into its model."""
+        """Copies (name, tensor) pairs into the engine's model."""
         own = dict(self.model.named_parameters())
         for name, weight in named_weights:
             own[name].copy_(weight)
 
     def close(self):
-        """Nothing outlives the process."""
+        """Does nothing: this engine has nothing to release."""

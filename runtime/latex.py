@@ -1,15 +1,15 @@
-r"""Reading LaTeX: the last box of a response, one spelling for what LaTeX spells
-in many ways, and the units behind a value.
+r"""Reads LaTeX: finds a response's last box, normalizes what LaTeX can spell in
+many ways, and separates a value from its units.
 
-    extract_answer(response)   what the last box says, or None
-    clean(text)                the one spelling
-    split_unit(text)           the value and the words behind it
+    extract_answer(response)   the content of the last box, or None
+    clean(text)                the normalized text
+    split_unit(text)           the value and the units that follow it
 
-In cleaned text these characters stand for commands of several characters:
-    ⦃ ⦄  \{ and \}, the braces of a set; { } only group
-    ⟦ ⟧  the ends of a matrix, ¶ its end of row (& stays)
-    ∨    "or" between answers; "and" becomes a comma
-    ⨯    a cross product of vectors; other products are *
+In cleaned text, single characters replace some commands:
+    ⦃ ⦄  are \{ and \}, the braces of a set; { } only group
+    ⟦ ⟧  enclose a matrix, and ¶ ends a row of it (& stays)
+    ∨    is "or" between answers; "and" becomes a comma
+    ⨯    is a cross product of vectors; other products are *
 """
 import functools
 import itertools
@@ -25,10 +25,12 @@ BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 
 
 def extract_answer(response, phrase=False):
-    r"""The content of the last box, \boxed{} or \fbox{}; None if there is none, or
-    it is empty or unclosed. Of boxes in each other, the outermost counts. A bare
-    \boxed 5/7 ends at the next $, space or closing brace. With phrase, for base
-    models, it is what follows the last "answer is" where there is no box."""
+    r"""Returns the content of the last \boxed{} or \fbox{}, or None if there is no
+    box or it is empty or unclosed.
+
+    Of nested boxes, the outermost counts. A bare \boxed 5/7 ends at the next $,
+    space or closing brace. If phrase is true and there is no box, the text after
+    the last "answer is" counts, because base models often write no box."""
     last = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
     if last < 0:
         return after_phrase(response) if phrase else None
@@ -46,7 +48,7 @@ def extract_answer(response, phrase=False):
 
 
 def boxes(text):
-    """{begin: end} of all closed boxes with braces."""
+    """Returns {begin: end} of all closed boxes with braces."""
     opened, ends = [], {}
     for token in re.finditer(rf"{BOX.pattern}{{|\\.|[{{}}]", text, re.DOTALL):
         if token[0] == "}" and opened:
@@ -58,7 +60,8 @@ def boxes(text):
 
 
 def content(text, begin, ends):
-    """What a box says; where that is nothing but a box, what that one says."""
+    """Returns the content of a box. If that is just another box, returns the
+    content of the inner box instead."""
     while True:
         start = BOX.match(text, begin).end() + 1
         inside = text[start:ends[begin]]
@@ -69,7 +72,7 @@ def content(text, begin, ends):
 
 
 def bare_box(text):
-    """The text up to the next $, space, \\), \\] or unopened closing brace."""
+    """Returns the text up to the next $, space, \\), \\] or unmatched closing brace."""
     depth, end = 0, len(text)
     for token in re.finditer(r"\\[])]|\\.|[{}\s$]", text, re.DOTALL):
         depth += (token[0] == "{") - (token[0] == "}")
@@ -81,6 +84,7 @@ def bare_box(text):
 
 
 def after_phrase(response):
+    """Returns what follows the last "answer is" in its sentence, or None."""
     before, *said = re.split("(?i)answer is|答案是", response)
     if not said:
         return None
@@ -89,7 +93,7 @@ def after_phrase(response):
 
 
 # ---- one spelling -----------------------------------------------------------
-SIGNS = {  # one sign for each of these commands
+SIGNS = {  # sign: the commands that it replaces
     "*": "cdot times ast", "/": "div", "π": "pi", "∞": "infty", "°": "circ degree",
     "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", "<": "lt", ">": "gt",
     "≠": "ne neq", "≈": "approx", "≡": "equiv", "±": "pm", "∓": "mp",
@@ -126,7 +130,7 @@ SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅₆₇₈₉", "0123456789+-nx0123456789")
 
 ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠"}
-GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # between groups of three digits
+GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
 VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z])"
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
 FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|ln|log|exp"
@@ -138,7 +142,7 @@ SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?
 
 
 def unwrap(match):
-    r"""\text{...} without words is mathematics: \mathbf{25}, \text{(C)}."""
+    r"""Unwraps \text{...} that contains no words, as in \mathbf{25} or \text{(C)}."""
     if match[2]:
         return "∨" if match[2] == "or" else ","
     inside = match[1].strip(" ,")
@@ -153,15 +157,15 @@ def unwrap(match):
 
 
 def repeating(match):
-    """0.1\\bar{6} as a sum of fractions."""
+    """Returns 0.1\\bar{6} as a sum of fractions."""
     whole, start, digits = match.groups()
     nines = (10 ** len(digits) - 1) * 10 ** len(start)
     return rf"({whole}.{start}0+\frac{{{digits}}}{{{nines}}})"
 
 
 class Spelling(NamedTuple):
-    """A way to write something, and the one way it is rewritten to. before and
-    after are an example for this row alone."""
+    """A pattern and its normalized replacement. Applying this row alone turns
+    the example before into after; a test checks it."""
     name: str
     pattern: str
     replacement: object
@@ -318,11 +322,11 @@ PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPE
 
 @functools.lru_cache(4096)
 def clean(text):
-    """One spelling for what LaTeX can spell in many ways."""
+    """Returns the text with one spelling for what LaTeX can spell in many ways."""
     text = text.strip("$ \n")
     grouped = enclosed(text, "{}") and not re.search(r"\\over|\\choose", text)
     listed = len(split(re.sub(r"\\[,;]", "", text[1:-1]), ",;")) > 1
-    if grouped and not listed:  # {1,2} is meant as a set
+    if grouped and not listed:  # {1,2} keeps its braces: it is meant as a set
         return clean(text[1:-1])
     text = SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
     text = SUBSCRIPT.sub(lambda m: f"_{{{m[0].translate(RAISED)}}}", text)
@@ -339,7 +343,8 @@ NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
 
 
 def strip_lead(text):
-    """"x ≈ 3.1" says 3.1, but "1/3 ≈ 0.33" says 1/3; "x ∈ (0,1)" says (0,1)."""
+    """Removes what leads to the answer, or rounds it: "x ≈ 3.1" becomes 3.1,
+    "1/3 ≈ 0.33" becomes 1/3, and "x ∈ (0,1)" becomes (0,1)."""
     for sign in "≈∈":
         head, _, tail = text.partition(sign)
         if tail and (not head.strip() or NAME.fullmatch(head)):
@@ -353,8 +358,8 @@ ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{3,}|[A-Z]{2,}")
 
 
 def letters(text):
-    """Cleaned text for comparing as text: spaces left out, except between digits,
-    and words in lower case."""
+    """Returns cleaned text in the form that is compared as text: without spaces,
+    except between digits, and with words in lower case."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
     if text.isalpha() and text[1:].islower():
@@ -364,13 +369,13 @@ def letters(text):
 
 # ---- brackets ---------------------------------------------------------------
 def depths(text):
-    """The number of open brackets after each character."""
+    """Yields the number of open brackets after each character."""
     steps = ((char in "([{⦃⟦") - (char in ")]}⦄⟧") for char in text)
     return itertools.accumulate(steps)
 
 
 def split(text, separators):
-    """The pieces between the separators that are outside all brackets."""
+    """Returns the pieces between the separators that are outside all brackets."""
     if not set(separators) & set(text):
         return [text.strip()]
     cuts = [at for at, depth in enumerate(depths(text))
@@ -381,7 +386,7 @@ def split(text, separators):
 
 
 def enclosed(text, brackets):
-    """Whether these two brackets enclose all of the text."""
+    """Returns whether these two brackets enclose the entire text."""
     return (text[:1] + text[-1:] == brackets
             and min(depths(text[:-1]), default=0) > 0)
 
@@ -429,13 +434,13 @@ UNITS = {alias: names.split()[0]
 UNITS |= {noun: noun for noun in COUNTED.split() if noun not in UNITS}
 CJK = "[\u4e00-\u9fff]"
 EXPONENT = r"\^\s*\{-?[1-9]\}"
-TAIL = re.compile(  # a value, how words begin behind it, how they go on
+TAIL = re.compile(  # a value, then how its words begin, then how they continue
     rf"""(?P<value>.*?[\w)}}⦄\]⟧!|])\s*
     (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|°|{CJK}|m\s*/\s*s
                  |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
     (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
-NOT_UNITS = set(  # behind a gold's number, these are no unit of its own
+NOT_UNITS = set(  # after a number, these words change its value
     "or and not no more less than at least most to if million billion trillion thousand "
     "hundred dozen half halves third quarter tenth squared cubed factorial base mod but "
     "is over times plus minus remainder even odd octal binary lakh crore gross".split())
@@ -443,8 +448,9 @@ NOT_UNITS = set(  # behind a gold's number, these are no unit of its own
 
 @functools.lru_cache(4096)
 def split_unit(text, own=frozenset()):
-    """(value, units): the known units behind a value, which may be left out.
-    own are words to count as units as well. Other words stay with the value."""
+    """Returns (value, units), where units is the set of known units that follow
+    the value. own names further words that count as units. If any other word
+    follows the value, the text is returned whole, without units."""
     match = TAIL.fullmatch(text)
     if not match or r"\text" in match["value"]:
         return text, frozenset()
@@ -462,15 +468,15 @@ def split_unit(text, own=frozenset()):
 
 
 def same_units(one, other):
-    """Whether two sets of units share a unit, and a power where both have any:
-    m/s may be m, but not m^2/s."""
+    """Returns whether two sets of units share a unit and, if both have powers,
+    their powers: m/s matches m, but not m^2/s."""
     powers = [{unit for unit in units if unit[0] == "^"} for units in (one, other)]
     shared = one & other
     return bool(shared - powers[0]) and (not all(powers) or powers[0] == powers[1])
 
 
 def unit_of(word, own):
-    """The unit's first name, "" for a connective, None for other words."""
+    """Returns the unit's canonical name, "" for a connective, None for other words."""
     word = word.lower()
     if word in CONNECTIVES:
         return ""
@@ -485,7 +491,8 @@ def unit_of(word, own):
 
 
 def own_words(gold):
-    """The words behind a gold's number, which are its unit whatever they are."""
+    """Returns the words after a gold answer's number. They are its unit, even if
+    no list names them."""
     match = TAIL.fullmatch(gold)
     if not match or not re.search("[0-9]", match["value"]):
         return frozenset()

@@ -1,5 +1,5 @@
-"""What a run writes down as it goes: a row a step, and where its time
-and memory went."""
+"""Logs a run: one row of metrics per step, with the time and memory that
+each phase took."""
 import json
 import math
 import resource
@@ -14,8 +14,8 @@ from runtime.common import write_whole
 
 
 class Progress:
-    """Makes progress bars, or bars that do not show. Those of
-    transformers show along with them."""
+    """Makes progress bars that are visible or hidden. The progress bars of
+    transformers follow this choice."""
 
     def __init__(self, shown):
         self.shown = shown
@@ -28,8 +28,8 @@ class Progress:
 
 
 def finite_or_null(value):
-    """What JSON can say of a metric, which may be a list of numbers: null
-    stands for nan and infinity."""
+    """Returns a metric, a number or a list of numbers, with None in place of
+    nan and infinity, which JSON cannot represent."""
     if isinstance(value, list):
         return [finite_or_null(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -38,17 +38,18 @@ def finite_or_null(value):
 
 
 class Log:
-    """metrics.jsonl, a line on screen, and TensorBoard's files where
-    TensorBoard is installed.
+    """Writes each row to metrics.jsonl, to the screen and, if TensorBoard is
+    installed, to TensorBoard's files.
 
-    Rows after step `first` are removed: they are about to be made again."""
+    Removes the rows after step `first`, since a resumed run repeats those
+    steps."""
 
     def __init__(self, folder, first, cfg):
         self.path = folder / "metrics.jsonl"
         self.steps, self.K = cfg.steps, cfg.K
         lines = []
         if self.path.exists():
-            # What follows the last newline was cut off.
+            # Text after the last newline is a row that was cut off.
             lines = self.path.read_text().split("\n")[:-1]
         kept = [line for line in lines if json.loads(line)["step"] <= first]
         write_whole(self.path, "".join(line + "\n" for line in kept))
@@ -84,8 +85,8 @@ class Log:
 
 
 class Clock:
-    """Measures the seconds of each phase of a step, the GPU's work
-    included, and the largest memory at the end of any phase."""
+    """Measures the seconds that each phase of a step takes, including the
+    GPU's work, and the largest memory in use at the end of any phase."""
 
     def __init__(self, device):
         self.on_gpu = device.type == "cuda"
@@ -102,13 +103,12 @@ class Clock:
         self.last = time.perf_counter()
 
     def used_memory(self):
-        """Bytes in use: on a GPU those of the whole device, on a CPU this
-        process's largest resident size so far.
+        """Returns the bytes in use: on a GPU, those of the entire device; on a
+        CPU, this process's largest resident size so far.
 
-        PyTorch's own counters would not do: they count the memory of
-        vLLM's sleeping engine, which is given back. PyTorch keeps what a
-        phase has needed until `empty_cache`, so the device shows a
-        phase's peak at its end."""
+        PyTorch's own counters are wrong here: they still count the memory that
+        vLLM's engine releases while it sleeps. The device shows a phase's peak
+        even at its end, because PyTorch keeps memory until `empty_cache`."""
         if self.on_gpu:
             free, total = torch.cuda.mem_get_info()
             return total - free
@@ -116,7 +116,8 @@ class Clock:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def metrics(self, **tokens):
-        """tokens: how many tokens each phase worked on."""
+        """Returns {metric: number}. tokens: how many tokens each phase
+        processed."""
         row = {f"seconds_{name}": s for name, s in self.seconds.items()}
         for name, count in tokens.items():
             row[f"tokens_per_s_{name}"] = count / self.seconds[name]
@@ -124,13 +125,29 @@ class Clock:
 
 
 def entropy_histogram(entropy):
-    """Counts of tokens in 41 bins of 0.1 nats. The last bin is open."""
+    """Counts tokens in 41 bins of 0.1 nats by their entropy, (T,). The last bin
+    is open-ended. Returns (41,)."""
     bins = (entropy / 0.1).long().clamp(0, 40)
     return torch.bincount(bins, minlength=41)
 
 
+def distinct_tokens(topk_logp, num_generations):
+    """Returns the expected number of distinct tokens among num_generations
+    samples at each position.
+
+    Each token contributes the probability 1 - (1 - p)^G that at least one
+    sample contains it (Prop. 3 of the paper's third version, arXiv
+    2510.14807v3). All tokens below the top K count as one, so the number is
+    at most K + 1. topk_logp: (T, K). Returns (T,), float64."""
+    # Only the log uses the result, so it needs no gradient.
+    p = topk_logp.detach().double().exp()
+    rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
+    p = torch.cat([p, rest], -1)
+    return (1 - (1 - p) ** num_generations).sum(-1)
+
+
 def rollout_metrics(samples, num_generations):
-    """Means over all that a step has sampled."""
+    """Returns means over all samples of a step, which are ordered by group."""
     rewards = torch.tensor([s.reward for s in samples])
     right = (rewards > 0).view(-1, num_generations)
     mixed = right.any(1) & ~right.all(1)
@@ -144,9 +161,9 @@ def rollout_metrics(samples, num_generations):
 
 
 def policy_metrics(sums):
-    """Of the policy before its updates: Lambda and Lambda^(k) of Eq. 2
-    and the entropy as means over responses, the gap to the engine as a
-    mean over tokens."""
+    """Returns metrics of the policy before its updates. Lambda and Lambda^(k)
+    (Eq. 2) and the entropy are means over responses; the gap to the engine's
+    log-probs is a mean over tokens. sums: {name: sum over all ranks}."""
     metrics = dict(sums)
     metrics["logp_gap"] = sums["logp_gap"] / (sums["tokens"] or 1)
     responses = metrics.pop("responses")
@@ -157,10 +174,13 @@ def policy_metrics(sums):
 
 
 def update_metrics(sums, updates):
-    """Means over the tokens that were trained on, or over updates."""
-    tokens = sums["tokens"] or 1
+    """Returns means over the trained tokens, over the gated tokens
+    (distinct_tokens) or over updates (loss, grad_norm)."""
+    tokens, gated = sums["tokens"] or 1, sums["gated_tokens"]
+    distinct = sums["distinct_tokens"] / gated if gated else math.nan
     return {
-        "gate_share": sums["gated_tokens"] / tokens,
+        "gate_share": gated / tokens,
+        "distinct_tokens": distinct,
         "clip_frac": sums["clipped_tokens"] / tokens,
         "approx_kl": sums["approx_kl"] / tokens,
         "loss": sums["loss"] / updates,

@@ -1,5 +1,5 @@
-"""Samples, and how the policy reads many of them in one forward pass:
-side by side in one row of tokens, without padding."""
+"""Samples, and the packing of many of them into one row of tokens
+without padding, which the policy reads in one forward pass."""
 import inspect
 import math
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Sample:
     prompt_ids: np.ndarray    # (P,) int64
     response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
     engine_logp: np.ndarray   # (L,) float32 by the engine; (0,) in evaluation
-    truncated: bool           # it met the length limit before EOS
-    id: str = ""              # of its problem
+    truncated: bool           # whether the length limit came before EOS
+    id: str = ""              # the id of its problem
     text: str = ""
     reward: float = 0.0
     advantage: float = 0.0
@@ -32,7 +32,7 @@ class Sample:
     chosen: torch.Tensor | None = None    # (L,) bool, set by kl-cov alone
 
     def size(self):
-        """Tokens of prompt and response."""
+        """Returns the number of tokens of prompt and response."""
         return len(self.prompt_ids) + len(self.response_ids)
 
 
@@ -41,7 +41,7 @@ class Packed(NamedTuple):
     tokens: torch.Tensor     # (T,)
     positions: torch.Tensor  # (T,) from 0 in each sequence
     bounds: torch.Tensor     # (R + 1,) int32: the start of each sequence, then T
-    predicts: torch.Tensor   # (N,) the place before each response token
+    predicts: torch.Tensor   # (N,) the index before each response token
     targets: torch.Tensor    # (N,) the response tokens
     lengths: torch.Tensor    # (R,) response tokens of each sequence
     longest: int             # tokens of the longest sequence
@@ -84,8 +84,8 @@ def micro_batches(samples, tokens):
 
 
 def groups_to_train_on(samples, cfg):
-    """Groups of samples. With max_sampling_rounds, those whose rewards are
-    not all equal, and at most batch_size of them."""
+    """Returns groups of samples. With max_sampling_rounds it drops groups
+    whose rewards are all equal, and keeps batch_size of them at most."""
     size = cfg.num_generations
     groups = [samples[i:i + size] for i in range(0, len(samples), size)]
     if cfg.max_sampling_rounds:
@@ -94,8 +94,8 @@ def groups_to_train_on(samples, cfg):
 
 
 def balance_across_ranks(samples, rank, world):
-    """This rank's share of the samples, of about as many tokens as
-    every other rank's.
+    """Returns this rank's share of the samples, with about as many tokens
+    as the share of any other rank.
 
     Samples with a gradient are dealt first, the longest first. The
     ranks take turns, forwards and then backwards."""
@@ -111,10 +111,10 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
 
     query, key, value: (1, heads, T, d). Returns (1, T, heads, d).
     transformers calls it by the name "packed". Its own attentions keep
-    sequences apart only as long as neither a mask nor a cache is passed."""
+    sequences apart only if neither a mask nor a cache is passed."""
     if cu_seq_lens_q is None:
         fail(f"a {type(module).__name__} does not pass on where sequences "
-             "begin, so that many of them cannot be read at once")
+             "begin, so many of them cannot be read at once")
     if (sliding_window or math.inf) < max_length_q or softcap is not None or s_aux is not None:
         fail("this model's attention has a sliding window below the sequence "
              "length, soft-capping or sinks, which are not implemented")
@@ -122,7 +122,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and q.dtype != torch.float32:
         return varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
-    # Runs of sequences of one length are attended to as a batch.
+    # Neighbouring sequences of one length form a batch.
     lengths, counts = cu_seq_lens_q.diff().unique_consecutive(return_counts=True)
     out, start = [], 0
     for length, count in zip(lengths.tolist(), counts.tolist()):
@@ -142,7 +142,7 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
     on GPUs. q, k, v: (T, heads, d). Returns (T, heads, d)."""
     from torch.nn.attention.varlen import varlen_attn
     grouped = {}
-    # PyTorch 2.11's kernel takes fewer key heads without being told.
+    # The kernel of PyTorch 2.11 takes fewer key heads without this option.
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         grouped = {"enable_gqa": q.shape[1] != k.shape[1]}
     return varlen_attn(q, k, v, bounds, bounds, longest, longest,
@@ -150,9 +150,9 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
 
 
 def holds_float32(folder):
-    """Whether a model's folder has weights in float32, at least in part.
-    transformers would give all weights the dtype of the first, as it does
-    with a model on the hub."""
+    """Returns whether some weights in a model's folder are float32.
+    transformers would give all weights the dtype of the first one, as it
+    does with a model on the hub."""
     for file in Path(folder).glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():
@@ -162,7 +162,7 @@ def holds_float32(folder):
 
 
 def load_model(path, dtype):
-    """A causal language model with `packed_attention`.
+    """Returns a causal language model with `packed_attention`.
 
     dtype: a torch dtype, or "auto" for that of the stored weights. Only
     safetensors are read, and no code of the checkpoint is run."""
@@ -192,8 +192,9 @@ def load_model(path, dtype):
 
 
 def switch_off_dropout(config):
-    """pi_old and pi_theta must be functions of their input. Not every model
-    has its dropout in modules, but all read its rate from the config."""
+    """Sets all dropout rates to 0, because pi_old and pi_theta must be
+    functions of their input. Not every model has its dropout in modules,
+    but all of them read its rate from the config."""
     config = config.get_text_config()
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float):
@@ -203,5 +204,5 @@ def switch_off_dropout(config):
 def use_attention_of_transformers(model):
     try:
         model.set_attn_implementation("sdpa")
-    except ValueError:  # the architecture does not have it
+    except ValueError:  # the architecture has no sdpa
         model.set_attn_implementation("eager")

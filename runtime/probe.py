@@ -1,9 +1,9 @@
-"""Before a run: are the log-probs that it would train on the model's own?
+"""Checks before a run that the log-probs it would train on are the model's.
 
-simko.py reads many sequences in one row and computes the output head by
-itself. Some architectures are not made for that: their layers carry a state
-from one sequence into the next, or their head does more than a matrix
-product. What they would train on would be wrong without an error.
+simko.py packs many sequences into one row and computes the output head
+itself. Some architectures do not support this: their layers carry state from
+one sequence into the next, or their head does more than a matrix product.
+Without this check, a run would silently train on wrong log-probs.
 """
 import inspect
 
@@ -14,20 +14,21 @@ from runtime.cli import check_finite
 from runtime.common import fail
 from runtime.packing import Sample, pack, use_attention_of_transformers
 
-# The largest difference that float32 may make, in nats. 34 tiny models that
-# are right differed by 2e-6 at most and SmolLM2-135M by 1.2e-5, and those
-# that are wrong by 4e-3 at least.
+# The largest difference that rounding in float32 may cause, in nats. Supported
+# models differed by at most 2e-6 (34 tiny models) and 1.2e-5 (SmolLM2-135M),
+# unsupported ones by at least 4e-3.
 LIMIT = 1e-4
 
 
 @torch.no_grad()
 def check_log_probs(model, policy_forward, cfg, device):
-    """Ends the run if the policy's log-probs are not those that the model
-    itself gives to each sequence alone.
+    """Ends the run if the policy's log-probs differ from those that the model
+    itself computes for each sequence alone.
 
-    model: before it is sharded. Its first layers, up to the first one of
-    every kind, are tried in float32 on `device`, where the trainer wants
-    them next. policy_forward: as in simko.py."""
+    model: the model before it is sharded. The check uses its first layers, up
+    to the first one of every kind, and leaves the model in float32 on
+    `device`, where the trainer needs it next. policy_forward: the function of
+    that name in simko.py."""
     name = f"--model {cfg.model}, a {type(model).__name__}"
     check_finite(cfg.model, model.named_parameters())
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
@@ -40,7 +41,7 @@ def check_log_probs(model, policy_forward, cfg, device):
         part for sample in samples
         for part in log_probs(model, policy_forward, [sample], device)]
     packed = alone
-    if cfg.micro_batch_tokens >= 4:  # the least that two sequences have
+    if cfg.micro_batch_tokens >= 4:  # the minimum for two sequences
         packed = log_probs(model, policy_forward, samples, device)
 
     use_attention_of_transformers(model)
@@ -50,20 +51,20 @@ def check_log_probs(model, policy_forward, cfg, device):
 
     worst = largest_difference(alone, own)
     if not worst <= LIMIT:
-        fail(f"{name}: the log-probs computed here are up to {worst:.2g} nats away "
+        fail(f"{name}: the log-probs computed here differ by up to {worst:.2g} nats "
              "from the model's own. Its output head may have a scale or "
              "soft-capping, or its layers may be random in training. Such "
              "models are not supported")
     worst = largest_difference(packed, own)
     if not worst <= LIMIT:
-        fail(f"{name}: sequences that are read side by side change each other's "
-             f"log-probs, by up to {worst:.2g} nats, as state-space and "
-             "convolution layers do, and longrope. Add --micro-batch-tokens 1, which reads "
-             "them one at a time and is slower")
+        fail(f"{name}: packed sequences change each other's log-probs by up to "
+             f"{worst:.2g} nats. State-space layers, convolution layers and longrope "
+             "cause this. Add --micro-batch-tokens 1, which computes one "
+             "sequence at a time and is slower")
 
 
 def first_of_each_kind(layers):
-    """The layers up to the last one that differs from all before it."""
+    """Returns the layers up to the last one that differs from all before it."""
     kinds, count = [], 0
     for i, layer in enumerate(layers):
         if kind_of(layer) not in kinds:
@@ -73,8 +74,8 @@ def first_of_each_kind(layers):
 
 
 def kind_of(layer):
-    """A layer's modules, and the numbers and words that they are set to,
-    such as a window; but not the layer's place in the model."""
+    """Returns a layer's modules and their settings, such as the size of a
+    window, without the layer's place in the model."""
     settings = [
         (key, value) for module in layer.modules()
         for key, value in vars(module).items()
@@ -84,10 +85,10 @@ def kind_of(layer):
 
 
 def probes(config, cfg):
-    """A few random sequences. The longest is just longer than each length
-    at which the model changes its positions or its attention, if the run
-    can have such sequences. A short prompt after another sequence shows
-    what leaks out of that one."""
+    """Returns a few random sequences as Samples. The longest is just longer
+    than each length at which the model changes its positions or its attention,
+    if sequences of the run can be that long. A short prompt after another
+    sequence reveals what leaks from the one before it."""
     rope = getattr(config, "rope_parameters", None) or {}
     lengths = [
         rope.get("original_max_position_embeddings"),
@@ -108,26 +109,29 @@ def probes(config, cfg):
 
 
 def log_probs(model, policy_forward, batch, device):
-    """[(sample, its response's log-probs)], as the trainer computes them."""
+    """Returns pairs (sample, its response's log-probs) as the trainer computes
+    them, packed into one row."""
     packed = pack(batch, device)
     logp, *_ = policy_forward(model, packed, 1, 1.0)
     return zip(batch, logp.split(packed.lengths.tolist()))
 
 
 def own_log_probs(model, sample, device):
-    """The same of one sequence alone, from the model's own logits."""
+    """Returns a response's log-probs, (tokens,), from the model's own logits
+    for this sequence alone."""
     ids = np.concatenate([sample.prompt_ids, sample.response_ids])
     ids = torch.from_numpy(ids)[None].to(device)
     n = len(sample.response_ids)
     options = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = n + 1  # all others would cost memory
+        options["logits_to_keep"] = n + 1  # to save memory
     logits = model(input_ids=ids, use_cache=False, **options).logits[0, -n - 1:-1]
     logp = logits.float().log_softmax(-1)
     return logp.gather(1, ids[0, -n:, None])[:, 0]
 
 
 def largest_difference(found, own):
-    """found: pairs of a sample and its log-probs. NaN if one is NaN."""
+    """Returns the largest difference in nats, or NaN if a log-prob is NaN.
+    found: pairs (sample, log-probs). own: {id of a sample: log-probs}."""
     differences = [(logp - own[id(s)]).abs() for s, logp in found]
     return torch.cat(differences).max().item()

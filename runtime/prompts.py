@@ -1,4 +1,4 @@
-"""What a model is asked: a problem in its prompt template, as tokens."""
+"""Turns problems into prompts: applies a template and tokenizes the result."""
 from datetime import datetime
 
 import numpy as np
@@ -6,9 +6,9 @@ import numpy as np
 from runtime.common import fail
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
-# The problems of other tasks say themselves how to answer.
+# The problems of other tasks contain their own instructions.
 ASK = {"math": BOXED, "choice": BOXED, "text": BOXED}
-# "chat" is the model's own chat template around "{problem}\n{ask}".
+# "chat" applies the model's own chat template to "{problem}\n{ask}".
 TEMPLATES = {
     "qwen-math": "<|im_start|>system\n{ask}<|im_end|>\n"
                  "<|im_start|>user\n{problem}<|im_end|>\n"
@@ -16,32 +16,33 @@ TEMPLATES = {
     "plain": "Problem: {problem}\n{ask}\nSolution:",
     "raw": "{problem}",
 }
-# Templates that name today's date would otherwise make another prompt every
-# day, and some of them (Mistral's) even every second.
+# Some chat templates insert the date, and Mistral's even the time. A fixed date
+# keeps their prompts the same from run to run.
 TODAY = datetime(2024, 7, 26)
 CLOCK = {"date_string": "26 Jul 2024", "strftime_now": TODAY.strftime}
 
 
 def encode_opening(text, tokenizer):
-    """The tokens of a text that the model is to continue.
+    """Returns the token ids of a text that the model is to continue.
 
-    What the tokenizer puts in front of a text (BOS) stays. What it puts
-    behind one (EOS) would tell the model that the text is over, so it is
-    left out. Raises ValueError if the text's own tokens cannot be found."""
+    Special tokens that the tokenizer puts before the text (BOS) stay. Those
+    that it puts after the text (EOS) are removed, because they would tell the
+    model that the text has ended. Raises ValueError if the special tokens
+    change how the text itself is tokenized."""
     own = tokenizer.encode(text, add_special_tokens=False)
     ids = tokenizer.encode(text)
     for front in range(len(ids) - len(own) + 1):
         end = front + len(own)
         if ids[front:end] == own:
             return ids[:end]
-    raise ValueError("it splits a text differently when it adds special tokens")
+    raise ValueError("it tokenizes a text differently when it adds special tokens")
 
 
 def encode_prompts(problems, tokenizer, cfg):
-    """Adds "prompt_ids" and "task" to each problem, and drops those whose
-    prompt is longer than --max-prompt-length.
+    """Adds "task" and "prompt_ids", an int64 array, to each problem and drops
+    problems whose prompt is longer than --max-prompt-length.
 
-    Returns (problems, number dropped)."""
+    Returns (problems, number dropped). Ends the program if none remain."""
     kept = []
     for problem in problems:
         task = problem.get("task", cfg.task)

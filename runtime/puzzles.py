@@ -1,5 +1,6 @@
-r"""Tasks that are not mathematics: each a function of a response, the row's answer
-and whether an unboxed "answer is" counts, that returns whether it is right.
+r"""Tasks that are not mathematics. Each is a function that returns whether a
+response is right, given the row's answer and phrase: whether the text after an
+unboxed "answer is" counts as the response's answer.
 """
 import json
 import re
@@ -15,9 +16,9 @@ STEP = re.compile(
 
 
 def countdown(response, answer, phrase):
-    """answer "44 = 3 7 12" is the target and the numbers. The response,
-    "3 * 12 = 36 , then 36 + ...", uses each number and each result once.
-    Words without digits are passed over."""
+    """The answer "44 = 3 7 12" gives the target and the numbers. The response,
+    "3 * 12 = 36 , then 36 + ...", must use each number and each result once.
+    Words without digits are ignored."""
     target, numbers = answer.split("=")
     pool = Counter(numbers.split())
     words = [word for word in response.split()
@@ -36,8 +37,9 @@ def countdown(response, answer, phrase):
 
 
 def final_answer(response, phrase):
-    """What stands in the last <answer> tag, if there is one: there in the last
-    code block, in the last box, or bare. Without a tag, not bare."""
+    """Returns the content of the last code block or box in the last <answer> tag,
+    or everything in the tag if it has neither. Without a tag, the last code
+    block or box of the response counts."""
     _, opened, tail = response.rpartition("<answer>")
     inner, closed, _ = tail.partition("</answer>")
     tagged = bool(opened and closed)
@@ -52,8 +54,8 @@ def final_answer(response, phrase):
 
 
 def choice(response, answer, phrase):
-    """answer "(C)". C, (C), C. and (C) with some text are right, but not with
-    another letter that could be a choice: one letter in the whole answer."""
+    """For the answer "(C)", the responses C, (C), C. and (C) with further text are
+    right, unless that text names another letter that could be a choice."""
     found = re.sub(r"\\text\w*|[{}*$\\]", " ", final_answer(response, phrase))
     first = re.match(r"\s*\(?\s*([A-Za-z])\s*(?:[).:]|$)", found)
     if not first:
@@ -67,11 +69,11 @@ def choice(response, answer, phrase):
 
 
 def text(response, answer, phrase):
-    """A word, number, list, sentence, grid or row of brackets: as text, without
-    regard to markup, case and spacing."""
+    """The answer is a word, number, list, sentence, grid or row of brackets. It is
+    compared as text, regardless of markup, case and spacing."""
     pred, gold = plain(final_answer(response, phrase)), plain(answer)
     if not re.search(r"\w", gold):
-        # A row of brackets, where the braces of the box need not match.
+        # In a row of brackets, the braces of the box need not match.
         _, boxed, tail = response.rpartition("\\boxed{")
         if boxed:
             return gold in (pred, plain(tail[:MAX_ANSWER].rpartition("}")[0]))
@@ -84,6 +86,7 @@ def text(response, answer, phrase):
 
 
 def plain(text):
+    """Returns the text without markup, quotes, extra spaces and upper case."""
     text = re.sub("[，、]", ",", text)
     text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", text)
     text = re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split()))
@@ -91,8 +94,8 @@ def plain(text):
 
 
 def synlogic(response, answer, phrase):
-    """SynLogic's tasks with a gold answer; some prompts want it as a last line,
-    bare or behind "The answer is"."""
+    """SynLogic's tasks with a gold answer. Some prompts ask for the answer on the
+    last line, bare or after "The answer is"."""
     if not final_answer(response, phrase=True):
         last = response.rstrip().rpartition("\n")[2]
         response = f"<answer>{last}</answer>"
@@ -100,7 +103,8 @@ def synlogic(response, answer, phrase):
 
 
 def game24(response, answer, phrase):
-    """answer "24 = 1 3 7 8": an expression with each number once."""
+    """For the answer "24 = 1 3 7 8", the response is an expression that uses each
+    number once and equals 24."""
     target, numbers = answer.split("=")
     expression = re.sub(r"\s", "", final_answer(response, phrase=True))
     if not re.fullmatch("[-+*/()0-9]{1,200}", expression):
@@ -116,8 +120,9 @@ def game24(response, answer, phrase):
 
 
 def number_wall(response, answer, phrase):
-    """answer is the grid as JSON, "X" where a cell is open. Walls are "A", and no
-    2x2 of them; an island has one number, its size."""
+    """The answer is the puzzle's grid as JSON, with "X" for open cells. The response
+    marks walls with "A". Walls must not fill any 2x2 square, and each island
+    must contain exactly one number, its size."""
     clues = grid(answer)
     try:
         cells = grid(final_answer(response, phrase=True).replace("'", '"'))
@@ -131,7 +136,7 @@ def number_wall(response, answer, phrase):
     land = cells.keys() - walls
     while land:
         island = [land.pop()]
-        for y, x in island:  # grows as it is read
+        for y, x in island:  # the list grows during the loop
             shore = land & {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)}
             land -= shore
             island += shore
@@ -143,7 +148,7 @@ def number_wall(response, answer, phrase):
 
 
 def grid(text):
-    """{(row, column): cell} of a JSON list of rows."""
+    """Returns {(row, column): cell} of a JSON list of rows."""
     return {(y, x): str(cell)
             for y, row in enumerate(json.loads(text))
             for x, cell in enumerate(row)}

@@ -1,5 +1,5 @@
-"""What an evaluation keeps: every response with its verdict, and pass@K
-in eval.json."""
+"""Writes the results of an evaluation: each response with its verdict, and
+pass@K in eval.json."""
 import hashlib
 import json
 from typing import NamedTuple
@@ -8,25 +8,26 @@ from runtime.common import fail, write_whole
 
 
 def digest(problems):
-    """SHA-256 of the problems, their answers and how these are checked."""
+    """Returns the SHA-256 of the problems, their answers and their tasks."""
     names = "id", "problem", "answer", "task"
     content = json.dumps([[p[name] for name in names] for p in problems])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 class Benchmark(NamedTuple):
-    """A set of problems to evaluate on, and how to sample."""
-    label: str       # its name, with @T and the temperature if there are several
+    """A set of problems to evaluate on, and the sampling settings."""
+    label: str       # the set's name, with "@T" and the temperature if there are several
     set: str
     problems: list
-    n: int           # samples of each problem
+    n: int           # samples per problem
     temperature: float
     top_p: float
-    max_tokens: int  # of a response
+    max_tokens: int  # per response
     weights_of: str  # when --model's weights were written; "" in training
 
     def settings(self, cfg):
-        """What the responses depend on, the first line of their file."""
+        """Returns everything that the responses depend on. It is the first
+        line of their file."""
         own = ("set", "n", "temperature", "top_p", "max_tokens", "weights_of")
         return {
             "model": cfg.model, "seed": cfg.seed,
@@ -37,7 +38,7 @@ class Benchmark(NamedTuple):
 
 
 def row(sample):
-    """A sample as a row of the file of responses."""
+    """Converts a sample to a row of the file of responses."""
     return {
         "id": sample.id, "correct": int(sample.reward > 0),
         "tokens": len(sample.response_ids),
@@ -50,7 +51,8 @@ def append(path, rows):
 
 
 def read_row(path, number, line):
-    """The row in a line, or None if the line was cut off."""
+    """Returns the row in a line, or None if the line was cut off. Ends the
+    program if the line is damaged."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -59,15 +61,15 @@ def read_row(path, number, line):
                 "truncated": bool(row["truncated"])}
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         fail(f"{path}, line {number}, is damaged ({error!r}). Remove this "
-             "line and all that follow: they will be made again")
+             "line and all that follow; the evaluation generates them again")
 
 
 def resume(path, benchmark, cfg, chunk):
-    """Returns the rows that a stopped evaluation has made, and makes its
-    file if there is none.
+    """Returns the rows that an interrupted evaluation has written. Creates
+    its file if there is none.
 
-    Rows after the last whole chunk of so many responses are removed from
-    the file. cli.check_responses has compared the settings already."""
+    Rows after the last complete chunk of `chunk` responses are removed from
+    the file. cli.check_responses has already compared the settings."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(benchmark.settings(cfg)) + "\n")
@@ -87,7 +89,7 @@ def resume(path, benchmark, cfg, chunk):
 
 
 def report(folder, cfg, results):
-    """Writes eval.json, and a table of pass@K in % to the screen."""
+    """Writes eval.json and prints a table of pass@K in %."""
     names = "model", "seed", "prompt_template", "chat_template_kwargs"
     settings = {name: getattr(cfg, name) for name in names}
     write_whole(folder / "eval.json",

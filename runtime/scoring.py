@@ -1,10 +1,10 @@
-"""Many verdicts at once: worker processes that compare answers.
+"""Scores many responses in worker processes.
 
-What a response says is compared in a worker, never in the caller. A worker may
-use timeout_s seconds of processor time for an answer and memory_mb of memory;
-one that overruns is replaced, and the answer is wrong. Processor time, so that
-a busy machine changes no verdict; a worker that gives no sign of life for
-PATIENCE_S seconds on the clock is killed all the same.
+Answers are compared in a worker, never in the calling process. A worker may use
+timeout_s seconds of processor time per answer and memory_mb MiB of memory. If it
+exceeds either limit, the answer is wrong and a new worker takes over. The limit
+is on processor time so that a busy machine cannot change a verdict. A worker
+that does not reply within PATIENCE_S seconds of wall-clock time is killed too.
 """
 import contextlib
 import functools
@@ -23,10 +23,11 @@ READY, RIGHT, WRONG = b"+", b"1", b"0"
 
 
 class WorkerPool:
-    """Scores batches for the tasks that a subclass names in `tasks`. The
-    workers run `program`, start when the first answer needs one, and stay.
+    """Scores batches of responses. Subclasses set `tasks`, {name: task}, and
+    `program`, the file that workers run. Workers start when the first answer
+    needs one and then remain.
 
-    A task is a function of (response, answer, phrase) that returns a verdict,
+    A task is a function of (response, answer, phrase) that returns a verdict
     or the pair (answer, extracted) for a worker to compare."""
 
     program = None
@@ -48,15 +49,16 @@ class WorkerPool:
 
     def close(self):
         while self.idle:
-            with self.idle.pop() as worker:  # closes its pipes, waits for it
+            with self.idle.pop() as worker:  # __exit__ closes its pipes and waits
                 worker.kill()
 
     def score(self, responses, answers, task, progress=None, phrase=False):
-        """1.0 for each correct response, else 0.0, in order.
+        """Returns a list with 1.0 for each correct response and 0.0 for others.
 
-        task is one name for all, or a list of them. progress(done, total) is
-        called as verdicts come in. Raises ValueError for an unknown task and
-        for an empty answer, which it names by its row."""
+        task is one name for all responses or a list with one for each.
+        progress(done, total) is called as verdicts arrive. Raises ValueError for
+        an unknown task, an empty answer (the message names its row) or lists of
+        different lengths, and RuntimeError if a worker does not start."""
         names = [task] * len(responses) if isinstance(task, str) else task
         self.check(answers, {task} if isinstance(task, str) else {*task})
         verdicts = [
@@ -87,7 +89,7 @@ class WorkerPool:
                                  "give the row an answer or remove it")
 
     def start_workers(self, questions):
-        if self.pid != os.getpid():  # after a fork, the workers are the parent's
+        if self.pid != os.getpid():  # after a fork, the workers belong to the parent
             self.idle, self.pid = [], os.getpid()
         wanted = min(self.workers, questions) - len(self.idle)
         self.idle += [self.start() for _ in range(wanted)]
@@ -98,17 +100,17 @@ class WorkerPool:
         return subprocess.Popen(
             command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True)  # Ctrl-C is for the caller alone
+            start_new_session=True)  # Ctrl-C must reach only the caller
 
     def ask(self, pair):
-        """Whether a worker says that the two are equal; False if it is not
-        heard from in time."""
+        """Returns whether a worker finds the two answers equal; False if it
+        does not reply in time."""
         worker = self.idle.pop()
-        if worker.poll() is not None:  # it was killed meanwhile
+        if worker.poll() is not None:  # it was killed in the meantime
             worker = self.start()
         if heard(worker) != READY:
             command = " ".join(worker.args)
-            raise RuntimeError(f"a worker of the verifier did not start; this says why: {command}")
+            raise RuntimeError(f"a worker of the verifier did not start; to see why, run: {command}")
         reply = b""
         with contextlib.suppress(BrokenPipeError):
             worker.stdin.write(json.dumps(pair).encode() + b"\n")
@@ -122,7 +124,8 @@ class WorkerPool:
 
 
 def own_cores():
-    """The cores for this process: ranks of torchrun share the machine's."""
+    """Returns the number of cores for this process. The ranks that torchrun
+    starts on a machine share its cores."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -131,27 +134,28 @@ def own_cores():
 
 
 def heard(worker):
-    """The worker's next byte, or none when it has ended or is not heard from."""
+    """Returns the worker's next byte, or b"" if it has ended or does not reply
+    within PATIENCE_S."""
     return worker.stdout.read(1) if wait([worker.stdout], PATIENCE_S) else b""
 
 
 def work(judge, timeout_s, memory_mb):
-    """A worker's loop: writes READY, reads a line with a JSON pair, writes RIGHT
-    or WRONG as judge(*pair) says, and again."""
+    """Runs a worker's loop: writes READY, reads a JSON pair from a line of stdin,
+    writes RIGHT or WRONG as judge(*pair) decides, and repeats."""
     if sys.platform == "linux":  # macOS refuses the limit
         import resource
         limit = int(memory_mb * 2**20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     replies = os.dup(1)
-    os.dup2(2, 1)  # whatever is printed is no reply
+    os.dup2(2, 1)  # printed text must not be read as a reply
     signal.signal(signal.SIGVTALRM, signal.default_int_handler)
     if not judge(r"\sqrt{4}", "2"):
         sys.exit("the worker has too little memory to compare answers")
     os.write(replies, READY)
     for line in sys.stdin:
         verdict = False
-        # The first timer interrupts Python. The second one ends the process,
-        # where a single call computes for long and cannot be interrupted.
+        # ITIMER_VIRTUAL interrupts Python code. ITIMER_PROF, a second later, ends
+        # the process if a long call into C has kept Python from reacting.
         with contextlib.suppress(KeyboardInterrupt, MemoryError):
             signal.setitimer(signal.ITIMER_PROF, timeout_s + 1)
             signal.setitimer(signal.ITIMER_VIRTUAL, timeout_s)

@@ -1,4 +1,4 @@
-r"""Taking cleaned answers apart: lists, equations, inequalities, sets of numbers.
+r"""Takes cleaned answers apart: lists, equations, inequalities, sets of numbers.
 
     parts("(1,2)")             ("()", ["1", "2"])
     sides("x=5")               ["x", "5"]
@@ -6,7 +6,7 @@ r"""Taking cleaned answers apart: lists, equations, inequalities, sets of number
     real_set("|x-1|<2")        ("x", [("(", "1-(2)", "1+(2)", ")")])
     set_builder("⦃3n|n∈Z⦄")    ["3k", "k∈Z"]
 
-The parts are texts again, which verify.py compares as it compares answers.
+The parts are texts themselves, and verify.py compares them as it compares answers.
 """
 import re
 
@@ -18,14 +18,15 @@ LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 
 # ---- lists, tuples, matrices ------------------------------------------------
 KINDS = {
-    "": "one thing", ",": "a list or set", "∪": "a union", "()": "a tuple",
+    "": "a single expression", ",": "a list or set", "∪": "a union", "()": "a tuple",
     "[]": "a closed interval", "(]": "an interval", "[)": "an interval",
     "¶": "a matrix", "&": "a row of a matrix",
 }
 
 
 def parts(text):
-    """(kind, parts), a kind of KINDS. A set of one thing is that thing."""
+    """Returns (kind, parts), where kind is a key of KINDS. A set of one element
+    counts as that element."""
     inner = text[1:-1].strip()
     several = len(split(inner, ",;∨")) > 1
     is_set = enclosed(text, "⦃⦄") and inner != "∅"
@@ -50,6 +51,7 @@ def parts(text):
 
 
 def matrix_rows(factor, inner):
+    """Splits a matrix into rows, and multiplies its cells by the factor before it."""
     rows = split(inner, "¶")
     if not factor.strip():
         return rows
@@ -58,7 +60,7 @@ def matrix_rows(factor, inner):
 
 
 def both_signs(text):
-    """1 ± 2 ∓ 3 as 1 + 2 - 3 and 1 - 2 + 3."""
+    """Splits 1 ± 2 ∓ 3 into 1 + 2 - 3 and 1 - 2 + 3."""
     if not re.search("[±∓]", text):
         return [text]
     return [text.replace("±", upper).replace("∓", lower)
@@ -69,7 +71,8 @@ GROUPED = re.compile("(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
 
 
 def readings(gold, pred):
-    """Pairs to compare: 1,234 is a number and no list, 101,234 may be either."""
+    """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
+    the gold answer 1,234 is a number, but 101,234 may be a number or a list."""
     gold, pred = one_by_one(gold, pred), one_by_one(pred, gold)
     numbers = without_grouping(gold), without_grouping(pred)
     gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
@@ -79,7 +82,7 @@ def readings(gold, pred):
 
 
 def one_by_one(text, other):
-    """(x,y)=(1,2) as x=1, y=2 where the other side is a list of equations."""
+    """Rewrites (x,y)=(1,2) as x=1, y=2 if the other answer is a list of equations."""
     left, *right = split(text, "=")
     if len(right) != 1 or len(split(other, ",")) < 2 or "=" not in other:
         return text
@@ -90,7 +93,7 @@ def one_by_one(text, other):
 
 
 def without_grouping(text):
-    """1,234 as 1234, except in brackets."""
+    """Rewrites 1,234 as 1234, except in brackets."""
     if re.search(r"[(\[⦃]", text):
         return text
     return GROUPED.sub(lambda match: match[0].replace(",", ""), text)
@@ -98,23 +101,24 @@ def without_grouping(text):
 
 # ---- equations --------------------------------------------------------------
 def sides(text):
-    """The sides of an equation. A list of equations is not one."""
+    """Returns the sides of an equation, or [text] if the text is a list or has
+    no equals sign."""
     return [text] if len(split(text, ",;∨")) > 1 else split(text, "=")
 
 
 def bare(name):
-    """y of y and of y(x)."""
+    """Returns y for both y and y(x)."""
     return re.sub(r"\s*\(\s*[a-z]\s*\)$", "", name).replace(" ", "")
 
 
 def same_name(one, other):
-    """y and y(x) are one name, f(1) and f(2) are two."""
+    """Returns whether two names are the same: y and y(x) are, f(1) and f(2) are not."""
     names = letters(one), letters(other)
     return names[0] == names[1] or bare(one) == bare(other) and bare(one) in names
 
 
 def with_letter_of(head, equation):
-    """The sides f(z), 2z as f(x), 2x if head is f(x)."""
+    """Rewrites the sides f(z), 2z as f(x), 2x if head is f(x)."""
     function = r"([A-Za-z])\s*\(\s*([a-z])\s*\)"
     wanted = re.fullmatch(function, head)
     found = re.fullmatch(function, equation[0])
@@ -131,7 +135,7 @@ FIRST, SECOND = LEIBNIZ % ("", ""), LEIBNIZ % (r"\^\{2\}", r"\^\{2\}")
 
 
 def with_primes(equation, other):
-    """dx/dt as x' where the other equation writes x'."""
+    """Rewrites dx/dt as x' if the other equation uses primes."""
     found = re.findall(f"{FIRST}|{SECOND}", "".join(equation))
     variables = {first or second for _, first, _, second in found}
     if len(variables) != 1 or "'" not in "".join(other):
@@ -146,12 +150,13 @@ TURNED = {">": "<", "≥": "≤"}
 
 
 def chain(text):
-    """(terms, relations), with > turned round to <; None for other texts."""
+    """Returns (terms, relations), with > reversed to <, or None if the text is no
+    chain of relations."""
     terms = split(text, RELATIONS)
     if len(terms) == 1 or len(split(text, ",;∨")) > 1:
         return None
     between = text
-    for term in terms:  # what is left are the relations
+    for term in terms:  # the relations remain
         between = between.replace(term, " ", 1) if term else between
     signs = re.findall(f"[{RELATIONS}]", between)
     if len(signs) != len(terms) - 1:
@@ -166,7 +171,7 @@ def is_relation(text):
 
 
 def condition(text):
-    """(expression, condition) of a set ⦃expression|condition⦄, else None."""
+    """Returns (expression, condition) of a set ⦃expression|condition⦄, else None."""
     if not enclosed(text, "⦃⦄"):
         return None
     inner = text[1:-1].strip()
@@ -176,7 +181,8 @@ def condition(text):
 
 
 def set_builder(text):
-    """[expression, condition, ...] of a set, with k for the letter that ∈ binds."""
+    """Returns [expression, condition, ...] of a set, with k in place of the letter
+    that ∈ binds, or [] if the text is no such set."""
     bare_set = re.fullmatch(r"(.*\S)\s*[,(]\s*([A-Za-z]\s*∈[^()]*)\)?", text)
     if not condition(text) and not bare_set:  # 3n, n∈Z is meant as a set too
         return []
@@ -200,9 +206,9 @@ DISTANCE = re.compile(r"\|\s*([A-Za-z])\s*([+-][^|]*)?\|")  # |x - 1|
 
 
 def real_set(text):
-    """(variable, intervals) of a set of real numbers, else None.
+    """Returns (variable, intervals) of a set of real numbers, else None.
 
-    The variable is None where none is named. An interval is a tuple of the
+    The variable is None if the text names none. An interval is a tuple of the
     left bracket, the low end, the high end and the right bracket."""
     if text == r"\mathbb{R}":
         return None, [("(", "-∞", "∞", ")")]
@@ -231,6 +237,8 @@ def real_set(text):
 
 
 def union(sets):
+    """Joins sets as `real_set` returns them. Returns None if one of them is None or
+    their variables differ."""
     if None in sets:
         return None
     names = {bare(name) for name, _ in sets if name}
@@ -241,7 +249,7 @@ def union(sets):
 
 
 def intersection(one, other):
-    """x>1, x<5 as one interval; None unless these are two half-lines."""
+    """Returns x>1, x<5 as one interval, or None unless both are half-lines."""
     if not one or not other or not one[0] or bare(one[0]) != bare(other[0] or ""):
         return None
     if len(one[1] + other[1]) != 2:
@@ -254,7 +262,7 @@ def intersection(one, other):
 
 
 def inequality(terms, signs):
-    """The set of x<5, 1≤x<5, x≠5, |x-1|<5 or |x-1|>5, else None."""
+    """Returns the set that x<5, 1≤x<5, x≠5, |x-1|<5 or |x-1|>5 describes, else None."""
     left, *middle, right = terms
     if len(middle) == 1 and NAME.fullmatch(middle[0]) and set(signs) <= set(BRACKETS):
         opening, closing = BRACKETS[signs[0]][0], BRACKETS[signs[1]][1]
@@ -278,7 +286,7 @@ def inequality(terms, signs):
 
 
 def all_but(name, points):
-    """The real line without these points; None if their order is unknown."""
+    """Returns the real line without these points, or None if their order is unknown."""
     try:
         ends = ["-∞", *order(points), "∞"]
     except Unreadable:

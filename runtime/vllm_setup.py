@@ -1,6 +1,6 @@
-"""What vLLM needs to run inside the training process, beyond its public
-options: environment variables, its log, and a remedy for CPUs."""
-import importlib.util
+"""Prepares vLLM to run inside the training process, where its public options
+do not suffice: environment variables, its log, its compile cache, and a fix
+for CPUs."""
 import logging
 import os
 import shutil
@@ -26,42 +26,75 @@ class Tail(logging.Handler):
 tail = Tail()
 
 
-def prepare_vllm():
-    """To be called before anything else imports vLLM."""
+def prepare_vllm(cfg):
+    """Sets up vLLM's environment and log. Must be called before anything else
+    imports vLLM."""
     os.environ.update(
-        # The engine in this process, where its weights can be reached.
+        # Run the engine in this process, so that its weights are accessible.
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         # Otherwise vLLM pins the whole process to one core.
         VLLM_CPU_OMP_THREADS_BIND="nobind",
         VLLM_NO_USAGE_STATS="1")
-    # FlashInfer compiles its sampler when it first meets a top-p, which
-    # is in the first evaluation, and fails where there is no nvcc. vLLM's
-    # own sampler needs no compiler.
+    # FlashInfer compiles its sampler at the first use of top-p, which is in
+    # the first evaluation, and fails without nvcc. vLLM's own sampler needs
+    # no compiler.
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    keep_log()
+    keep_log(log_path(cfg))
     leave_classes_alone()
 
 
 def leave_classes_alone():
-    """Models that vLLM does not implement run in it as transformers' own
-    classes. vLLM would change these for torch.compile, in place, and the
-    trainer could not build the same model any more. vLLM has no option
-    against that, so such models are sampled from without torch.compile."""
+    """Stops vLLM from changing the classes of transformers.
+
+    vLLM runs models that it does not implement through transformers' classes.
+    It would decorate these in place for torch.compile, and the trainer could
+    then no longer build the same model. No option of vLLM prevents this, so
+    vLLM runs such models without torch.compile."""
     from vllm.model_executor.models.transformers.base import Base
     Base._decorate_for_torch_compile = lambda model: None
 
 
 @contextmanager
-def compile_cache(cfg):
-    """Gives the engine that starts within it a cache of compiled code
-    that belongs to this run and rank alone.
+def engine_files(cfg):
+    """Gives the engine that starts in this context its own log and cache of
+    compiled code, in the run folder. No other run or rank uses them."""
+    with stderr_in(log_path(cfg)), compile_cache(cfg):
+        yield
 
-    A process that is killed while vLLM compiles leaves damaged files in
-    the cache, on which all later starts would fail. So a cache whose
-    engine did not come to the end of its start is discarded.
-    VLLM_CACHE_ROOT, if the user has set it, stays as it is."""
-    own = "VLLM_CACHE_ROOT" in os.environ
-    if own or cfg.rollout == "hf" or not importlib.util.find_spec("vllm"):
+
+def log_path(cfg):
+    return Path(cfg.output_dir, "vllm_log", f"rank_{os.environ['RANK']}.log")
+
+
+@contextmanager
+def stderr_in(path):
+    """Redirects this process's stderr to a file, which is appended to.
+
+    While vLLM starts, libraries write harmless warnings and progress bars to
+    stderr, some of them from C++. If the start fails, the error itself still
+    reaches the screen, because it is raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(screen, 2)
+        os.close(screen)
+
+
+@contextmanager
+def compile_cache(cfg):
+    """Sets a cache for compiled code, and discards it at the next start if
+    this start does not complete.
+
+    A process that is killed while vLLM compiles leaves damaged files in the
+    cache, and all later starts would fail on them. If the user has set
+    VLLM_CACHE_ROOT, that cache is used and never discarded."""
+    if "VLLM_CACHE_ROOT" in os.environ:
         yield
         return
     folder = Path(cfg.output_dir, "vllm_cache", f"rank_{os.environ['RANK']}")
@@ -72,14 +105,14 @@ def compile_cache(cfg):
     mark.touch()
     os.environ["VLLM_CACHE_ROOT"] = str(folder.resolve())
     yield
-    # An exception skips this line, and so does a kill.
+    # Neither an exception nor a kill reaches this line.
     mark.unlink()
 
 
-def keep_log():
-    """Keeps the last lines that vLLM logs. The screen shows its errors,
-    or what VLLM_LOGGING_LEVEL says. A logging configuration of the
-    user's own stays as it is."""
+def keep_log(path):
+    """Writes vLLM's log to a file and keeps its last lines in memory. The
+    screen shows errors only, unless VLLM_LOGGING_LEVEL names another level.
+    A logging configuration that the user has set stays in effect."""
     if "VLLM_LOGGING_CONFIG_PATH" in os.environ:
         return
     # Otherwise each engine that starts installs vLLM's own handlers.
@@ -87,12 +120,14 @@ def keep_log():
     shown = logging.StreamHandler(sys.stdout)
     shown.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper())
     logger = logging.getLogger("vllm")
-    logger.handlers, logger.propagate = [shown, tail], False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path)
+    logger.handlers, logger.propagate = [shown, tail, file], False
     logger.setLevel(min(shown.level, logging.INFO))
 
 
 def last_lines():
-    """The end of vLLM's log, as text for an error message."""
+    """Returns the last lines of vLLM's log as text for an error message."""
     if not tail.lines:
         return " It wrote no log."
     lines = [f"{printable(line.rstrip())}\n" for line in tail.lines]
@@ -100,8 +135,10 @@ def last_lines():
 
 
 def repack_heads(model):
-    """On CPUs vLLM keeps a packed copy of a tied output head, which
-    reloading the weights does not refresh. Makes that copy anew."""
+    """Repacks the output heads of vLLM's model after new weights are loaded.
+
+    On CPUs, vLLM keeps a packed copy of a tied output head, and reloading the
+    weights does not refresh that copy."""
     from vllm.model_executor.layers.vocab_parallel_embedding import (
         ParallelLMHead)
     for module in model.modules():

@@ -1,9 +1,9 @@
-"""What the tests share: tiny checkpoints made from seeds, the laptop experiment, and runs in this
-process.
+"""Fixtures and helpers that the tests share: tiny checkpoints made from seeds, the laptop
+experiment, and runs in this process.
 
-Nothing is downloaded. Tests that need vLLM carry the mark `needs_vllm`. Where it is not installed
-they are skipped, but in CI (the environment variable CI is "true") they fail, because nothing
-else would notice there.
+Nothing is downloaded. Tests that need vLLM have the mark `needs_vllm`. If vLLM is not installed,
+they are skipped. In CI (the environment variable CI is "true") they fail instead, because nobody
+would notice that they were skipped.
 """
 import dataclasses
 import importlib.util
@@ -25,21 +25,21 @@ import simko
 from runtime.common import process_group
 from runtime.log import Progress
 from runtime.packing import Sample, balance_across_ranks
-# It also sets hypothesis' profile, and PyTorch to one thread.
+# This import also sets hypothesis' profile, and PyTorch to one thread.
 from test_simko import near, randn, seeds  # noqa: F401
 from tests import workers
 from tools import laptop as laptop_program
 from verify import Verifier
 
-STOPS, VOCABULARY = [2, 7], 61  # of the checkpoint `base`, whose own end of text is 2
+STOPS, VOCABULARY = [2, 7], 61  # for the checkpoint `base`, whose own end of text is 2
 CPU, quiet = torch.device("cpu"), Progress(shown=False)
 needs_vllm = pytest.mark.needs_vllm
 one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
 
 
 def exact_norm(norm, x):
-    """transformers' own norm rounds to float32 even in a float64 model. This one does not, so
-    that tests can compare to the last digits."""
+    """Computes a norm without rounding, so that tests can compare all digits. transformers' own
+    norm rounds to float32 even in a float64 model."""
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
@@ -57,7 +57,7 @@ def pytest_runtest_setup(item):
 
 
 def distance(got, want):
-    """||got - want|| / ||want|| over a whole gradient {name: tensor}."""
+    """Returns ||got - want|| / ||want|| over all tensors of a gradient {name: tensor}."""
     assert got.keys() == want.keys()
 
     def flat(tensors):
@@ -67,7 +67,8 @@ def distance(got, want):
 
 
 def eager_vllm():
-    """Within it, engines start without compilation and CUDA graphs, which take most of the time."""
+    """In this context, engines start without compilation and CUDA graphs, which take most of the
+    time."""
     import vllm
     return mock.patch.object(vllm, "LLM", partial(vllm.LLM, enforce_eager=True))
 
@@ -75,11 +76,11 @@ def eager_vllm():
 # ----------------------------------------------------------- a policy and samples, without a run
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
-    """Folders of tiny random Llamas with grouped-query attention, by whether the output head is
-    tied to the embedding.
+    """Returns {whether the output head is tied to the embedding: folder} of tiny random Llamas
+    with grouped-query attention.
 
-    Beside each lies samples.json: responses of 1 to 17 tokens, some of one length. They are
-    sampled from the model where the advantage is positive, and greedy elsewhere."""
+    Each folder also contains samples.json: responses of 1 to 17 tokens, some of equal length.
+    Those with a positive advantage are sampled from the model, the others are greedy."""
     lengths = [1, 7, 9, 7, 2, 17, 11, 9, 7, 5, 13]
     prompts = [3, 5, 3, 8, 4, 3, 6, 3, 5, 9, 4]
     advantages = [1.5, -0.9, 0.7, 1.1, -1.2, -0.6, 0.8, 0.0, -1.4, 1.0, 0.9]
@@ -106,7 +107,7 @@ def bases(tmp_path_factory):
 
 @pytest.fixture(scope="session", params=[False, True], ids=["untied", "tied"])
 def base(request, bases):
-    """One of `bases` after the other."""
+    """Returns each folder of `bases` in turn."""
     return bases[request.param]
 
 
@@ -118,13 +119,13 @@ def load_samples(folder):
 
 @torch.no_grad()
 def move(model, seed):
-    """Shifts all weights that learn, sharded or not, by seeded noise of 0.01. They are of size
-    0.2, or 1."""
+    """Adds seeded noise of 0.01 to all trained weights, sharded or not. Without LoRA, the weights
+    have size 0.2 or 1."""
     from torch.distributed.tensor import DTensor, distribute_tensor
     if hasattr(model, "reshard"):
-        model.reshard()  # otherwise its parameters may be gathered ones, which the next pass drops
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for i, parameter in enumerate(learning):
+        model.reshard()  # its parameters may be gathered copies, which the next pass drops
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for i, parameter in enumerate(trained):
         noise = 0.01 * randn(*parameter.shape, seed=1000 * seed + i, dtype=torch.float32)
         if isinstance(parameter, DTensor):
             noise = distribute_tensor(noise, parameter.device_mesh, parameter.placements)
@@ -132,7 +133,7 @@ def move(model, seed):
 
 
 def plain_model(folder, *seeds):
-    """The checkpoint moved by `seeds`, in float64, with transformers' own attention."""
+    """Returns the checkpoint in float64, moved by `seeds`, with transformers' own attention."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa")
     for seed in seeds:
@@ -141,13 +142,13 @@ def plain_model(folder, *seeds):
 
 
 def plain_logits(model, sample):
-    """The logits (L, V) of the response tokens, from a pass over this sequence alone."""
+    """Returns the logits (L, V) of the response tokens from a pass over this sequence alone."""
     ids = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]))[None]
     return model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1:-1]
 
 
 def config(folder, **changes):
-    """An objective so strong that each part of it shows in a gradient."""
+    """Returns settings of an objective so strong that each part of it affects the gradient."""
     strong = simko.Config(
         model=str(folder), alpha=0.2, lambda_top1=1.6, q=0.4, epsilon=0.1, epsilon_high=0.15,
         max_grad_norm=1e9, learning_rate=0.0, micro_batch_tokens=40, max_prompt_length=200,
@@ -157,15 +158,16 @@ def config(folder, **changes):
 
 @pytest.fixture
 def group():
-    """torch.distributed for this process alone; its environment variables leave with it."""
+    """Sets up torch.distributed for this process alone, and restores the environment variables
+    afterwards."""
     with mock.patch.dict(os.environ), process_group():
         yield
 
 
 @pytest.fixture(scope="session")
 def two_ranks(bases, tmp_path_factory):
-    """What two processes computed for test_trainer.py, test_methods.py and test_lora.py, by
-    (whose, folder of the base)."""
+    """Returns what two ranks computed for test_trainer.py, test_methods.py and test_lora.py, by
+    ("trainer", "methods" or "lora", folder of the base)."""
     folder = tmp_path_factory.mktemp("two_ranks")
     (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
     workers.run(workers.two_ranks(*workers.worker("gradients", folder)))
@@ -183,8 +185,8 @@ SHARES = {
 # ----------------------------------------------------------------------------------- whole runs
 @pytest.fixture(scope="session")
 def laptop(tmp_path_factory):
-    """The laptop experiment's folder. Its base model is trained just enough to be rewarded now
-    and then."""
+    """Returns the laptop experiment's folder. Its base model is trained just enough to earn a
+    reward now and then."""
     folder = tmp_path_factory.mktemp("laptop") / "data"
     workers.run(workers.python("-m", "tools.laptop", folder, "--seed", 0, "--steps", 250))
     return folder
@@ -192,10 +194,10 @@ def laptop(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory):
-    """A folder with a tiny Llama that was taught 24 Countdown problems. Of every three it was
-    taught one right, one wrong and one both ways.
+    """Returns a folder with a tiny Llama that was trained on 24 Countdown problems: on a third
+    of them with right responses, on a third with wrong ones, and on a third with both.
 
-    all.jsonl has the problems. hopeless.jsonl has them with answers that nobody can reach."""
+    all.jsonl contains the problems. hopeless.jsonl contains them with unreachable answers."""
     words = laptop_program.vocabulary()
     folder, rng, taught, problems = tmp_path_factory.mktemp("taught"), random.Random(0), [], []
     while len(problems) < 24:
@@ -234,7 +236,7 @@ def write_rows(path, rows):
 
 
 def recipe(data, command, output, *flags):
-    """Arguments of the laptop recipe's `train`, or of an evaluation of its base model."""
+    """Returns arguments for the laptop recipe's `train`, or for an evaluation of its base model."""
     line = f"""
         {command} --model {data}/base --output-dir {output} --task countdown
         --prompt-template raw --max-prompt-length 16 --eval-data {data}/test.jsonl --eval-n 4
@@ -248,8 +250,8 @@ def recipe(data, command, output, *flags):
 
 
 def short_recipe(data, output, *flags):
-    """Arguments of a run on `taught`, whose steps are so short and whose rate is so high that
-    three of them show something."""
+    """Returns arguments for a run on `taught`, with steps so short and a learning rate so high
+    that three steps have a visible effect."""
     line = f"""
         train --model {data}/base --output-dir {output} --task countdown --prompt-template raw
         --train-data {data}/all.jsonl --q 0.5 --rollout hf --batch-size 8 --mini-batch-size 4
@@ -259,13 +261,13 @@ def short_recipe(data, output, *flags):
 
 
 def main(arguments):
-    """Runs simko.py in this process, and leaves its environment variables as they were."""
+    """Runs simko.py in this process and restores the environment variables."""
     with mock.patch.dict(os.environ):
         simko.main(arguments)
 
 
 def metrics(run):
-    """The rows of metrics.jsonl without what depends on the machine's load."""
+    """Returns the rows of metrics.jsonl without values that depend on the machine's load."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items()
              if not re.search("second|_per_s|memory", name)} for row in rows]

@@ -1,7 +1,7 @@
-"""Imports go one way: tests and tools -> simko.py -> runtime/ and verify.py.
+"""Checks that imports go one way: tests and tools -> simko.py -> runtime/ and verify.py.
 
-What each file imports is read from its syntax tree, so an import inside a function counts as much
-as one at the top.
+The imports come from each file's syntax tree, so an import inside a function counts like one at
+the top.
 """
 import ast
 import os
@@ -33,17 +33,18 @@ def tree(file):
 
 
 def room(file):
-    """"simko" of simko.py, "tools" of tools/tables.py."""
+    """Returns "simko" for simko.py, "tools" for tools/tables.py."""
     return file.parts[0].removesuffix(".py")
 
 
 def module(file):
-    """"tools.tables" of tools/tables.py, "runtime" of runtime/__init__.py."""
+    """Returns "tools.tables" for tools/tables.py, "runtime" for runtime/__init__.py."""
     return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(nodes, home):
-    """The names that the nodes of a file of the room `home` import: modules, or what is in them."""
+    """Returns the names, of modules or of their contents, that the nodes of a file in the room
+    `home` import."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -57,12 +58,12 @@ def imports(nodes, home):
 
 
 def imported_rooms(nodes, home):
-    """The project's rooms that the nodes of a file of the room `home` import."""
+    """Returns the project's rooms that the nodes of a file in the room `home` import."""
     return {name.split(".")[0] for name in imports(nodes, home)} & set(ALLOWED)
 
 
 def import_graph(files):
-    """{module: the project's modules that it imports} of the files."""
+    """Returns {module: the project's modules that it imports} for the files."""
     modules = {module(file) for file in files}
     graph = {}
     for file in files:
@@ -73,7 +74,7 @@ def import_graph(files):
 
 
 def cycle(graph):
-    """Modules that import each other in a circle, or None."""
+    """Returns modules that import each other in a circle, or None."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -82,14 +83,15 @@ def cycle(graph):
 
 
 def names_of(node):
-    """"sys.path.insert" of the expression sys.path.insert, None of one that is more than names."""
+    """Returns "sys.path.insert" for the expression sys.path.insert. If the expression contains
+    more than names, None takes the place of the rest."""
     if isinstance(node, ast.Attribute):
         return f"{names_of(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else None
 
 
 def tricks(nodes):
-    """Uses of sys.modules and changes of sys.path: both change what an import means."""
+    """Yields uses of sys.modules and changes of sys.path, which both change what an import means."""
     for node in nodes:
         if isinstance(node, ast.Subscript) and names_of(node.value) == "sys.modules":
             yield node.lineno, "sys.modules[...]"
@@ -104,7 +106,7 @@ def test_every_file_belongs_to_a_room_and_no_room_is_empty():
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_no_import_runs_back(file):
+def test_no_import_goes_the_wrong_way(file):
     home = room(file)
     forbidden = imported_rooms(ast.walk(tree(file)), home) - ALLOWED[home]
     assert not forbidden, f"{file} may import {sorted(ALLOWED[home])} alone"
@@ -126,7 +128,7 @@ def test_another_package_of_the_name_tools_does_not_come_first(tmp_path):
 
 
 def test_no_files_import_each_other_in_a_circle():
-    """Apart from tests, whose workers call what stands beside the tests that start them."""
+    """Tests are exempt, because their workers call functions in the test files that start them."""
     graph = import_graph([file for file in FILES if room(file) != "tests"])
     assert {"runtime.baselines", "runtime.cli", "verify"} <= graph["simko"]
     assert cycle(graph) is None

@@ -1,7 +1,7 @@
-"""Tests of tools/bench.py. Every command runs on tiny sizes, and its tables can be read. What
-SimKO's loss is timed against computes the same numbers.
+"""Tests of tools/bench.py. Each command runs on tiny sizes and prints readable tables. The
+implementations that SimKO's loss is compared with compute the same numbers.
 
-`step` against TRL needs an environment of its own, which SIMKO_TRL_PYTHON names."""
+Comparing `step` with TRL needs a separate environment, whose Python SIMKO_TRL_PYTHON names."""
 import math
 import os
 from unittest import mock
@@ -23,7 +23,7 @@ ABOVE = "GiB above weights, gradients, optimizer"
 
 
 def tables(output):
-    """[[{column: cell} of each row] of each table]. Numbers are floats."""
+    """Returns [[{column: cell} of each row] of each table]. Numbers are floats."""
     found, lines = [], output.splitlines()
     for line, following in zip(lines, [*lines[1:], ""]):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -46,7 +46,7 @@ def number(cell):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Runs a command line in this process alone, and returns its tables."""
+    """Returns a function that runs a command line in this process and returns its tables."""
     monkeypatch.setattr(bench, "afresh", lambda function, *arguments: function(*arguments))
 
     def call(*arguments):
@@ -120,7 +120,7 @@ def test_layers_are_compiled_once_for_all_lengths_and_give_the_same_gradients(gr
 
 
 def test_the_loss_is_that_of_a_trainer(group):
-    """It is that of the first update after a rollout, as a mean over tokens."""
+    """The loss is that of the first update after a rollout, as a mean over tokens."""
     device = torch.device(bench.DEVICE)
     trainer = random_models.random_trainer(
         random_models.shape_of("laptop"), device, loss_type="dapo", lambda_top1=1.6, q=0.4)
@@ -142,12 +142,12 @@ def test_the_loss_is_that_of_a_trainer(group):
 
 
 # ----------------------------------------------------------------------- what is counted is right
-def test_products_are_those_of_a_head():
+def test_products_compute_the_gradient_of_a_head():
     states, weight, _ = bench.head_inputs(16, 8, 20)
     with FlopCounterMode(display=False) as counter:
         grad_weight = bench.products(states, weight)
     torch.testing.assert_close(grad_weight, (states @ weight.T).T @ states)
-    # addmm_ is not counted, but its result is there.
+    # addmm_ is not counted, but its result is.
     assert counter.get_total_flops() == 3 * 2 * 16 * 8 * 20
 
 
@@ -161,16 +161,16 @@ def test_model_flops_against_a_count():
         hidden = model.base_model(input_ids=ids).last_hidden_state
         (hidden[:, :48] @ model.get_output_embeddings().weight.T).sum().backward()
     shape = random_models.SHAPES["tiny-qwen"]
-    # Half of the attention, which a causal one leaves out.
+    # The half of the attention above the diagonal, which causal attention skips.
     half = 6 * shape.num_hidden_layers * shape.hidden_size * 2 * 64**2
     counted = bench.model_flops(model, samples) + half
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 @needs_cpu
-def test_memory_is_what_a_run_takes_and_not_what_was_free():
+def test_memory_excludes_memory_that_was_already_free():
     def several():
-        """64 MiB in pieces that the C library keeps when they are freed."""
+        """Allocates 64 MiB in pieces that the C library keeps when they are freed."""
         return [torch.ones(2**18) for _ in range(64)]
 
     several()
@@ -180,7 +180,7 @@ def test_memory_is_what_a_run_takes_and_not_what_was_free():
     assert measuring.memory_of(lambda: None)[1] < 0.01
 
 
-def test_what_more_layers_take_is_extrapolated():
+def test_time_and_memory_of_more_layers_are_extrapolated():
     half = {"flops": 3.0, "seconds": {"simko": [5.0]}, "memory": {"simko": [1.0, 2.0]}}
     full = {"rate": 9.0, "flops": 4.0,
             "seconds": {"grpo": [1.0], "simko": [6.0, 8.0]},
@@ -229,7 +229,7 @@ def test_loss(run):
     assert all(row[f"/ {name}"] > 0 for row in rows for name in ("GRPO", "products"))
     assert rows[0]["/ released"] > 0
     assert rows[0]["released GiB"] > 1.5 * rows[0]["SimKO GiB"] > 0.01
-    assert rows[1]["/ released"] == "-"  # it would take 1.1 GiB
+    assert rows[1]["/ released"] == "-"  # the released formulation would take 1.1 GiB
     assert math.isnan(rows[1]["released GiB"])
 
 
@@ -275,7 +275,7 @@ def test_gpu_extrapolates_layers_and_profiles(run):
     measured, whole = rows
     assert measured.pop("shape") == "tiny-qwen, 2 layers"
     assert whole.pop("shape") == "tiny-qwen, 2 layers, extrapolated from 1 and 2"
-    assert whole == measured  # it has no more layers than were measured
+    assert whole == measured  # the model has no more layers than were measured
     title, = (name for name in profile[0] if name.startswith("tiny-qwen, simko"))
     if bench.DEVICE == "cpu":
         assert "aten::mm" in [row[title] for row in profile]
@@ -314,12 +314,12 @@ def test_verifier(run):
     (["step", "desktop"], "desktop"),
     (["gpu", "--ways", "best"], "best"),
     (["gpu", "--shape", "tiny-qwen", "--layers", "3"], "--layers 3"),
-    pytest.param(["gpu"], "no GPU here", marks=needs_cpu)])
+    pytest.param(["gpu"], "no GPU was found", marks=needs_cpu)])
 def test_what_cannot_be_measured_is_an_error(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         bench.main(arguments)
     printed = capsys.readouterr()
-    # argparse prints its message, and Python that of an exit.
+    # argparse prints its own message, and Python prints that of a SystemExit.
     last = (printed.err or end.value.code).splitlines()[-1]
     assert message in last
     assert not printed.out

@@ -1,5 +1,5 @@
-"""The command line and problems' files: what is impossible is refused in one line, before
-anything is made."""
+"""Tests of the command line and of files of problems: impossible input is refused in one line,
+before any file is written."""
 import json
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypat
     (["--train-data", "nosuch.jsonl"], "nosuch.jsonl"),
     (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"),
     (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2")])
-def test_what_model_or_data_rule_out_is_said_before_anything_is_made(
+def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_written(
         laptop, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -1,5 +1,5 @@
-"""Tests of the data sets as the hub has them, of local copies, of prompts, and of what is
-evaluated how."""
+"""Tests of data sets in the hub's format, of local copies, of prompts, and of the sets and
+sampling settings of evaluations."""
 import json
 import random
 import subprocess
@@ -73,7 +73,7 @@ ANSWERS = {
 
 @pytest.fixture
 def hub(monkeypatch):
-    """`datasets` with a hub of one or two rows a set; the table's counts are set aside."""
+    """Gives `datasets` a fake hub with one or two rows per set, and ignores the expected counts."""
     def load_dataset(hub, config=None, split=None, revision=None):
         if hub not in HUB:
             raise RuntimeError("no such set")
@@ -99,7 +99,7 @@ def test_each_set_is_read_in_the_columns_of_the_hub(hub, name):
 def test_training_problems_that_are_test_problems_are_left_out(hub, capsys):
     problems = data.fetch("gsm8k-math1-train")
     assert [problem["problem"] for problem in problems] == ["Apples?", "One plus one?"]
-    assert "1 of 3 training problems are test problems too" in capsys.readouterr().err
+    assert "left out 1 of 3 training problems, which are also test problems" in capsys.readouterr().err
 
 
 def test_a_hub_that_changed_or_cannot_be_reached_is_an_error_of_one_line(hub, monkeypatch):
@@ -132,13 +132,13 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     words = [f"{name}={copies / name}.jsonl" for name in sets]
     command = workers.python("-m", "tools.data", folder, *words, "gsm8k-math1-train")
     printed = subprocess.check_output(command, cwd=workers.ROOT, text=True)
-    assert "math-train.jsonl: 3 problems; in a box, 3 of 3 golds pass the verifier\n" in printed
+    assert "math-train.jsonl: 3 problems; the verifier accepts 3 of 3 gold answers in a box\n" in printed
     for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
         problems = data.load_problems(name, str(folder))
         assert [problem["answer"] for problem in problems] == ANSWERS[name]
     (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
     for word, message in ((f"aime24={copies}/none.jsonl", "none.jsonl cannot be read"),
-                          ("aime23", "aime23: none of"),
+                          ("aime23", "unknown data set aime23: choose from"),
                           (f"aime24={copies}/bad.jsonl", "bad.jsonl, line 2")):
         monkeypatch.setattr(sys, "argv", ["data.py", str(folder), word])
         with pytest.raises(SystemExit, match=message) as stop:
@@ -153,7 +153,7 @@ def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys
     problems = {name: [{"problem": text} for text in column] for name, column in texts.items()}
     cfg = SimpleNamespace(train_data="train", eval_data=["test", "other"])
     assert data.without_tests(cfg, problems) == problems["train"][1:]
-    assert capsys.readouterr().out == "train: 1 problems are in test too: not trained on\n"
+    assert capsys.readouterr().out == "train: 1 problems are also in test; the run does not train on them\n"
     with pytest.raises(SystemExit, match="all problems of --train-data train"):
         data.without_tests(cfg, {**problems, "other": problems["train"]})
 
@@ -199,7 +199,8 @@ PUBLISHED = {  # what the model makers' documentation shows for the question "1 
 
 
 def make_tokenizer(chat_template):
-    """A token a byte, and the special tokens whole; it puts nothing in front by itself."""
+    """Returns a tokenizer with a token for each byte and for each special token. It adds no
+    special tokens by itself."""
     special = [f"<|{name}|>" for name in (
         "begin_of_text", "im_start", "im_end", "start_header_id", "end_header_id", "eot_id")]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -221,11 +222,11 @@ def test_prompts_are_in_the_models_published_format(template, chat):
     (problem,), dropped = encode_prompts(rows, tokenizer, cfg)
     assert tokenizer.decode(problem["prompt_ids"]) == PUBLISHED[template, chat] and dropped == 0
     specials = sum(PUBLISHED[template, chat].count(token) for token in tokenizer.all_special_tokens)
-    # They are tokens of their own, and not spelt out.
+    # They are single tokens, not spelt out.
     assert (problem["prompt_ids"] >= 256).sum() == specials
 
 
-def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
+def test_puzzles_with_their_own_instructions_are_not_asked_for_a_box():
     cfg = Config()
     problems = [{"id": task, "problem": "Q", "answer": "1", "task": task}
                 for task in ("synlogic", "text")]
@@ -234,7 +235,7 @@ def test_puzzles_that_say_how_to_answer_are_not_told_to_use_a_box():
     assert [BOXED in text for text in texts] == [False, True] and "user\nQ<|im_end|>" in texts[0]
 
 
-# Mistral's tokenizers put a BOS in front of a text. Some fine-tuned ones put an EOS behind it.
+# Mistral's tokenizers put a BOS before a text. Some fine-tuned ones put an EOS after it.
 ADDED = {
     "nothing": ("$A", [], []),
     "BOS": ("{bos} $A", ["{bos}"], []),
@@ -257,7 +258,7 @@ def test_a_prompt_keeps_the_bos_and_has_no_eos_behind_it(case, problem, template
                         for token in names.values()])
     problem = problem.format(**names)
     whole = tokenizer.encode(problem)
-    assert tokenizer.decode(whole[-1:]) == names["eos"] or not behind  # it does put one there
+    assert tokenizer.decode(whole[-1:]) == names["eos"] or not behind  # the tokenizer does add an EOS
 
     cfg = Config(prompt_template=template)
     rows = [{"id": "0", "problem": problem, "answer": "2"}]
@@ -302,7 +303,7 @@ def test_a_chat_template_gets_its_arguments():
 
 # --------------------------------------------------------------------------------------- evaluation
 def plan(*flags, room=10**6):
-    """(label, n, temperature, top-p, tokens) of each benchmark that these flags ask for."""
+    """Returns (label, n, temperature, top-p, tokens) of each benchmark that the flags select."""
     _, cfg = cli.parse_config(["eval", "--eval-data", *flags], Config)
     sets = {source: ([], 0) for source in cfg.eval_data}
     benchmarks = cli.plan_benchmarks("train", cfg, sets, room)
@@ -328,7 +329,7 @@ def test_the_laptops_demonstrations_are_what_its_verifier_reads(wordy):
     for *chain, target in legal[4, 7, 20]:
         text = laptop.response(chain, wordy)
         ids = tokenizer(text, add_special_tokens=False).input_ids
-        assert 0 not in ids and tokenizer.decode(ids) == text  # 0: what the tokenizer does not know
+        assert 0 not in ids and tokenizer.decode(ids) == text  # 0 means an unknown token
         assert is_correct(text, f"{target} = 4 7 20", "countdown")
         assert not is_correct(text, f"{target} = 4 7 7", "countdown")
     draws = (([4, 7, 20], 48, "7 * 4 = 28 28 + 20 = 48".split()),

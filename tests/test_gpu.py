@@ -1,14 +1,14 @@
-"""What only a card can show: the kernels, bfloat16, the engine's sleep, NCCL.
+"""Tests of what only a GPU can show: the kernels, bfloat16, the engine's sleep, NCCL.
 
     python -m pytest tests/test_gpu.py -m gpu -v -rs -s
 
-With -s it shows what the tests print, such as the times in j. The models are tiny and random, and
-nothing is downloaded. The letters order the tests by what they are worth on a card. Without a card,
-whatever can run in float32 on the CPU does so, because a typing error should not cost the first
-minutes on a card. The rest is skipped.
+-s shows the output of the tests, such as the times of test j. The models are tiny and random, and
+nothing is downloaded. The letters order the tests by their importance on a GPU. Without a GPU, the
+tests that can run in float32 on the CPU do so, so that a typing error does not waste the first
+minutes on a GPU. The others are skipped.
 
-vLLM can start only once in the life of a process, and its end takes the process group along. So
-each test that starts an engine calls a function `worker_NAME` in a process of its own:
+vLLM can start only once in the life of a process, and closing it destroys the process group.
+Therefore each test that starts an engine calls a function `worker_NAME` in its own process:
 
     python -m tests.test_gpu NAME FOLDER BACKEND
 """
@@ -57,7 +57,7 @@ needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 needs_two_cards = pytest.mark.skipif(
     CUDA and torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-# A start of vLLM takes a CPU 15 to 30 s: two tests try there what is peculiar to it.
+# vLLM takes 15 to 30 s to start on a CPU, so only two tests use it there.
 both_engines_anywhere = pytest.mark.parametrize(
     "backend", [pytest.param("vllm", marks=needs_vllm), "hf"])
 both_engines = pytest.mark.parametrize(
@@ -67,7 +67,7 @@ both_engines = pytest.mark.parametrize(
 # ---------------------------------------------------------------------------------- what they share
 @pytest.fixture(autouse=True)
 def memory_goes_back():
-    """The processes that tests start find the card as empty as this one can leave it."""
+    """Frees this process's GPU memory after each test, for the processes that later tests start."""
     yield
     gc.collect()
     if CUDA:
@@ -83,7 +83,7 @@ def save_model(folder, **changes):
     """Saves a random Qwen2 with its tokenizer.
 
     The weights are large enough for log-probs to differ from token to token. Two such models
-    disagree by nats, so that a wrong weight shows in the gap."""
+    differ by several nats, so a wrong weight shows in the gap."""
     torch.manual_seed(0)
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.12}
@@ -96,7 +96,7 @@ def save_model(folder, **changes):
 
 
 def config(folder, **changes):
-    """Settings of a run on the tiny model, whose engine may have a tenth of a card."""
+    """Returns settings of a run on the tiny model, whose engine may use a tenth of the GPU."""
     settings = {"model": str(folder), "rollout": "hf", "gpu_memory_utilization": 0.1,
                 "learning_rate": 0.0, "max_prompt_length": PROMPT,
                 "max_completion_length": RESPONSE, "micro_batch_tokens": 128}
@@ -104,7 +104,7 @@ def config(folder, **changes):
 
 
 def responses(lengths, seed=0):
-    """Random samples to update on, half of them right."""
+    """Returns random samples to update on, half of them correct."""
     rng = np.random.default_rng(seed)
     samples = []
     for i, length in enumerate(lengths):
@@ -117,22 +117,22 @@ def responses(lengths, seed=0):
 
 
 def start_engine(cfg, device, weights="dummy", graphs=False):
-    """The engine, to be closed by `with`. graphs: compile it, as a run does."""
+    """Returns the engine, which `with` closes. graphs: whether to compile it, as a run does."""
     with eager_vllm() if cfg.rollout == "vllm" and not graphs else nullcontext():
         return closing(simko.make_engine(cfg, [END], device, DTYPE, weights, RESPONSE))
 
 
 def sample(engine, key=(0, 0, 0), temperature=1.0, top_p=1.0, logprobs=True):
-    """Four responses to each of sixteen prompts."""
+    """Returns four responses to each of sixteen prompts."""
     prompts = list(np.random.default_rng(0).integers(2, VOCABULARY, (16, PROMPT)))
     seed_everything(*key)
     return engine.generate(prompts, 4, temperature, top_p, RESPONSE, quiet, logprobs=logprobs)
 
 
 def mean_gap(samples, logp):
-    """Mean |log-prob by the trainer - log-prob by the engine| over all tokens.
+    """Returns the mean |log-prob by the trainer - log-prob by the engine| over all tokens.
 
-    logp: the name of the trainer's in a sample."""
+    logp: the attribute of a sample that contains the trainer's log-probs."""
     gaps = [np.abs(getattr(s, logp).cpu().numpy() - s.engine_logp) for s in samples]
     return float(np.concatenate(gaps).mean())
 
@@ -143,7 +143,7 @@ def gap_to_the_policy(trainer, samples):
 
 
 def free_memory():
-    """GiB that the card has free, whoever takes the rest."""
+    """Returns the GiB that are free on the GPU, whichever process uses the rest."""
     synchronize()
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0] / GIB
@@ -155,8 +155,8 @@ def synchronize():
 
 
 def run_worker(name, *arguments, ranks=1, environment=None, check=True):
-    """Runs `worker_NAME` of this file in a process of its own, or on several ranks. Shows what it
-    prints, and returns (status, output)."""
+    """Runs `worker_NAME` of this file in its own process, or on several ranks. Shows its output
+    and returns (status, output)."""
     start = workers.two_ranks if ranks == 2 else workers.python
     environment = workers.ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | (environment or {})
     with subprocess.Popen(
@@ -181,8 +181,8 @@ def run_worker(name, *arguments, ranks=1, environment=None, check=True):
 
 @contextmanager
 def engine_and_trainer(folder, backend, graphs=False, **changes):
-    """Yields the card's free memory (GiB before the engine, GiB while it sleeps; 0 on a CPU), the
-    engine, still asleep, and the policy."""
+    """Yields the GPU's free memory (GiB before the engine starts, GiB while it sleeps; 0 on a
+    CPU), the engine, which is still asleep, and the policy."""
     cfg = config(folder, rollout=backend, **changes)
     with process_group() as device:
         before = free_memory() if CUDA else 0
@@ -210,7 +210,7 @@ def worker_sleep_and_sync(folder, backend):
         print(f"gap {gap:.2g}")
         assert gap < GAP
 
-        # A gap that a wrong weight would not widen would show nothing.
+        # The gap is meaningful only if a wrong weight would widen it.
         with torch.no_grad():
             for parameter in trainer.policy.parameters():
                 parameter.mul_(1.5)
@@ -218,7 +218,7 @@ def worker_sleep_and_sync(folder, backend):
 
 
 def runner_and_scheduling(engine):
-    """One line: which of vLLM's model runners this is, and whether it schedules asynchronously."""
+    """Returns a line that names vLLM's model runner and whether it schedules asynchronously."""
     runner, = engine.llm.collective_rpc(lambda worker: type(worker.model_runner))
     scheduling = engine.llm.llm_engine.vllm_config.scheduler_config
     return (f"runner {runner.__module__}.{runner.__name__}, async scheduling "
@@ -231,7 +231,8 @@ def test_b_engine_follows_the_policy_through_updates(base, backend):
 
 
 def worker_three_rounds(folder, backend):
-    """The KL penalty makes the trainer keep the starting model. It is too weak to change more."""
+    """Because of the KL penalty, the trainer keeps the starting model. The penalty is too weak to
+    have another effect."""
     to_start, free = [], []
     with engine_and_trainer(folder, backend, learning_rate=3e-3, beta=1e-9) as (_, engine, trainer):
         engine.load_weights(trainer.named_weights())
@@ -251,7 +252,7 @@ def worker_three_rounds(folder, backend):
             trainer.optimizer.zero_grad()
             engine.load_weights(trainer.named_weights())
     assert to_start[0] < GAP < 3 * GAP < to_start[1] < to_start[2]
-    # The first update makes what then stays: kernels, NCCL's buffers, the optimizer's state.
+    # The first update allocates what then remains: kernels, NCCL's buffers, the optimizer's state.
     assert max(free[1:]) - min(free[1:]) < 100 / 1024
 
 
@@ -280,8 +281,8 @@ def worker_evaluation_sampling(folder, backend):
 
 @torch.no_grad()
 def tokens_outside_the_nucleus(model, response, temperature, top_p):
-    """How many tokens top-p sampling should have left out, since those that are more probable have
-    `top_p` of the mass already."""
+    """Returns how many tokens top-p sampling should have excluded, because more probable tokens
+    already have a total probability of `top_p`."""
     prompt = len(response.prompt_ids)
     ids = np.concatenate([response.prompt_ids, response.response_ids])
     ids = torch.from_numpy(ids).to(model.device)
@@ -342,7 +343,7 @@ def test_e_token_statistics_are_those_of_their_own_logits():
     grad_states = torch.zeros_like(states, dtype=torch.float32)
     grad_weight = torch.zeros_like(weight, dtype=torch.float32)
     worst = 0.0
-    # All at once the plain way takes more memory than some cards have.
+    # All tokens at once would take more memory than some GPUs have.
     for rows in torch.arange(tokens).split(512):
         z = (states[rows] @ weight.T).detach().float().requires_grad_()
         plain = z.log_softmax(-1)
@@ -371,12 +372,13 @@ def start_of_peak():
 
 
 def peak_since(before):
-    """GiB that PyTorch held at most since `start_of_peak`, above what it held then; 0 on a CPU."""
+    """Returns PyTorch's peak memory since `start_of_peak` in GiB, minus the memory then; 0 on a
+    CPU."""
     return (torch.cuda.max_memory_allocated() - before) / GIB if CUDA else 0
 
 
 def test_f_update_has_float32_gradients_whatever_it_computes_in(base, group, monkeypatch):
-    """The CPU computes in bfloat16, too. A rank with fewer tokens than others runs an empty
+    """The CPU also computes in bfloat16 here. A rank with fewer tokens than others runs an empty
     micro-batch."""
     passes = simko.Trainer.passes
     monkeypatch.setattr(
@@ -408,8 +410,8 @@ def test_g_memory_in_the_log_is_that_of_the_device(base, backend):
 
 
 def worker_logged_memory(folder, backend):
-    """1 GiB is taken and given back between two looks at the log's figure. The engine's pool must
-    not count while it sleeps."""
+    """Allocates and frees 1 GiB between two readings of the log's memory. The engine's memory must
+    not count while the engine sleeps."""
     with engine_and_trainer(folder, backend) as (_, engine, trainer):
         clock = Clock(trainer.device)
         before = clock.used_memory() / GIB
@@ -419,11 +421,11 @@ def worker_logged_memory(folder, backend):
         logged = clock.used_memory() / GIB
     print(f"logged {before:.2f} GiB before, {logged:.2f} after; the device had {used:.2f} in use")
     assert logged - before > 0.5
-    assert abs(logged - used) < 1  # a context of CUDA's takes half a GiB
+    assert abs(logged - used) < 1  # a CUDA context takes half a GiB
 
 
 def device_memory():
-    """GiB in use on the card, or by this process on a CPU."""
+    """Returns the GiB in use on the GPU, or by this process on a CPU."""
     if CUDA:
         free, total = torch.cuda.mem_get_info()
         return (total - free) / GIB
@@ -495,7 +497,7 @@ def worker_seeds(folder, backend):
     with process_group() as device, start_engine(cfg, device, "auto") as engine:
         first, again, other = ([s.response_ids[0] for s in sample(engine, key)]
                                for key in ((0, 3, 0), (0, 3, 0), (0, 3, 1)))
-    # On a card later tokens may differ, where sums depend on what else is in a batch.
+    # On a GPU later tokens may differ, because sums depend on the rest of the batch.
     assert first == again
     assert first != other
 
@@ -503,7 +505,7 @@ def worker_seeds(folder, backend):
 @needs_cuda
 @needs_vllm
 def test_j_times_of_sleep_wake_and_reload(tmp_path):
-    """A 0.5B shape, since a tiny one's times say nothing."""
+    """The model has the shape of a 0.5B model, because times of a tiny one are meaningless."""
     folder = save_model(
         tmp_path / "half", hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
         num_attention_heads=14, initializer_range=0.02)
@@ -581,7 +583,7 @@ def worker_loss(folder, output):
 
 @needs_two_cards
 def test_l_rank_that_raises_ends_all(base, tmp_path):
-    """torchrun returns once every rank has gone: it must within 60 seconds of the error."""
+    """torchrun returns when all ranks have ended, which must be within 60 seconds of the error."""
     problems = [{"problem": f"{i} {i + 1}", "answer": f"{i}"} for i in range(2, 10)]
     write_rows(tmp_path / "train.jsonl", problems)
     status, output = run_worker("raising_rank", base, tmp_path, ranks=2, check=False)
@@ -593,9 +595,9 @@ def test_l_rank_that_raises_ends_all(base, tmp_path):
 
 
 def worker_raising_rank(folder, output):
-    """A run of two ranks, of which the second fails in its third micro-batch."""
+    """Runs two ranks, of which the second fails in its third micro-batch."""
     output, calls = Path(output), Counter()
-    clipped_loss = simko.clipped_loss  # the trainer calls it once a micro-batch
+    clipped_loss = simko.clipped_loss  # the trainer calls it once per micro-batch
 
     def fails_at_the_third(*arguments):
         calls["clipped_loss"] += 1

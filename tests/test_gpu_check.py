@@ -1,5 +1,5 @@
-"""tools/gpu_check.py runs its parts one by one, each within its limit, and its report has what
-they printed."""
+"""Tests of tools/gpu_check.py: it runs its parts one by one, each within its time limit, and the
+report contains their output."""
 import fcntl
 import json
 import re
@@ -35,7 +35,7 @@ print("seen")
     assert "first\nseen\n````\nok, " in path.read_text()
 
 
-def test_a_part_that_fails_or_hangs_costs_the_next_nothing(tmp_path, capsys):
+def test_a_part_that_fails_or_hangs_does_not_affect_the_next(tmp_path, capsys):
     parts = [Part("fails", "it raises", 60, python("raise SystemExit(3)")),
              Part("hangs", "it does not end", 5, python(
                  "print('begun', flush=True); import time; time.sleep(600)")),
@@ -51,7 +51,7 @@ def test_a_part_that_fails_or_hangs_costs_the_next_nothing(tmp_path, capsys):
 
 
 def test_processes_that_a_part_started_end_with_it(tmp_path):
-    """The inner process holds a lock: whoever gets it knows that the process has gone."""
+    """The inner process holds a lock. If the lock is free, the process has ended."""
     held = tmp_path / "held"
     inner = (f"import fcntl, time; file = open({str(held)!r}, 'w'); "
              "fcntl.flock(file, fcntl.LOCK_EX); "
@@ -60,10 +60,10 @@ def test_processes_that_a_part_started_end_with_it(tmp_path):
     outcome = run_part(Part("x", "", 60, python(program)), Report(tmp_path / "report.md"), 5)
     assert (outcome.status, outcome.last) == ("cut off after 5 s", "locked")
     with held.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError where it is still held
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError if it is still held
 
 
-def test_what_there_is_no_time_for_is_not_started(tmp_path):
+def test_parts_are_not_started_when_the_time_is_up(tmp_path):
     part = Part("x", "a part", 60, python("print('it ran')"))
     outcome, = run_all([part], Report(tmp_path / "report.md"), minutes=0.01)
     assert outcome.status == "not started: no time left"
@@ -94,11 +94,11 @@ def test_the_training_part_has_settings_of_simko(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--minutes", "0"], "--minutes 0.0: there is no time for anything"),
-    (["--model", "nowhere"], "--model nowhere: no model there"),
+    (["--minutes", "0"], "--minutes 0.0: must be above 0"),
+    (["--model", "nowhere"], "--model nowhere: not a model"),
     (["--only", "train"], "--only train needs --model"),
     (["--only", "z"], "invalid choice: 'z'")])
-def test_what_cannot_be_done_is_said_before_anything_runs(
+def test_impossible_options_are_refused_before_anything_runs(
         arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:

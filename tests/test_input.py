@@ -1,5 +1,5 @@
-"""Bad input gets one line that names the file, row or flag. Nothing that came from a checkpoint,
-a data set or a model is run, and none of it steers the terminal.
+"""Tests that bad input gets a one-line message which names the file, row or flag. Nothing from a
+checkpoint, a data set or a model is ever executed or sent to the terminal as control characters.
 
     python -m pytest tests/test_input.py
 """
@@ -42,15 +42,15 @@ from tools import data, laptop, plots, study, tables
 
 VOCABULARY = 128  # of the model; its tokenizer has 94 tokens and those named here
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
-BEYOND_ASCII = "\u202e\u2028\ud800"  # turns the line round, ends it, is no character
+BEYOND_ASCII = "\u202e\u2028\ud800"  # reverses the line, ends it, is not a character
 SECRET_NAMES = "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"
 SECRETS = {name: f"secret-{i}-of-this-test" for i, name in enumerate(SECRET_NAMES)}
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A folder as tools/laptop.py makes it. The model has random weights and a vocabulary padded
-    beyond the tokenizer's, and the tokenizer has tokens that a terminal would obey."""
+    """Returns a folder like those of tools/laptop.py. The model has random weights and a
+    vocabulary padded beyond the tokenizer's. Some tokens contain terminal commands."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(
@@ -69,14 +69,14 @@ def tiny(tmp_path_factory):
 
 
 def edit(name, **changes):
-    """What changes these fields of a JSON file of a folder."""
+    """Returns a function of a folder that changes these fields of a JSON file in it."""
     def change(folder):
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
     return change
 
 
 def cut(name, size, text=None):
-    """What leaves only the first bytes of a file of a folder, or other text."""
+    """Returns a function of a folder that truncates a file in it, or replaces its content."""
     def change(folder):
         (folder / name).write_bytes(text or (folder / name).read_bytes()[:size])
     return change
@@ -97,8 +97,8 @@ def lose_a_tensor(folder):
 
 
 def refused(stop, capsys=None):
-    """The line that a SystemExit says, if need be on stderr. Fails unless it is one line,
-    printable, with a status that is not 0."""
+    """Returns the message of a SystemExit, from its code or from stderr. Fails unless the message
+    is one printable line and the status is not 0."""
     assert stop.code not in (0, None)
     line = stop.code if isinstance(stop.code, str) else capsys.readouterr().err.removesuffix("\n")
     assert line.isprintable() and line and "Traceback" not in line
@@ -107,7 +107,7 @@ def refused(stop, capsys=None):
 
 # ------------------------------------------------------------------------------------- command line
 def fields_of(command):
-    """The settings that a command has."""
+    """Returns the settings of a command."""
     groups = [Config] if command == "train" else [EvalConfig, RunConfig, cli.SystemConfig]
     return [field for group in groups for field in dataclasses.fields(group)]
 
@@ -124,7 +124,7 @@ def test_help_names_each_flag_once_and_with_dashes(capsys):
         switches = {"--no-gradient-checkpointing", "--no-resume"} & set(names)
         assert set(names) - switches == {cli.flag(field.name) for field in fields_of(command)}
     _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
-    assert cfg.max_prompt_length == 7  # with _ all the same
+    assert cfg.max_prompt_length == 7  # _ is accepted for -
 
 
 PROGRAMS = sorted(path.stem for path in (workers.ROOT / "tools").glob("*.py")
@@ -165,7 +165,7 @@ def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, cap
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Nothing asks a hub; a name that is no file is unknown there."""
+    """Keeps the hub from being asked: a name that is not a file counts as unknown there."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for name in ("load_dataset", "get_dataset_config_names"):
         unknown = mock.Mock(side_effect=ValueError("no such set"))
@@ -183,7 +183,7 @@ NUMBERS = {int: (st.integers(-1, 70) | st.integers()).map(str),
 
 
 def values(field):
-    """What --FIELD may be given: mostly of its type, else anything."""
+    """Returns a strategy for the value of --FIELD, which mostly has the right type."""
     kinds = typing.get_args(field.type) or (field.type,)
     if isinstance(kinds[0], str):
         return st.sampled_from(kinds)
@@ -192,8 +192,8 @@ def values(field):
 
 @st.composite
 def command_lines(draw):
-    """train, eval or nothing, and flags. A few of them are cut short, misspelt, given twice, or
-    have values that do not fit."""
+    """Draws train, eval or nothing, and flags. A few flags are truncated, misspelt, given twice,
+    or have invalid values."""
     command, words = draw(st.sampled_from(["train", "train", "eval", None])), []
     fields = st.sampled_from(fields_of(command or "train"))
     for field in draw(st.lists(fields, min_size=1, max_size=4)):
@@ -207,7 +207,8 @@ def command_lines(draw):
 
 
 def outcome(call, capsys):
-    """What `call` gives, or None if it stopped with one line; any other exception is a failure."""
+    """Returns the result of `call`, or None if it stopped with a one-line message. Any other
+    exception is a failure."""
     capsys.readouterr()
     try:
         return call()
@@ -260,7 +261,7 @@ CONTENTS = st.tuples(MARKS, LINES, ENDS, st.integers(0, 300)).map(  # a few are 
 
 
 def readers(path):
-    """All that reads a file from elsewhere, or one that may have been changed."""
+    """Returns all functions that read a file which may come from elsewhere or have been edited."""
     yield lambda: load_problems(str(path))
     yield lambda: data.read_copy(path, "math500")
     yield lambda: data.read_copy(path, "synlogic")
@@ -307,7 +308,7 @@ def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny
             ({"answer": f"{'9' * 10**6}"}, "line 2: the answer has 1000000 characters"),
             ({"answer": "1", "task": f"{ESCAPE}{'x' * 10**6}"}, "line 2: the task "),
             ({"problem": None, ESCAPE * 9999: 1}, "line 2: 'problem' must be a text"),
-            ({"problem": "1"}, "line 2: the id 'x' stands in an earlier row")):
+            ({"problem": "1"}, "line 2: an earlier row has the same id, 'x'")):
         path.write_text(f"{json.dumps(named)}\n{json.dumps(named | changes)}")
         with pytest.raises(SystemExit, match=f"{path}, {message}") as stop:
             load_problems(str(path))
@@ -355,7 +356,7 @@ def pickled(folder):
 
 
 def add_code(folder):
-    """A module that makes a file beside the folder when it is imported."""
+    """Adds a module to the folder that creates a file next to the folder when it is imported."""
     trap = f"open({str(folder.parent / 'trap')!r}, 'w')\nclass C: pass\nT = M = C\n"
     (folder / "trap.py").write_text(trap)
 
@@ -368,7 +369,7 @@ def larger_tokenizer(folder):
 
 CODE = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
 chat = partial(edit, "tokenizer_config.json")
-UNFIT = {  # what is done to the model's folder: (change, --prompt-template, what the line says)
+UNFIT = {  # case: (change to the model's folder, --prompt-template, what the message says)
     "no weights": (remove("model.safetensors"), "raw", "no weights in .safetensors"),
     "pickled weights": (
         pickled, "raw",
@@ -477,13 +478,14 @@ def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
 
 
 def nested(folder):
-    """Gives it the config of a model for text and images, whose text part has the ends."""
+    """Gives the folder the config of a model for text and images, whose text part names the
+    end-of-text tokens."""
     text = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1,
             "eos_token_id": [6, 8]}
     Gemma3Config(text_config=text).save_pretrained(folder)
 
 
-ENDS = {  # what is done to the model's folder, whose tokenizer ends at 2: (change, ids)
+ENDS = {  # case: (change to the model's folder, whose tokenizer ends at 2, resulting ids)
     "generation_config.json": (edit("generation_config.json", eos_token_id=[2, 7]), [2, 7]),
     "config.json": (edit("config.json", eos_token_id=5), [2, 5]),
     "a list": (edit("config.json", eos_token_id=[5, 9]), [2, 5, 9]),
@@ -528,7 +530,7 @@ def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tm
     for sample in samples:
         places = [i for i, token in enumerate(sample.response_ids) if token in ends]
         assert places == ([] if sample.truncated else [len(sample.response_ids) - 1])
-    # Token 2 alone would end some responses too, but not at so many ids.
+    # Token 2 alone would also end some responses, but not with so many different ids.
     assert len({int(s.response_ids[-1]) for s in samples if not s.truncated}) > 8
     exported = GenerationConfig.from_pretrained(tmp_path / "run" / "hf")
     assert exported.eos_token_id == ends
@@ -572,7 +574,8 @@ def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command):
 # -------------------------------------------------------------------------------------- run folders
 @pytest.fixture(scope="session")
 def run(tiny, tmp_path_factory):
-    """(folder, stdout and stderr) of a step and its evaluation, with secrets in the environment."""
+    """Returns (folder, stdout and stderr) of a step and its evaluation. The environment contains
+    secrets."""
     folder = tmp_path_factory.mktemp("run") / "run"
     command = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 1)
     return folder, workers.run(workers.python("simko.py", *command), **SECRETS)
@@ -587,7 +590,7 @@ def test_ids_beyond_the_tokenizer_are_sampled_without_harm(tiny, run):
     assert len(rows) == 160 and any(ESCAPE in row["response"] for row in rows)
     texts = [row["response"].replace(ESCAPE, "").split() for row in rows]
     short = sum(row["tokens"] > len(text) + 1 for row, text in zip(rows, texts))
-    # A fifth of the vocabulary is beyond the tokenizer, and nearly every response had some of it.
+    # A fifth of the vocabulary is beyond the tokenizer, and most responses contain some of it.
     assert short > 80
     assert 0 < metrics(run[0])[0]["entropy"] and metrics(run[0])[0]["logp_gap"] < 1e-5
 
@@ -631,7 +634,7 @@ def test_what_a_model_or_file_says_does_not_steer_the_terminal(run, tmp_path, ca
 
 
 class Trap:
-    """Pickled, it makes a file when it is loaded."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -641,7 +644,7 @@ class Trap:
 
 
 class Attribute:
-    """Pickled, it is a getattr, as members of enumerations are on Python 3.11.2."""
+    """Is pickled as a getattr, like members of enumerations in Python 3.11.2."""
 
     def __init__(self, *arguments):
         self.arguments = arguments
@@ -673,7 +676,7 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
         with contextlib.nullcontext() if allowed else ends:
             cli.check_checkpoints(folder)
     path.write_bytes(b"\x80\x04damaged")
-    # As far as this can be read it calls nothing. That it is no checkpoint, loading it will say.
+    # The readable part calls nothing. Loading will fail, because this is not a checkpoint.
     cli.check_checkpoints(folder)
     shards = folder / "checkpoints" / "step_000001" / "__0_0.distcp"
     index, place = next(
@@ -683,14 +686,14 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
         place, offset=shards.stat().st_size, length=len(code.getvalue()))
     with shards.open("ab") as file:
         file.write(code.getvalue())
-    # It names nothing unusual. The code lies where the learning rate is read from.
+    # The pickle names nothing unusual. The code is in the value of the learning rate.
     path.write_bytes(pickle.dumps(whole))
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(BaseException, match="Weights only load failed"):
         main(resume)
     assert not trap.exists() and before == (folder / "metrics.jsonl").read_bytes()
     torch.load(io.BytesIO(code.getvalue()), weights_only=False)
-    assert trap.exists()  # so it would have run
+    assert trap.exists()  # so the code would have run
 
 
 def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_path):
@@ -717,7 +720,7 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
         assert refused(stop.value) and path.read_bytes() == content
         shutil.rmtree(tmp_path / "run")
     shutil.copytree(run[0], tmp_path / "run")
-    # Without it, another method's run could go on from these checkpoints.
+    # Without it, a run of another method could resume from these checkpoints.
     (tmp_path / "run/config.json").unlink()
     with pytest.raises(SystemExit, match="run holds checkpoints but no config.json") as stop:
         cli.prepare(resume, Config)
@@ -732,7 +735,7 @@ def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
            "entropy_histogram": [0.5, math.nan]}
     Log(tmp_path, 1, Config())(row | odd)
     cli.check_log(path)
-    Log(tmp_path, 2, Config())  # as a run that goes on begins
+    Log(tmp_path, 2, Config())  # as when a run resumes
 
     def no_number(name):
         pytest.fail(f"{name} is no JSON")
@@ -768,7 +771,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    # A name that is a pattern, too.
+    # The name is also a pattern.
     (tmp_path / "te[s]t.jsonl").write_text((tiny / "test.jsonl").read_text())
     pattern = folder / "eval_000001" / "te[s]t.jsonl"
     shutil.copy(folder / "eval_000001" / "test.jsonl", pattern)
@@ -817,7 +820,7 @@ def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignore
     with pytest.raises(SystemExit, match="--chat-template-kwargs was {'thinking': True}, is {}"):
         main(arguments)
 
-    # A run of the time before this setting goes on.
+    # A run from before this setting existed resumes.
     before = settings | {"chat_template_kwargs": {}}
     assert cli.differences(settings, before)
     del settings["chat_template_kwargs"]

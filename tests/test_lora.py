@@ -1,5 +1,5 @@
-"""LoRA: the adapters' gradients are those of a plain PEFT model, and what reaches the engine, the
-checkpoint and the export is the policy with its adapters. test_engines.py tries both engines."""
+"""Tests of LoRA. The adapters' gradients equal those of a plain PEFT model, and the engine, the
+checkpoint and the export get the policy with its adapters. test_engines.py tries both engines."""
 import json
 from unittest import mock
 
@@ -26,12 +26,12 @@ def lora_config(folder, **changes):
 
 
 def adapters(tensors):
-    """Those of {name: tensor} that belong to adapters, by the name that PEFT gives them."""
+    """Returns the adapters among {name: tensor}, with the names that PEFT gives them."""
     return {f"base_model.model.{name}": x for name, x in tensors.items() if ".lora_" in name}
 
 
 def peft_model(folder, start, *seeds):
-    """PEFT's own model in float64, whose adapters are `start`, moved by `seeds`."""
+    """Returns PEFT's own model in float64, with the adapters `start`, moved by `seeds`."""
     model = get_peft_model(plain_model(folder), LoraConfig(
         r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
     for name, x in start.items():
@@ -42,8 +42,8 @@ def peft_model(folder, start, *seeds):
 
 
 def update(folder, dtype=torch.float64, **changes):
-    """Policy 1 computes the old log-probs, and policy 2 is updated. On two ranks each has its
-    share of the samples. Returns what was seen, and keeps the trainer out of it."""
+    """Computes the old log-probs with policy 1 and updates policy 2. On two ranks, each has its
+    share of the samples. Returns what the tests compare, which can be pickled."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     cfg = lora_config(folder, **changes)
     trainer = simko.Trainer(cfg, CPU, dtype)
@@ -71,7 +71,7 @@ def test_adapters_have_the_gradient_of_a_plain_peft_model(base, group, changes):
     branches = naive_backward(lora_config(base, **changes), plain_model(base), old, policy)
     want = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad}
     assert distance(seen["gradient"], want) < 1e-6
-    # Two matrices beside each of seven linear layers, in two layers, and nothing else learns.
+    # Two blocks have seven linear layers each, with two matrices. Nothing else is trained.
     assert len(want) == seen["all"] == 2 * 7 * 2
     assert len(branches) == 5 and min(branches.values()) >= 3
 
@@ -85,7 +85,7 @@ def test_two_processes_have_the_gradient_of_one(base, two_ranks, group):
 
 
 def test_the_merged_weights_are_the_policy(base, group):
-    """They have the names, and the log-probs, of a model that was never adapted."""
+    """They have the names and the log-probs of a model without adapters."""
     trainer = simko.Trainer(lora_config(base), CPU, torch.float64)
     move(trainer.policy, 1)
     samples = load_samples(base)
@@ -119,7 +119,7 @@ def test_frozen_weights_are_in_the_dtype_of_the_computation_and_have_no_optimize
         moved = not torch.equal(parameter.full_tensor(), before[name])
         assert moved == ("lora_B" in name), name
     for name, buffer in trainer.policy.named_buffers():
-        assert buffer.dtype == torch.float32, name  # such as the frequencies of positions
+        assert buffer.dtype == torch.float32, name  # such as the frequencies of rotary positions
 
 
 # ----------------------------------------------------------------------------------- whole runs
@@ -128,7 +128,7 @@ LORA = ["--lora-rank", "2", "--lora-alpha", "8"]
 
 @pytest.fixture(scope="module")
 def runs(taught, tmp_path_factory):
-    """Three steps straight through, and three with a stop after the second."""
+    """Returns the folders of a run of three steps and of one that stopped after the second."""
     folder = tmp_path_factory.mktemp("lora")
     straight, stopped = folder / "straight", folder / "stopped"
     options = [*LORA, "--save-steps", 1, "--learning-rate", 1e-2, "--beta", 0.01]
@@ -192,13 +192,6 @@ def test_what_cannot_be_is_refused(flags, words, capsys):
         cli.parse_config(["train", *flags], simko.Config)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1
-
-
-def test_without_peft_a_lora_run_is_refused(capsys):
-    with (mock.patch.object(cli.importlib.util, "find_spec", return_value=None),
-          pytest.raises(SystemExit)):
-        cli.parse_config(["train", "--lora-rank", "4"], simko.Config)
-    assert "needs the package peft" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags, words", [

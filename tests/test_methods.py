@@ -1,7 +1,7 @@
 """Tests of the methods that SimKO is compared with, and of dynamic sampling.
 
-Every formula stands here a second time, a response and a token at a time. Values and gradients are
-compared, then updates, two processes and whole runs.
+These tests implement every formula again, for one response and one token at a time. They compare
+values and gradients, then updates, updates on two ranks, and complete runs.
 """
 import itertools
 import math
@@ -29,14 +29,14 @@ from tests.conftest import (
     plain_logits, plain_model, quiet, randn, seeds, short_recipe)
 
 METHODS = tuple(baselines.METHODS)
-# Those whose loss of a token is not GRPO's.
+# The methods with their own loss of a token.
 LOSSES = "simko", *(name for name, method in baselines.METHODS.items() if method.token_loss)
 
 
 # ------------------------------------------------------------------------------------ advantages
 def naive_advantage(method, rewards, i, k):
-    """The advantage of response i among its group's rewards, which are 0 or 1. None: the response
-    is left out. k: of pass-at-k."""
+    """Returns the advantage of response i among its group's rewards, which are 0 or 1, or None if
+    the method drops the response. k: the size of the sets of pass-at-k."""
     N, right = len(rewards), rewards[i] == 1
     if method == "psr":
         return 1 if right else None
@@ -56,7 +56,7 @@ def naive_advantage(method, rewards, i, k):
 
 
 def real_advantage(method, rewards, N, k=4):
-    """The advantages (N,) as `train_step` asks for them."""
+    """Returns the advantages (N,) as `train_step` computes them."""
     if method == "pass-at-k":
         return baselines.pass_at_k_advantage(rewards, N, k)
     function = baselines.METHODS[method].advantage or simko.group_advantage
@@ -69,13 +69,13 @@ def test_advantages(method, N, k, groups, seed):
     k = min(k, N)
     rows = [[int(x > (seed + i) % 3 - 1) for x in randn(N, seed=seed + i)]
             for i in range(groups)]
-    # Every edge: none is wrong, or 1, or N - 1, or N are.
+    # These are all edge cases: 0, 1, N - 1 and N responses are wrong.
     rows += [[0] * N, [1] * N, [1] + [0] * (N - 1), [0] + [1] * (N - 1)]
     got = real_advantage(method, torch.tensor(sum(rows, [])).float(), N, k).double()
     want = [naive_advantage(method, row, i, k) for row in rows for i in range(N)]
     near(got, torch.tensor([A or 0.0 for A in want], dtype=torch.float64), 1e-5)
     if method in ("psr", "nsr"):
-        # 0 is what marks a response as left out.
+        # 0 marks a response that is dropped.
         assert baselines.METHODS[method].drops_zero_advantage
         assert [A is None for A in want] == (got == 0).tolist()
 
@@ -91,7 +91,7 @@ def test_pass_at_k_advantages_worked_out_by_hand(N, M, k, positive, negative):
 
 @given(seed=seeds)
 def test_pass_at_1_advantages_are_grpos(seed):
-    """They are but for the estimate of the deviation, which has N and not N - 1 under the root."""
+    """They are equal except that the standard deviation divides by N instead of N - 1."""
     rewards = (randn(24, seed=seed) > 0.3).float()
     grpo = simko.group_advantage(rewards, 8)
     near(baselines.pass_at_k_advantage(rewards, 8, k=1), grpo * math.sqrt(8 / 7), 1e-4)
@@ -99,10 +99,10 @@ def test_pass_at_1_advantages_are_grpos(seed):
 
 # ---------------------------------------------------------------------------------------- losses
 def naive_loss(method, z, z_old, y, A, gate, cfg):
-    """(the loss of one token, whether the clip took its gradient).
+    """Returns (the loss of one token, whether the clip removed its gradient).
 
-    z, z_old: (V,) logits at the sampling temperature. gate: the threshold's verdict. Numbers that
-    are a method's own are written out."""
+    z, z_old: (V,) logits at the sampling temperature. gate: whether the token's entropy is above
+    the threshold. The methods' constants are written as numbers."""
     pi, old = z.log_softmax(0).exp(), z_old.log_softmax(0).exp()
     gamma, H = pi[y] / old[y], -sum(p * math.log(p) for p in pi.tolist() if p)
     if method == "simko":
@@ -122,9 +122,9 @@ def naive_loss(method, z, z_old, y, A, gate, cfg):
 
 
 def real_losses(method, z, z_old, y, A, gate, cfg, entropy=None):
-    """(losses, clipped) of N tokens, composed as in `Trainer.update`.
+    """Returns (losses, clipped) of N tokens, composed as in `Trainer.update`.
 
-    The entropy may be differentiated here, so that a loss that drives it would show."""
+    The entropy is differentiable here, so that a loss with a gradient through it would fail."""
     log_pi, old_log_pi = z.log_softmax(-1), z_old.log_softmax(-1)
     logp, old_logp = (x.gather(1, y[:, None])[:, 0] for x in (log_pi, old_log_pi))
     gamma = (logp - old_logp).exp()
@@ -143,7 +143,7 @@ def real_losses(method, z, z_old, y, A, gate, cfg, entropy=None):
 
 
 def batch_of_tokens(seed, moved, V=7, N=24):
-    """(z, z_old, y, A, gate) of N tokens. Half of them are rank-1, some have A = 0."""
+    """Returns (z, z_old, y, A, gate) of N tokens. Half of them are rank-1, and some have A = 0."""
     z = randn(N, V, seed=seed).requires_grad_()
     z_old = randn(N, V, seed=seed) + moved * randn(N, V, seed=seed + 1)
     any_token = randn(N, V, seed=seed + 3).argmax(-1)
@@ -173,9 +173,9 @@ def test_each_loss_reduces_to_grpos(method, seed):
     entropy = None
     if method == "simko":
         cfg = simko.Config(alpha=0.0, lambda_top1=1.0)
-    if method == "forking":  # the loss is on all tokens
+    if method == "forking":  # all tokens have a loss
         gate = torch.ones_like(gate)
-    if method == "entropy-adv":  # nowhere is there a choice
+    if method == "entropy-adv":  # without entropy there is no bonus
         entropy = torch.zeros(len(y))
     if method == "kl-cov":  # no token is penalised, and GRPO does not clip
         gate = torch.zeros_like(gate)
@@ -199,8 +199,8 @@ def test_a_response_without_an_advantage_has_a_gradient_where_there_is_a_kl(meth
 
 # --------------------------------------------------------------------------------------- updates
 def case(folder, method, **changes):
-    """Settings so strong that everything shows, and samples whose rewards go with the signs of
-    their advantages."""
+    """Returns settings so strong that each part of the loss has an effect, and samples whose
+    rewards match the signs of their advantages."""
     cfg, samples = config(folder, method=method, **changes), load_samples(folder)
     for s in samples:
         s.reward = float(s.advantage > 0)
@@ -212,8 +212,8 @@ def case(folder, method, **changes):
 
 @cache
 def naive_gradient(folder, method, loss_type):
-    """(gradient, {what the log's sums should be}), where pi_old is one move from the checkpoint
-    and pi_theta two."""
+    """Returns (gradient, {name: expected sum for the log}), where pi_old is the checkpoint moved
+    once and pi_theta the checkpoint moved twice."""
     cfg, samples = case(folder, method)
     old, policy = plain_model(folder, 1), plain_model(folder, 1, 2)
     rewards = [int(s.reward) for s in samples]
@@ -249,13 +249,13 @@ def naive_gradient(folder, method, loss_type):
 
 
 def real_gradient(cfg, samples):
-    """(gradient, the log's sums) of `Trainer.update`, prepared as `train_step` does.
+    """Returns (gradient, sums for the log) of `Trainer.update`, called as in `train_step`.
 
-    kl-cov penalises a tenth of the tokens here, since 0.2 % of these few would be one."""
+    kl-cov penalises a tenth of the tokens here, because 0.2 % of so few would be one token."""
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
     entropies, _ = trainer.compute_old_logp(samples, quiet)
-    tau = baselines.batch_threshold(entropies, baselines.METHODS[cfg.method], cfg)
+    tau = simko.batch_threshold(entropies, baselines.METHODS[cfg.method], cfg)
     if cfg.method == "kl-cov":
         baselines.choose_by_covariance(samples, share=0.1)
     move(trainer.policy, 2)
@@ -279,8 +279,8 @@ def test_an_update_has_the_formulas_gradient_however_it_is_split(base, group, me
 
 
 def gradients(folder):
-    """What `real_gradient` gives on this rank of two, by (method, share): of the methods that need
-    to know of all ranks' tokens, evenly dealt and with one rank idle."""
+    """Returns {(method, share): result of `real_gradient`} on this rank of two, for the methods
+    that depend on the tokens of all ranks. The samples are dealt evenly, or one rank is idle."""
     rank, results = torch.distributed.get_rank(), {}
     for method, share in itertools.product(("psr", "nsr", "forking", "kl-cov"), ("dealt", "idle")):
         cfg, samples = case(folder, method)
@@ -313,14 +313,14 @@ def test_kl_cov_takes_the_share_of_tokens_with_the_largest_covariance(lengths, s
     chosen = torch.cat([s.chosen for s in samples]).numpy()
     count = max(1, math.floor(share * len(A)))
     least = np.sort(covariance)[-count]
-    assert chosen.sum() >= count  # more where several share the least value
+    assert chosen.sum() >= count  # more if several tokens share the smallest value
     assert covariance[chosen].min() >= least - 1e-12
     assert not (covariance[~chosen] > least + 1e-12).any()
 
 
 @one_base
 @pytest.mark.parametrize("method", ["psr", "nsr"])
-def test_an_update_to_which_nothing_is_left_leaves_weights_and_momentum_alone(
+def test_an_update_without_samples_changes_neither_weights_nor_momentum(
         base, group, method):
     cfg, samples = case(base, method, learning_rate=1e-3, weight_decay=0.1, warmup_steps=3)
     trainer = simko.Trainer(cfg, CPU, torch.float64)
@@ -338,10 +338,10 @@ def test_an_update_to_which_nothing_is_left_leaves_weights_and_momentum_alone(
         s.advantage = 0.0
     trainer.compute_old_logp(samples, quiet)
     sums = trainer.update(samples, method, None, quiet)
-    # The engine can have the weights, though no backward pass has sharded them again.
+    # The engine can read the weights although no backward pass has resharded them.
     assert [name for name, _ in trainer.named_weights()]
     assert all(map(torch.equal, before, state())) and not sums
-    # It counts as an update all the same, as it does in a run that goes on.
+    # It still counts as an update, as it does in a resumed run.
     assert trainer.updates == 2 and trainer.optimizer.param_groups[0]["lr"] == 5e-4
 
 
@@ -351,8 +351,8 @@ def weights_of(folder):
 
 
 def train(taught, output, *flags):
-    """The rows of metrics.jsonl, and the weights, of a run by transformers' generate in this
-    process."""
+    """Runs simko.py with transformers' generate in this process. Returns the rows of metrics.jsonl
+    and the weights."""
     main(short_recipe(taught, output, "--weight-decay", 0.1, *flags))
     return metrics(output), weights_of(output / "hf")
 
@@ -387,10 +387,10 @@ def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(
     (row,), weights = train(
         taught, tmp_path, "--train-data", taught / "hopeless.jsonl", "--method", method,
         "--max-sampling-rounds", 2, "--steps", 1, "--tau-scope", "batch")
-    warning = "step 1: --max-sampling-rounds 2 found 0 of 8 groups with unequal rewards"
+    warning = "step 1: --max-sampling-rounds 2 found only 0 of 8 groups with unequal rewards"
     assert warning in capsys.readouterr().out
     unmeasured = {name for name, x in row.items() if x is None}
-    assert unmeasured == {"Lambda", "Lambda_1", "Lambda_2", "Lambda_3", "entropy"}
+    assert unmeasured == {"Lambda", "Lambda_1", "Lambda_2", "Lambda_3", "entropy", "distinct_tokens"}
     assert (row["sampling_rounds"], row["reward"], row["grad_norm"]) == (2, 0, 0)
     assert distance(weights, weights_of(taught / "base")) == 0
 
@@ -422,7 +422,7 @@ def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_
     assert again == rows and distance(same, weights) == 0
 
 
-def test_a_cap_that_is_met_is_said_and_the_step_goes_on_with_what_there_is(
+def test_a_step_that_reaches_its_sampling_limit_warns_and_trains_on_the_groups_found(
         taught, tmp_path, capsys):
     (whole,), _ = train(taught, tmp_path / "all", "--steps", 1)
     update = simko.Trainer.update
@@ -433,15 +433,15 @@ def test_a_cap_that_is_met_is_said_and_the_step_goes_on_with_what_there_is(
     trained = [s for call in updates.call_args_list for s in call.args[1]]
     assert 0 < groups < 8 and len(trained) == 8 * groups and all(s.advantage for s in trained)
     assert row["sampling_rounds"] == 1 and row["grad_norm"] > 0
-    warning = f"--max-sampling-rounds 1 found {groups} of 8 groups with unequal rewards"
+    warning = f"--max-sampling-rounds 1 found only {groups} of 8 groups with unequal rewards"
     assert warning in capsys.readouterr().out
-    # These are of all that was sampled.
+    # These metrics cover all samples.
     for name in ("reward", "response_length", "mixed_groups", "truncated"):
         assert row[name] == whole[name]
 
 
 def test_random_streams_are_functions_of_their_keys_and_of_nothing_else():
-    """Of rounds 0 and 1 of a training step, and of an evaluation."""
+    """Checks rounds 0 and 1 of a training step, and an evaluation."""
     def draw(*key):
         seed_everything(*key)
         return torch.rand(()).item(), random.random(), np.random.rand()

@@ -1,5 +1,5 @@
-"""The objective's functions in every shape and precision, and what they refuse. The equations
-themselves are in ../test_simko.py."""
+"""Tests of the objective's functions in all shapes and precisions, and of the input that they
+refuse. ../test_simko.py tests the equations themselves."""
 import math
 from fractions import Fraction
 from unittest import mock
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simko
-from runtime import baselines, chunked
 from runtime.baselines import METHODS
+from runtime import chunked
 from tests.conftest import near, randn
 
 
@@ -30,7 +30,7 @@ def test_any_float_dtype_and_any_leading_shape(dtype, shape):
         results.append([ratio, loss, *torch.autograd.grad(loss.sum(), (logp, topk))])
         assert {x.dtype for x in results[-1]} == {kind}
         assert ratio.shape == loss.shape == leading
-    # They are a few roundings apart, which in bfloat16 are of 2^-8 each.
+    # They differ by a few roundings, each up to 2^-8 in bfloat16.
     tolerance = {8: 1e-15, 4: 1e-6, 2: 0.02}[dtype.itemsize]
     for got, want in zip(*results):
         near(got.double().flatten(), want.flatten(), tolerance)
@@ -75,8 +75,8 @@ def test_a_threshold_depends_on_its_own_response_alone():
 def test_tau_of_a_batch_is_the_quantile_over_the_tokens_of_all_ranks(entropies, q, scope):
     own, others = torch.tensor(entropies).float() / 4, torch.tensor([1.75, 0.5])
     cfg = simko.Config(q=q, tau_scope=scope)
-    with mock.patch.object(baselines, "gather", lambda items: [*items, others.double()]):
-        tau = baselines.batch_threshold(own, METHODS["simko"], cfg)
+    with mock.patch.object(simko, "gather", lambda items: [*items, others.double()]):
+        tau = simko.batch_threshold(own, METHODS["simko"], cfg)
     everyone = np.concatenate([own.double(), others.double()])
     assert tau == (np.quantile(everyone, q) if scope == "batch" else None)
 

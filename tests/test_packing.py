@@ -1,4 +1,5 @@
-"""Sequences in one row, each as if it stood alone; micro-batches; and the ranks' shares."""
+"""Tests of packing. Packed sequences do not affect each other, micro-batches are complete, and
+ranks get even shares."""
 import itertools
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_packed_statistics_are_those_of_each_response_alone(base):
 @pytest.mark.parametrize("changed", range(11))
 def test_no_token_sees_another_response(base, changed):
     model, samples = load_model(base, torch.float32), load_samples(base)
-    samples.sort(key=lambda s: -s.size())  # equal lengths side by side
+    samples.sort(key=lambda s: -s.size())  # equal lengths are neighbours
     before = simko.policy_forward(model, pack(samples, CPU), 3, 1.0)
     other = samples[changed]
     other.prompt_ids = (other.prompt_ids + 1) % VOCABULARY
@@ -51,7 +52,7 @@ def test_no_token_sees_another_response(base, changed):
 
 
 def blank_samples(lengths):
-    """Samples with a gradient, of 2 prompt tokens and so many response tokens."""
+    """Returns samples with a gradient, with 2 prompt tokens and `lengths` response tokens."""
     return [Sample(i, np.zeros(2), np.zeros(n), np.zeros(n), False, advantage=1.0)
             for i, n in enumerate(lengths)]
 
@@ -61,7 +62,7 @@ def size(samples):
 
 
 def assert_whole(parts, samples):
-    """Every sample is in one of the parts, once."""
+    """Fails unless every sample is in exactly one of the parts."""
     assert sorted(s.prompt for part in parts for s in part) == list(range(len(samples)))
 
 
@@ -110,7 +111,7 @@ def test_attention_that_would_be_computed_wrongly_is_refused(feature):
 
 
 def test_without_samples_the_row_is_one_token_that_predicts_nothing(base):
-    """A rank without samples has to make the same passes as the others."""
+    """A rank without samples must run as many passes as the others."""
     packed = pack([], CPU)
     assert len(packed.tokens) == packed.longest == 1
     statistics = simko.policy_forward(load_model(base, torch.float32), packed, 3, 1.0)

@@ -1,11 +1,14 @@
-"""Tests of tools/plots.py: what the figures show is read back from them, and compared with plain
-computations on rows written here."""
+"""Tests of tools/plots.py and tools/report.py. They read the data back from the figures and compare
+it with plain computations on rows that they write themselves."""
+import base64
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -32,8 +35,8 @@ def styles(*labels):
 
 
 def evaluation(folder, *temperatures, **sets):
-    """Writes eval.json of {set: (n, numbers of right answers)}. If temperatures are named, each
-    set stands in it once for each of them."""
+    """Writes an eval.json from {set: (n, correct samples of each problem)}. With temperatures, it
+    contains each set once for each temperature."""
     folder.mkdir(parents=True, exist_ok=True)
     report = {}
     for name, (n, right) in sets.items():
@@ -47,7 +50,7 @@ def evaluation(folder, *temperatures, **sets):
 
 
 def metrics(steps):
-    """Rows of metrics.jsonl with random values."""
+    """Returns rows of metrics.jsonl with random values."""
     rng = random.Random(0)
     return [{"step": step, "reward": rng.random(), "entropy": rng.random(),
              "Lambda": -rng.random(), "Lambda_1": -rng.random(), "Lambda_2": -5 - rng.random(),
@@ -56,13 +59,13 @@ def metrics(steps):
 
 
 def lines(axis):
-    """{label: (x, y)} of the lines in an axis."""
+    """Returns {label: (x, y)} of the lines in an axis."""
     return {line.get_label(): tuple(map(list, line.get_data())) for line in axis.lines}
 
 
 def points(axis):
-    """{label: (x, y, errors)} of the error bars in an axis. Errors are those of y, or lists of
-    those of x and of those of y."""
+    """Returns {label: (x, y, errors)} of the error bars in an axis. The errors are those of y, or
+    a list of those of x and those of y."""
     found = {}
     for bars in axis.containers:
         x, y = map(list, bars.lines[0].get_data())
@@ -76,7 +79,7 @@ def ticks(axis):
 
 
 def naive(values):
-    """Mean and standard error."""
+    """Returns mean and standard error."""
     return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
@@ -86,12 +89,12 @@ def near(pairs):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """A function that runs the program and returns the names of the figures."""
+    """Returns a function that runs the program and returns the names of the figures."""
     def run(*arguments):
         words = [*map(str, arguments), "-o", str(tmp_path / "figures")]
         monkeypatch.setattr(sys, "argv", ["plots.py", *words])
         plots.main()
-        printed = capsys.readouterr().out.strip().removeprefix("figures: ")
+        printed = capsys.readouterr().out.splitlines()[0].removeprefix("figures: ")
         paths = [Path(name) for name in printed.split(", ")]
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
         return [path.stem for path in paths]
@@ -104,12 +107,12 @@ def test_what_is_there_is_drawn(tmp_path, call):
     evaluation(run / "eval_000004", a=(4, [1, 2]), b=(300, [3]))
     evaluation(sweep, 0.2, 1.0, a=(4, [1, 2]))
     assert call(f"x={run}") == ["fig1_pass_at_k"]
-    (run / "metrics.jsonl").touch()  # its first step is not over
+    (run / "metrics.jsonl").touch()  # the first step is not finished
     assert call(f"x={run}") == ["fig1_pass_at_k"]
     write_rows(run / "metrics.jsonl", metrics(4))
     assert call(f"x={run}", sweep) == [
         "fig1_pass_at_k", "fig1_candidates", "fig3_5_dynamics", "fig6_entropy"]
-    with pytest.raises(SystemExit, match="11 folders: no more than 10"):
+    with pytest.raises(SystemExit, match="11 folders are too many: a figure shows at most 10"):
         call(*(f"{i}={run}" for i in range(11)))
 
 
@@ -168,7 +171,7 @@ def test_entropies_of_the_last_steps_as_shares():
     values, edges, _ = steps.get_data()
     assert list(edges) == pytest.approx([i / 10 for i in range(42)])
     assert list(values[:40]) == pytest.approx([100 * c / sum(counts) for c in counts[:40]])
-    assert math.isnan(values[40])  # 0 has no place on a logarithmic scale
+    assert math.isnan(values[40])  # a logarithmic scale cannot show 0
 
 
 # ------------------------------------------------------------------------------------------ study
@@ -181,8 +184,8 @@ SAME_RATE = {method: run_name(method, settings) for method, settings in SHARED.i
 
 
 def rates(run, seed, step):
-    """{K: pass@K}, which depend on these three alone and rise with K. At step 0 all runs are the
-    base model."""
+    """Returns {K: pass@K}, random but fixed by the arguments, and increasing with K. At step 0 all
+    runs are the base model."""
     rng = random.Random(repr((seed, step and run, step)))
     return dict(zip(("1", "2", "16", "256"), sorted(rng.random() for _ in range(4))))
 
@@ -192,7 +195,7 @@ def expected(run, step, k, seeds=range(3)):
 
 
 def study_rows(run, method, settings, seeds, steps):
-    """Rows of main.jsonl or ablation.jsonl, and the rows of curves.jsonl that go with them."""
+    """Returns rows of main.jsonl or ablation.jsonl, and the matching rows of curves.jsonl."""
     rows, curves = [], []
     for seed in seeds:
         about = {"run": run, "method": method, "settings": settings, "seed": seed}
@@ -204,8 +207,8 @@ def study_rows(run, method, settings, seeds, steps):
 
 @pytest.fixture
 def study(tmp_path):
-    """The folder of a study in progress. In main three methods have the seeds 0 to 2, and GRPO
-    has 3, too. In the ablation all have the seeds 0 and 1, and one run has 2, too."""
+    """Returns the folder of an unfinished study. In main, three methods have the seeds 0 to 2, and
+    GRPO also has 3. In the ablation, all runs have the seeds 0 and 1, and one run also has 2."""
     main, curves, changed = [], [], []
     for method, (settings, end) in CHOSEN.items():
         steps = [0, 100, 200, end] if method == "psr" else [0, 100, 200, 300, 400]
@@ -216,7 +219,7 @@ def study(tmp_path):
         rows = study_rows(SAME_RATE[method], method, settings, range(3), range(0, 550, 50))
         main, curves = main + rows[0], curves + rows[1]
     curves.append({**curves[0], "stage": "tune", "reward": [99, 99]})
-    main.append({**main[-1], "run": "simko learning_rate=9"})  # neither chosen nor shared
+    main.append({**main[-1], "run": "simko learning_rate=9"})  # no figure may show this run
     for i, job in enumerate(ablation()):
         if job.seed < 2 or i == len(ablation()) - 1:
             steps = 0, ABLATION_STEPS
@@ -259,7 +262,7 @@ def test_each_way_begins_at_the_base_model(study):
                 and len(line.get_xdata()) > 1]
         assert len(ways) == len(points(axis))
         assert all([*way.get_xydata()[0]] == pytest.approx(base) for way in ways)
-    # PSR has a single mark, at its end, but its way shows every step.
+    # PSR has only one mark, at its last step, but its line passes through every step.
     (way,) = (line for line in axes[0].lines if line.get_color() == plots.METHODS["psr"][0]
               and line.get_linestyle() != "None")
     ends = [expected(RUNS["psr"], step, 16)[0] for step in (0, 100, 200, 300)]
@@ -285,7 +288,7 @@ def test_methods_are_compared_at_their_chosen_steps(study):
 
 
 def changed_run(**change):
-    """The run of the ablation with this setting changed, or the one with nothing changed."""
+    """Returns the name of the ablation's run with this setting changed, or of the unchanged run."""
     unchanged = {"alpha": 0.05, "lambda_top1": 1.5, "K": 3, "q": 0.5, "tau_scope": "response"}
     if change.items() <= unchanged.items():
         return SAME_RATE["simko"]
@@ -339,14 +342,15 @@ def test_a_study_is_drawn_as_far_as_it_is(study, call):
     rows = map(json.loads, (study / "main.jsonl").read_text().splitlines())
     write_rows(study / "main.jsonl", [row for row in rows if row["seed"] == 0])
     assert call("--study", study) == ["frontier", "fig3d_methods"]
-    # One seed has no error, and the titles do not speak of any.
+    # One seed has no standard error, so the titles do not mention one.
     assert plots.study_figures(study)["fig3d_methods"].get_suptitle() == "one seed"
 
 
 # ------------------------------------------------------------------------------------------- path
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs of a tiny base model, as simko.py leaves them, with the laptop's tokenizer."""
+    """Returns {label: folder} of two runs of a tiny base model in the layout of simko.py's output,
+    with the laptop's tokenizer."""
     problems = tmp_path / "test.jsonl"
     write_rows(problems, [{"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": "9"}
                           for i in range(3)])
@@ -381,7 +385,7 @@ def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
     for axis, folder in zip(figure.axes, ("base", "GRPO/hf", "SimKO/hf")):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
         bars = iter(axis.patches)
-        for i in range(5):  # one forward pass a token
+        for i in range(5):  # one forward pass for each token
             logits = model(torch.tensor([prompt + response[:i]])).logits[0, -1] / 0.7
             best, below = logits.softmax(-1).sort(descending=True), 0
             for value, id in zip(best.values[:3].tolist(), best.indices[:3].tolist()):
@@ -421,7 +425,7 @@ def rewrite(run, before, after):
 @pytest.mark.parametrize("index, change, message", [
     (3, None, "--path 3: .*test.jsonl has the problems 0 to 2"),
     (-1, None, "--path -1"),
-    (1, lambda run: shutil.rmtree(run / "hf"), "GRPO/hf is not there: the run is unfinished"),
+    (1, lambda run: shutil.rmtree(run / "hf"), "GRPO/hf does not exist: the run is unfinished"),
     (1, lambda run: shutil.rmtree(run.parent / "base"), "base or a run's hf cannot be loaded"),
     (1, lambda run: shutil.rmtree(run.parent / "SimKO" / "eval_000000"),
      "correct response to p1 of test"),
@@ -435,10 +439,161 @@ def test_what_path_cannot_show(runs, index, change, message):
         plots.read_path(runs, index)
 
 
+# ------------------------------------------------------------------------------------ walkthrough
+MEASURED = {
+    "vocabulary": list("wxyzab"), "first_token_log_pi": [math.log(p) for p in (0.2, 0.5, 0.25, 0.03, 0.01, 0.01)],
+    "response": ["x", "y", "<eos>"], "entropy": [0.9, 0.5, 0.1], "gate_q": 0.5,
+    "models": {"base": {"percentiles": {f"rank {k}": [i / 10 - 10 - k for i in range(101)] for k in (2, 3)}},
+               "SimKO": {"method": "simko", "alpha": 0.03, "K": 3,
+                         "percentiles": {f"rank {k}": [i / 20 - 5 - k for i in range(101)] for k in (2, 3)}}}}
+
+
+RANKED = 0.5, 0.25, 0.2, 0.03, 0.01, 0.01
+
+
+def heights(container):
+    return [bar.get_height() for bar in container]
+
+
+def test_the_walkthroughs_two_distributions_have_one_entropy():
+    left, right = plots.equal_entropy_figure(MEASURED).axes
+    assert heights(left.containers[0]) == pytest.approx(RANKED)
+    first, *others = heights(right.containers[0])
+    entropy = -sum(p * math.log(p) for p in RANKED)
+    assert first + 50 * others[0] == pytest.approx(1) and others == pytest.approx([others[0]] * 5)
+    assert -first * math.log(first) - 50 * others[0] * math.log(others[0]) == pytest.approx(entropy)
+    for axis, second in ((left, 0.25), (right, others[0])):
+        assert f"entropy {entropy:.3f}" in axis.get_title()
+        assert f"8 samples: {100 * (1 - (1 - second) ** 8):.0f} %" in axis.get_title()
+
+
+def one_step(push):
+    """Returns pi of the three most probable candidates after a step, by rank."""
+    weights = [p * math.exp(g) for p, g in zip(RANKED, push)]
+    return pytest.approx([weight / sum(weights) for weight in weights[:3]])
+
+
+def test_the_walkthroughs_steps_follow_the_formulas():
+    gate, correct, wrong_1, wrong_3 = plots.one_step_figure(MEASURED).axes
+    assert [line.get_ydata()[0] for line in gate.lines] == [pytest.approx(0.74)]  # q = 0.8
+    assert [bar.get_hatch() for bar in gate.containers[0]] == ["", "////", "////"]
+
+    def push(rank, A, alpha, scale):
+        target = [(1 - alpha) * (k == rank) + (alpha / 3 if k < 3 else 0) for k in range(6)]
+        return [A * scale * (e - p) for e, p in zip(target, RANKED)]
+
+    for axis, rank, A, settings in (
+            (correct, 0, 1, ((0, 1), (0.01, 1), (0.3, 1))), (wrong_1, 0, -1, ((0, 1), (0, 1.1), (0, 1.5))),
+            (wrong_3, 2, -1, ((0, 1),))):
+        before, *after = axis.containers
+        assert heights(before) == pytest.approx(RANKED[:3])
+        assert [heights(bars) for bars in after] == [one_step(push(rank, A, *own)) for own in settings]
+        assert ticks(axis.get_xticklabels()) == ["x", "y", "w"]
+
+
+def test_the_floor_is_where_the_push_changes_its_sign():
+    pushes, *ranks = plots.floor_figure(MEASURED).axes
+    for label, alpha in (("GRPO", 0), ("SimKO, α = 0.01", 0.01), ("SimKO, α = 0.05", 0.05)):
+        x, y = lines(pushes)[label]
+        assert y == pytest.approx([alpha / 3 - p for p in x])
+    for k, axis in zip((2, 3), ranks):
+        for label, own in MEASURED["models"].items():
+            assert lines(axis)[label] == (own["percentiles"][f"rank {k}"], list(range(101)))
+        levels = [line.get_xdata() for line in axis.lines if list(line.get_ydata()) == [0, 1]]
+        assert levels == [pytest.approx([math.log(0.01)] * 2)]
+
+
+def test_the_walkthroughs_figures_need_its_measurements(tmp_path, call):
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps(MEASURED))
+    assert call("--walkthrough", path) == ["fig2_equal_entropy", "fig4_one_step", "floor"]
+    path.write_text("{")
+    with pytest.raises(SystemExit, match="measured.json cannot be read .*tools.walkthrough --measure"):
+        call("--walkthrough", path)
+
+
+# ----------------------------------------------------------------------------------------- report
+class Page(HTMLParser):
+    """Parses an HTML page into its tables (lists of lists of texts), pictures, tags and texts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.pictures, self.tags, self.words = [], [], [None], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "img":
+            self.pictures.append(dict(attributes)["src"])
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.tags[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data.strip()
+
+
+@pytest.fixture
+def reported(tmp_path, call, capsys):
+    """Returns the page about two runs, the names of its figures and its folder. The name of one run
+    is HTML."""
+    for name, alpha in (("one", 0.05), ("two", 0.2)):
+        run = tmp_path / name
+        evaluation(run / "eval_000004", a=(4, [1, 2]))
+        rows = [row | {"seconds_rollout": 3.0, "seconds_update": 1.0} for row in metrics(4)]
+        write_rows(run / "metrics.jsonl", rows)
+        (run / "config.json").write_text(json.dumps({"alpha": alpha, "model": "<img src=x>", "steps": 4}))
+    names = call(f"one={tmp_path / 'one'}", f"<b>two</b>={tmp_path / 'two'}")
+    return Page((tmp_path / "figures" / "report.html").read_text()), names, tmp_path / "figures"
+
+
+def test_a_report_holds_the_figures_themselves(reported):
+    page, names, folder = reported
+    held = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.pictures]
+    assert len(names) == 4 and held == [(folder / f"{name}.png").read_bytes() for name in names]
+
+
+def test_a_report_says_what_was_measured_and_set(reported):
+    tables_ = reported[0].tables
+    assert tables_[0][0][1:] == ["K=1", "K=2", "K=4"]
+    assert [line[0] for line in tables_[0][1:]] == ["one", "<b>two</b>"]
+    assert tables_[0][1][1].startswith("37.5 ± ")  # 1 and 2 of 4 samples are correct
+    seconds, changed, defaults, versions = tables_[2:]
+    assert seconds[1:4] == [
+        ["one", "rollout", "12.0", "3.00", "75 %"], ["one", "update", "4.0", "1.00", "25 %"],
+        ["one", "all 4 steps", "16.0", "4.00", ""]]
+    assert {line[0]: line[1:] for line in changed[1:]} == {
+        "alpha": ["0.05", "0.2"], "model": ["<img src=x>"] * 2, "steps": ["4"] * 2}
+    assert ["K", "3", "3"] in defaults and ["torch", torch.__version__] in versions
+    assert versions[1][0] == "commit"
+
+
+def test_a_report_loads_and_runs_nothing(reported):
+    page, _, folder = reported
+    text = (folder / "report.html").read_text()
+    assert not {"script", "link", "iframe", "b"} & {*page.tags}
+    assert page.tags.count("img") == 4  # one for each figure
+    assert not re.search(r"https?:|url\(", text) and "default-src 'none'" in text
+
+
+def test_a_report_warns_of_evaluations_that_are_not_alike(tmp_path, call):
+    evaluation(tmp_path / "x", a=(4, [1, 2]))
+    evaluation(tmp_path / "y", a=(8, [1, 2]))
+    assert call(f"x={tmp_path / 'x'}", f"y={tmp_path / 'y'}") == ["fig1_pass_at_k"]
+    page = Page((tmp_path / "figures" / "report.html").read_text())
+    assert "a: n 4 (x), 8 (y)" in page.words
+    assert not any(word in page.words for word in ("Time", "Settings"))  # the folders are not runs
+
+
 # --------------------------------------------------------------------------------- follow, errors
 def test_chart_puts_the_means_of_steps_in_columns():
     log = pd.DataFrame([{"step": step, "reward": step / 8} for step in (1, 2, 3, 4)])
-    # The means are 3/16 and 7/16. The other half of the run is still to come.
+    # The means are 3/16 and 7/16. The second half of the run has no steps yet.
     assert plots.chart(log, 8, 4).split("\n") == [
         "step 4 of 8", "reward   ▁█   0.188 to 0.438"]
     assert plots.chart(pd.DataFrame(), 8, 4) == "step 0 of 8"
@@ -449,11 +604,11 @@ def test_chart_puts_the_means_of_steps_in_columns():
 
 @pytest.fixture
 def followed(tmp_path, monkeypatch):
-    """A run of 8 steps that is in its fourth, to be followed by plots.main()."""
+    """Makes a run of 8 steps that is in its fourth step. The command line says to follow it."""
     (tmp_path / "config.json").write_text('{"steps": 8}')
     log = tmp_path / "metrics.jsonl"
     write_rows(log, metrics(3))
-    log.write_text(log.read_text() + '{"step": 4, "rew')  # it is being written
+    log.write_text(log.read_text() + '{"step": 4, "rew')  # the run is still writing this line
     monkeypatch.setattr(sys, "argv", ["plots.py", "--follow", str(tmp_path)])
     return tmp_path
 
@@ -473,7 +628,7 @@ def test_follow_goes_on_to_the_last_step_in_a_terminal(followed, monkeypatch, ca
         followed / "metrics.jsonl", metrics(next(sizes))))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     plots.main()
-    charts = capsys.readouterr().out.split("\x1b[5A\x1b[J")  # five lines up, and clear
+    charts = capsys.readouterr().out.split("\x1b[5A\x1b[J")  # moves up five lines and clears
     assert [chart.split("\n")[0] for chart in charts] == [
         f"step {step} of 8" for step in (3, 5, 8)]
 
@@ -509,7 +664,7 @@ def test_errors_name_the_file_and_what_to_do(tmp_path, study, call):
         plots.follow(tmp_path / "nowhere")
     rows = map(json.loads, (study / "main.jsonl").read_text().splitlines())
     write_rows(study / "main.jsonl", [row for row in rows if row["run"] != RUNS["psr"]])
-    message = "main.jsonl has no seed with all that chosen.json names: .* tools.study main"
+    message = "main.jsonl has no seed with all runs of chosen.json: .* tools.study main"
     with pytest.raises(SystemExit, match=message):
         call("--study", study)
     (study / "main.jsonl").unlink()

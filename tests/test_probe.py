@@ -1,4 +1,4 @@
-"""The probe before a run: what it lets pass, and what it refuses.
+"""Tests of the probe before a run: which models it accepts and which it refuses.
 
     python -m pytest tests/test_probe.py
 """
@@ -15,7 +15,7 @@ from runtime.probe import check_log_probs, first_of_each_kind, probes
 from tests.conftest import needs_vllm
 from tools import zoo
 
-ONE_BY_ONE = "read side by side change each other.*--micro-batch-tokens 1"
+ONE_BY_ONE = "packed sequences change each other.*--micro-batch-tokens 1"
 
 
 def probe(folder, **settings):
@@ -72,7 +72,7 @@ def test_a_run_is_refused_before_its_first_rollout(capsys):
 
 @needs_vllm
 def test_vllm_leaves_the_classes_of_transformers_to_the_trainer():
-    """vLLM runs OLMo2 as transformers' class, which it would otherwise change in place."""
+    """vLLM runs OLMo2 through transformers' class, which it would otherwise change in place."""
     assert zoo.outcome("olmo2", "vllm").startswith("right, gap ")
 
 
@@ -84,11 +84,11 @@ def test_a_mixture_of_experts_is_not_trained_through_vllm():
 def test_logits_that_are_not_a_product_and_a_scale_are_refused(tmp_path):
     zoo.save("llama", tmp_path)
     with (mock.patch("runtime.chunked.logit_scale", lambda config: 2.0),
-          pytest.raises(SystemExit, match="nats away from the model's own")):
+          pytest.raises(SystemExit, match="nats from the model's own")):
         probe(tmp_path)
 
 
-def test_layers_of_one_kind_are_tried_once_and_others_by_what_they_are_set_to():
+def test_layers_of_one_kind_are_tried_once_and_settings_tell_kinds_apart():
     config = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}
     for changes, count in (({}, 1), (config, 3)):
         shape = zoo.SHARED | {"num_hidden_layers": 4} | changes

@@ -1,5 +1,5 @@
-"""Whole runs and evaluations: bit for bit the same when they go on after a stop, in a folder that
-others can read, on one process and on two."""
+"""Tests of complete runs and evaluations. A run that resumes after a stop is bit-identical, other
+programs can read its folder, and it runs on one rank and on two."""
 import json
 import math
 import os
@@ -19,11 +19,11 @@ from tests.conftest import checkpoints, distance, main, metrics, near, needs_vll
 
 
 def vllm_runs(folder):
-    """Three steps straight through. Then a second start, on a copy of what was there when step 3
-    was being saved.
+    """Runs three steps without a stop. Then starts again with a copy of the folder from the moment
+    when step 3 was being saved.
 
-    Each is a fork of this process, which imports vLLM once. Their engines are compiled, as a
-    user's are."""
+    Both runs are forks of this process, which imports vLLM once. Their engines are compiled, as in
+    real runs."""
     import vllm.v1.worker.cpu_worker  # noqa: F401
     arguments = json.loads((folder / "arguments.json").read_text())
     straight, stopped = folder / "straight", folder / "stopped"
@@ -41,7 +41,7 @@ def vllm_runs(folder):
     (stopped / "checkpoints/step_000003.tmp").mkdir()
     (stopped / "checkpoints/step_000003.tmp/__0_0.distcp").write_bytes(b"half")
     *rows, last = metrics(stopped)
-    rows.append({**last, "reward": -1})  # of a step that was never saved
+    rows.append({**last, "reward": -1})  # a row of a step that was never saved
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (stopped / "metrics.jsonl").write_text(lines + '{"step": 4, "rew')
     run(stopped)
@@ -49,8 +49,8 @@ def vllm_runs(folder):
 
 @pytest.fixture(scope="session")
 def runs(laptop, tmp_path_factory):
-    """The folders of two runs: one straight through three steps, and one that was killed while
-    step 3 was being saved."""
+    """Returns the folders of two runs: one of three steps without a stop, and one that was killed
+    while step 3 was being saved."""
     folder = tmp_path_factory.mktemp("runs")
     arguments = recipe(laptop, "train", "unused", "--rollout", "vllm", "--steps", 3)
     (folder / "arguments.json").write_text(json.dumps(arguments))
@@ -66,7 +66,7 @@ def test_stopped_and_resumed_equals_straight_through_bit_for_bit(runs):
     for path in ("hf/model.safetensors", "hf/config.json",
                  "eval_000003/test.jsonl", "eval_000003/eval.json"):
         assert (straight / path).read_bytes() == (stopped / path).read_bytes()
-    # There was something to learn, from an engine in step with the trainer.
+    # There was something to learn, and engine and trainer had the same policy.
     for row in metrics(straight):
         assert row["mixed_groups"] > 0 and row["grad_norm"] > 0 and row["logp_gap"] < 1e-5
         assert 0.1 < row["gate_share"] < 0.2
@@ -120,7 +120,7 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
             assert responses.read_bytes() == whole and report.read_bytes() == result
     with pytest.raises(SystemExit, match="other settings"):
         main([*arguments, "--eval-top-p", "0.5"])
-    # No old verdict may count for a set of the same name that has one problem less.
+    # Old verdicts must not count for a set of the same name with one problem fewer.
     other = tmp_path / "other" / "test.jsonl"
     other.parent.mkdir()
     problems = (laptop / "test.jsonl").read_text().splitlines(keepends=True)
@@ -140,13 +140,13 @@ def test_all_nine_methods_train_three_steps_on_the_laptop_recipe(laptop, tmp_pat
         assert runs[method][0]["grad_norm"] > 0
         assert all(row["logp_gap"] < 1e-5 for row in runs[method])
         assert (folder / "eval_000003" / "eval.json").exists() and (folder / "hf").exists()
-    # They have the same first rollout, and then each goes its way.
+    # Their first rollouts are the same, and then they diverge.
     assert len(runs) == 9 and len({rows[0]["reward"] for rows in runs.values()}) == 1
     assert len({rows[2]["Lambda_2"] for rows in runs.values()}) == 9
 
 
 def test_the_log_is_of_all_responses_and_does_not_depend_on_the_scope_of_tau(laptop, tmp_path):
-    """Those without a gradient are looked at, too."""
+    """The log includes responses without a gradient."""
     compute = simko.Trainer.compute_old_logp
     rows = {}
     for scope in ("response", "batch"):
@@ -166,7 +166,7 @@ def test_the_log_is_of_all_responses_and_does_not_depend_on_the_scope_of_tau(lap
     of_the_rollout += ["entropy", "entropy_histogram", "logp_gap", "reward", "tokens"]
     assert len(of_the_rollout) == 9
     assert all(first[name] == same[name] for name in of_the_rollout)
-    # From the second step on the policies differ.
+    # The policies differ from the second step on.
     assert second["entropy"] != other["entropy"]
 
 
@@ -180,8 +180,8 @@ def test_a_broken_sync_stops_the_run_and_says_so(laptop, tmp_path):
 
 
 def one_rank(folder):
-    """`simko.py train` on this rank of two. Writes down the keys of its random streams, and tau in
-    its updates."""
+    """Runs `simko.py train` on this rank of two. Records the keys of its random streams and the
+    threshold tau of its updates."""
     update = simko.Trainer.update
     with (mock.patch.object(simko, "seed_everything", wraps=simko.seed_everything) as seed,
           mock.patch.object(
@@ -210,14 +210,14 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     for row in metrics(tmp_path):
         assert row["logp_gap"] < 1e-5 and 0.4 < row["gate_share"] < 0.6 and row["grad_norm"] > 0
 
-    # The second chunk of an evaluation has one problem, and so none for rank 1.
+    # The second chunk of an evaluation has one problem, so rank 1 has none.
     problems = (laptop / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "65.jsonl").write_text("".join(problems[:65]))
     flags = "--rollout", "hf", "--eval-n", 2, "--eval-data", tmp_path / "65.jsonl"
     workers.run(workers.two_ranks("simko.py", *recipe(laptop, "eval", tmp_path / "eval", *flags)))
     assert len((tmp_path / "eval" / "65.jsonl").read_text().splitlines()) == 1 + 2 * 65
 
-    # Another run may not go on here.
+    # A run with other settings must not resume here.
     with pytest.raises(SystemExit, match="--lambda-top1 was 1.1, is 1.2"):
         main(train(3, "--lambda-top1", 1.2))
     with pytest.raises(SystemExit, match="reached step 2 already, which is beyond --steps 1"):

@@ -32,7 +32,8 @@ scoring.work(judge, *map(float, sys.argv[2:]))
 
 
 def program_of(judge, folder):
-    """A worker's program that compares with `judge`, the body of a function of gold and pred."""
+    """Writes a worker's program that compares answers with `judge`, the body of a function of
+    (gold, pred). Returns its path."""
     program = folder / "program.py"
     program.write_text(PROGRAM.format(root=str(ROOT), judge=textwrap.indent(judge, "    ")))
     return str(program)
@@ -64,12 +65,12 @@ def test_progress_and_duplicates(verifier):
     assert seen[-1] == (100, 100) and len(seen) == 2  # each pair is asked once
 
 
-def test_what_was_asked_once_is_not_asked_again(tmp_path):
+def test_verdicts_are_cached(tmp_path):
     log = tmp_path / "asked"
     with pool_of(f"open({str(log)!r}, 'a').write(pred)\nreturn True", tmp_path) as pool:
         assert pool.score(["a", "a", "b"], ["x"] * 3, "pairs") == [1.0] * 3
         assert pool.score(["b", "a"], ["x"] * 2, "pairs") == [1.0] * 2
-    assert sorted(log.read_text()) == ["2", "a", "b"]  # 2: what a worker must judge before it is ready
+    assert sorted(log.read_text()) == ["2", "a", "b"]  # 2: a worker must judge this before it is ready
 
 
 @pytest.mark.parametrize("busy", ["while pred == 'slow': pass", "pred == 'slow' and pow(3, 10 ** 9)"], ids=["Python", "one call"])
@@ -79,7 +80,7 @@ def test_an_overrun_of_processor_time_is_wrong_and_the_next_answer_is_judged(bus
 
 
 def test_waiting_is_no_overrun(tmp_path):
-    """A busy machine lets a worker wait, which changes no verdict."""
+    """A worker may have to wait on a busy machine. That must not change a verdict."""
     with pool_of("time.sleep(1)\nreturn True", tmp_path, timeout_s=0.2) as pool:
         assert pool.score(["late"], ["x"], "pairs") == [1.0]
 
@@ -103,7 +104,7 @@ def test_memory_is_limited(tmp_path):
 def test_a_worker_that_cannot_start_is_named(tmp_path):
     with pool_of("return True", tmp_path) as pool:
         Path(pool.program).write_text("import nothing_of_this_name")
-        with pytest.raises(RuntimeError, match="did not start; this says why: .*program.py"):
+        with pytest.raises(RuntimeError, match="did not start; to see why, run: .*program.py"):
             pool.score(["a"], ["x"], "pairs")
 
 
@@ -115,7 +116,7 @@ def test_a_killed_worker_is_replaced():
         assert one.score([box(r"\log_e 7")], [r"\ln 7"], "math") == [1.0]
 
 
-def test_what_needs_no_comparison_starts_no_worker():
+def test_answers_that_need_no_comparison_start_no_worker():
     with Verifier() as one:
         assert one.score([box("0.5"), "no box"], ["0.5", "0.5"], "math") == [1.0, 0.0]
         assert one.score(["1 + 2 = 3"], ["3 = 1 2"], "countdown") == [1.0]
@@ -142,7 +143,7 @@ def run(code, **options):
 
 
 def gone(pid, patience=LIMIT):
-    """Whether a process has ended, or does so in time."""
+    """Returns whether a process ends within `patience` seconds."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         try:
@@ -157,7 +158,7 @@ def gone(pid, patience=LIMIT):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(sent, tmp_path):
-    """Also when the parent is stopped in the middle of a long question."""
+    """This also holds if the parent ends while a worker is busy with a slow answer."""
     program = program_of("while pred == 'slow': pass\nreturn True", tmp_path)
     parent = run(f"""
         from runtime.scoring import WorkerPool

@@ -1,5 +1,5 @@
-"""Tests of tools/tables.py on evaluations that they write themselves, and of the paper's numbers
-against each other."""
+"""Tests of tools/tables.py on evaluations that they write themselves. They also check that the
+paper's numbers are consistent with each other."""
 import json
 import math
 import random
@@ -15,7 +15,7 @@ TITLE = "pass@K in % ± standard error over problems"
 
 
 def entry(name, right, n, **changes):
-    """A set's part of eval.json, from the number of right answers to each problem."""
+    """Returns a set's entry in eval.json. right: the correct samples of each problem."""
     counts = {f"{name}-{i}": c for i, c in enumerate(right)}
     return {
         "set": name, "n": n, "temperature": 0.6, "top_p": 0.95, "max_tokens": 4096,
@@ -23,8 +23,8 @@ def entry(name, right, n, **changes):
 
 
 def write(folder, *entries, **sets):
-    """Writes an evaluation of `entries`, labelled by their sets, and of `sets`, labelled by their
-    keywords. Returns what it wrote."""
+    """Writes an eval.json with `entries`, labelled by their sets, and with `sets`, labelled by
+    their keywords. Returns its contents."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"model": "m", "seed": 0, "task": "math", "prompt_template": "plain"}
     report = {"settings": settings, "sets": {one["set"]: one for one in entries} | sets}
@@ -33,12 +33,12 @@ def write(folder, *entries, **sets):
 
 
 def naive(n, correct, k):
-    """pass@k from binomials, as the definition has it."""
+    """Returns pass@k by its definition, from binomial coefficients."""
     return statistics.mean(1 - math.comb(n - c, k) / math.comb(n, k) for c in correct)
 
 
 def parse(printed):
-    """{title: {row: {column: cell}}} of the tables in a text."""
+    """Returns {title: {row: {column: cell}}} of the tables in a text."""
     found, title = {}, None
     for line in printed.splitlines():
         if not line.startswith("|"):
@@ -54,7 +54,7 @@ def parse(printed):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """A function that runs the program. It returns what was printed, and the tables in it."""
+    """Returns a function that runs the program and returns its output and the tables in it."""
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["tables.py", *map(str, arguments)])
         tables.main()
@@ -68,9 +68,9 @@ def test_a_mean_counts_each_set_the_same_and_stops_at_the_smallest_n(tmp_path, r
     rng = random.Random(0)
     a, b = [rng.randrange(9) for _ in range(30)], [rng.randrange(4) for _ in range(7)]
     write(tmp_path / "x", entry("a", a, 8), entry("b", b, 3))
-    _, found = run(f"X={tmp_path / 'x'}", "--paper", "logic")  # it shows every K of each set, too
+    _, found = run(f"X={tmp_path / 'x'}", "--paper", "logic")  # logic adds every K of each set
     mean = found["mean of a, b"]["X"]
-    assert list(mean) == ["K=1", "K=2"]  # n = 3 has no estimate at 4
+    assert list(mean) == ["K=1", "K=2"]  # pass@4 cannot be estimated from n = 3
     for k in (1, 2):
         expected = 50 * (naive(8, a, k) + naive(3, b, k))
         assert mean[f"K={k}"].split(" ± ")[0] == f"{expected:.1f}"
@@ -91,7 +91,7 @@ def test_the_standard_error_is_that_of_problems_drawn_within_each_set():
         each = [[naive(n, [c], k) for c in correct] for correct, n in sets]
         assert mean == pytest.approx(statistics.mean(map(statistics.mean, each)), abs=1e-12)
         errors = [statistics.pstdev(values) / math.sqrt(len(values)) for values in each]
-        # With 1000 draws the bootstrap is off by 2 % as a rule.
+        # With 1000 samples, the bootstrap's typical error is 2 %.
         assert error == pytest.approx(math.hypot(*errors) / 2, rel=0.1)
 
 
@@ -125,11 +125,11 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     assert [row["K=1"].split()[0] for row in mean.values()] == ["75.0", "25.0", "50.0"]
     names = list(by_set)
     assert [name for name in names if not name.startswith("paper")] == list(mean)
-    # The paper has numbers at 1 and 256 only.
-    assert by_set["paper: SimKO, T = 0.2"]["aime24 @1 / @4"] == "31.9 / –"
-    places = [names.index(name) for name in ("X, T = 0.2", "paper: GRPO, T = 0.2", "Y, T = 0.6")]
+    # The paper has numbers for K = 1 and 256 only.
+    assert by_set["paper v1: SimKO, T = 0.2"]["aime24 @1 / @4"] == "31.9 / –"
+    places = [names.index(name) for name in ("X, T = 0.2", "paper v1: GRPO, T = 0.2", "Y, T = 0.6")]
     assert places == sorted(places)
-    assert ": T " not in printed  # nothing is wrong with temperatures that differ on purpose
+    assert ": T " not in printed  # temperatures that differ on purpose need no warning
     _, found = run(f"Y={y}")
     assert list(found["mean of aime24, math500"]) == ["Y"]
 
@@ -139,7 +139,7 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     ({"temperature": 1.0}, "T 0.6 (X, Y), 1.0 (Z)"),
     ({"top_p": 1.0}, "top-p 0.95 (X, Y), 1.0 (Z)"),
     ({"max_tokens": 64}, "max tokens 4096 (X, Y), 64 (Z)"),
-    ({"correct": {"a": 1, "b": 2}}, "not the same problem ids (X, Y, Z)"),
+    ({"correct": {"a": 1, "b": 2}}, "different problem ids (X, Y, Z)"),
     ({"correct": {"math500-0": 1}, "problems": 1}, "problems 2 (X, Y), 1 (Z)"),
 ])
 def test_what_was_not_evaluated_alike_is_said(tmp_path, run, changes, line):
@@ -147,9 +147,9 @@ def test_what_was_not_evaluated_alike_is_said(tmp_path, run, changes, line):
         write(tmp_path / name, entry("math500", [1, 2], 4) | (changes if name == "z" else {}))
     folders = [f"{name.upper()}={tmp_path / name}" for name in "xyz"]
     printed, _ = run(*folders)
-    assert "NOT EVALUATED ALIKE" in printed and f"- math500: {line}\n" in printed
+    assert "THESE EVALUATIONS DIFFER" in printed and f"- math500: {line}\n" in printed
     printed, _ = run(*folders[:2])
-    assert "NOT EVALUATED ALIKE" not in printed
+    assert "THESE EVALUATIONS DIFFER" not in printed
     printed, _ = run(*folders[:2], "--paper", "qwen2.5-7b")
     assert "- math500: n 4 (X, Y), 256 (the paper)\n" in printed
 
@@ -181,24 +181,44 @@ def test_the_papers_rows_stand_where_they_apply(tmp_path, run):
     x, y, z = (tmp_path / name for name in "xyz")
     write(x, *(entry(name, [1, 200], 256) for name in SIX))
     printed, found = run(f"X={x}", "--paper", "qwen2.5-math-7b")
-    assert list(found[f"mean of {', '.join(SIX)}"]["paper: SimKO"].values()) == [
+    assert list(found[f"mean of {', '.join(SIX)}"]["paper v1: SimKO"].values()) == [
         "43.4", "50.7", "56.7", "61.4", "65.6", "69.4", "73.1", "76.7", "80.5"]
-    assert list(found[""]["paper: GRPO"].values()) == [
+    assert list(found[""]["paper v1: GRPO"].values()) == [
         "28.1 / 72.3", "11.5 / 52.1", "61.2 / 97.1", "76.6 / 96.2", "33.4 / 64.0", "39.1 / 74.7",
         "41.7 / 76.1"]
-    assert "The paper has no number" not in printed and len(found[""]) == 11
+    assert "The paper reports no numbers" not in printed
+    rows = [name.partition(": ")[0] for name in found[""]]
+    assert rows == ["X"] + ["paper v1"] * 10 + ["paper v3"] * 6
+    assert found[""]["paper v3: CaSP, N = 2"] == {
+        **{f"{name} @1 / @256": "–" for name in SIX}, "average @1 / @256": "42.8 / 79.2"}
     write(y, *(entry(name, [1, 200], 256) for name in SIX[:2]))
     printed, found = run(f"Y={y}", "--paper", "qwen2.5-math-7b")
     assert list(found["mean of aime24, aime25"]) == ["Y"]
-    assert "The paper has no number for these sets together" in printed
-    assert found[""]["paper: GRPO"]["average @1 / @256"] == "–"
+    assert "The paper reports no numbers for this combination of sets" in printed
+    assert found[""]["paper v1: GRPO"]["average @1 / @256"] == "–"
     write(z, *(entry(name, [1, 100], 128) for name in ("synlogic", "bbh")))
     _, found = run(f"Z={z}", "--paper", "logic")
-    assert list(found["bbh"]["paper: NSR"].values()) == [
+    assert list(found["bbh"]["paper v1: NSR"].values()) == [
         "26.1", "41.6", "59.3", "74.9", "85.3", "90.5", "92.7", "93.5"]
-    assert found[""]["paper: SimKO"] == {
+    assert found[""]["paper v1: SimKO"] == {
         "synlogic @1 / @128": "34.7 / 55.0", "bbh @1 / @128": "58.4 / 92.0",
         "average @1 / @128": "–"}
+    assert found[""]["paper v3: GRPO"] == {
+        "synlogic @1 / @128": "34.0 / 48.6", "bbh @1 / @128": "54.4 / 86.8",
+        "average @1 / @128": "–"}
+
+
+def test_a_model_of_the_third_version_alone_has_rows(tmp_path, run):
+    write(tmp_path / "x", *(entry(name, [1, 100], 128) for name in SIX))
+    printed, found = run(f"X={tmp_path / 'x'}", "--paper", "qwen2.5-32b")
+    assert found[f"mean of {', '.join(SIX)}"]["paper v3: GRPO"]["K=128"] == "71.6"
+    assert len(found[""]) == 6  # X and five rows of the paper
+    # Only the first version's settings are on record.
+    assert "THESE EVALUATIONS DIFFER" not in printed
+    write(tmp_path / "y", entry("livecodebench", [1, 8], 16))
+    _, found = run(f"Y={tmp_path / 'y'}", "--paper", "r1-distill-qwen-7b")
+    assert found["livecodebench"]["paper v3: CaSP"] == {
+        "K=1": "36.02", "K=2": "–", "K=4": "–", "K=8": "–", "K=16": "–"}
 
 
 # ---------------------------------------------------------------------------------------- folders
@@ -207,7 +227,7 @@ def test_a_run_stands_for_its_last_evaluation(tmp_path):
         write(tmp_path / f"eval_{step:06d}", entry("a", [step % 7], 8))
     row, = tables.load([str(tmp_path)])
     assert row.sets["a"]["correct"] == {"a-0": 1000000 % 7} and row.folder == tmp_path
-    write(tmp_path, entry("a", [0], 8))  # another evaluation's, which does not hide the run's
+    write(tmp_path, entry("a", [0], 8))  # a later evaluation does not hide the run's
     row, = tables.load([str(tmp_path)])
     assert row.sets["a"]["correct"] == {"a-0": 1000000 % 7}
 
@@ -242,25 +262,25 @@ def test_a_damaged_evaluation_is_named_in_one_line(tmp_path, report, sets):
 def test_an_unfinished_evaluation_is_not_passed_over_for_an_earlier_one(tmp_path):
     write(tmp_path / "eval_000010", entry("a", [1], 8))
     (tmp_path / "eval_000020").mkdir()
-    with pytest.raises(SystemExit, match=r"eval_000020/eval.json is not there: .* unfinished"):
+    with pytest.raises(SystemExit, match=r"eval_000020/eval.json does not exist: .* unfinished"):
         tables.load([str(tmp_path)])
     (tmp_path / "eval_000020" / "eval.json").write_text('{"settings": {"mo')
     with pytest.raises(SystemExit, match=r"eval_000020/eval.json is damaged"):
         tables.load([str(tmp_path)])
-    with pytest.raises(SystemExit, match="nowhere/eval.json is not there"):
+    with pytest.raises(SystemExit, match="nowhere/eval.json does not exist"):
         tables.load(["x=nowhere"])
     with pytest.raises(SystemExit, match="two folders have the label x: "):
         tables.load([f"x={tmp_path / 'eval_000010'}"] * 2)
 
 
 # -------------------------------------------------------------------------------------- the paper
-PRINTED = tables.PAPER["tables"]
+PRINTED, LATER = tables.PAPER["tables"], tables.PAPER["tables_v3"]
 
 
-def paper_values(numbers):
-    """(table's number, model, method, its lists of numbers) of each row of these tables."""
+def paper_values(numbers, printed=PRINTED):
+    """Returns (table's number, model, method, lists of numbers) for each row of these tables."""
     return [(number, model, method, values) for number in numbers
-            for model, methods in PRINTED[number]["rows"].items()
+            for model, methods in printed[number]["rows"].items()
             for method, values in methods.items()]
 
 
@@ -268,12 +288,13 @@ def test_the_papers_tables_are_whole():
     rows = {number: [len(methods) for methods in table["rows"].values()]
             for number, table in PRINTED.items()}
     assert rows == {"1": [10, 6, 6], "2": [6], "4": [10, 6, 6], "5": [15]}
-    for number, _, _, values in paper_values(PRINTED):
-        table = PRINTED[number]
-        assert len(values) == len(table["sets"])
-        for numbers in values:
-            assert len(numbers) == len(table["K"]) and numbers == sorted(numbers)
-            assert 0 < numbers[0] and numbers[-1] <= 100
+    for printed in (PRINTED, LATER):
+        for number, _, _, values in paper_values(printed, printed):
+            table = printed[number]
+            assert len(values) == len(table["sets"])
+            for numbers in values:
+                assert len(numbers) == len(table["K"]) and numbers == sorted(numbers)
+                assert 0 < numbers[0] and numbers[-1] <= 100
 
 
 def test_the_papers_tables_agree_with_each_other():
@@ -282,10 +303,13 @@ def test_the_papers_tables_agree_with_each_other():
         assert methods.keys() == curves.keys()
         for method, values in methods.items():
             assert values[-1] == [curves[method][0][i] for i in (0, -1)]
-    # Table 5's GRPO and SimKO at 0.6 are other runs or evaluations than Table 4's.
+    # GRPO and SimKO at T = 0.6 come from different runs or evaluations in Tables 4 and 5.
     one, five = (PRINTED[number]["rows"]["qwen2.5-math-7b"] for number in "45")
     methods = "Base Model", "GRPO", "SimKO"
     assert [name for name in methods if five[f"{name}@T0.6"] == one[name]] == ["Base Model"]
+    # The third version calls SimKO CaSP. Its N is the first version's K, which is 3.
+    casp = LATER["math"]["rows"]["qwen2.5-math-7b"]["CaSP, N = 3"][0]
+    assert casp == one["SimKO"][-1]
 
 
 def test_four_of_the_papers_averages_are_not_the_mean_of_their_row():
@@ -293,7 +317,7 @@ def test_four_of_the_papers_averages_are_not_the_mean_of_their_row():
     for number, model, method, (*sets, average) in paper_values("45"):
         for j, k in enumerate((1, 256)):
             mean = statistics.mean(values[j] for values in sets)
-            if abs(mean - average[j]) > 0.1:  # all are rounded to 0.1
+            if abs(mean - average[j]) > 0.1:  # all numbers are rounded to 0.1
                 off[number, model, method, k] = round(mean, 1), average[j]
     assert off == {
         ("4", "llama3.2-3b", "GRPO", 1): (22.8, 23.3),

@@ -1,5 +1,5 @@
-"""The statistics of a token: simko.py's definition against softmax, and runtime/chunked.py, which
-never holds the batch's logits, against the definition."""
+"""Tests of the token statistics. simko.py's definition is compared with softmax, and
+runtime/chunked.py, which never holds the logits of the complete batch, with the definition."""
 from functools import partial
 
 import pytest
@@ -13,10 +13,10 @@ from tests.conftest import near, randn, seeds
 
 
 def inputs(T, V, tied, seed):
-    """States, the head's weight and sampled tokens, some of them rank-1, with what to
-    differentiate by.
+    """Returns states, the head's weight and sampled tokens, some of them rank-1, and the tensors
+    to differentiate with respect to.
 
-    Tied: the states also come out of the head's weight, as in models that share it with the
+    tied: the states also depend on the head's weight, as in models that share it with the
     embedding, so that its gradient arrives on two paths."""
     generator = torch.Generator().manual_seed(seed)
     weight = randn(V, 5, seed=seed).requires_grad_()
@@ -30,7 +30,8 @@ def inputs(T, V, tied, seed):
 
 
 def statistics_and_gradients(function, T, V, K, temperature, tied, seed):
-    """The four statistics, and the gradients of a weighted sum of those that have one."""
+    """Returns the four statistics, and the gradients of a weighted sum of the differentiable
+    ones."""
     hidden, weight, token, leaves = inputs(T, V, tied, seed)
     logp, topk_logp, entropy, is_top1 = function(hidden, weight, token, K, temperature)
     assert not entropy.requires_grad and not is_top1.requires_grad
@@ -86,7 +87,7 @@ def test_tokens_that_tie_for_the_highest_probability_are_all_rank_1(function):
 
 
 def test_the_loop_holds_the_logits_of_one_chunk_at_a_time(monkeypatch):
-    """And the default size of a chunk keeps to its limit."""
+    """The default size of a chunk also stays within the limit."""
     V, shapes = 50, []
     logits_of = chunked.chunk_logits
 
@@ -112,12 +113,12 @@ def test_bfloat16_statistics_stay_within_the_rounding_of_their_logits(chunk):
     for function, dtype in ((in_chunks, torch.bfloat16), (simko.token_statistics, torch.float64)):
         h, w = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
         logp, topk_logp, entropy, _ = function(h, w, token, 3, 0.8)
-        # The sum leaves out the candidates: rounding may swap two that are close.
+        # The sum excludes the candidates, because rounding may swap two that are close.
         total = (logp * randn(40, seed=4)).sum()
         results.append([logp, topk_logp, entropy, *torch.autograd.grad(total, (h, w))])
     # bfloat16 keeps 8 bits, so a logit z moves by up to 2^-8 |z|, and log pi by twice the largest
-    # of these. What follows is in float32. Gradients are rounded as the logits' gradient, as the
-    # product and once more a chunk: by 2^-8 each, and not all one way.
+    # of these. The rest is in float32. Gradients are rounded as the logits' gradient, as the
+    # product and once more per chunk, by 2^-8 each and not all in one direction.
     largest = (hidden.double() @ weight.double().T).abs().max().item() / 0.8
     for i, (got, want) in enumerate(zip(*results)):
         if i < 3:

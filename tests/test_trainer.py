@@ -1,6 +1,6 @@
-"""Updates of the policy against the paper's gradient, which is computed a response and a token at
-a time, however the samples are split, ordered and dealt to ranks; what a step of the optimizer
-does; and the precision of the weights."""
+"""Tests of the trainer. Its updates match the paper's gradient, computed for one response and one
+token at a time, however the samples are split, ordered and dealt to ranks. Further tests cover the
+optimizer's steps and the precision of the weights."""
 import itertools
 import json
 import math
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import simko
-from runtime import baselines
+from runtime import baselines, log
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet,
@@ -28,12 +28,13 @@ CASES = {
     "kl": {"loss_type": "grpo", "beta": 0.3, "temperature": 1.3},
     "kl-dapo-tau": {"loss_type": "dapo", "beta": 0.3, "tau_scope": "batch"},
 }
-TAU = 2.5  # nats: stands for the rollout batch's threshold where tau_scope is "batch"
+TAU = 2.5  # nats: the rollout batch's threshold if tau_scope is "batch"
 
 
 @cache
 def naive_gradient(folder, case):
-    """`naive_backward` of this case's policies: the gradient, and the tokens in each branch."""
+    """Returns the gradient of the paper's objective for a case, and the number of tokens in each
+    of its branches."""
     policy = plain_model(folder, 1, 2)
     branches = naive_backward(
         config(folder, **CASES[case]), plain_model(folder), plain_model(folder, 1), policy)
@@ -41,8 +42,8 @@ def naive_gradient(folder, case):
 
 
 def naive_backward(cfg, reference, old, policy):
-    """Leaves the gradient of the paper's objective in `policy`, a response and a token at a time.
-    Returns how many tokens are in each of the objective's branches."""
+    """Leaves the gradient of the paper's objective in `policy`, computed for one response and one
+    token at a time. Returns the number of tokens in each of the objective's branches."""
     samples, branches, losses = load_samples(Path(cfg.model)), Counter(), []
     for s in samples:
         z, z_old, z_ref = (
@@ -61,7 +62,7 @@ def naive_backward(cfg, reference, old, policy):
             in_branch = {
                 "pos": gate and A > 0,
                 "neg": gate and A < 0 and y == z[l].argmax(),
-                "gate": gate and (A or cfg.beta),  # of the tokens that need a pass
+                "gate": gate and (A or cfg.beta),  # only for tokens that need a pass
                 "low": A < 0 and gamma < 1 - cfg.epsilon,
                 "high": A > 0 and gamma > 1 + cfg.epsilon_high,
             }
@@ -81,9 +82,9 @@ def weights_of(trainer):
 
 
 def real_update(folder, cfg, samples):
-    """The same by Trainer: policy 1 computes the old log-probs, and policy 2 is updated.
+    """Computes the same with Trainer: policy 1 computes the old log-probs, and policy 2 is updated.
 
-    At a learning rate of 0 it is updated twice, since the first update must leave nothing behind.
+    It is updated twice at a learning rate of 0, because the first update must leave no trace.
     Returns (gradient, the sums for the log, trainer)."""
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
@@ -103,7 +104,7 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
     cfg = config(base, micro_batch_tokens=tokens, **CASES[case])
     gradient, sums, _ = real_update(base, cfg, load_samples(base)[::order])
     assert distance(gradient, want) < 1e-6
-    # Every part of the objective was at work.
+    # Every part of the objective had an effect.
     assert len(branches) == 5 and min(branches.values()) >= 3
     norm = math.sqrt(sum(x.square().sum().item() for x in want.values()))
     near(sums["grad_norm"], norm, 1e-6)
@@ -113,8 +114,8 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
 
 @pytest.mark.parametrize("zeros", [5, 11])
 def test_responses_whose_advantage_is_0_count_but_need_no_pass(base, group, zeros):
-    """Nor does the update need their old log-probs. Where all are 0, AdamW's momentum and decay
-    go on as if their gradient had been computed."""
+    """The update does not need their old log-probs either. If all advantages are 0, AdamW's
+    momentum and weight decay still act as if the gradient had been computed."""
     updates = []
     for spare in (True, False):
         cfg = config(base, learning_rate=1e-3, weight_decay=0.1, loss_type="dapo")
@@ -171,6 +172,36 @@ def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
 
 
 # --------------------------------------------------------------------------------- old log-probs
+def test_the_expected_number_of_distinct_tokens_is_that_of_many_draws():
+    """There are four tokens, of which the third and fourth count as one."""
+    pi = torch.tensor([[0.5, 0.3, 0.1, 0.1], [1, 0, 0, 0]])
+    expected = log.distinct_tokens(pi[:, :2].log(), num_generations=8)
+    torch.manual_seed(0)
+    draws = pi[0].multinomial(8 * 20_000, replacement=True).clamp(max=2).view(-1, 8)
+    counted = sum((draws == token).any(1).double().mean() for token in range(3))
+    near(expected.tolist(), [counted.item(), 1.0], 0.02)
+
+
+def test_distinct_tokens_are_a_mean_over_the_gated_tokens_that_were_trained_on(base, group):
+    cfg, samples = config(base, temperature=0.8), load_samples(base)
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
+    trainer.compute_old_logp(samples, quiet)
+    sums = trainer.update(samples, "simko", None, quiet)
+    row = log.update_metrics(sums, 1)
+
+    distinct, plain = [], plain_model(base)
+    for s in samples:
+        if s.advantage:
+            log_pi = (plain_logits(plain, s) / cfg.temperature).log_softmax(-1)
+            pi = log_pi.exp()
+            entropy = -(pi * log_pi).sum(-1)
+            top = pi[entropy > entropy.quantile(cfg.q)].sort(descending=True).values
+            parts = torch.cat([top[:, :3], top[:, 3:].sum(1, keepdim=True)], 1)
+            distinct += (1 - (1 - parts) ** cfg.num_generations).sum(1).tolist()
+    assert len(distinct) == sums["gated_tokens"]
+    near(row["distinct_tokens"], sum(distinct) / len(distinct), 1e-12)
+
+
 def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(base, group):
     """Responses without a gradient count as much as the others."""
     cfg, samples = config(base, temperature=0.8), load_samples(base)
@@ -204,7 +235,7 @@ def bfloat16_checkpoint(base, folder):
 
 
 def mislabelled_checkpoint(base, folder):
-    """float32 weights whose config.json says bfloat16."""
+    """Saves float32 weights with a config.json that says bfloat16."""
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(folder)
     file = folder / "config.json"
     names = json.loads(file.read_text())
@@ -216,8 +247,8 @@ def mislabelled_checkpoint(base, folder):
 @pytest.mark.parametrize("checkpoint", [bfloat16_checkpoint, mislabelled_checkpoint])
 def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
         base, group, tmp_path, checkpoint):
-    """Bit for bit. In a float32 copy of a large model each rank would need twice the memory
-    until the weights are sharded."""
+    """The weights are bit-identical. If each rank loaded a large model in float32, it would need
+    twice the memory until the weights are sharded."""
     dtype = checkpoint(base, tmp_path)
     loaded = {}
     load_model = simko.load_model
@@ -245,7 +276,8 @@ def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
 
 # --------------------------------------------------------------------------------- two processes
 def gradients(folder):
-    """Every case and share on this rank of two, by (case, share): what `real_update` gives."""
+    """Returns {(case, share): result of `real_update`} for all cases and shares on this rank of
+    two."""
     rank, results = torch.distributed.get_rank(), {}
     for case, share in itertools.product(CASES, SHARES):
         samples = SHARES[share](load_samples(folder), rank)

@@ -1,6 +1,6 @@
-"""Tests of verify.py and of what it reads with: small tables of kinds, hostile responses, properties.
+"""Tests of verify.py and of the parsers that it uses, with small tables, hostile responses and properties.
 
-A row of a table is a gold answer and what a response says instead, all with the same verdict.
+A row of a table is a gold answer and a number of predictions, which all get the same verdict.
 """
 import json
 import re
@@ -26,7 +26,7 @@ from verify import Verifier, explain, extract_answer, is_correct, judge
     (r"\boxed{17}", "17"), (r"\boxed {17}", "17"), (r"\fbox{17}", "17"), ("\\boxed{\n7\n}", "7"),
     (r"\boxed{1} then \boxed{2}", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
     (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
-    # a box in a box: the outermost, but for a box that is all of it
+    # a box in a box: the outermost counts, unless it contains nothing but another box
     (r"\boxed{\boxed{3}}", "3"), (r"\boxed{3,4,\boxed{5}}", r"3,4,\boxed{5}"),
     (r"\boxed{x\neq\boxed5}", r"x\neq\boxed5"), (r"\boxed{1} \boxed{\text{not }\boxed{5}}", r"\text{not }\boxed{5}"),
     # no braces: up to the next $, space or closing brace
@@ -131,13 +131,13 @@ def test_different_values(text, other):
 
 @pytest.mark.parametrize("text", ["", "2 3", "2+", "(2", r"\int x", r"\foo", "x^{2}^{3}", "n!!", "204_{5}", "12:00", "ABC",
                                   r"5\text{ cm}", "5 for 6", "1=2", "²"])
-def test_what_is_no_formula_is_refused(text):
+def test_texts_that_are_not_formulas_are_refused(text):
     with pytest.raises(formula.Unreadable):
         formula.parse(text)
 
 
 @pytest.mark.parametrize("text", ["9^{9^{9^{9}}}", "3^{1000000007}", "1/0", "0^{0}", r"\frac{0}{0}", r"\ln 0"])
-def test_what_has_no_value_or_a_huge_one_equals_nothing(text):
+def test_formulas_without_a_value_or_with_a_huge_one_equal_nothing(text):
     assert not judge(text, f"{text}+0").right
 
 
@@ -404,7 +404,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("gold", ["18", r"\sqrt{2}", "x + 1", r"\ln 2", "1, 2, 3", r"\frac{1}{2}"])
 def test_hostile(gold, tmp_path, monkeypatch):
-    """None is right or raises; the caller does not grow by 200 MB; nothing is run."""
+    """No response is right or raises an error, the caller grows by less than 200 MB, and no code is executed."""
     monkeypatch.chdir(tmp_path)
     assert is_correct(box(r"\sqrt{8}"), r"2\sqrt{2}")  # a worker has started
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -416,7 +416,7 @@ def test_hostile(gold, tmp_path, monkeypatch):
 
 
 def spellings(q):
-    """Ways to write a rational number."""
+    """Returns ways to write a rational number."""
     n, d = q.numerator, q.denominator
     sign, n = "-" if n < 0 else "", abs(n)
     fraction = f"{sign}\\frac{{{n}}}{{{d}}}"

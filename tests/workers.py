@@ -1,8 +1,8 @@
-"""Tests that need processes of their own start them here: ranks, engines, and runs that are killed.
+"""Starts processes for tests that need them: ranks, engines, and runs that are killed.
 
-A process can hold only one vLLM engine in its life, and a rank is a process. Each process calls a
-function that stands beside its test. The function takes a folder, in which it finds its input and
-leaves its results:
+A process can start only one vLLM engine in its life, and each rank is a process. Each process
+calls a function in the file of its test. The function takes a folder, from which it reads its
+input and to which it writes its results:
 
     python -m tests.workers NAME FOLDER
 """
@@ -15,10 +15,10 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = dict(os.environ)  # as it was before a test changed it
-# Each run has a cache of its own otherwise, and would compile its engine anew.
+ENVIRONMENT = dict(os.environ)  # a copy from before any test changes it
+# Otherwise each run would have its own cache and compile its engine again.
 ENVIRONMENT.setdefault("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm"))
-LIMIT = 1800  # seconds; only what hangs takes so long, even on a machine that is busy
+LIMIT = 1800  # seconds; even on a busy machine, only a hanging process takes so long
 
 WORKERS = {
     "gradients": "tests.workers:gradients",
@@ -32,12 +32,12 @@ WORKERS = {
 
 
 def torchrun(*options):
-    """The start of a command line that runs a program or `-m module` on several ranks."""
+    """Returns the start of a command line that runs a program or `-m module` on several ranks."""
     return [sys.executable, "-m", "torch.distributed.run", *map(str, options)]
 
 
 def worker(name, folder):
-    """The end of a command line that calls a worker, for Python or torchrun."""
+    """Returns the end of a command line that calls a worker, for Python or torchrun."""
     return ["-m", "tests.workers", name, str(folder)]
 
 
@@ -50,8 +50,8 @@ def python(*command):
 
 
 def run(command, **environment):
-    """Runs a command in the project's folder. Returns what it printed, or fails with that if the
-    command fails."""
+    """Runs a command in the project's folder and returns its output. If the command fails, fails
+    the test and shows the output."""
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -67,9 +67,10 @@ def run(command, **environment):
 
 
 def fork(function, log):
-    """Calls function() in a fork of this process, which writes to the file `log`. Returns its pid.
+    """Calls function() in a fork of this process, whose output goes to the file `log`. Returns
+    the fork's pid.
 
-    What is imported here the fork need not import: of an engine's start that takes longest."""
+    The fork need not repeat this process's imports, which take most of an engine's start."""
     pid = os.fork()
     if pid:
         return pid
@@ -92,13 +93,13 @@ def fork(function, log):
 
 
 def end_of(pid):
-    """How a process ended: its exit code, or minus the signal."""
+    """Waits for a process and returns its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def gradients(folder):
-    """What test_trainer.py, test_methods.py and test_lora.py ask of two ranks, all in one start
-    of them."""
+    """Computes everything that test_trainer.py, test_methods.py and test_lora.py need from two
+    ranks, so that the ranks start only once."""
     import torch
 
     from runtime.common import process_group

@@ -1,20 +1,20 @@
-"""Measures speed and memory. Each result is a row of a markdown table.
+"""Measures speed and memory, and prints the results as rows of markdown tables.
 
-    python -m tools.bench loss         # SimKO's loss against GRPO's
+    python -m tools.bench loss         # compares SimKO's loss with GRPO's
     python -m tools.bench step laptop --trl-python ENV/bin/python
-    python -m tools.bench scale        # an update against its tokens
-    python -m tools.bench gpu          # updates of Qwen2.5's shapes
+    python -m tools.bench scale        # updates with more and more tokens
+    python -m tools.bench gpu          # updates of models of Qwen2.5's shapes
     python -m tools.bench gpu --shape 7b --layers 4 --profile
-    python -m tools.bench generate     # rollouts of Qwen2.5's shapes
-    python -m tools.bench verifier     # responses a second
+    python -m tools.bench generate     # rollouts of models of Qwen2.5's shapes
+    python -m tools.bench verifier     # responses scored per second
 
-`python -m tools.bench COMMAND --help` explains the options, and docs/performance.md has what
-was measured.
+`python -m tools.bench COMMAND --help` explains the options. docs/performance.md lists the
+results.
 
-What is compared runs in turn, in one process. Times are medians. A ratio is the median over
-rounds of the ratio within a round, so that whatever else the machine does falls on both sides.
-Memory is the peak above what is held before: PyTorch's on GPUs, the process's resident size on
-CPUs (on Linux with glibc).
+Competing functions run alternately in one process. Times are medians. A ratio is the median over
+rounds of the ratio within a round, so that other load on the machine affects both sides. Memory
+is the peak above what is in use before: on GPUs the memory that PyTorch allocates, on CPUs the
+process's resident size (on Linux with glibc).
 """
 import argparse
 import itertools
@@ -53,14 +53,15 @@ from tools.random_models import SHAPES, SMALL, random_samples, random_trainer, s
 
 
 def compiles():
-    """Whether torch.compile finds a C++ compiler and Python's headers."""
+    """Returns whether torch.compile can find a C++ compiler and Python's headers."""
     header = Path(sysconfig.get_path("include"), "Python.h")
     return bool(shutil.which("g++")) and header.exists()
 
 
 # -------------------------------------------------------------------- loss
 def head_inputs(tokens, hidden, vocabulary):
-    """Random states, a head whose logits have variance 1, and tokens."""
+    """Returns random (states (T, D), head weight (V, D), tokens (T,)). The logits have variance
+    1."""
     torch.manual_seed(0)
     on_device = {"device": DEVICE, "dtype": DTYPE}
     states = torch.randn(tokens, hidden, **on_device)
@@ -72,8 +73,8 @@ def head_inputs(tokens, hidden, vocabulary):
 
 @torch.no_grad()
 def products(hidden, weight):
-    """The head's matrix products alone, for 2048 tokens at a time: the logits, the logits once
-    more, and both gradients. Returns the last one as if the logits were their own gradient."""
+    """Computes only the head's matrix products, for 2048 tokens at a time: the logits twice, and
+    both gradients. The logits serve as their own gradient. Returns the weight's gradient."""
     grad_weight = torch.zeros_like(weight)
     logits = hidden.new_empty(min(2048, len(hidden)), len(weight))
     for h in hidden.split(2048):
@@ -85,8 +86,8 @@ def products(hidden, weight):
 
 
 def token_loss(method, statistics, advantage, lengths, cfg):
-    """The loss of each token as `Trainer.update` composes it, in the first update after a
-    rollout."""
+    """Returns the loss of each token, (T,), as `Trainer.update` computes it in the first update
+    after a rollout. statistics: as `chunked.token_statistics` returns them."""
     logp, topk_logp, entropy, is_top1 = statistics
     old_logp = logp.detach()
     gate = entropy > simko.entropy_threshold(entropy, lengths, cfg.q)
@@ -98,8 +99,8 @@ def token_loss(method, statistics, advantage, lengths, cfg):
 
 
 def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=16.0, rounds=3):
-    """Measures SimKO's loss, forward and backward from the head's input. It is compared with
-    GRPO's, with the released formulation, and with the head's matrix products alone."""
+    """Measures SimKO's loss, forward and backward from the head's input. Compares it with GRPO's
+    loss, with the released formulation and with the head's matrix products alone."""
     cfg = simko.Config()
 
     def run(statistics_of, method):
@@ -138,9 +139,9 @@ WAYS = {
     "simko": "SimKO's loss, as simko.py trains",
     "full-logits": "GRPO's loss on all logits of a micro-batch at once",
     "topk-first": "top-K before the cast to float32",
-    "topk-blocks": "the same by blocks of 64",
-    "few-passes": "the same with fewer passes over the logits",
-    "compiled-chunks": "torch.compile on a chunk of the head",
+    "topk-blocks": "the same, with top-K by blocks of 64",
+    "few-passes": "the same, with fewer passes over the logits",
+    "compiled-chunks": "torch.compile on the functions of a chunk",
     "compiled-layers": "layer.compile() without attention",
     "half-checkpointed": "every second layer checkpointed, micro-batches half as large",
 }
@@ -148,13 +149,13 @@ WAYS = {
 
 def need_a_card(shapes, dry_run):
     if DEVICE == "cpu" and not set(shapes) <= set(SMALL):
-        fail(f"there is no GPU here. A dry run: {dry_run}")
+        fail(f"no GPU was found. For a dry run on the CPU, use: {dry_run}")
 
 
 def scale(*, shape=SMALL,
           tokens=(2048, 4096, 8192, 16384, 32768, 65536), rounds=3):
-    """Measures time and memory of an update against its tokens, in sequences of 512, and then
-    of as many tokens in shorter sequences."""
+    """Measures how time and memory of an update grow with its tokens, in sequences of 512, and
+    then measures the largest number of tokens in shorter sequences."""
     for name in shape:
         table("shape", "tokens", "samples", "s an update", "us a token",
               "/ the first's", "GiB above weights, gradients, optimizer")
@@ -179,15 +180,15 @@ def scale(*, shape=SMALL,
 def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
         ways=("grpo", "simko", "compiled-chunks", "full-logits"),
         layers=0, fake_world=1, profile=False, rounds=3):
-    """Measures updates on random weights, each of four micro-batches, in several ways: tokens a
-    second, FLOPs against the rate of a matrix product, and memory."""
+    """Measures updates of four micro-batches on random weights, computed in several ways: tokens
+    per second, FLOPs relative to the rate of a matrix product, and memory."""
     need_a_card(shape, "gpu --shape tiny-qwen --tokens 1024")
     for name in shape:
         most = SHAPES[name].num_hidden_layers
         if layers and not 2 <= layers <= most:
             fail(f"--layers {layers} must be from 2 to the {most} that {name} has")
     if not compiles():
-        print("The compiled ways are left out: torch.compile needs a C++ "
+        print("Skipping the compiled ways: torch.compile needs a C++ "
               "compiler and Python's headers.")
         ways = [way for way in ways if not way.startswith("compiled")]
     where = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
@@ -217,18 +218,18 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
 
 
 def afresh(function, *arguments):
-    """Calls a function in a process of its own, since neither FSDP nor vLLM gives back all the
-    memory that it took."""
+    """Calls a function in its own process, because neither FSDP nor vLLM frees all of its memory.
+    Returns the function's result."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def measure_what_fits(job, layers, ways, profile):
-    """What `measured_updates` returns for the ways that fit in memory. The others leave the
-    list `ways`, and stand under "out of memory"."""
+    """Returns the result of `measured_updates` for the ways that fit in memory. Ways that do not
+    are removed from the list `ways`, and "out of memory" of the result names them."""
     lost = []
     while ways:
-        # FSDP is of no use once it has run out of memory.
+        # FSDP is unusable after it has run out of memory, so start a new process.
         measured = afresh(job, layers, ways, profile)
         if "lost" not in measured:
             return measured | {"out of memory": lost}
@@ -249,8 +250,8 @@ def show_updates(label, count, measured):
 
 
 def extrapolated(half, full, few, many, every):
-    """What `every` layers would take if each took as much as one of those between `few` and
-    `many` did."""
+    """Extrapolates time, memory and FLOPs to `every` layers, linearly from `few` and `many`
+    layers."""
     def line(a, b):
         return b + (b - a) / (many - few) * (every - many)
 
@@ -276,9 +277,9 @@ def show_profile(title, took, rows):
 
 @contextmanager
 def process_group(world):
-    """simko.py's process group, or that of rank 0 of `world` ranks of which no other exists.
-    What the others would send is then taken to be what this rank holds: shapes, memory and
-    computation are those of a real run, and the numbers are not."""
+    """Sets up simko.py's process group or, if world > 1, a fake group in which this process is
+    rank 0 and no other rank exists. The fake group takes this rank's data for what the others
+    would send, so shapes, memory and computation are realistic but the numbers are not."""
     if world == 1:
         with common.process_group() as device:
             yield device
@@ -295,8 +296,8 @@ def process_group(world):
 def compile_layers(model):
     """Compiles the layers once for all numbers of tokens and sequences.
 
-    Attention is left out. Its kernel is fast as it is, and the longest sequence is a Python
-    number, which would be compiled in."""
+    Attention is not compiled. Its kernel is fast already, and the length of the longest sequence
+    is a Python number, which would be compiled in as a constant."""
     eager = torch.compiler.disable(packed_attention)
     AttentionInterface.register("packed", eager)
     for layer in model.base_model.layers:
@@ -304,7 +305,7 @@ def compile_layers(model):
 
 
 def product_rate():
-    """FLOP/s of a product of two square matrices."""
+    """Measures the FLOP/s of a product of two square matrices."""
     size = 8192 if DEVICE == "cuda" else 512
     square = torch.randn(size, size, device=DEVICE, dtype=DTYPE)
     timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
@@ -312,8 +313,9 @@ def product_rate():
 
 
 def model_flops(model, samples):
-    """FLOPs that an update needs: 6 for each weight and token, the head on response tokens
-    alone, and causal attention. What gradient checkpointing computes again does not count."""
+    """Returns the FLOPs that an update needs: 6 for each weight and token, where the head counts
+    for response tokens only, and those of causal attention. The recomputation of gradient
+    checkpointing does not count."""
     shape = model.config
     tokens = [s.size() for s in samples]
     targets = sum(len(s.response_ids) for s in samples)
@@ -324,26 +326,27 @@ def model_flops(model, samples):
 
 
 def update(trainer, samples, tokens, way):
-    """An update in one of WAYS. tokens: of a micro-batch."""
+    """Runs an update in one of WAYS. tokens: the size of a micro-batch."""
     method = "grpo" if way in ("grpo", "full-logits") else "simko"
     half = way == "half-checkpointed"
     trainer.cfg.micro_batch_tokens = tokens // 2 if half else tokens
     for layer in trainer.policy.base_model.layers[1::2]:
         layer.gradient_checkpointing = not half
-    # Compiled layers run as they are written in all other ways.
+    # In all other ways, layers run eagerly even if they were compiled.
     stance = "default" if way == "compiled-layers" else "force_eager"
     with (torch.compiler.set_stance(stance),
           mock.patch.multiple(chunked, **heads.functions(way))):
         sums = trainer.update(samples, method, None, QUIET)
     if not math.isfinite(sums["grad_norm"]):
         raise FloatingPointError(
-            f"{way}: the gradient is not finite, so that the optimizer was not measured")
+            f"{way}: the gradient is not finite, so the optimizer was not measured")
 
 
 def measured_updates(name, tokens, rounds, world, layers, ways, profile):
-    """Returns a dict: FLOP/s of a product, tokens and FLOPs of an update, and for each way its
-    seconds, memory (GiB above what is held before, GiB in all) and, with `profile`, operations.
-    Or {"lost": the way that ran out of memory}."""
+    """Measures updates in each of `ways`. Returns a dict of "rate" (FLOP/s of a matrix product),
+    "tokens" and "flops" (of an update), and for each way "seconds" (of each round), "memory"
+    (GiB above what is in use before, GiB in total) and, with `profile`, "profiles". If a way runs
+    out of memory, returns {"lost": way}."""
     change = compile_layers if "compiled-layers" in ways else None
     samples = random_samples(4 * tokens // 1024, 1024, name)
     rate, memory, way = product_rate(), {}, ways[0]
@@ -352,7 +355,7 @@ def measured_updates(name, tokens, rounds, world, layers, ways, profile):
             trainer = random_trainer(shape_of(name, layers), device, change)
             runs = {way: partial(update, trainer, samples, tokens, way) for way in ways}
             for way, run in runs.items():
-                run()  # makes gradients and the optimizer's state
+                run()  # allocates gradients and the optimizer's state
                 held, above = memory_of(run)
                 memory[way] = above, held + above
         except torch.OutOfMemoryError:
@@ -367,8 +370,8 @@ def measured_updates(name, tokens, rounds, world, layers, ways, profile):
 
 
 def operations(run):
-    """Returns the ms that `run` takes, and (operation, calls, ms in it alone), the longest
-    first. The operations are kernels on a GPU and PyTorch's operators on a CPU."""
+    """Returns the ms that `run` takes and a list of (operation, calls, ms without its children),
+    the longest first. The operations are kernels on a GPU and PyTorch's operators on a CPU."""
     kind, spent = DeviceType.CPU, "self_cpu_time_total"
     if DEVICE == "cuda":
         kind, spent = DeviceType.CUDA, "self_device_time_total"
@@ -382,8 +385,8 @@ def operations(run):
 
 # ---------------------------------------------------------------- generate
 def generate(*, shape=("0.5b", "1.5b", "7b"), tokens=512, rounds=3):
-    """Measures vLLM's rollouts with random weights: tokens a second of 8 responses to each of
-    32 prompts, and of one response to each of 1,024, which have 256 tokens each."""
+    """Measures vLLM's rollouts with random weights, in tokens per second: 8 responses to each of
+    32 prompts, and one response to each of 1,024 prompts. Each prompt has 256 tokens."""
     need_a_card(shape, "generate --shape tiny-qwen --tokens 16")
     table("shape", "prompts", "responses each", "tokens/s generated")
     for name in shape:
@@ -392,13 +395,13 @@ def generate(*, shape=("0.5b", "1.5b", "7b"), tokens=512, rounds=3):
 
 
 def generation_rates(name, tokens, rounds):
-    """Returns {(prompts, responses to each): tokens that vLLM generates in a second}."""
+    """Returns {(prompts, responses to each): tokens that vLLM generates per second}."""
     words, rng = SHAPES[name].vocab_size, np.random.default_rng(0)
     counts = {}
 
     def run(case):
         prompts, n = case
-        # As each sync does. Otherwise the last round's prompts are known.
+        # A weight sync does this too. Otherwise the prompts would be cached.
         engine.llm.reset_prefix_cache()
         ids = list(rng.integers(words, size=(prompts, 256)))
         samples = engine.generate(ids, n, 1.0, 1.0, tokens, QUIET)
@@ -406,7 +409,7 @@ def generation_rates(name, tokens, rounds):
 
     with (tempfile.TemporaryDirectory() as folder, common.process_group() as device):
         SHAPES[name].save_pretrained(folder)
-        cfg = simko.Config(model=folder, max_prompt_length=256)
+        cfg = simko.Config(model=folder, output_dir=folder, max_prompt_length=256)
         arguments = cfg, [2], device, DTYPE, "dummy", tokens
         with closing(simko.VLLMEngine(*arguments)) as engine:
             runs = {case: partial(run, case) for case in ((32, 8), (1024, 1))}
@@ -422,7 +425,8 @@ PROSE = ("We set up the equation and simplify both sides.", "Let $x$ be the numb
 
 
 def answer(rng):
-    """(gold, the same written another way, a wrong one): kinds and shares as in the answers of MATH."""
+    """Returns (gold answer, the same answer in another notation, a wrong answer). Kinds and shares resemble
+    the answers of MATH."""
     a, b, c = rng.randint(2, 99), rng.randint(2, 12), rng.choice((2, 3, 5, 7, 11))
     kinds = [
         (60, f"{a}", rng.choice((f"{a}", f"x = {a}", f"{a}.0", rf"{a} \text{{ cm}}")), f"{a + b}"),
@@ -438,7 +442,7 @@ def answer(rng):
 
 
 def made_up(rows):
-    """[(gold, response, whether it is right)], every second one wrong."""
+    """Returns [(gold, response, whether it is right)]. Every second response is wrong."""
     rng, found = random.Random(0), []
     for row in range(rows):
         gold, *boxed = answer(rng)
@@ -448,22 +452,23 @@ def made_up(rows):
 
 
 def labelled(path):
-    """[(gold, response, whether it is right)] of the math rows with a label in a file of JSON lines."""
+    """Returns [(gold, response, whether it is right)] of the labelled math rows in a file of JSON lines."""
     rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     return [(row["gold"], row["response"], bool(row["label"])) for row in rows
             if row.get("task", "math") == "math" and row["label"] is not None and row["gold"].strip()]
 
 
 def verifier(*, rows=2048, cases=""):
-    """Responses a second of Verifier.score with two workers, against math-verify called on each response in turn:
-    on made-up responses, or with --cases on the rows of a file, {"gold": ..., "response": ..., "label": 0 or 1}."""
+    """Compares the speed and the verdicts of Verifier.score (two workers) with those of math-verify, called on one
+    response at a time. The responses are made up or, with --cases, the rows {"gold": ..., "response": ..., "label":
+    0 or 1} of a file."""
     import math_verify
 
     from verify import Verifier
     golds, responses, labels = zip(*(labelled(cases) if cases else made_up(rows)))
 
     def measure(score):
-        """Responses a second, and the (gold, response) that are judged wrongly, by their label."""
+        """Returns responses per second and {label: [(gold, response) that is misjudged]}."""
         start = time.perf_counter()
         verdicts = score(responses, golds)
         rate = len(golds) / (time.perf_counter() - start)
@@ -488,23 +493,23 @@ def verifier(*, rows=2048, cases=""):
 
 # -------------------------------------------------------------------- main
 OPTIONS = {
-    "hidden": "Widths of the head's input.",
-    "tokens": "Tokens of the loss, of an update (scale), of a micro-batch (gpu) or of a "
+    "hidden": "The widths of the head's input.",
+    "tokens": "The tokens of the loss, of an update (scale), of a micro-batch (gpu) or of a "
               "response (generate).",
-    "vocabulary": "How many tokens the head knows.",
-    "memory": "The released formulation is left out where it would take more GiB.",
-    "rounds": "How often each thing is timed.",
+    "vocabulary": "The size of the vocabulary.",
+    "memory": "Skip the released formulation if it would take more GiB than this.",
+    "rounds": "How many times to time each function.",
     "rollout": "The rollout backends to measure.",
-    "trl_python": "The Python of an environment with TRL, which is left out otherwise.",
+    "trl_python": "The Python of an environment with TRL. Without it, TRL is not measured.",
     "shape": "The models to measure, with random weights.",
     "ways": "How to compute the update. " + " ".join(
         f"{way}: {about}." for way, about in WAYS.items()),
-    "layers": "Measure this many layers and half as many, and extrapolate to all. "
-              "With 0, all are measured.",
-    "fake_world": "Measure one of this many ranks. Communication is missing then.",
-    "profile": "Show the operations that took longest.",
+    "layers": "Measure this many layers and half as many, and extrapolate to all layers. "
+              "0 measures all layers.",
+    "fake_world": "Measure one of this many ranks, without communication.",
+    "profile": "Show the operations that take longest.",
     "rows": "How many responses to score.",
-    "cases": "Score the labelled rows of this file instead.",
+    "cases": "Score the labelled rows of this file instead of made-up responses.",
 }
 CHOICES = {"shape": SHAPES, "ways": WAYS, "rollout": ("hf", "vllm")}
 
@@ -523,7 +528,8 @@ def add_option(command, name, default):
 
 
 def main(arguments):
-    """Calls the function that the command line names. Its options are the keyword parameters."""
+    """Calls the function that the command line names. The function's keyword parameters are the
+    options of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.bench", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,4 +1,4 @@
-"""Whole training steps, of simko.py's and of TRL's, for tools.bench."""
+"""Runs training steps of simko.py and of TRL for `tools.bench step`."""
 import itertools
 import json
 import os
@@ -24,7 +24,7 @@ from runtime.log import Log
 from tools.measuring import DEVICE, QUIET, fail, in_turn, ratio, show, table
 from verify import Verifier
 
-# As it is before process_group adds its address, for TRL's process.
+# A copy for TRL's process, made before process_group adds its own variables.
 ENVIRONMENT = dict(os.environ)
 CASES = {  # flags of simko.py
     "laptop": """
@@ -56,8 +56,8 @@ def timed(owner, name, seconds, phase):
 
 
 def simko_steps(cfg, job, device, verifier):
-    """Makes a training step of simko.py's with each `next`. Yields the tokens of a response and
-    the seconds of each phase."""
+    """Runs a training step of simko.py at each `next`. Yields {"tokens": mean response length,
+    phase: seconds}."""
     arguments = (cfg, job.stop_ids, device, torch.float32, "dummy", cfg.max_completion_length)
     with closing(simko.make_engine(*arguments)) as engine:
         trainer = simko.Trainer(cfg, device, torch.float32)
@@ -86,13 +86,15 @@ def simko_steps(cfg, job, device, verifier):
 
 
 def trl_steps(python, cfg, job, steps):
-    """Makes a step of TRL's GRPOTrainer with each `next`, on the prompts that simko.py takes,
-    in the same order. Yields the tokens of a response."""
+    """Runs a step of TRL's GRPOTrainer at each `next`, on the same prompts as simko.py and in
+    the same order. Yields {"tokens": mean response length}.
+
+    python: the Python of an environment with TRL. steps: how many steps need prompts."""
     ids = []
     for step in range(steps):
         order = prompt_order(step, cfg.batch_size, len(job.problems), cfg.seed)
         ids += [job.problems[i]["prompt_ids"].tolist() for i in order]
-    # The tokenizer adds special tokens to raw prompts, and only to them.
+    # The tokenizer adds special tokens to raw prompts only.
     raw = cfg.prompt_template == "raw"
     task = {
         "model": cfg.model, "prompt_ids": ids,
@@ -112,13 +114,13 @@ def trl_steps(python, cfg, job, steps):
             process.stdin.write("\n")
             answer = process.stdout.readline()
             if not answer:
-                fail("TRL stopped, see above")
+                fail("TRL stopped; its error is above")
             yield {"tokens": float(answer)}
 
 
 def half_right(verifier):
-    """Lets the verifier work, but makes every second verdict "right", so that every response
-    has a gradient, as it has in `trl_steps`."""
+    """Replaces the verifier's verdicts so that every second response is right. Every response
+    then has a gradient, as in `trl_steps`. The verifier still does its work."""
     score = verifier.score
 
     def half(*rows):
@@ -128,11 +130,11 @@ def half_right(verifier):
 
 
 def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
-    """Measures a whole training step by phase, on our two rollout backends and against TRL's.
-    Further flags are simko.py's, and win over those of the case."""
+    """Measures a complete training step by phase with both rollout backends, and compares it with
+    TRL's. Further flags go to simko.py and take precedence over those of the case."""
     if DEVICE == "cuda":
-        # TRL's side is on the CPU, and phases do not wait for a GPU.
-        fail("step compares on CPUs. Put CUDA_VISIBLE_DEVICES= before it")
+        # TRL runs on the CPU here, and the timers of phases do not wait for a GPU.
+        fail("step compares on CPUs only. Put CUDA_VISIBLE_DEVICES= before the command")
     phases = ("rollout", "forward", "backward", "optimizer", "reward", "sync")
     sources, rows = {}, {}
     with ExitStack() as stack:

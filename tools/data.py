@@ -2,10 +2,10 @@
 --data-dir on machines without a network.
 
     python -m tools.data FOLDER                     all sets, from the hub
-    python -m tools.data FOLDER math500 logic       some sets, or a group
+    python -m tools.data FOLDER math500 logic       one set and one group
     python -m tools.data FOLDER minerva=copies/minerva.jsonl
 
-The last line makes a set from a copy, a JSONL file with the hub's columns
+The third command converts a local copy, a JSONL file with the hub's columns
 or with those that simko.py reads.
 """
 import json
@@ -19,13 +19,15 @@ from verify import Verifier
 
 
 def read_copy(path, name):
+    """Returns the rows of a data set from a local copy. Ends the program if
+    the copy cannot be read or no row has an answer."""
     rows = convert_all(name, DATASETS[name], read_jsonl(path))
     return rows or fail(f"{path} has no row with an answer")
 
 
 def read(name, copies):
-    """The rows of a data set, from its copy in {name: path} or else from
-    the hub."""
+    """Returns the rows of a data set from its copy, or from the hub if copies,
+    {name: path}, does not contain it."""
     if name in copies:
         return read_copy(copies[name], name)
     if name == "gsm8k-math1-train" and copies.keys() >= {"gsm8k-train", "math-train"}:
@@ -37,21 +39,22 @@ def read(name, copies):
 
 
 def check_golds(rows, verifier):
-    """Says how many gold answers the verifier accepts in a box. Puzzles
-    that a rule decides have no gold answer."""
+    """Returns a sentence on how many gold answers the verifier accepts when
+    they are put in a box. Puzzles that a rule decides have no gold answer."""
     golds = [row for row in rows if row.get("task") not in ("game24", "number_wall")]
     answers = [row["answer"] for row in golds]
     tasks = [row.get("task", "math") for row in golds]
     right = sum(verifier.score([f"\\boxed{{{x}}}" for x in answers], answers, tasks))
-    return f"in a box, {right:.0f} of {len(golds)} golds pass the verifier"
+    return f"the verifier accepts {right:.0f} of {len(golds)} gold answers in a box"
 
 
 def main():
     parser = ArgumentParser(
         prog="python -m tools.data", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the files go")
-    parser.add_argument("names", nargs="*", metavar="NAME[=FILE]", help=", ".join([*GROUPS, *DATASETS]))
+    parser.add_argument("folder", type=Path, help="the folder to write the files to")
+    parser.add_argument("names", nargs="*", metavar="NAME[=FILE]",
+                        help=f"any of {', '.join([*GROUPS, *DATASETS])}")
     options = parser.parse_args()
     names, copies = [], {}
     for word in options.names or DATASETS:
@@ -62,7 +65,7 @@ def main():
         else:
             names += GROUPS.get(name, [name])
     if unknown := [name for name in names if name not in DATASETS]:
-        fail(f"{', '.join(unknown)}: none of {', '.join(DATASETS)}")
+        fail(f"unknown data set {', '.join(unknown)}: choose from {', '.join([*GROUPS, *DATASETS])}")
     failed = []
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ def main():
             for name in names:
                 try:
                     rows = read(name, copies)
-                except SystemExit as stop:  # the other sets can still be had
+                except SystemExit as stop:  # go on with the other sets
                     failed.append(str(stop))
                     continue
                 path = options.folder / f"{name}.jsonl"

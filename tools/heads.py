@@ -1,9 +1,9 @@
-"""Other ways to compute the output head, for `tools.bench` to measure against those of
+"""Alternative implementations of the output head, which `tools.bench` compares with
 runtime/chunked.py.
 
-On a card the head waits for passes over the float32 logits. Most of these functions make fewer
-or smaller passes. All compute the same numbers, up to rounding, and take and return what the
-functions whose place they take do.
+On a GPU, memory bandwidth limits the head: it passes over the float32 logits several times. Most
+of these functions make fewer or smaller passes. Up to rounding, all compute the same numbers as
+the functions that they replace, and have the same arguments and return values.
 """
 from functools import cache, partial
 
@@ -14,7 +14,7 @@ from runtime import chunked
 
 
 def full_statistics(hidden, weight, token, K, temperature=1.0):
-    """`chunked.token_statistics` from all logits at once, by autograd."""
+    """Computes `chunked.token_statistics` from all logits at once, with autograd."""
     logits = full_logits(hidden, weight, temperature)
     top = logits.detach().topk(K).indices
     columns = torch.cat([token[:, None], top], 1)
@@ -23,8 +23,8 @@ def full_statistics(hidden, weight, token, K, temperature=1.0):
 
 
 def released_statistics(hidden, weight, token, K, temperature=1.0):
-    """The same, as the released code has it: the log-probs of the K candidates are those of K
-    copies of the logits."""
+    """Computes the same as the released code does: it takes the log-probs of the K candidates
+    from K copies of the logits."""
     logits = full_logits(hidden, weight, temperature)
     top = logits.detach().topk(K).indices
     logp = -F.cross_entropy(logits, token, reduction="none")
@@ -47,7 +47,7 @@ def with_entropy(logits, logp, topk_logp):
 
 
 def top_k_by_blocks(z, K, size=64):
-    """z.topk(K), exact, in one pass over z.
+    """Computes z.topk(K) exactly, in one pass over z.
 
     The K largest values are in the K blocks with the largest maxima."""
     width = z.shape[1]
@@ -61,8 +61,8 @@ def top_k_by_blocks(z, K, size=64):
 
 
 def statistics_top_k_first(h, weight, y, K, temperature, top_k=torch.topk):
-    """`chunked.chunk_statistics` with the top-K of the logits in the model's dtype, which has
-    half the bytes. Neither the cast nor the division changes their order."""
+    """Computes `chunked.chunk_statistics`, but takes the top-K from the logits in the model's
+    dtype, which has half the bytes. Neither the cast nor the division changes their order."""
     z = h @ weight.T
     values, top = top_k(z, K)
     wide = torch.promote_types(z.dtype, torch.float32)
@@ -83,9 +83,8 @@ def statistics_top_k_first(h, weight, y, K, temperature, top_k=torch.topk):
 
 
 def statistics_in_few_passes(h, weight, y, K, temperature):
-    """`chunked.chunk_statistics` with the top-K by blocks, one pass for cast, division and
-    subtraction, and sum_j exp_j z_j as a dot product, which does not write the products
-    down."""
+    """Computes `chunked.chunk_statistics` with the top-K by blocks, one pass for cast, division
+    and subtraction, and sum_j exp_j z_j as a dot product, which does not store the products."""
     z = h @ weight.T
     values, top = top_k_by_blocks(z, K)
     wide = torch.promote_types(z.dtype, torch.float32)
@@ -93,21 +92,21 @@ def statistics_in_few_passes(h, weight, y, K, temperature):
     largest = values[:, :1]
     sampled = z.gather(1, y[:, None]).to(wide) / temperature
 
-    # This gives float32 of bfloat16 logits without a copy in between.
+    # This converts bfloat16 logits to float32 without an intermediate copy.
     z = torch.add(-largest, z, alpha=1 / temperature)
     exp = z.exp()
     total = exp.sum(-1, keepdim=True)
     log_total = total.log()
     log_z = largest + log_total
     products = torch.bmm(exp[:, None, :], z[:, :, None])[:, 0]
-    # Both terms are of logits less the largest, which cancels.
+    # Both terms use logits minus the largest logit, which cancels.
     entropy = log_total - products / total
     logp = sampled - log_z
     return logp[:, 0], values - log_z, entropy[:, 0], log_z, top
 
 
 def gradient_in_few_passes(h, weight, log_z, columns, grad, temperature):
-    """`chunked.chunk_gradient` with one pass for cast, division and subtraction."""
+    """Computes `chunked.chunk_gradient` with one pass for cast, division and subtraction."""
     z = h @ weight.T
     pi = torch.add(-log_z, z, alpha=1 / temperature).exp_()
     grad_z = pi.mul_(-grad.sum(1, keepdim=True))
@@ -133,9 +132,9 @@ HEADS = {
 
 @cache
 def compiled():
-    """The functions of a chunk, compiled. They are dynamic, as the last chunk of a micro-batch
-    is shorter."""
-    # The layers around them may be held to eager mode.
+    """Returns the functions of a chunk, compiled for dynamic shapes, because the last chunk of a
+    micro-batch is shorter."""
+    # These functions are compiled even if `update` forces the layers to run eagerly.
     allowed = torch.compiler.set_stance("default")
     return {
         name: allowed(torch.compile(PLAIN[name], dynamic=True))
@@ -143,7 +142,8 @@ def compiled():
 
 
 def functions(way):
-    """{name: function} for runtime/chunked.py, by the name of a way."""
+    """Returns {name: function}, the functions to patch into runtime/chunked.py for a key of
+    bench.WAYS."""
     if way == "compiled-chunks":
         return PLAIN | compiled()
     return PLAIN | HEADS.get(way, {})

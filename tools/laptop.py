@@ -1,33 +1,34 @@
-"""Makes the laptop experiment from a seed: a tiny base model and its
-problems.
+"""Makes a tiny base model and its problems for the laptop experiment.
 
     python -m tools.laptop DIR [--seed 0] [--steps 2500] [--wordy]
-    bash train.sh laptop           makes it, and trains GRPO and SimKO from it
+    bash train.sh laptop           also trains GRPO and SimKO
 
 DIR/base is an ordinary Hugging Face checkpoint (Llama, 172 224 parameters,
-float32) with its tokenizer, a token a word. DIR/train.jsonl (4000 draws),
-valid.jsonl and test.jsonl (200 each) hold {"id", "problem", "answer"}. The
-task is Countdown with three numbers: use each number once, reach the
-target, and write every step down.
+float32) with a tokenizer that makes each word a token. DIR/train.jsonl (4000
+rows), valid.jsonl and test.jsonl (200 each) have rows {"id", "problem",
+"answer"}. The task is Countdown with three numbers: use each number once,
+reach the target, and write down every step.
 
     problem   7 20 4 > 48 :
     answer    48 = 7 20 4
     response  7 * 4 = 28 28 + 20 = 48
 
-The base model learns from demonstrations of which 30 % reach the target;
-the others are any legal chain of the same numbers. So it is weak at one
-try and complete at many, and what a method later loses at pass@256 it had
-before. On seed 0's test problems, with 256 samples at T = 1, its pass@1 is
-24.1, @4 57.6, @16 89.7, @64 99.6 and @256 100 %, and 93 % of the samples
-are legal chains.
+The base model learns from demonstrations, 30 % of which reach the target.
+The others are random legal chains of the same numbers. The model therefore
+solves few problems with one sample and all of them with many, so a method
+that has a lower pass@256 has lost solutions. On seed 0's test problems,
+with 256 samples at T = 1, its pass@1 is 24.1, @4 57.6, @16 89.7, @64 99.6
+and @256 100 %, and 93 % of the samples are legal chains.
 
-Neither the demonstrations nor train.jsonl hold a test or valid problem, in
-any order of its numbers; they may share problems with each other. The same
-seed gives the same bytes on one machine. It takes 132 s of one core.
+Neither the demonstrations nor train.jsonl contain a test or valid problem,
+in any order of its numbers, but they may share problems with each other. On
+the same machine, a seed always gives the same bytes. It takes 132 s of one
+core.
 
 --wordy makes the same problems with responses in which few tokens are
-decisions, as in text. A token is a digit, and phrases never change: "first
-we take two of them : 7 * 4 = 28 . then we take what is left : 28 + 20 = 48 ."
+decisions, as in prose. Each digit is a token, and the phrases never change:
+"first we take two of them : 7 * 4 = 28 . then we take what is left : 28 +
+20 = 48 ."
 """
 import itertools
 import json
@@ -57,11 +58,11 @@ NUMBERS = range(1, RECIPE["largest_number"] + 1)
 
 # --------------------------------------------------------------- problems
 def chains(numbers):
-    """All legal chains that use up the tuple `numbers`: a set of (token,
-    ..., token, last value).
+    """Returns all legal chains that use each of the tuple `numbers`, as a
+    set of (token, ..., token, last value).
 
-    Steps with zero, x1 or /1 are not legal. They change nothing, and the
-    model would only learn to waste its steps."""
+    Steps with zero, x1 or /1 are not legal, because they would only teach
+    the model to waste steps."""
     if len(numbers) == 1:
         return {numbers}
     found = set()
@@ -81,20 +82,21 @@ def chains(numbers):
 
 
 def all_chains():
-    """{sorted numbers: their chains}. The chains are sorted, since the
-    order of a set of texts changes from run to run."""
+    """Returns {sorted numbers: their chains}. The chains are sorted, because
+    the order of a set of texts changes from run to run."""
     choices = itertools.combinations_with_replacement(NUMBERS, RECIPE["numbers"])
     return {numbers: sorted(chains(numbers)) for numbers in choices}
 
 
 def key(numbers, target):
-    """The same for problems that differ in the order of their numbers."""
+    """Returns a key that does not depend on the order of the numbers."""
     return tuple(sorted(numbers)), target
 
 
 def draw(rng, legal, held_out=()):
-    """A problem whose key is not in `held_out`: (numbers, target, a chain
-    that solves it). The target is the end of a random chain."""
+    """Draws a problem whose key is not in `held_out`. Returns (numbers,
+    target, a chain that solves it). The target is a random chain's last
+    value."""
     while True:
         numbers = rng.choices(NUMBERS, k=RECIPE["numbers"])
         *chain, target = rng.choice(legal[tuple(sorted(numbers))])
@@ -108,20 +110,21 @@ def prompt(numbers, target):
 
 
 def response(chain, wordy):
-    """The text of a chain of two steps, without its last value."""
+    """Returns the text of a chain of two steps. chain: without the last
+    value."""
     first, second = " ".join(chain[:5]), " ".join(chain[5:])
     parts = [PHRASES[0], first, PHRASES[1], second, PHRASES[2]]
     return " ".join(parts if wordy else [first, second])
 
 
 def write_problems(rng, legal, folder):
-    """Writes the three sets. Returns the keys of valid and test."""
+    """Writes the three sets. Returns {key: problem} of valid and test."""
     held_out = {}
     while len(held_out) < RECIPE["test"] + RECIPE["valid"]:
         numbers, target, _ = draw(rng, legal)
         held_out[key(numbers, target)] = numbers, target
     problems = list(held_out.values())
-    rng.shuffle(problems)  # a problem with many solutions is drawn early
+    rng.shuffle(problems)  # problems with many solutions tend to be drawn first
     sets = {"test": problems[:RECIPE["test"]], "valid": problems[RECIPE["test"]:],
             "train": [draw(rng, legal, held_out)[:2] for _ in range(RECIPE["train"])]}
     for name, rows in sets.items():
@@ -135,8 +138,8 @@ def write_problems(rng, legal, folder):
 
 # -------------------------------------------------------------- the model
 def vocabulary(wordy=False):
-    """{token: id}. In wordy responses a digit that continues a number
-    begins with ##, as in WordPiece."""
+    """Returns {token: id}. In wordy responses, a digit that continues a
+    number begins with ##, as in WordPiece."""
     words = [PAD, BOS, EOS, *">:=+-*/"]
     if wordy:
         words += [*"0123456789", *(f"##{digit}" for digit in "0123456789")]
@@ -163,8 +166,8 @@ def make_tokenizer(wordy=False):
 
 
 def demonstrations(rng, legal, held_out, tokenizer, wordy):
-    """A batch: token ids (B, L), labels (B, L) with -100 where nothing is
-    to be learnt, and the length of the shortest prompt."""
+    """Returns a batch: token ids (B, L), labels (B, L) with -100 at tokens
+    without a loss, and the length of the shortest prompt."""
     prompts, responses = [], []
     for _ in range(RECIPE["batch"]):
         numbers, target, chain = draw(rng, legal, held_out)
@@ -182,7 +185,7 @@ def demonstrations(rng, legal, held_out, tokenizer, wordy):
 
 
 def train_base(rng, legal, held_out, steps, seed, wordy):
-    """A Llama trained on `steps` batches of demonstrations."""
+    """Trains a Llama on `steps` batches of demonstrations and returns it."""
     from tqdm import trange
     from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
     from transformers.utils.logging import disable_progress_bar
@@ -197,8 +200,8 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
     optimizer = torch.optim.AdamW(model.parameters(), lr=RECIPE["lr"])
     scheduler = get_cosine_schedule_with_warmup(optimizer, RECIPE["warmup"], steps)
     shown = {"mininterval": 1}
-    if not sys.stderr.isatty():  # a file or a pipe gets a line a minute
-        disable_progress_bar()  # that of transformers
+    if not sys.stderr.isatty():  # a file or a pipe gets one line per minute
+        disable_progress_bar()  # the progress bar of transformers
         shown = {"mininterval": 60, "bar_format": "{desc}: step {n} of {total}{postfix}\n"}
     progress = trange(steps, desc="base model", unit="step", **shown)
     for _ in progress:
@@ -214,7 +217,7 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
 
 
 def build(folder, seed, steps, wordy):
-    torch.set_num_threads(1)  # the sums, and so the weights, depend on it
+    torch.set_num_threads(1)  # sums, and therefore weights, depend on it
     rng, legal = random.Random(seed), all_chains()
     held_out = write_problems(rng, legal, folder)
     model = train_base(rng, legal, held_out, steps, seed, wordy)
@@ -226,10 +229,10 @@ def main():
     parser = ArgumentParser(
         prog="python -m tools.laptop", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("dir", metavar="DIR", type=Path, help="folder to make")
-    parser.add_argument("--seed", type=int, default=0, help="of problems and weights (default: 0)")
-    parser.add_argument("--steps", type=int, default=2500, help="of training (default: 2500)")
-    parser.add_argument("--wordy", action="store_true", help="responses in which few tokens are decisions")
+    parser.add_argument("dir", metavar="DIR", type=Path, help="the folder to make")
+    parser.add_argument("--seed", type=int, default=0, help="seed of problems and weights (default: 0)")
+    parser.add_argument("--steps", type=int, default=2500, help="number of training steps (default: 2500)")
+    parser.add_argument("--wordy", action="store_true", help="make responses in which few tokens are decisions")
     args = parser.parse_args()
     if args.seed < 0 or args.steps < 1:
         parser.error("--seed must be at least 0 and --steps at least 1")
@@ -253,7 +256,7 @@ def main():
         out.mkdir()
         build(out, args.seed, args.steps, args.wordy)
         (out / made.name).write_text(settings)
-        os.replace(out, args.dir)  # so a DIR that exists is complete
+        os.replace(out, args.dir)  # any existing DIR is therefore complete
     print(f"made {args.dir}: base/, train.jsonl, valid.jsonl, test.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""How tools.bench measures: things that are compared run in turn."""
+"""Measures time and memory for tools.bench, and prints tables."""
 import ctypes
 import re
 import sys
@@ -27,7 +27,7 @@ def show(*cells):
 
 
 def table(*names):
-    """Prints the head of a table."""
+    """Prints a table's header."""
     print()
     show(*names)
     show(*["---"] * len(names))
@@ -42,10 +42,10 @@ def seconds_of(run):
 
 
 def in_turn(runs, rounds):
-    """Times functions in turn. Every round starts with another one, and the first round does
-    not count.
+    """Times functions in alternation. Each round starts with a different function, and the first
+    round does not count.
 
-    runs: {name: function}. Returns {name: seconds of each round}."""
+    runs: {name: function}. Returns {name: list of seconds, one for each round}."""
     seconds, names = {name: [] for name in runs}, list(runs)
     for _ in range(rounds + 1):
         for name in names:
@@ -55,30 +55,29 @@ def in_turn(runs, rounds):
 
 
 def ratio(seconds, name, base):
-    """The median of a ratio over rounds, or "-" if one side is missing."""
+    """Returns the median over rounds of name's time / base's time, or "-" if one is missing."""
     if not {name, base} <= seconds.keys():
         return "-"
     return median(a / b for a, b in zip(seconds[name], seconds[base]))
 
 
 def resident(field):
-    """GiB of this process's memory: VmRSS is what it has now, and VmHWM the most it had."""
+    """Returns this process's resident memory in GiB, now (VmRSS) or at its peak (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{field}:\s*(\d+)", status)[1]) / 2**20
 
 
 def memory_of(run):
-    """Returns the GiB that are held before `run`, and those that it takes at its peak above
-    them."""
+    """Returns (GiB in use before `run`, GiB that `run` needs at its peak on top of them)."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**30
         run()
         peak = torch.cuda.max_memory_allocated() / 2**30
         return before, peak - before
-    # Memory that was freed but not given back would be used again unseen.
+    # Return freed memory to the system, or `run` could reuse it unnoticed.
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the last peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
     run()
     return before, resident("VmHWM") - before

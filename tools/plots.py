@@ -1,27 +1,34 @@
-"""Draws figures from evaluations, runs and the laptop study. They are
-named for the paper's figures that they answer to.
+"""Draws figures from evaluations, runs and the laptop study. A figure with
+a number in its name is the counterpart of that figure in the paper.
 
     python -m tools.plots [LABEL=]FOLDER ... -o DIR
     python -m tools.plots [LABEL=]RUN ... --path 3 -o DIR
     python -m tools.plots --study docs/laptop -o DIR
+    python -m tools.plots --walkthrough docs/walkthrough.json -o DIR
     python -m tools.plots --follow RUN
 
-A FOLDER is that of an evaluation, or of a run with its last evaluation.
+A FOLDER holds an evaluation, or a run, whose last evaluation is drawn.
 fig1_pass_at_k   pass@K against K, with the bootstrap's standard error
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
-fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) along training
-fig6_entropy     entropies of the tokens at the end of training
+fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) during training
+fig6_entropy     distribution of token entropies at the end of training
+DIR/report.html shows all figures in one self-contained page, with tables
+of pass@K, settings, versions and the seconds of each phase.
 
---path INDEX draws path_INDEX: the top candidates at each token of one
-response, model by model. --follow RUN shows a chart in the terminal while
-RUN trains. --study draws the rows of tools.study:
-fig3d_methods    pass@K of each method at the step that validation chose
-fig3_5_study     dynamics, with the settings as chosen
-fig3_5_shared    dynamics of GRPO and SimKO at one learning rate
-frontier         pass@K against pass@1 along training
-fig7_ablation    one setting of SimKO changed at a time
-These show mean ± standard error over the seeds that all runs of a figure
-have.
+--path INDEX draws path_INDEX, which shows the top candidates of each model
+at each token of one response. --follow RUN shows a chart in the terminal
+while RUN trains. --study draws the results of tools.study:
+fig3d_methods    pass@K of each method at the step chosen by validation
+fig3_5_study     training dynamics with the chosen settings
+fig3_5_shared    training dynamics of GRPO and SimKO at one learning rate
+frontier         pass@K against pass@1 during training
+fig7_ablation    pass@K when one setting of SimKO is changed at a time
+They show the mean ± standard error over the seeds that all runs of a
+figure share. --walkthrough draws the figures of docs/walkthrough.md from
+the measurements of tools.walkthrough:
+fig2_equal_entropy  two distributions with the same entropy
+fig4_one_step       the gate, and one step on a correct and a wrong response
+floor               when Eq. 6 pushes a candidate up, and where that leads
 """
 import dataclasses
 import json
@@ -43,8 +50,8 @@ from runtime.cli import check_log, set_name
 from runtime.common import fail, one_line, printable
 from runtime.data import load_problems, read_jsonl
 from runtime.prompts import encode_prompts
-from simko import Config
-from tools import tables
+from simko import Config, entropy_threshold, simko_ratio
+from tools import report, tables
 from tools.study import ABLATION_STEPS, NAMES, SHARED, SWEEPS, comparisons, pass_rates, read, run_name
 
 matplotlib.use("Agg")
@@ -53,20 +60,20 @@ import matplotlib.pyplot as plt  # noqa: E402
 plt.rcParams |= {
     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
     "legend.frameon": False, "savefig.dpi": 150}
-# They can be told apart by colour and, in grey prints, by line and marker.
+# Line style and marker distinguish the curves when they are printed in grey.
 STYLES = [
     ("#8c8c8c", ":", "o"), ("#e69f00", "--", "s"), ("#0072b2", "-", "D"), ("#009e73", "-.", "^"),
     ("#cc79a7", "--", "v"), ("#56b4e9", ":", "P"), ("#d55e00", "-", "X"), ("#000000", "-.", "*"),
     ("#7f6000", "--", "<"), ("#5e3c99", ":", ">")]
 METHODS = dict(zip(NAMES, STYLES))
-KS = 1, 16, 256  # of the study's figures
-LAST = 25  # steps that make the end of training
+KS = 1, 16, 256  # the Ks of the study's figures
+LAST = 25  # the number of steps that count as the end of training
 CURVES = {"reward": "reward", "entropy": "entropy, nats", "Lambda": r"$\Lambda$, sampled tokens"}
 
 
 # ---------------------------------------------------------------- drawing
 def grid(lines, columns, width, height, **options):
-    """A figure of equal panels, and its axes (lines, columns)."""
+    """Returns a figure of equal panels and its axes (lines, columns)."""
     return plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False,
                         layout="constrained", **options)
 
@@ -91,26 +98,27 @@ def band(axis, x, mean, error, style, **options):
 
 # --------------------------------------------------- evaluations and runs
 def read_log(path):
-    """metrics.jsonl as a DataFrame. A last line without an end is still
-    being written."""
+    """Reads metrics.jsonl into a DataFrame. An unterminated last line is
+    skipped, because the run is still writing it."""
     check_log(path)
     rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     for number, row in enumerate(rows, 1):
         if missing := {"reward", "Lambda_1", "entropy_histogram"} - row.keys():
-            fail(f"{path}, line {number}, is of another version and has no {min(missing)}: "
+            fail(f"{path}, line {number}, was written by another version and has no {min(missing)}: "
                  "train the run again")
-    # null stands for nan. A column that has nothing else is one of numbers all the same.
+    # null stands for nan. A column that contains only nulls must be numeric too.
     return pd.DataFrame(rows).replace({None: math.nan}).infer_objects()
 
 
 def ranks(log):
-    """The names of Lambda^(k) in a log, by k."""
+    """Returns the names of a log's columns of Lambda^(k), ordered by k."""
     names = [name for name in log if name.startswith("Lambda_")]
     return sorted(names, key=lambda name: int(name[7:]))
 
 
 def pass_figure(rows, styles):
-    """A column of panels for each set, a line of them for each temperature."""
+    """Draws pass@K against K, with a column of panels for each set and a
+    line of panels for each temperature."""
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     temperatures = list(dict.fromkeys(row.temperature for row in rows))
     figure, axes = grid(len(temperatures), len(names), 4.6, 3.6)
@@ -143,15 +151,15 @@ def candidates_figure(logs, styles):
 
 
 def run_curves(log):
-    """A log's columns, each step's value a mean with the steps before it:
-    a 20th of the run. Returns (means, no errors)."""
+    """Smooths a log's columns: each value becomes the mean over its step
+    and the steps before it, a 20th of the run. Returns (means, None)."""
     log = log.set_index("step").select_dtypes("number")
     return log.rolling(max(1, len(log) // 20), min_periods=1).mean(), None
 
 
 def dynamics_figure(curves, styles, title=""):
-    """A panel for each column. curves: {label: (means, errors)},
-    DataFrames with a row a step."""
+    """Draws a panel for each column. curves: {label: (means, errors)} of
+    DataFrames with a row for each step."""
     columns = pd.concat([mean.head(1) for mean, _ in curves.values()])
     names = [name for name in CURVES if name in columns] + ranks(columns)
     width = min(3, len(names))
@@ -171,11 +179,11 @@ def dynamics_figure(curves, styles, title=""):
 
 
 def entropy_figure(logs, styles):
-    """The share of tokens in bins of 0.1 nats, of which the last is open."""
+    """Draws the share of tokens in bins of 0.1 nats. The last bin is open."""
     figure, ((axis,),) = grid(1, 1, 5.4, 3.6)
     for label, log in logs.items():
         counts = np.sum(log["entropy_histogram"].tail(LAST).tolist(), 0)
-        # A share of 0 has no place on a logarithmic scale.
+        # A logarithmic scale cannot show a share of 0.
         share = np.where(counts > 0, 100 * counts / counts.sum(), np.nan)
         colour, line, _ = styles[label]
         axis.stairs(share, np.arange(len(share) + 1) / 10, baseline=None, color=colour,
@@ -191,13 +199,14 @@ def seeds_of(rates):
 
 
 def same_seeds(rows, runs):
-    """The rows of the seeds that all of the runs (run, step) have."""
+    """Returns the rows of the seeds that all the runs (run, step) share."""
     seeds = set.intersection(*(set(pass_rates(rows, run, step).index) for run, step in runs))
     return rows[rows.seed.isin(seeds)]
 
 
 def frontier_figure(main, parts):
-    """A line of panels for each of parts {title: {method: (run, step)}}."""
+    """Draws pass@K against pass@1, with a line of panels for each entry of
+    parts {title: {method: (run, step)}}."""
     figure, axes = grid(len(parts), len(KS) - 1, 4.8, 4.2)
     for line, (title, runs) in zip(axes, parts.items()):
         for axis, k in zip(line, KS[1:]):
@@ -211,11 +220,11 @@ def frontier_figure(main, parts):
 
 
 def frontier(axis, method, mean, error, step):
-    """The way of a run through (pass@1, pass@K): a row of mean and error
-    for each step, of which `step` stands out."""
+    """Draws the path of a run through (pass@1, pass@K). mean, error: a row
+    for each step. The annotation marks `step`."""
     x, y = mean.columns
     colour, line, marker = METHODS[method]
-    often = method in SHARED  # with all marks nine methods would hide each other
+    often = method in SHARED  # nine methods with all their marks would hide each other
     axis.plot(*mean.loc[0], METHODS["base"][2], color=METHODS["base"][0], markersize=9, label=NAMES["base"], zorder=5)
     axis.plot(mean[x], mean[y], color=colour, linestyle=line, linewidth=1.5 if often else 0.9)
     steps = mean.index[1:] if often else [step]
@@ -231,7 +240,8 @@ def frontier(axis, method, mean, error, step):
 
 
 def methods_figure(main, runs):
-    """pass@K of each method, a panel for each K. runs: {method: (run, step)}."""
+    """Draws pass@K of each method, with a panel for each K. runs:
+    {method: (run, step)}."""
     runs = {"base": (runs["grpo"][0], 0), **runs}
     figure, axes = grid(1, 3, 3.4, 0.36 * len(runs) + 1, sharey=True)
     for axis, k in zip(axes[0], KS):
@@ -251,8 +261,8 @@ def methods_figure(main, runs):
 
 
 def ablation_figure(main, rows):
-    """pass@1 and pass@K against one setting of SimKO at a time, beside
-    GRPO and SimKO with nothing changed. rows: those of the ablation."""
+    """Draws pass@1 and pass@K against one setting of SimKO at a time,
+    beside GRPO and unchanged SimKO. rows: the rows of stage ablation."""
     rows = same_seeds(rows, [(run, ABLATION_STEPS) for run in rows.run.unique()])
     main = main[main.seed.isin(rows.seed)]
     usual = SHARED["simko"] | {"K": Config.K, "tau_scope": Config.tau_scope}
@@ -261,7 +271,7 @@ def ablation_figure(main, rows):
     def changed(**change):
         if usual | change == usual:
             return same["simko"]
-        if "q" not in change:  # the runs that change q name the scope, too
+        if "q" not in change:  # only runs that change q have the scope in their name
             del change["tau_scope"]
         return pass_rates(rows, run_name("simko", SHARED["simko"] | change), ABLATION_STEPS)
 
@@ -289,7 +299,8 @@ def ablation_figure(main, rows):
 
 
 def mean_curves(rows, runs):
-    """{name: (means, errors)} of the runs {method: (run, step)}, over their seeds."""
+    """Returns {name: (means, errors)} over seeds of the training curves of
+    the runs {method: (run, step)}."""
     rows, found = rows[rows.stage == "main"].dropna(axis=1), {}
     names = [name for name in rows if name in CURVES or name.startswith("Lambda_")]
     for method, (run, _) in runs.items():
@@ -299,12 +310,13 @@ def mean_curves(rows, runs):
 
 
 def study_figures(folder):
-    """{name: figure} of a study, over the seeds that stage main has done."""
+    """Returns {name: figure} of a study, over the seeds for which stage
+    main is complete."""
     main, rows, curves = (read(name, folder) for name in ("main", "ablation", "curves"))
     chosen, shared = comparisons(folder)
     main = same_seeds(main, [*chosen.values(), *shared.values()])
     if main.empty:
-        fail(f"{folder / 'main.jsonl'} has no seed with all that chosen.json names: python -m tools.study main")
+        fail(f"{folder / 'main.jsonl'} has no seed with all runs of chosen.json: run python -m tools.study main")
     rows, curves = (frame[frame.seed.isin(main.seed)] for frame in (rows, curves))
     rate = f"both at learning rate {SHARED['grpo']['learning_rate']:g}"
     parts = {"settings as chosen: learning rates differ": chosen, rate: shared}
@@ -321,8 +333,8 @@ def study_figures(folder):
 # ------------------------------------------------------------------- path
 @torch.no_grad()
 def candidates(folder, prompt, response, K, temperature):
-    """The top K at each token of a response: probabilities (L, K), ids
-    (L, K), and the entropies (L,)."""
+    """Returns the probabilities (L, K) and ids (L, K) of the top K at each
+    token of a response, and the entropies (L,)."""
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", use_safetensors=True, trust_remote_code=False).eval()
@@ -335,7 +347,7 @@ def candidates(folder, prompt, response, K, temperature):
 
 
 def run_settings(folder):
-    """The settings of a run, from its config.json."""
+    """Reads the settings of a run from its config.json."""
     path = folder / "config.json"
     try:
         return dataclasses.asdict(Config()) | json.loads(path.read_bytes())
@@ -344,8 +356,8 @@ def run_settings(folder):
 
 
 def first_correct(folders, name, id):
-    """The first correct response to a problem: the base model's or, if it
-    has none, a run's."""
+    """Returns the first correct response to a problem: the base model's
+    or, if it has none, that of a run."""
     for pattern in ("eval_000000/*.jsonl", "eval_*/*.jsonl"):
         for path in (path for folder in folders for path in sorted(folder.glob(pattern))):
             if path.stem.partition("@T")[0] == name:
@@ -356,8 +368,8 @@ def first_correct(folders, name, id):
 
 
 def read_path(folders, index):
-    """What `path_figure` shows: one response as the base model and each of
-    the runs in {label: folder} read it."""
+    """Returns the arguments of `path_figure`: one response and its top
+    candidates under the base model and each run of {label: folder}."""
     from transformers import AutoTokenizer, logging
     logging.disable_progress_bar()
     runs = {label: folder for label, folder in folders.items() if (folder / "config.json").is_file()}
@@ -367,10 +379,10 @@ def read_path(folders, index):
         fail(f"--path needs runs with the same {', '.join(names)}")
     for folder in runs.values():
         if not (folder / "hf").is_dir():
-            fail(f"{folder / 'hf'} is not there: the run is unfinished, and the command that began it goes on with it")
+            fail(f"{folder / 'hf'} does not exist: the run is unfinished, so run its command again")
     cfg = SimpleNamespace(**settings[0])
     if not cfg.eval_data:
-        fail("--path needs runs that have --eval-data")
+        fail("--path needs runs with --eval-data")
     source, name = cfg.eval_data[0], set_name(cfg.eval_data[0])
     problems = load_problems(source, cfg.data_dir)
     if not 0 <= index < len(problems):
@@ -385,7 +397,7 @@ def read_path(folders, index):
                  for label, model in models.items()}
     except (OSError, ValueError) as error:
         fail(f"{cfg.model} or a run's hf cannot be loaded ({one_line(error)}): "
-             "relative paths hold in the folder where the runs were started")
+             "if the path is relative, start this in the folder where the runs were started")
 
     def word(id):
         text = printable(tokenizer.decode([id]).replace("\n", "↵").strip()) or "␣"
@@ -396,11 +408,11 @@ def read_path(folders, index):
 
 
 def path_figure(title, response, found, word, most=24):
-    """A line of bars for each model. found: {label: `candidates`}, word: a
-    function from a token's id to its text.
+    """Draws a line of bars for each model. found: {label: `candidates`}.
+    word: a function from a token's id to its text.
 
-    Of a long response only the tokens are shown at which the base model's
-    entropy is highest, with their places."""
+    For a long response, only the tokens with the highest entropy under the
+    base model are shown, with their positions."""
     shown = sorted(np.argsort(-found["base"][2], kind="stable")[:most].tolist())
     figure, axes = grid(len(found), 1, max(5.5, 0.64 * len(shown) + 1), 1.6, sharex=True, sharey=True)
     for (label, (probability, ids, _)), axis in zip(found.items(), axes[:, 0]):
@@ -425,10 +437,135 @@ def path_figure(title, response, found, word, most=24):
     return figure
 
 
+# ------------------------------------------------------------ walkthrough
+def push(z, y, advantage, alpha=0.0, lambda_top1=1.0, K=3):
+    """Returns the gradient (V,) of A times the ratio of Eq. 3 with respect
+    to the logits z (V,), at gamma = 1 and with the gate open."""
+    z = z.clone().requires_grad_()
+    log_pi = z.log_softmax(-1)
+    ratio = simko_ratio(
+        logp=log_pi[y], old_logp=log_pi[y].detach(), topk_logp=log_pi.topk(K).values,
+        is_top1=z.argmax() == y, advantage=torch.tensor(float(advantage)),
+        gate=torch.tensor(True), alpha=alpha, lambda_top1=lambda_top1)
+    return torch.autograd.grad(advantage * ratio, z)[0]
+
+
+def peaked(entropy, others=50):
+    """Returns probabilities (1 + others,) with the given entropy, of which
+    the first dominates and the others are equal."""
+    low, high = 1 / (1 + others), 1.0
+    for _ in range(100):  # the entropy falls as the first candidate grows
+        first = (low + high) / 2
+        p = torch.tensor([first] + [(1 - first) / others] * others, dtype=torch.float64)
+        low, high = (first, high) if -(p * p.log()).sum() > entropy else (low, first)
+    return p
+
+
+def equal_entropy_figure(measured):
+    """Draws the distribution of the first token beside a constructed one
+    that has the same entropy."""
+    log_pi = torch.tensor(measured["first_token_log_pi"], dtype=torch.float64).log_softmax(-1)
+    pi, ids = log_pi.exp().sort(descending=True)
+    entropy = -(pi * pi.log()).sum()
+    figure, ((left, right),) = grid(1, 2, 3.8, 3.2, sharey=True)
+    words = [measured["vocabulary"][i] for i in ids[:6]]
+    shown = {"the first token of the response": (left, pi, words),
+             "constructed": (right, peaked(entropy), [f"rank {k}" for k in range(1, 7)])}
+    for title, (axis, p, names) in shown.items():
+        bars = axis.bar(range(6), p[:6].tolist(), color=STYLES[2][0])
+        axis.bar_label(bars, [f"{value:.3f}" for value in p[:6]], fontsize=7)
+        axis.set_xticks(range(6), names, fontsize=8)
+        seen = 1 - (1 - p[1]) ** 8
+        axis.set_title(f"{title}\nentropy {-(p * p.log()).sum():.3f} nats, "
+                       rf"$\log\pi^{{(2)}}$ = {p[1].log():.2f}" + f"\nrank 2 among 8 samples: {100 * seen:.0f} %",
+                       fontsize=9)
+    left.set_ylabel(r"$\pi$")
+    return figure
+
+
+def one_step_figure(measured):
+    """Draws the gate over a response, and one step on its first token."""
+    z = torch.tensor(measured["first_token_log_pi"], dtype=torch.float64)
+    best = z.topk(3).indices.tolist()
+    words = [measured["vocabulary"][i] for i in best]
+    figure, ((gate, correct), (wrong_1, wrong_3)) = grid(2, 2, 4.6, 3.2)
+
+    entropies = torch.tensor(measured["entropy"], dtype=torch.float64)
+    tau = entropy_threshold(entropies, torch.tensor([len(entropies)]), Config.q)
+    bars = gate.bar(range(len(entropies)), entropies.tolist())
+    for bar, inside in zip(bars, entropies > tau):
+        colour, hatch = (STYLES[2][0], "") if inside else (STYLES[0][0], "////")
+        bar.set(facecolor=colour, hatch=hatch, edgecolor="white")
+    gate.axhline(tau[0], color="black", linestyle="--", linewidth=1)
+    gate.annotate(f"τ({Config.q:g})", (len(entropies) - 0.5, tau[0]), (0, 3), textcoords="offset points", ha="right")
+    gate.set_xticks(range(len(entropies)), measured["response"], fontsize=8)
+    gate.set(title="SimKO changes the tokens above τ", ylabel="entropy, nats")
+
+    def panel(axis, y, advantage, title, settings):
+        results = {"before": z.softmax(-1)}
+        for label, own in settings.items():
+            results[label] = (z + push(z, y, advantage, **own)).softmax(-1)
+        hatches = "", "////", "....", "xx"
+        for place, (label, p) in enumerate(results.items()):
+            x = np.arange(3) + (place - (len(results) - 1) / 2) * 0.8 / len(results)
+            colour = (STYLES[0], STYLES[1], STYLES[5], STYLES[2])[place][0]
+            axis.bar(x, p[best].tolist(), 0.8 / len(results), color=colour, hatch=hatches[place], edgecolor="white", label=label)
+        axis.set_xticks(range(3), words)
+        axis.set(title=title, ylabel=r"$\pi$")
+        axis.legend(fontsize=7)
+
+    panel(correct, best[0], 1, f"{words[0]} was sampled in a correct response",
+          {"GRPO": {}, "SimKO, α = 0.01": {"alpha": 0.01}, "SimKO, α = 0.3": {"alpha": 0.3}})
+    panel(wrong_1, best[0], -1, f"{words[0]} was sampled in a wrong response",
+          {"GRPO": {}, "SimKO, λ = 1.1": {"lambda_top1": 1.1}, "SimKO, λ = 1.5": {"lambda_top1": 1.5}})
+    panel(wrong_3, best[2], -1, f"{words[2]} was sampled in a wrong response", {"GRPO and SimKO": {}})
+    return figure
+
+
+def floor_figure(measured):
+    """Draws the push on a candidate that was not sampled, and each model's
+    distribution of log pi of rank 2 and 3 at gated tokens."""
+    figure, ((axis, *panels),) = grid(1, 3, 4.4, 3.8)
+    grid_of_p = np.geomspace(2e-4, 0.2, 60)
+    pushes = {"GRPO": (0.0, STYLES[1]), "SimKO, α = 0.01": (0.01, STYLES[2]), "SimKO, α = 0.05": (0.05, STYLES[3])}
+    for label, (alpha, (colour, line, _)) in pushes.items():
+        found = []
+        for p in grid_of_p:
+            z = torch.tensor([0.7 * (1 - p), 0.3 * (1 - p), p], dtype=torch.float64).log()
+            found.append(push(z, 0, 1, alpha)[2].item())
+        axis.plot(grid_of_p, found, color=colour, linestyle=line, label=label)
+        if alpha:
+            axis.axvline(alpha / 3, color=colour, linestyle=line, linewidth=0.8)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_yscale("symlog", linthresh=1e-3)  # linear around 0
+    axis.set(xscale="log", xlabel=r"$\pi_k$ of a candidate that was not sampled", ylabel="push on its logit",
+             title="a correct response, K = 3\nvertical lines: α/K")
+    axis.legend(fontsize=8)
+    for rank, panel in zip((2, 3), panels):
+        for (label, own), (colour, line, _) in zip(measured["models"].items(), STYLES):
+            panel.plot(own["percentiles"][f"rank {rank}"], range(101), color=colour, linestyle=line, label=label)
+            if alpha := own.get("alpha") if own.get("method") == "simko" else None:
+                panel.axvline(math.log(alpha / own["K"]), color=colour, linestyle=line, linewidth=0.8)
+        panel.set(xlabel=rf"$\log\pi^{{({rank})}}$", xlim=(-14, 0), ylabel="gated tokens below, %",
+                  title=f"rank {rank} at gated tokens, q = {measured['gate_q']:g}\nvertical lines: log α/K of each run")
+        panel.legend(fontsize=7)
+    return figure
+
+
+def walkthrough_figures(path):
+    """Returns {name: figure} of docs/walkthrough.md."""
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fail(f"{path} cannot be read ({error}): create it with python -m tools.walkthrough --measure RUN ...")
+    return {"fig2_equal_entropy": equal_entropy_figure(measured),
+            "fig4_one_step": one_step_figure(measured), "floor": floor_figure(measured)}
+
+
 # ----------------------------------------------------------------- follow
 def chart(log, steps, width):
-    """A line of bars for each of four columns. Each of the `width` bars is
-    the mean over its share of the steps that the run will have."""
+    """Returns a text with a line of bars for each of four columns. Each of
+    the `width` bars is a mean over its share of all `steps` of the run."""
     lines = [f"step {log['step'].iloc[-1] if len(log) else 0} of {steps}"]
     for name in ("reward", "Lambda_1", "Lambda_2", "entropy"):
         if name in log and log[name].notna().any():
@@ -441,8 +578,8 @@ def chart(log, steps, width):
 
 
 def follow(folder, seconds=3):
-    """Prints the chart of a run; in a terminal again and again, until the
-    last step is there."""
+    """Prints the chart of a run. In a terminal, updates it until the last
+    step is done."""
     steps = run_settings(folder)["steps"]
     path, up = folder / "metrics.jsonl", ""
     width = max(1, min(steps, shutil.get_terminal_size().columns - 28))
@@ -452,7 +589,7 @@ def follow(folder, seconds=3):
         print(up + text, flush=True)
         if not sys.stdout.isatty() or (len(log) and log["step"].iloc[-1] >= steps):
             return
-        # Back to the chart's first line, and clear from there.
+        # Moves up to the chart's first line and clears the screen below.
         up = f"\x1b[{text.count(chr(10)) + 1}A\x1b[J"
         time.sleep(seconds)
 
@@ -462,20 +599,22 @@ def main():
         prog="python -m tools.plots", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the figures go")
-    parser.add_argument("--study", type=Path, metavar="DIR", help="the folder of tools.study's rows")
-    parser.add_argument("--path", type=int, metavar="INDEX", help="a problem's place in the runs' first set, from 0")
-    parser.add_argument("--follow", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write the figures to this folder")
+    parser.add_argument("--study", type=Path, metavar="DIR", help="draw the study whose rows are in this folder")
+    parser.add_argument("--path", type=int, metavar="INDEX", help="draw this problem of the first set, counted from 0")
+    parser.add_argument("--walkthrough", type=Path, metavar="FILE", help="draw the measurements in this file")
+    parser.add_argument("--follow", type=Path, metavar="RUN", help="show the chart of the run in this folder")
     options = parser.parse_args()
     if options.follow:
         return follow(options.follow)
-    wanted = options.folders or options.study and options.path is None
+    wanted = options.folders or (options.study or options.walkthrough) and options.path is None
     if not options.output or not wanted:
-        parser.error("name folders (with --path: of runs) or --study, and -o for the figures; or --follow a run")
+        parser.error("name folders (of runs, for --path), --study or --walkthrough, and -o for the figures; "
+                     "or name a run with --follow")
     rows = tables.load(options.folders)
     folders = {row.label: row.folder for row in rows}
     if len(folders) > len(STYLES):
-        fail(f"{len(folders)} folders: no more than {len(STYLES)} can be told apart in one figure")
+        fail(f"{len(folders)} folders are too many: a figure shows at most {len(STYLES)}")
     styles = dict(zip(folders, STYLES))
     paths = {label: folder / "metrics.jsonl" for label, folder in folders.items()}
     logs = {label: read_log(path) for label, path in paths.items() if path.is_file()}
@@ -492,14 +631,23 @@ def main():
         figures["fig6_entropy"] = entropy_figure(logs, styles)
     if options.study:
         figures |= study_figures(options.study)
+    if options.walkthrough:
+        figures |= walkthrough_figures(options.walkthrough)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             figure.savefig(options.output / f"{name}.png")
             plt.close(figure)
+        if rows:
+            settings = {label: run_settings(folder) for label, folder in folders.items()
+                        if (folder / "config.json").is_file()}
+            pictures = {name: (options.output / f"{name}.png").read_bytes() for name in figures}
+            report.write(options.output / "report.html", rows, logs, settings, pictures)
     except OSError as error:
         fail(f"-o {options.output} cannot be written ({error.strerror}): name another folder")
     print("figures: " + ", ".join(f"{options.output / name}.png" for name in figures))
+    if rows:
+        print(f"report: {options.output / 'report.html'}")
 
 
 if __name__ == "__main__":

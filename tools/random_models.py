@@ -1,4 +1,4 @@
-"""Models with random weights, and responses for them, for tools.bench."""
+"""Creates models with random weights, and random responses to train them on, for tools.bench."""
 import copy
 import math
 from unittest import mock
@@ -27,11 +27,11 @@ SHAPES = {
     "1.5b": qwen2(151936, 1536, 8960, 28, 12, 2),
     "7b": qwen2(152064, 3584, 18944, 28, 28, 4, tied=False),
 }
-SMALL = "laptop", "tiny-qwen"  # what a CPU can measure
+SMALL = "laptop", "tiny-qwen"  # small enough for a CPU
 
 
 def shape_of(name, layers=0):
-    """The configuration of a shape. layers: keep only so many, or all of them if it is 0."""
+    """Returns the configuration of a shape. layers: how many layers to keep; 0 keeps all."""
     config = copy.deepcopy(SHAPES[name])
     if layers:
         config.num_hidden_layers = layers
@@ -47,7 +47,8 @@ def random_model(config):
 
 
 def random_samples(count, length, name):
-    """Responses to update on, half of them right. A quarter of `length` is the prompt."""
+    """Returns `count` samples to update on, half of them correct, for the shape `name`. The
+    prompt takes a quarter of `length` tokens."""
     rng, samples = np.random.default_rng(0), []
     words, prompt = SHAPES[name].vocab_size, length // 4
     for i in range(count):
@@ -60,13 +61,14 @@ def random_samples(count, length, name):
 
 
 def random_trainer(config, device, change=None, **settings):
-    """simko.Trainer on random weights.
+    """Returns a simko.Trainer with random weights.
 
-    change: a function that gets the model before it is sharded."""
+    change: a function that modifies the model before it is sharded."""
     model = random_model(config)
     if change:
         change(model)
-    # What is measured here need not be probed, nor compiled for the probe.
+    # The probe is skipped: these architectures pass it, and compiled layers
+    # would be compiled for it.
     with (mock.patch.object(simko, "load_model", lambda path, dtype: model),
           mock.patch.object(simko, "check_log_probs")):
         cfg = simko.Config(model="random", **settings)

@@ -2,9 +2,9 @@
 
     python -m tools.results docs/laptop
 
-± is the standard error over seeds. A difference is paired: same base
-model, problems and seed. Its interval is Student's, 95 %, and "4 of 5" is
-the number of seeds in which it is above zero.
+± is the standard error over seeds. Differences are paired by seed, which
+fixes the base model and the problems. Their 95 % intervals are Student's,
+and "4 of 5" means that the difference is positive for 4 of 5 seeds.
 """
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -17,7 +17,7 @@ from tools.study import (
     ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS, comparisons, describe, pass_rates, read, run_name)
 
 KS = [1, 4, 16, 64, 256]
-# Student's t at 97.5 %, by degrees of freedom.
+# The 97.5 % quantile of Student's t, by degrees of freedom.
 T975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 RATE = SHARED["grpo"]["learning_rate"]
 
@@ -31,7 +31,7 @@ def with_error(values, digits=1):
 
 
 def difference(values, digits=1):
-    """Returns "mean [95 % interval] positive of all"."""
+    """Returns "mean [95 % interval] positive seeds of all seeds"."""
     mean, count = values.mean(), len(values)
     if count < 2:
         return f"{mean:+.{digits}f}"
@@ -41,7 +41,7 @@ def difference(values, digits=1):
 
 
 def paired(ours, theirs, columns, digits=1):
-    """A cell a column, over the seeds that both have."""
+    """Returns a cell for each column, over the seeds that both share."""
     seeds = ours.index.intersection(theirs.index)
     gaps = ours.loc[seeds] - theirs.loc[seeds]
     return [difference(gaps[column], digits) for column in columns] if len(seeds) else []
@@ -56,8 +56,8 @@ def table(title, head, lines):
 
 
 def at_equal_pass1(path, target):
-    """pass@K where a run first reaches pass@1 = target, or None. path: a
-    row a step, a column a K. Between steps it is a straight line."""
+    """Returns pass@K where a run first reaches pass@1 = target, or None.
+    path: (steps, K). Values between steps are interpolated linearly."""
     steps = [row for _, row in path.sort_index().iterrows()]
     for start, stop in pairwise(steps):
         if start[1] <= target <= stop[1]:
@@ -67,7 +67,8 @@ def at_equal_pass1(path, target):
 
 
 def reached(rows, run, targets):
-    """pass@K of the seeds that come to their targets {seed: pass@1}."""
+    """Returns pass@K (seeds, K) at the targets {seed: pass@1}, for the seeds
+    that reach them."""
     paths = {seed: path.set_index("step")[KS] for seed, path in rows[rows.run == run].groupby("seed")}
     found = {seed: at_equal_pass1(paths[seed], target) for seed, target in targets.items() if seed in paths}
     return pd.DataFrame({seed: row for seed, row in found.items() if row is not None}).T
@@ -101,7 +102,7 @@ def tuning(folder, chosen):
 
 
 def methods(title, rates, ks=KS):
-    """rates: {name: rates}."""
+    """Prints a line for each method of {name: rates}."""
     table(title, ["", "seeds", *(f"pass@{k}" for k in ks)],
           [[name, len(own), *(with_error(own[k]) for k in ks)] for name, own in rates.items() if len(own)])
 
@@ -129,8 +130,9 @@ def main_tables(folder, chosen, shared):
 
 
 def equal_pass1(name, rows, runs, last):
-    """Lines that compare SimKO with GRPO where GRPO first had the pass@1
-    of SimKO's `last` step, and both where they first had some pass@1."""
+    """Returns lines that compare SimKO with GRPO at equal pass@1: GRPO
+    where it first had the pass@1 of SimKO's `last` step, and both where
+    they first had a fixed pass@1."""
     lines, count = [], len(last)
     met = reached(rows, runs["grpo"][0], last[1])
     if count:
@@ -146,8 +148,8 @@ def equal_pass1(name, rows, runs, last):
 
 
 def dynamics(folder, chosen, shared):
-    """Lambda and the entropy at the start and at the end, as means over 25
-    training steps."""
+    """Prints Lambda^(k) and the entropy at the start and at the end of
+    training, as means over 25 steps."""
     rows = read("curves", folder)
     names = ["Lambda_1", "Lambda_2", "Lambda_3", "entropy"]
     rows = rows[rows.stage == "main"].explode(["steps", *names])
@@ -169,8 +171,8 @@ def dynamics(folder, chosen, shared):
 
 
 def variants(title, head, rates, reference):
-    """A line for each of {name: rates}, with its difference to the rates
-    of reference(name), which gets none."""
+    """Prints a line for each of {name: rates}, with the differences to the
+    rates of reference(name). The reference itself gets no differences."""
     ks, lines = [1, 16, 256], []
     for name, own in rates.items():
         theirs = reference(name)
@@ -180,7 +182,7 @@ def variants(title, head, rates, reference):
 
 
 def stage_rates(folder, stage, step):
-    """{run: rates} of a stage, in its own order."""
+    """Returns {run: rates} of a stage, in the order of its jobs."""
     rows = read(stage, folder)
     found = {job.run: pass_rates(rows, job.run, step) for job in STAGES[stage]()}
     return {run: rates for run, rates in found.items() if len(rates)}
@@ -208,7 +210,7 @@ def ablation(folder):
     rates = {"GRPO": grpo, "SimKO, nothing changed": unchanged}
     for run, own in found.items():
         words = [word for word in run.split() if word not in usual]
-        if "tau_scope" in run:  # q goes with it, changed or not
+        if "tau_scope" in run:  # show q as well, even if it is unchanged
             words = run.split()[-2:]
         rates[" ".join(words)] = own
     title = f"SimKO ({describe(SHARED['simko'])} K=3), step {ABLATION_STEPS}, with one setting changed"
@@ -224,7 +226,7 @@ def main():
     parser = ArgumentParser(
         prog="python -m tools.results", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where tools.study writes")
+    parser.add_argument("folder", type=Path, help="the folder that tools.study writes to")
     folder = parser.parse_args().folder
     chosen, shared = comparisons(folder)
     tuning(folder, chosen)

@@ -1,17 +1,17 @@
-"""Kills the laptop recipe at random moments until it has come to its end,
-and compares it with a run left alone.
+"""Kills the laptop recipe at random moments, restarts it until it is complete,
+and compares the result with a run that was never killed.
 
     python -m tools.soak runs/laptop/data runs/soak [--steps 300]
         [--kill-after 20] [--seed 0] [any flag of simko.py ...]
 
-SIGKILL ends each start after a random time of up to twice --kill-after
-seconds. That must be more than a start and ten steps take, and less than
-the whole run. Log, weights and evaluations of both runs must be the same
-bits. The exit status is 1 if they are not, or if no kill came in time.
+After each start, SIGKILL ends the run after a random time of up to twice
+--kill-after seconds. This must be longer than a start and ten steps take, and
+shorter than the complete run. Log, weights and evaluations of both runs must
+be bit-identical. The exit status is 1 if they differ or if no kill happened.
 
-OUTPUT/memory.jsonl gets the resident memory of the trainer every two
-seconds, and that of two workers of the verifier. These answer questions
-meanwhile, since the laptop's own task needs no worker.
+Every two seconds, OUTPUT/memory.jsonl records the resident memory of the
+trainer and of two workers of the verifier. The workers compare answers in the
+meantime, since the laptop's own task needs no worker.
 """
 import filecmp
 import json
@@ -34,7 +34,7 @@ from verify import Verifier
 
 
 def resident(pids):
-    """{process id: MiB}."""
+    """Returns {process id: resident memory in MiB}."""
     words = ["ps", "-o", "pid=,rss=", "-p", ",".join(map(str, pids))]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     pairs = map(str.split, done.stdout.splitlines())
@@ -42,14 +42,14 @@ def resident(pids):
 
 
 def run(command, patience, verifier, output):
-    """Starts a run. Returns its exit code, or None if it was killed after
-    `patience` seconds."""
+    """Starts a run and appends to the log and to memory.jsonl in `output`.
+    Returns its exit code, or None if it was killed after `patience` seconds."""
     began, name = time.monotonic(), Path(command[-1]).name
     with (output / "log").open("a") as log, (output / "memory.jsonl").open("a") as memory:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None and time.monotonic() - began < patience:
-                numbers = random.sample(range(2, 10**6), 10)  # no cache knows them
+                numbers = random.sample(range(2, 10**6), 10)  # random, so no cache has them
                 verifier.score([rf"\boxed{{\sqrt{{{n}}} + x}}" for n in numbers],
                                [rf"x + {n}^{{1/2}}" for n in numbers], "math")
                 mib = resident([process.pid, *(worker.pid for worker in verifier.idle)])
@@ -68,8 +68,8 @@ def read(path):
 
 
 def differences(run, other):
-    """The files in which two run folders differ. Times and memory in the
-    log do not count."""
+    """Returns the names of files in which two run folders differ. Times and
+    memory in the log are ignored."""
     ours, theirs = (read(folder / "metrics.jsonl").filter(regex="^(?!.*(second|_per_s|memory))")
                     for folder in (run, other))
     found = [] if ours.equals(theirs) else ["metrics.jsonl"]
@@ -94,15 +94,16 @@ def main():
     parser = ArgumentParser(
         prog="python -m tools.soak", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder that tools.laptop made")
-    parser.add_argument("output", type=Path, help="folder for both runs")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--kill-after", type=float, default=20, help="seconds, the mean")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("data", type=Path, help="the folder that tools.laptop wrote")
+    parser.add_argument("output", type=Path, help="the folder for both runs")
+    parser.add_argument("--steps", type=int, default=300, help="the steps of each run")
+    parser.add_argument("--kill-after", type=float, default=20,
+                        help="the mean number of seconds before a kill")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the times of kills")
     options, flags = parser.parse_known_args()
     output, rng, kills = options.output.resolve(), random.Random(options.seed), 0
     if output.exists() and not (output / "memory.jsonl").exists():
-        fail(f"{output} is not a soak's folder: name another")
+        fail(f"{output} was not written by tools.soak: choose another folder")
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     recipe = [word.replace("runs/laptop/data", str(options.data.resolve())) for word in laptop_recipe()]
@@ -118,11 +119,11 @@ def main():
                 kills += 1
                 print(f"kill {kills} came after {patience:.1f} s", flush=True)
     if code:
-        fail(f"a run ended with {code}: see {output / 'log'}")
+        fail(f"a run ended with status {code}: see {output / 'log'}")
     show_memory(output / "memory.jsonl")
     found = differences(output / "killed", output / "clean")
     print(f"{options.steps} steps, {kills} kills:",
-          f"DIFFERENT: {', '.join(found)}" if found else "the same bits")
+          f"DIFFERENT: {', '.join(found)}" if found else "bit-identical")
     if not kills:
         fail("the run ended before it was killed: choose a lower --kill-after")
     sys.exit(bool(found))

@@ -1,24 +1,26 @@
-"""The laptop study: nine methods from the same tiny base models, over
-seeds, with settings chosen on validation problems.
+"""Runs the laptop study: nine methods train the same tiny base models over
+several seeds, with settings chosen on validation problems.
 
-    bash train.sh laptop-study             all of it
-    python -m tools.study tune main        some stages
-    python -m tools.study --jobs 1 main    one run at a time, not one a core
+    bash train.sh laptop-study             runs all stages
+    python -m tools.study tune main        runs some stages
+    python -m tools.study --jobs 1 main    does one run at a time
 
-Started again, the study goes on with the runs that are missing. A run is
-`simko.py train` with the laptop recipe's flags and its own. When it ends,
-its evaluations go to docs/laptop/STAGE.jsonl, a row each, and its training
-curve goes to docs/laptop/curves.jsonl. Seed s stands for base model s,
-the problems made with it, and sampling from s.
+By default, the study does as many runs at a time as there are cores. If it
+is started again, it does only the missing runs. A run is `simko.py train`
+with the laptop recipe's flags and the run's own flags. When a run ends, each
+of its evaluations becomes a row of docs/laptop/STAGE.jsonl, and its training
+curve a row of docs/laptop/curves.jsonl. Seed s selects base model s, the
+problems made with it, and the seed for sampling.
 
-tune      chooses each method's settings and steps by the mean of pass@K
-          on validation problems of seed 0: docs/laptop/chosen.json
-main      the chosen settings on test problems of seeds 0 to 4; GRPO and
-          SimKO at T = 0.6 and at the laptop recipe's learning rate, too
-wordy     GRPO and SimKO on responses of which fewer tokens are decisions
-short     the same with the paper's settings on the usual responses
-ablation  SimKO's settings one at a time at the recipe's learning rate
-docs/results.md says more about each.
+tune      tries settings, so that stage main can choose those and the steps
+          with the highest mean of pass@K on seed 0's validation problems
+main      writes docs/laptop/chosen.json, and evaluates the chosen settings
+          on test problems of seeds 0 to 4; also evaluates GRPO and SimKO
+          at T = 0.6 and at the laptop recipe's learning rate
+wordy     trains GRPO and SimKO on responses in which few tokens are decisions
+short     trains both on the usual responses with the paper's settings
+ablation  changes one setting of SimKO at a time at the recipe's learning rate
+docs/results.md describes each stage.
 """
 import json
 import math
@@ -46,7 +48,7 @@ NAMES = {
 SIMKO = {"alpha": 0.05, "lambda_top1": 1.5, "q": 0.5}
 PAPER = {"alpha": 0.01, "lambda_top1": 1.1, "q": 0.8}
 STEPS, ABLATION_STEPS = 500, 200
-# The laptop recipe's learning rate for both.
+# Both use the laptop recipe's learning rate.
 SHARED = {"grpo": {"learning_rate": 4e-4}, "simko": {**SIMKO, "learning_rate": 4e-4}}
 SWEEPS = {"alpha": (0.0, 0.01, 0.02, 0.1, 0.2), "lambda_top1": (1.0, 1.1, 2.0),
           "K": (1, 2, 5), "q": (0.0, 0.2, 0.5, 0.8)}
@@ -56,8 +58,8 @@ def at_rates(*rates, **settings):
     return [{**settings, "learning_rate": rate} for rate in rates]
 
 
-# GRPO and SimKO get nine settings each, the others those of their authors
-# at two learning rates.
+# GRPO and SimKO try nine settings each. The other methods use the settings
+# of their papers and try two learning rates.
 GRID = {
     "grpo": at_rates(1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
     + at_rates(2e-4, 4e-4, epsilon_high=0.28),
@@ -70,21 +72,21 @@ GRID = {
 
 # ---------------------------------------------------------------- results
 def read(name, folder=RESULTS):
-    """The rows of FOLDER/NAME.jsonl as a DataFrame, which is empty if the
-    file is not there. It has a column K for pass@K in %, for each K."""
+    """Reads FOLDER/NAME.jsonl into a DataFrame, which is empty if the file
+    does not exist. Its column K, an int, holds pass@K in %."""
     path, rows = folder / f"{name}.jsonl", []
     for where, row in read_jsonl(path) if path.exists() else ():
         try:
             rates = {int(k): 100 * share for k, share in row.pop("pass", {}).items()}
             rows.append({name: row[name] for name in ("run", "method", "seed")} | row | rates)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            fail(f"{where} is of another version ({error!r}): remove it, and python -m tools.study makes it again")
+            fail(f"{where} was written by another version ({error!r}): remove it and run python -m tools.study")
     columns = "stage", "run", "method", "seed", "step", "steps"
     return pd.DataFrame(rows or None, columns=None if rows else columns)
 
 
 def pass_rates(rows, run, step):
-    """pass@K in % of a run at a step: a row a seed, a column a K."""
+    """Returns pass@K in % of a run at a step, (seeds, K)."""
     rows = rows[(rows.run == run) & (rows.step == step)].set_index("seed")
     return rows[[name for name in rows if isinstance(name, int)]]
 
@@ -101,19 +103,19 @@ def run_name(method, settings):
 
 
 def comparisons(folder=RESULTS):
-    """The runs to compare, {method: (run, step)}: with the settings as
-    chosen, and GRPO and SimKO at one learning rate."""
+    """Returns the runs to compare, twice {method: (run, step)}: with the
+    chosen settings, and GRPO and SimKO at one learning rate."""
     try:
         chosen = json.loads((folder / "chosen.json").read_text())
     except (OSError, ValueError) as error:
-        fail(f"{folder / 'chosen.json'} cannot be read ({error}): python -m tools.study tune main writes it")
+        fail(f"{folder / 'chosen.json'} cannot be read ({error}): create it with python -m tools.study tune main")
     return ({method: (run_name(method, own), step) for method, (own, step) in chosen.items()},
             {method: (run_name(method, own), STEPS) for method, own in SHARED.items()})
 
 
 def choose(rows):
-    """{method: (settings, steps)} of the row of each method with the
-    highest mean over K, from the rows of the stage tune."""
+    """Returns {method: (settings, steps)} of each method's row with the
+    highest mean over K. rows: the rows of stage tune."""
     rows = rows[rows.step > 0]
     scores = rows[[name for name in rows if isinstance(name, int)]].mean(axis=1)
     best = rows.loc[scores.groupby(rows.method, sort=False).idxmax()]
@@ -123,7 +125,8 @@ def choose(rows):
 # ----------------------------------------------------------------- stages
 @dataclass
 class Job:
-    """A run, the problems it is evaluated on, and how often."""
+    """A run and its evaluations: on which problems, with n samples each,
+    after every `eval_steps` steps."""
     method: str
     settings: dict
     seed: int
@@ -132,7 +135,7 @@ class Job:
     problems: str = "test"
     n: int = 256
     wordy: bool = False
-    cool: int = 0  # the step for an evaluation at T = 0.6, if any
+    cool: int = 0  # the step of an evaluation at T = 0.6, or 0 for none
 
     def __post_init__(self):
         self.run = run_name(self.method, self.settings)
@@ -147,7 +150,7 @@ def tune():
 def main_stage():
     rows = read("tune")
     if {job.run for job in tune()} - {*rows.run}:
-        fail("main needs the settings that tune finds: python -m tools.study tune main")
+        fail("main needs the results of all runs of tune: run python -m tools.study tune main")
     chosen = choose(rows)
     (RESULTS / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
     pair, others = [], []
@@ -187,15 +190,15 @@ STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "short": short, "abl
 
 # ------------------------------------------------------------------- runs
 def laptop_recipe():
-    """The laptop recipe's flags, as train.sh has them for a method without
-    flags of its own."""
+    """Returns the laptop recipe's flags, as train.sh lists them for a method
+    without flags of its own."""
     words = ["bash", ROOT / "train.sh", "--list", "laptop", "psr"]
     return subprocess.check_output(words, text=True).split()
 
 
 def simko(command, job, folder, log, **flags):
-    """Runs simko.py with the laptop recipe's flags, the job's and `flags`,
-    until there is an evaluation in the folder."""
+    """Runs simko.py with the laptop recipe's flags, the job's and `flags`.
+    Ends the program if `folder` has no evaluation afterwards."""
     recipe = laptop_recipe()
     flags |= {"seed": job.seed, "rollout": "hf", "eval_n": job.n,
               "eval_data": job.data / f"{job.problems}.jsonl"}
@@ -211,19 +214,19 @@ def simko(command, job, folder, log, **flags):
     with log.open("a") as file:
         done = subprocess.run(words, stdout=file, stderr=file, check=False,
                               env={**os.environ, "OMP_NUM_THREADS": "1"})
-    # A run that was asked to stop exits with 0 as well.
+    # A run that was asked to stop exits with 0, too.
     if done.returncode or not (folder / "eval.json").exists():
-        fail(f"a run failed or was stopped, see {log}")
+        fail(f"a run failed or was stopped: see {log}")
 
 
 def make_base(job):
-    """Makes the base model that a job starts from, and its problems."""
+    """Makes a job's base model and problems."""
     words = [sys.executable, "-m", "tools.laptop", job.data, "--seed", str(job.seed)]
     subprocess.run(words + ["--wordy"] * job.wordy, cwd=ROOT, check=True)
 
 
 def evaluations(folder, **about):
-    """A row for each set of an evaluation."""
+    """Returns a row for each set of an evaluation."""
     names = "set", "n", "temperature", "pass"
     report = json.loads((folder / "eval.json").read_text())
     return [{**about, **{name: entry[name] for name in names},
@@ -231,7 +234,7 @@ def evaluations(folder, **about):
 
 
 def run(stage, job, lock):
-    """Makes a run and writes its rows. Returns its name."""
+    """Does a run, writes its rows and returns its name."""
     about = {"run": job.run, "method": job.method, "settings": job.settings, "seed": job.seed}
     name = f"{stage} {job.run} seed={job.seed}".replace(" ", "_")
     folder, log, found = RUNS / name, RUNS / f"{name}.log", {}
@@ -254,7 +257,7 @@ def run(stage, job, lock):
     found[stage] = []
     for path in sorted(folder.glob("eval_*")):
         found[stage] += evaluations(path, **about, step=int(path.name[5:]))
-    # The curve comes last, since its row says that the run is done.
+    # The curve is written last, because its row marks the run as done.
     found["curves"] = [{"stage": stage, **about, **curve(folder)}]
     with lock:
         for name, rows in found.items():
@@ -265,7 +268,7 @@ def run(stage, job, lock):
 
 
 def curve(folder, width=25):
-    """The log's columns that matter, as means over `width` steps each."""
+    """Returns a run's training curve, as means over `width` steps each."""
     log = pd.DataFrame(row for _, row in read_jsonl(folder / "metrics.jsonl"))
     log = log.replace({None: math.nan}).infer_objects()  # null stands for nan
     names = [name for name in log
@@ -279,7 +282,7 @@ def main():
         prog="python -m tools.study", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one a core)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one per core)")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
@@ -287,14 +290,14 @@ def main():
         jobs, curves = STAGES[stage](), read("curves")
         done = {(row.run, row.seed, row.steps[-1]) for row in curves[curves.stage == stage].itertuples()}
         jobs = [job for job in jobs if (job.run, job.seed, job.steps) not in done]
-        print(f"{stage}: {len(done)} runs are there, {len(jobs)} to do", flush=True)
+        print(f"{stage}: {len(done)} runs are done, {len(jobs)} are left", flush=True)
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(make_base, {job.data: job for job in jobs}.values()))
             futures = [pool.submit(run, stage, job, lock) for job in jobs]
             try:
                 for future in as_completed(futures):
                     print(f"{stage}: {future.result()}", flush=True)
-            except BaseException:  # runs that have begun end, no other begins
+            except BaseException:  # started runs finish, but no other starts
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 

@@ -1,13 +1,14 @@
-"""Prints pass@K tables from evaluations, in the layouts of the paper's
+"""Prints tables of pass@K from evaluations, in the layouts of the paper's
 Tables 1, 2, 4 and 5.
 
     python -m tools.tables base=runs/base GRPO=runs/grpo SimKO=runs/simko \\
         --paper qwen2.5-math-7b
 
-Each [LABEL=]FOLDER is that of an evaluation, or of a run, whose last
-evaluation counts. A mean over sets counts each set the same. ± is the
-standard error over problems, from 1000 bootstrap draws of the problems
-within each set.
+A [LABEL=]FOLDER holds an evaluation, or a run, whose last evaluation is
+used. A mean over sets weights all sets equally. ± is the standard error
+over problems, from 1000 bootstrap samples of the problems of each set.
+--paper adds the paper's rows, labelled with the version that reports them.
+The third version calls SimKO CaSP, and its N is the first version's K.
 """
 import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -22,6 +23,7 @@ from simko import pass_at_k
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
+AVERAGED = {*PAPER["tables"]["4"]["sets"]}  # the math sets and "average"
 SETTINGS = {
     "n": "n", "temperature": "T", "top_p": "top-p", "max_tokens": "max tokens",
     "problems": "problems", "prompt_template": "template"}
@@ -30,10 +32,10 @@ NUMBERS = "n", "temperature", "top_p", "max_tokens", "problems", "truncated"
 
 class Row(NamedTuple):
     label: str
-    folder: Path | None        # None: the row is the paper's
-    temperature: float | None  # None: there is only one, or it differs by set
-    sets: dict                 # {set: its entry in eval.json}; in a row of the
-    #                            paper {set or "average": {K: number}}
+    folder: Path | None        # None for a row of the paper
+    temperature: float | None  # None: all rows share one, or it differs by set
+    sets: dict                 # {set: its entry in eval.json}; for a row of
+    #                            the paper {set or "average": {K: number}}
 
     @property
     def name(self):
@@ -42,10 +44,11 @@ class Row(NamedTuple):
 
 # ---------------------------------------------------------------- reading
 def read(path):
-    """The sets of an eval.json. What cannot be relied on ends the program."""
+    """Returns the sets of an eval.json. Ends the program if the file is
+    missing or inconsistent."""
     if not path.is_file():
-        fail(f"{path} is not there: the evaluation is unfinished (the command that began it goes on "
-             "with it, and an earlier eval_STEP can be named instead), or the folder is another's")
+        fail(f"{path} does not exist: either the evaluation is unfinished (run its command again, "
+             "or name an earlier eval_STEP), or the folder holds no evaluation")
     try:
         report = json.loads(path.read_bytes())
         for label, entry in report["sets"].items():
@@ -58,15 +61,15 @@ def read(path):
                     and label.startswith(entry["set"]) and 0 < len(right) == entry["problems"]
                     and isinstance(n, int)
                     and all(isinstance(c, int) and 0 <= c <= n for c in right)):
-                raise ValueError(f"the parts of {label} do not fit together")
+                raise ValueError(f"the entries of {label} are inconsistent")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        fail(f"{path} is damaged or of another version ({error!r}): run the evaluation again")
+        fail(f"{path} is damaged or was written by another version ({error!r}): run the evaluation again")
     return report["sets"] or fail(f"{path} has no sets: name some with --eval-data and evaluate again")
 
 
 def load(arguments):
-    """Rows of [LABEL=]FOLDER arguments: one each or, if there are several
-    temperatures, one for each temperature."""
+    """Returns a row for each [LABEL=]FOLDER argument or, for a folder with
+    several temperatures, a row for each temperature."""
     rows = []
     for argument in arguments:
         label, _, folder = argument.rpartition("=")
@@ -92,26 +95,34 @@ def load(arguments):
 
 
 def paper_rows(model, sweep):
-    """The paper's rows for a model: those of Table 5 beside several
-    temperatures, if it has them, else those of Tables 1, 2 and 4."""
-    found = {}
-    for number in "5" if sweep and model in PAPER["tables"]["5"]["rows"] else "124":
-        table = PAPER["tables"][number]
-        for method, values in table["rows"].get(model, {}).items():
-            sets = found.setdefault(method, {})
-            for name, numbers in zip(table["sets"], values):
-                sets.setdefault(name, {}).update(zip(table["K"], numbers))
+    """Returns the paper's rows for a model. With several temperatures
+    (sweep), these are the rows of Table 5 if it has the model. Otherwise
+    they are the rows of Tables 1, 2 and 4 of the first version, followed
+    by those that the third version adds or revises."""
+    first, third = PAPER["tables"], PAPER["tables_v3"]
+    if sweep and model in first["5"]["rows"]:
+        versions = {"v1": [first["5"]]}
+    else:
+        versions = {"v1": [first[number] for number in "124"], "v3": third.values()}
     rows = []
-    for method, sets in found.items():
-        name, _, temperature = method.partition("@T")
-        rows.append(Row(f"paper: {name}", None, float(temperature) if temperature else None, sets))
+    for version, tables in versions.items():
+        found = {}
+        for table in tables:
+            for method, values in table["rows"].get(model, {}).items():
+                sets = found.setdefault(method, {})
+                for name, numbers in zip(table["sets"], values):
+                    sets.setdefault(name, {}).update(zip(table["K"], numbers))
+        for method, sets in found.items():
+            name, _, temperature = method.partition("@T")
+            temperature = float(temperature) if temperature else None
+            rows.append(Row(f"paper {version}: {name}", None, temperature, sets))
     return rows
 
 
 # ----------------------------------------------------------------- tables
 def pass_rates(entries):
-    """{K: (mean, standard error)} over one set or several, for K = 1, 2,
-    4, ... up to the smallest n."""
+    """Returns {K: (mean, standard error)} of pass@K over one or more sets,
+    for K = 1, 2, 4, ... up to the smallest n."""
     ks = [2**i for i in range(min(entry["n"] for entry in entries).bit_length())]
     rng, mean, draws = np.random.default_rng(0), 0, 0
     for entry in entries:
@@ -126,9 +137,10 @@ def pass_rates(entries):
 
 
 def cells(row, names):
-    """{K: text} of the mean over sets. It is empty if the row lacks one."""
+    """Returns {K: text} of the mean over the sets `names`, or an empty dict
+    if the row lacks one of them."""
     if row.folder is None:
-        is_average = {*names, "average"} == row.sets.keys()
+        is_average = {*names, "average"} == AVERAGED
         key = names[0] if len(names) == 1 else "average" if is_average else None
         return {k: str(number) for k, number in row.sets.get(key, {}).items()}
     if not row.sets.keys() >= {*names}:
@@ -138,7 +150,8 @@ def cells(row, names):
 
 
 def curve_table(rows, names):
-    """The mean over sets with a column for each K, as in Tables 1 and 2."""
+    """Returns a table of the mean over sets with a column for each K, as in
+    Tables 1 and 2."""
     found = {row.name: texts for row in rows if (texts := cells(row, names))}
     ks = sorted({k for texts in found.values() for k in texts})
     lines = [[name, *(texts.get(k, "–") for k in ks)] for name, texts in found.items()]
@@ -146,8 +159,8 @@ def curve_table(rows, names):
 
 
 def set_table(rows, columns):
-    """A column for each list of sets, as in Tables 4 and 5: pass@1 and
-    pass@K, at the largest K that every folder has."""
+    """Returns a table with a column for each list of sets, as in Tables 4
+    and 5: pass@1, and pass@K at the largest K that all folders share."""
     table = [[""], *([row.name] for row in rows)]
     for names in columns:
         n = min(row.sets[name]["n"] for row in rows for name in names if row.folder and name in row.sets)
@@ -161,7 +174,8 @@ def set_table(rows, columns):
 
 
 def settings_table(rows, names):
-    """How each set was evaluated, with the share of truncated responses."""
+    """Returns a table of the settings of each set's evaluation, with the
+    share of truncated responses."""
     labels, lines = list(dict.fromkeys(row.label for row in rows)), {}
     for name in names:
         for row in rows:
@@ -175,15 +189,15 @@ def settings_table(rows, names):
 
 
 def differences(rows, names, paper):
-    """A line for each thing in which evaluations of a set are not alike.
-    paper: whether the paper's settings count too."""
+    """Returns a line for each difference between evaluations of a set.
+    paper: whether to compare with the first version's settings, too."""
     lines = []
     temperatures = dict.fromkeys(row.temperature for row in rows)
     for name, temperature in ((name, t) for name in names for t in temperatures):
         group = {row.label: row.sets[name] for row in rows
                  if row.temperature == temperature and name in row.sets}
         if len({frozenset(entry["correct"]) for entry in group.values()}) > 1:
-            lines.append(f"{name}: not the same problem ids ({', '.join(group)})")
+            lines.append(f"{name}: different problem ids ({', '.join(group)})")
         if group and paper:
             group["the paper"] = PAPER["protocol"].get(name, {})
         for key, word in SETTINGS.items():
@@ -198,9 +212,10 @@ def differences(rows, names, paper):
 
 
 def show(title, table):
-    """Prints a table of texts as aligned markdown. Its first row is the head."""
+    """Prints a table of texts, whose first row is the head, as aligned
+    markdown."""
     table = [[printable(text) for text in line] for line in table]
-    widths = [max(2, *map(len, column)) for column in zip(*table)]  # a dash and a colon
+    widths = [max(2, *map(len, column)) for column in zip(*table)]  # markdown's rule needs a dash and a colon
     table = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in table]
     table.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     print(f"\n{title}\n", *(f"| {' | '.join(line)} |" for line in table), sep="\n")
@@ -211,16 +226,18 @@ def main():
         prog="python -m tools.tables", description=__doc__,
         formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
-    models = dict.fromkeys(model for table in PAPER["tables"].values() for model in table["rows"])
-    parser.add_argument("--paper", choices=models, help="add the paper's rows for this model; "
-                        "logic adds every K for each set too, as in Table 2")
+    first, third = ([model for table in PAPER[key].values() for model in table["rows"]]
+                    for key in ("tables", "tables_v3"))
+    parser.add_argument("--paper", choices=dict.fromkeys(first + third),
+                        help="add the rows for this model from the paper's first (v1) and third (v3) version; "
+                        "logic also adds tables of every K for each set, as in Table 2")
     options = parser.parse_args()
     rows = load(options.folders)
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     common = [name for name in names if all(name in row.sets for row in rows)]
     settings = settings_table(rows, names)
-    if lines := differences(rows, names, options.paper):
-        print("\nNOT EVALUATED ALIKE, compare with care:\n")
+    if lines := differences(rows, names, options.paper in first):
+        print("\nTHESE EVALUATIONS DIFFER; compare them with care:\n")
         print(*(printable(f"- {line}") for line in lines), sep="\n")
     rows += paper_rows(options.paper, any(row.temperature is not None for row in rows))
     rows.sort(key=lambda row: row.temperature or 0)
@@ -234,7 +251,7 @@ def main():
         show(title, set_table(rows, columns + (mean if len(common) > 1 else [])))
     show("Evaluated with", settings)
     if options.paper and not any(cells(row, common) for row in rows if row.folder is None):
-        print("\nThe paper has no number for these sets together.")
+        print("\nThe paper reports no numbers for this combination of sets.")
 
 
 if __name__ == "__main__":

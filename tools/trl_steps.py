@@ -1,10 +1,9 @@
-"""Makes training steps of TRL's GRPOTrainer for the comparison of `python
--m tools.bench step`, which starts this program with the Python of an
-environment that has TRL.
+"""Runs training steps of TRL's GRPOTrainer. `python -m tools.bench step`
+starts this program with the Python of an environment that has TRL.
 
-It reads a job, a line of JSON. For each further line it makes one
-generation and the updates on it, and answers with the mean length of the
-responses. The reward costs nothing: half of each group is right.
+The first line of stdin is a job in JSON. For each further line, the program
+generates responses, trains on them, and prints their mean length. The reward
+takes no time: half of the responses in each group count as correct.
 """
 import json
 import os
@@ -19,19 +18,19 @@ def main():
         formatter_class=RawDescriptionHelpFormatter)
     parser.parse_args()
 
-    # Only --help works in an environment without TRL.
+    # These imports are here so that --help works without TRL.
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # output of libraries goes to stderr
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     job = json.loads(sys.stdin.readline())
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     if tokenizer(job["prompts"])["input_ids"] != job["prompt_ids"]:
-        sys.exit("trl_steps.py: error: TRL would see other prompt tokens than simko.py")
+        sys.exit("trl_steps.py: error: TRL and simko.py tokenize the prompts differently")
     lengths = []
 
     def half_right(prompts, completion_ids, **_):

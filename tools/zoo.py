@@ -1,12 +1,12 @@
-"""Which architectures can be trained here? Tries each of them, tiny and with random weights.
+"""Tests which architectures simko.py can train, with tiny models and random weights.
 
-    python -m tools.zoo                  # all of them, about ten minutes
-    python -m tools.zoo qwen3 lfm2       # these alone
+    python -m tools.zoo                  # all architectures, about ten minutes
+    python -m tools.zoo qwen3 lfm2       # only these
     python -m tools.zoo --rollout hf
 
-Each model makes two steps with each rollout backend. A run that ends well has passed the probe
-of its log-probs (runtime/probe.py) and the comparison of every step with the engine's. The
-result is a markdown table, which stands in docs/models.md.
+Each model trains two steps with each rollout backend. A run that succeeds has passed the probe of
+its log-probs (runtime/probe.py) and, at every step, the comparison with the engine's log-probs.
+The result is the markdown table in docs/models.md.
 """
 import argparse
 import json
@@ -36,7 +36,7 @@ LONGROPE = {
         "original_max_position_embeddings": 48}}
 WINDOW = {"layer_types": ["sliding_attention", "full_attention"]}
 
-MODELS = {  # name: (transformers' model type, what differs from SHARED)
+MODELS = {  # name: (transformers' model type, settings that differ from SHARED)
     "llama": ("llama", HEADS),
     "llama-tied": ("llama", HEADS | {"tie_word_embeddings": True}),
     "llama-dropout": ("llama", HEADS | {"attention_dropout": 0.3}),
@@ -66,13 +66,13 @@ ONE_BY_ONE = "--micro-batch-tokens", "1"
 
 
 def save(name, folder):
-    """Saves a model of MODELS in `folder`, with a tokenizer of as many words."""
+    """Saves a model of MODELS to `folder`, with a tokenizer of the same vocabulary size."""
     kind, changes = MODELS[name]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHARED | changes))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if key.endswith("bias"):  # one that is 0 would not be missed
+            if key.endswith("bias"):  # dropping a zero bias would change nothing
                 parameter.normal_()
     model.save_pretrained(folder)
     save_tokenizer(folder, SHARED["vocab_size"])
@@ -80,7 +80,7 @@ def save(name, folder):
 
 
 def save_tokenizer(folder, vocabulary):
-    """Saves a tokenizer whose words are <pad>, <eos> and the numbers up to its size."""
+    """Saves a tokenizer whose words are <pad>, <eos> and the numbers below `vocabulary`."""
     words = {"<pad>": 0, "<eos>": 1} | {str(i): i for i in range(2, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -89,7 +89,7 @@ def save_tokenizer(folder, vocabulary):
 
 
 def outcome(name, rollout, *flags):
-    """What becomes of two steps, in a few words."""
+    """Trains two steps. Returns "right" with the largest gap to the engine, or the error."""
     with tempfile.TemporaryDirectory() as folder:
         model = save(name, Path(folder, "model"))
         data = Path(folder, "train.jsonl")
@@ -115,7 +115,7 @@ def outcome(name, rollout, *flags):
 
 
 def row(name, rollouts):
-    """The outcomes of a model, and once more one sequence at a time if that is advised."""
+    """Returns a model's outcomes. If a run advises --micro-batch-tokens 1, follows the advice."""
     cells = []
     for rollout in rollouts:
         found = outcome(name, rollout)
@@ -130,7 +130,7 @@ def main(arguments):
         prog="python -m tools.zoo", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL",
-                        help=f"Any of {', '.join(MODELS)}. Default: all.")
+                        help=f"The models to try, any of {', '.join(MODELS)}. Default: all.")
     parser.add_argument("--rollout", nargs="+", choices=["hf", "vllm"], default=["hf", "vllm"],
                         help="The rollout backends to try. Default: both.")
     options = parser.parse_args(arguments)

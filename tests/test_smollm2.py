@@ -1,0 +1,181 @@
+"""Countdown in plain words, the probe and the table; and the card's command, dry, from a tiny
+model to its rows."""
+import json
+import random
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from runtime.log import distinct_tokens
+from runtime.puzzles import countdown as judge
+from tests.conftest import near
+from tests.workers import ROOT
+from tools import countdown, laptop, smollm2
+
+LEGAL = laptop.all_chains()
+TINY = smollm2.Plan(
+    demonstrations=32, solving=1.0, batch=16, arms=("grpo", "simko"), steps=1, prompts=4, seeds=1,
+    jobs=2, contexts=4, valid=4, test=4, eval_n=4, eval_arms=True, learning_rates=(1e-4, 1e-3),
+    tune_steps=1, minutes=(5, 5, 20))
+
+
+def demonstrations(seed, count, solving=1.0):
+    rng = random.Random(seed)
+    return [countdown.demonstration(rng, LEGAL, solving) for _ in range(count)]
+
+
+# ----------------------------------------------------------------------------------- problems
+def test_demonstrations_are_a_function_of_the_seed():
+    assert demonstrations(3, 20) == demonstrations(3, 20)
+    assert demonstrations(3, 20) != demonstrations(4, 20)
+
+
+@pytest.mark.parametrize("solving, low, high", [(1.0, 200, 200), (0.3, 50, 110)])
+def test_the_verifier_tells_demonstrations_that_solve_from_others(solving, low, high):
+    shown = demonstrations(0, 200, solving)
+    right = 0
+    for (numbers, target), question, answer in shown:
+        right += judge(answer, f"{target} = {' '.join(map(str, numbers))}", False)
+        assert not judge(answer, f"{target + 1} = {' '.join(map(str, numbers))}", False)
+        assert str(target) in question
+    assert low <= right <= high
+
+
+def test_sets_share_no_problem_that_they_must_not():
+    taken = {key for key, *_ in demonstrations(0, 100)}
+    sizes = {"valid": 20, "test": 30, "train": 300}
+    rows = countdown.problem_rows(random.Random(1), LEGAL, taken, sizes)
+    keys = {}
+    for name, size in sizes.items():
+        assert len(rows[name]) == size
+        keys[name] = {laptop.key(tuple(map(int, numbers.split())), int(target))
+                      for target, numbers in (row["answer"].split("=") for row in rows[name])}
+    assert len(keys["valid"]) == 20 and len(keys["test"]) == 30
+    assert not keys["valid"] & keys["test"]
+    assert not (keys["valid"] | keys["test"]) & (keys["train"] | taken)
+    assert keys["train"] & taken
+
+
+# -------------------------------------------------------------------------------------- probe
+def test_expected_distinct_tokens_of_known_distributions():
+    topk = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.25, 0.25], [0.5, 0.3, 0.0]]).log()
+    one, four, three = distinct_tokens(topk, 8).tolist()
+    near(one, 1.0, 1e-12)
+    near(four, 4 * (1 - 0.75**8), 1e-6)
+    near(three, (1 - 0.5**8) + (1 - 0.7**8) + (1 - 0.8**8), 1e-6)
+
+
+def test_expected_distinct_tokens_is_the_mean_over_samples():
+    p = torch.tensor([0.6, 0.25, 0.1, 0.05])  # all but the top three are one token
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.multinomial(p, 8 * 20000, replacement=True, generator=generator).view(-1, 8)
+    counted = torch.stack([(draws == token).any(1) for token in range(4)]).sum(0)
+    near(distinct_tokens(p[:3].log(), 8).item(), counted.double().mean().item(), 0.02)
+
+
+def test_the_summary_is_over_the_gate_and_over_all():
+    topk_logp = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
+    means = countdown.summary(topk_logp, torch.tensor([0.5, 1.5]), torch.tensor([False, True]), 8)
+    assert (means["Lambda_1"], means["Lambda_2"], means["entropy"]) == (-3, -4, 1.5)
+    assert (means["Lambda_1_all"], means["Lambda_2_all"], means["entropy_all"]) == (-2, -3, 1)
+
+
+# -------------------------------------------------------------------------------------- table
+def row(arm, seed, value, correct=None, n=256):
+    return {"arm": arm, "seed": seed, "probe": {"entropy": value}, "correct": correct or {}, "n": n}
+
+
+def test_the_table_has_paired_differences(capsys):
+    smollm2.show([
+        row("start", 0, 0.5), row("grpo", 0, 1.0), row("simko", 0, 1.5), row("grpo", 1, 3.0),
+        row("simko", 1, 3.7), row("simko", 2, 0.8)])  # seed 2 has no pair yet
+    line = ("| entropy | 0.500 | 2.000 | 2.000 | +1.500 [-11.210, +14.210] 2 of 2 "
+            "| +0.600 [-0.671, +1.871] 2 of 2 |")
+    assert line in capsys.readouterr().out
+
+
+def test_pass_rates_are_of_the_problems_that_all_have():
+    rows = [row("start", 0, 0, {"a": 0, "b": 256}), row("grpo", 0, 0, {"a": 256, "b": 256}),
+            row("simko", 0, 0, {"b": 0})]
+    assert smollm2.values(rows)["pass@1"].tolist() == [100, 100, 0]
+
+
+def test_the_gap_at_equal_pass_1_is_to_the_line_through_start_and_grpo():
+    start, grpo = {"pass@1": 20, "pass@256": 90}, {"pass@1": 40, "pass@256": 80}
+    assert smollm2.gap_at_equal_pass_1(start, grpo, {"pass@1": 30, "pass@256": 88}) == 3
+
+
+# ------------------------------------------------------------------------------------ dry run
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random Llama whose tokens are words."""
+    folder = tmp_path_factory.mktemp("tiny")
+    texts = [" ".join([countdown.CHAT, *pair]) for _, *pair in demonstrations(0, 2000)]
+    words = Tokenizer(models.WordLevel(unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["?", "<|im_end|>"]))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="?", eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
+        bos_token_id=None, eos_token_id=1, pad_token_id=1)).save_pretrained(folder)
+    return folder
+
+
+def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(smollm2.PLANS, "card", TINY)
+    rows, words = tmp_path / "rows.jsonl", ["smollm2", "card", str(tiny), str(tmp_path / "work")]
+    monkeypatch.setattr("sys.argv", [*words, "--rows", str(rows)])
+    smollm2.main()
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert {(r["arm"], r["seed"]) for r in written} == {("start", 0), ("grpo", 0), ("simko", 0)}
+    assert all(len(r["correct"]) == 4 and r["n"] == 4 for r in written)
+    assert all(r["learning_rate"] in TINY.learning_rates for r in written if r["arm"] != "start")
+    start, grpo, simko = (next(r for r in written if r["arm"] == arm) for arm in ("start", *TINY.arms))
+    assert grpo["rewards"] == simko["rewards"]  # the first step's samples are the start's
+    assert grpo["probe"] != start["probe"] or not any(grpo["rewards"])
+    before = rows.read_text()
+    smollm2.main()  # nothing is missing
+    assert rows.read_text() == before
+    smollm2.show(written)
+    assert "| pass@4 |" in capsys.readouterr().out
+
+
+def test_after_the_end_no_run_goes_on_and_no_row_is_written(tmp_path, capsys):
+    runner = object.__new__(smollm2.Study)  # without a start to probe
+    runner.plan, runner.folder, runner.rows, runner.end = TINY, tmp_path, tmp_path / "rows.jsonl", 0
+    runner.finish(smollm2.Run("grpo", 0, 1, 1e-4, "test", 4))
+    assert "grpo-0-0.0001: no row, the time was over" in capsys.readouterr().out
+    assert not runner.rows.exists()
+
+
+@pytest.mark.parametrize("words, message", [
+    (["table", "none.jsonl"], "none.jsonl cannot be read"),
+    (["card", "none", "work"], "none has no config.json"),
+    (["card", "none", "work", "--learning-rate", "0"], "--learning-rate above 0"),
+])
+def test_bad_input_is_named_before_anything_is_made(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["smollm2", *words])
+    with pytest.raises(SystemExit) as error:
+        smollm2.main()
+    assert message in f"{error.value} {capsys.readouterr().err}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path):
+    (tmp_path / "start.json").write_text("{}")
+    with pytest.raises(SystemExit, match="belongs to a study of other sizes"):
+        smollm2.make_start(TINY, "no model", tmp_path, "cpu")
+
+
+def test_the_page_shows_what_the_rows_say(capsys):
+    rows = (ROOT / "docs" / "smollm2" / "cpu.jsonl").read_text().splitlines()
+    smollm2.show([json.loads(row) for row in rows])
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in page

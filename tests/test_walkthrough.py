@@ -1,0 +1,146 @@
+"""Tests of docs/walkthrough.md and its notebook: the cells run and print what the pages show."""
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tests.conftest import write_rows
+from tests.workers import ROOT
+from tools import laptop, walkthrough
+
+PAGE = walkthrough.TEXT.read_text(encoding="utf-8")
+VOCABULARY = laptop.vocabulary()
+
+
+@pytest.fixture(scope="module")
+def printed():
+    return walkthrough.run_cells(walkthrough.split(PAGE)[1::2])
+
+
+def test_the_page_and_the_notebook_show_what_the_cells_print(printed):
+    parts = walkthrough.split(PAGE)
+    assert len(printed) > 10 and PAGE == walkthrough.as_markdown(parts, printed)
+    assert walkthrough.NOTEBOOK.read_text(encoding="utf-8") == walkthrough.as_notebook(parts, printed)
+
+
+def test_every_number_of_the_text_is_printed_or_set_by_a_cell(printed):
+    texts, codes = walkthrough.split(PAGE)[::2], walkthrough.split(PAGE)[1::2]
+    material = " ".join(codes + printed)
+    numbers = re.findall(r"(?<!Sec\. )(?<!\d)\d+\.\d+", " ".join(texts))
+    assert len(numbers) > 5
+    for number in numbers:
+        share = f"{float(number) / 100:.6f}".rstrip("0")
+        assert number in material or share in material, f"no cell prints {number}"
+
+
+def test_every_file_that_the_page_names_is_there():
+    links = re.findall(r"\]\(([^)]+)\)", PAGE)
+    assert len(links) >= 6
+    for link in links:
+        assert (ROOT / "docs" / link).is_file(), link
+
+
+def test_a_cell_that_prints_something_else_changes_both_pages():
+    page = "text\n\n```python\nx = 2\n```\n\n```python\nprint(x + 1)\n```\n\n```text\n4\n```\n\nend\n"
+    parts = walkthrough.split(page)
+    assert parts[1::2] == ["x = 2\n", "print(x + 1)\n"]
+    printed = walkthrough.run_cells(parts[1::2])
+    assert printed == ["", "3\n"]
+    fresh = walkthrough.as_markdown(parts, printed)
+    assert fresh == page.replace("```text\n4\n", "```text\n3\n")
+    assert walkthrough.as_markdown(walkthrough.split(fresh), printed) == fresh
+    cells = json.loads(walkthrough.as_notebook(parts, printed))["cells"]
+    assert [cell["cell_type"] for cell in cells] == ["markdown", "code", "code", "markdown"]
+    assert [cell["outputs"] for cell in cells[1:3]] == [
+        [], [{"name": "stdout", "output_type": "stream", "text": ["3\n"]}]]
+    assert ["".join(cell["source"]) for cell in cells] == ["text", "x = 2", "print(x + 1)", "end"]
+
+
+# ---------------------------------------------------------------------------------------- measure
+@pytest.fixture
+def runs(tmp_path):
+    """Makes two finished runs of a tiny base model, with the laptop's tokenizer and two problems."""
+    problems = [{"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": "9"} for i in range(2)]
+    write_rows(tmp_path / "test.jsonl", problems)
+    for number, folder in enumerate(("base", "one/hf", "two/hf")):
+        torch.manual_seed(number)
+        LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, initializer_range=0.6, max_position_embeddings=32,
+            eos_token_id=VOCABULARY["<eos>"])).save_pretrained(tmp_path / folder)
+        laptop.make_tokenizer().save_pretrained(tmp_path / folder)
+    answers = [("p0", 1, "2 + 7 = 9", False), ("p0", 0, "7", True), ("p1", 0, "3 * 3", False)]
+    rows = [dict(zip(("id", "correct", "response", "truncated"), answer)) for answer in answers]
+    for name, method in (("one", "grpo"), ("two", "simko")):
+        settings = {
+            "model": str(tmp_path / "base"), "eval_data": [str(tmp_path / "test.jsonl")], "task": "countdown",
+            "prompt_template": "raw", "max_prompt_length": 16, "temperature": 0.7, "steps": 4, "method": method}
+        (tmp_path / name / "config.json").write_text(json.dumps(settings))
+        for step in ("eval_000000", "eval_000004"):
+            (tmp_path / name / step).mkdir()
+            write_rows(tmp_path / name / step / "test.jsonl", [{"set": "test"}, *rows])
+    return [tmp_path / "one", tmp_path / "two"]
+
+
+def naive(folder, prompt, response):
+    """Returns log pi (L, V) at each token, from one forward pass for each token."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = [VOCABULARY[token] for token in f"<bos> {prompt} {response}".split()]
+    start = len(prompt.split()) + 1
+    with torch.no_grad():
+        rows = [model(torch.tensor([ids[:i]])).logits[0, -1].double() / 0.7 for i in range(start, len(ids))]
+    return torch.stack(rows).log_softmax(-1).numpy()
+
+
+def test_measure_reads_the_models_at_each_token(runs, tmp_path):
+    found = walkthrough.measure(runs)
+    assert found["problem"] == "0 2 3 > 9 :"
+    assert found["response"] == "2 + 7 = 9 <eos>".split()
+    log_pi = naive(tmp_path / "base", "0 2 3 > 9 :", "2 + 7 = 9 <eos>")
+    assert found["first_token_log_pi"] == pytest.approx(log_pi[0].tolist(), abs=2e-5)
+    assert found["entropy"] == pytest.approx((-np.exp(log_pi) * log_pi).sum(1).tolist(), abs=2e-5)
+    assert found["vocabulary"] == list(VOCABULARY)
+
+    assert list(found["models"]) == ["base", "GRPO", "SimKO, alpha 0.01, lambda 1.1"]
+    for own, folder in zip(found["models"].values(), ("base", "one/hf", "two/hf")):
+        texts = ("0 2 3 > 9 :", "2 + 7 = 9 <eos>"), ("0 2 3 > 9 :", "7"), ("1 2 3 > 9 :", "3 * 3 <eos>")
+        means, gated, gated_means = [], [], []
+        for prompt, response in texts:
+            log_pi = naive(tmp_path / folder, prompt, response)
+            H = (-np.exp(log_pi) * log_pi).sum(1)
+            top = -np.sort(-log_pi, axis=1)[:, :3]
+            inside = top[H > np.quantile(H, 0.5)]
+            means.append(top.mean(0))
+            gated.append(inside)
+            gated_means += [inside.mean(0)] if len(inside) else []
+        gated = np.concatenate(gated)
+        assert (own["tokens"], own["gated"]) == (11, len(gated)) == (11, 5)
+        assert own["Lambda"] == pytest.approx(np.mean(means, 0).tolist(), abs=2e-5)
+        assert own["Lambda_gated"] == pytest.approx(np.mean(gated_means, 0).tolist(), abs=2e-5)
+        for k in (2, 3):
+            values = own["percentiles"][f"rank {k}"]
+            assert len(values) == 101 and values == sorted(values)
+            assert [values[i] for i in (0, 50, 100)] == pytest.approx(
+                [f(gated[:, k - 1]) for f in (np.min, np.median, np.max)], abs=2e-5)
+
+
+def test_measure_says_which_run_it_cannot_use(runs):
+    (runs[1] / "eval_000004" / "test.jsonl").unlink()
+    with pytest.raises(SystemExit, match="eval_000004/test.jsonl does not exist: train the first run with"):
+        walkthrough.measure(runs)
+    config = runs[1] / "config.json"
+    config.write_text(config.read_text().replace("base", "other"))
+    with pytest.raises(SystemExit, match="model or eval_data of .*two differs from .*one"):
+        walkthrough.measure(runs)
+
+
+def test_the_committed_measurement_is_whole():
+    measured = json.loads(walkthrough.MEASURED.read_text(encoding="utf-8"))
+    assert sum(map(math.exp, measured["first_token_log_pi"])) == pytest.approx(1, abs=1e-4)
+    assert len(measured["vocabulary"]) == len(measured["first_token_log_pi"])
+    assert len(measured["response"]) == len(measured["entropy"])
+    assert "base" in measured["models"] and len(measured["models"]) > 2

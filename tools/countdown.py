@@ -1,0 +1,154 @@
+"""Countdown in plain words: the problems, a model fine-tuned to try them,
+and a probe of what it thinks. tools/smollm2.py is the study that uses them.
+
+A problem is one of tools.laptop, asked and answered as a person would:
+
+    Use 12, 20 and 18 once each to reach 50. Show both steps.
+
+    To begin, I add a pair of numbers:
+    12 + 20 = 32
+    Next I add what remains:
+    18 + 32 = 50
+
+The answer has 32 to 48 of SmolLM2's tokens, and its words vary.
+"""
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from runtime.log import distinct_tokens
+from runtime.packing import load_model, pack
+from simko import entropy_threshold, policy_forward
+from tools import laptop
+
+VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
+WORDS = (
+    ("First I", "To begin, I", "I start here and"),
+    ("two of the numbers", "two of them", "a pair of numbers"),
+    ("Then I", "After that I", "Next I"),
+    ("the number that is left", "the last number", "what remains"),
+)
+GIVES = ", which gives", ", and get", ":"
+# SmolLM2's own template adds a system prompt of 30 tokens to every problem.
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+# --------------------------------------------------------------- problems
+def question(numbers, target):
+    a, b, c = numbers
+    return f"Use {a}, {b} and {c} once each to reach {target}. Show both steps."
+
+
+def in_words(rng, chain):
+    """A chain of two steps as a person would write it."""
+    opening, pair, then, rest = map(rng.choice, WORDS)
+    gives = rng.choice(GIVES)
+    first, second = chain[:5], chain[5:]
+    return (
+        f"{opening} {VERBS[first[1]]} {pair}{gives}\n{' '.join(first)}\n"
+        f"{then} {VERBS[second[1]]} {rest}{gives}\n{' '.join(second)}")
+
+
+def demonstration(rng, legal, solving):
+    """(key, question, answer) of a problem. The answer solves it with
+    probability `solving`, and is any legal chain of its numbers else."""
+    numbers, target, chain = laptop.draw(rng, legal)
+    if rng.random() >= solving:
+        *chain, _ = rng.choice(legal[tuple(sorted(numbers))])
+    return laptop.key(numbers, target), question(numbers, target), in_words(rng, chain)
+
+
+def problem_rows(rng, legal, taken, sizes):
+    """{set: rows} of valid, test and train, which hold sizes[set] problems.
+
+    taken: the keys of the demonstrations. Neither valid nor test holds any
+    of them. Train does, but no problem of valid or test, in any order of
+    its numbers."""
+    held_out, rows = set(), {}
+    for name in ("valid", "test", "train"):
+        rows[name] = []
+        for i in range(sizes[name]):
+            avoid = held_out if name == "train" else held_out | taken
+            numbers, target, _ = laptop.draw(rng, legal, avoid)
+            if name != "train":
+                held_out.add(laptop.key(numbers, target))
+            answer = f"{target} = {' '.join(map(str, numbers))}"
+            rows[name].append({
+                "id": f"{name}-{i}", "problem": question(numbers, target),
+                "answer": answer})
+    return rows
+
+
+# ------------------------------------------------------------ fine-tuning
+def encode(tokenizer, question, answer):
+    """(prompt ids, answer ids with the end of the turn)."""
+    message = {"role": "user", "content": question}
+    text = tokenizer.apply_chat_template(
+        [message], tokenize=False, add_generation_prompt=True)
+    given = tokenizer.encode(text, add_special_tokens=False)
+    wanted = tokenizer.encode(answer, add_special_tokens=False)
+    return given, [*wanted, tokenizer.eos_token_id]
+
+
+def supervised_loss(model, pairs):
+    """Cross-entropy of the answers, mean over their tokens."""
+    ids = [torch.tensor(given + wanted) for given, wanted in pairs]
+    labels = [torch.tensor([-100] * len(given) + wanted) for given, wanted in pairs]
+    ids = pad_sequence(ids, batch_first=True).to(model.device)
+    labels = pad_sequence(labels, batch_first=True, padding_value=-100).to(model.device)
+    shortest = min(len(given) for given, _ in pairs)
+    with torch.autocast(model.device.type, torch.bfloat16):
+        logits = model(ids[:, :-1], use_cache=False).logits[:, shortest - 1:]
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, shortest:].flatten())
+
+
+def fine_tune(model, tokenizer, demonstrations, batch, lr, log):
+    """Shows the model each demonstration once. The learning rate rises for
+    ten steps, and falls to zero over the last third."""
+    steps = len(demonstrations) // batch
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 10, 1, (steps - step) / (steps / 3)))
+    for step in range(steps):
+        shown = demonstrations[step * batch:(step + 1) * batch]
+        loss = supervised_loss(model, [encode(tokenizer, *pair) for pair in shown])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        log(step, loss.item())
+
+
+# ------------------------------------------------------------------ probe
+@torch.no_grad()
+def statistics(folder, contexts, K, device):
+    """topk_logp (T, K) and entropy (T,) of a model, in float32, at the T
+    response tokens of contexts, which are Samples."""
+    model = load_model(folder, torch.float32).to(device).eval()
+    parts = []
+    for i in range(0, len(contexts), 32):
+        packed = pack(contexts[i:i + 32], device)
+        _, topk_logp, entropy, _ = policy_forward(model, packed, K, temperature=1.0)
+        parts.append((topk_logp.cpu(), entropy.cpu()))
+    topk_logp, entropy = (torch.cat(part) for part in zip(*parts))
+    return topk_logp, entropy
+
+
+def gate_of(entropy, contexts, q):
+    """The gate of Eq. 3: where the entropy is above its q-quantile in the
+    response. Bool (T,)."""
+    lengths = torch.tensor([len(s.response_ids) for s in contexts])
+    return entropy > entropy_threshold(entropy, lengths, q)
+
+
+def summary(topk_logp, entropy, gate, G):
+    """What the study compares: means over the gated tokens, and over all."""
+    values = {f"Lambda_{k + 1}": column for k, column in enumerate(topk_logp.T)}
+    values["entropy"] = entropy
+    values["distinct"] = distinct_tokens(topk_logp, G)
+    means = {name: value[gate].mean().item() for name, value in values.items()}
+    return means | {f"{name}_all": value.mean().item() for name, value in values.items()}

