@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from runtime import faults, lora
 from runtime.common import fail, gather, write_whole
+from runtime.versions import versions
 
 
 def start_or_resume(folder, settings, trainer):
@@ -20,7 +21,9 @@ def start_or_resume(folder, settings, trainer):
     number of steps made so far."""
     if trainer.rank == 0:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "config.json", json.dumps(settings, indent=1))
+        # The versions are those of the last start.
+        text = json.dumps({**settings, "versions": versions()}, indent=1)
+        write_whole(folder / "config.json", text)
     faults.check_shared(folder)
     first = load_checkpoint(folder / "checkpoints", trainer)
     steps = trainer.cfg.steps

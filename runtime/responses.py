@@ -5,6 +5,7 @@ import json
 from typing import NamedTuple
 
 from runtime.common import fail, write_whole
+from runtime.versions import versions
 
 
 def digest(problems):
@@ -92,8 +93,9 @@ def report(folder, cfg, results):
     """Writes eval.json and prints a table of pass@K in %."""
     names = "model", "seed", "prompt_template", "chat_template_kwargs"
     settings = {name: getattr(cfg, name) for name in names}
-    write_whole(folder / "eval.json",
-                json.dumps({"settings": settings, "sets": results}))
+    contents = {
+        "settings": settings, "versions": versions(), "sets": results}
+    write_whole(folder / "eval.json", json.dumps(contents))
     by_length = sorted((row["pass"] for row in results.values()), key=len)
     print(f"{folder}: pass@K in %")
     print(f"{'set':16}{'n':>5}{'T':>5}{'top-p':>7}{'tokens':>8}{'K =':>5}"

@@ -547,7 +547,10 @@ def reported(tmp_path, call, capsys):
         evaluation(run / "eval_000004", a=(4, [1, 2]))
         rows = [row | {"seconds_rollout": 3.0, "seconds_update": 1.0} for row in metrics(4)]
         write_rows(run / "metrics.jsonl", rows)
-        (run / "config.json").write_text(json.dumps({"alpha": alpha, "model": "<img src=x>", "steps": 4}))
+        settings = {"alpha": alpha, "model": "<img src=x>", "steps": 4}
+        if name == "one":  # older runs did not record their versions
+            settings["versions"] = {"commit": "c0ffee", "torch": "2.0"}
+        (run / "config.json").write_text(json.dumps(settings))
     names = call(f"one={tmp_path / 'one'}", f"<b>two</b>={tmp_path / 'two'}")
     return Page((tmp_path / "figures" / "report.html").read_text()), names, tmp_path / "figures"
 
@@ -569,8 +572,10 @@ def test_a_report_says_what_was_measured_and_set(reported):
         ["one", "all 4 steps", "16.0", "4.00", ""]]
     assert {line[0]: line[1:] for line in changed[1:]} == {
         "alpha": ["0.05", "0.2"], "model": ["<img src=x>"] * 2, "steps": ["4"] * 2}
-    assert ["K", "3", "3"] in defaults and ["torch", torch.__version__] in versions
-    assert versions[1][0] == "commit"
+    assert ["K", "3", "3"] in defaults
+    assert versions[0] == ["what", "one", "<b>two</b>", "this page"]
+    assert ["torch", "2.0", "", torch.__version__] in versions
+    assert versions[1][:3] == ["commit", "c0ffee", ""] and versions[1][3]
 
 
 def test_a_report_loads_and_runs_nothing(reported):

@@ -9,6 +9,7 @@ from functools import partial
 from unittest import mock
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
@@ -79,7 +80,11 @@ def test_a_run_folder_holds_the_last_two_checkpoints_the_export_and_its_evaluati
         names = {"config.json", "metrics.jsonl", "checkpoints", "hf", "eval_000003"}
         assert names <= {path.name for path in run.iterdir()}
         assert checkpoints(run) == ["step_000002", "step_000003"]
-        report = json.loads((run / "eval_000003/eval.json").read_text())["sets"]["test"]
+        settings = json.loads((run / "config.json").read_text())
+        report = json.loads((run / "eval_000003/eval.json").read_text())
+        assert settings["versions"] == report["versions"]
+        assert report["versions"]["torch"] == torch.__version__ and report["versions"]["commit"]
+        report = report["sets"]["test"]
         _, *lines = (run / "eval_000003/test.jsonl").read_text().splitlines()
         right = [row["id"] for row in map(json.loads, lines) if row["correct"]]
         assert len(report["correct"]) == 200

