@@ -141,11 +141,10 @@ def nvidia_smi():
     command = ["nvidia-smi", "--query-gpu=memory.total,driver_version",
                "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:  # there is no nvidia-smi
-        return [], None
-    if done.returncode:  # there is no driver
-        return [], None
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return [], None  # there is no nvidia-smi, or no driver
     cards, driver = [], None
     for line in done.stdout.splitlines():
         mib, _, driver = line.partition(", ")
