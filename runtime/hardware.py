@@ -200,12 +200,6 @@ def missing_for_triton():
     return packages
 
 
-def logged_in():
-    """Returns whether a token of the hub is here. A gated model needs one."""
-    from huggingface_hub import get_token
-    return get_token() is not None
-
-
 # ---------------------------------------------------------------- the plan
 def gpus(count):
     return f"{count} GPU{'s' if count > 1 else ''}"
@@ -351,7 +345,8 @@ def main(arguments):
         cards = pytorch_cards()
         reason = f"The recipe is {options.recipe}."
         if recipe is None:
-            recipe, reason = choose(cards, logged_in())
+            from huggingface_hub import get_token
+            recipe, reason = choose(cards, login=get_token() is not None)
         print_plan(recipe, reason, cards, options.model, options.force)
 
 
