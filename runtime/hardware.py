@@ -211,9 +211,7 @@ def describe(cards):
 
 def fits(recipe, cards):
     """Returns whether the recipe fits these cards, of so many GB each."""
-    if not cards:
-        return False
-    return memory_gb(recipe, len(cards)) <= min(cards)
+    return bool(cards) and memory_gb(recipe, len(cards)) <= min(cards)
 
 
 def largest(recipes):
