@@ -81,8 +81,7 @@ def memory_gb(recipe, cards):
 
     16 P / g + 2 P + 12 is above both. With LoRA, 2.5 replaces 16.
     """
-    size = recipe.parameters
-    return recipe.update_bytes * size / cards + 2 * size + 12
+    return (recipe.update_bytes / cards + 2) * recipe.parameters + 12
 
 
 def engine_memory(recipe, cards, card_gb):
@@ -320,8 +319,7 @@ def print_list():
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         print("  ".join(cells).rstrip())
-    print("GB and hours are estimates for H100s; docs/cost.md has the formula. "
-          "LoRA is ours, not the paper's.")
+    print("GB and hours are estimates for H100s (docs/cost.md). LoRA is ours, not the paper's.")
 
 
 def main(arguments):
