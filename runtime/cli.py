@@ -273,7 +273,8 @@ def conditions(command, cfg):
     a range."""
     temperatures = cfg.eval_temperature or []
     names = [set_name(source) for source in cfg.eval_data]
-    parts, ranks = cfg.tensor_parallel_size, processes_of_node()
+    parts = cfg.tensor_parallel_size
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return [
         ("--lambda-top1 must be at least 1", cfg.lambda_top1 >= 1),
         ("--epsilon must lie in [0, 1)", 0 <= cfg.epsilon < 1),
@@ -306,10 +307,6 @@ def conditions(command, cfg):
         (f"--tensor-parallel-size {parts} does not divide the {ranks} "
          "processes of a node (torchrun's --nproc_per_node)",
          ranks % parts == 0)]
-
-
-def processes_of_node():
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def set_name(source):
