@@ -5,8 +5,6 @@ s = alpha / rank. peft calls a pair of A and B an adapter."""
 from contextlib import nullcontext
 
 import torch
-from peft import LoraConfig
-from peft.helpers import rescale_adapter_scale
 
 from runtime.common import seed_everything
 
@@ -14,6 +12,7 @@ from runtime.common import seed_everything
 def add_adapters(model, cfg, dtype):
     """Freezes the weights of the model in `dtype` and adds adapters in
     float32. B starts as zero, so this does not change the policy."""
+    from peft import LoraConfig  # fails under -OO, like some of transformers
     seed_everything(cfg.seed)  # every rank must draw the same A
     model.add_adapter(LoraConfig(
         r=cfg.lora_rank, lora_alpha=cfg.lora_alpha,
@@ -25,7 +24,10 @@ def add_adapters(model, cfg, dtype):
 def without_adapters(model, cfg):
     """Returns a context in which the policy is the model that the run
     started from. Without LoRA, the context changes nothing."""
-    return rescale_adapter_scale(model, 0) if cfg.lora_rank else nullcontext()
+    if not cfg.lora_rank:
+        return nullcontext()
+    from peft.helpers import rescale_adapter_scale
+    return rescale_adapter_scale(model, 0)
 
 
 def merged(weights, cfg):
