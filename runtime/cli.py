@@ -26,7 +26,9 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import (
     _MEM_FORMAT_ENCODING as MEMORY_FORMATS)
-from transformers import PreTrainedConfig
+from transformers import (
+    AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig,
+    PreTrainedConfig)
 from transformers.hf_argparser import HfArg, HfArgumentParser
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -428,7 +430,6 @@ def refuse_quantised(model, fields):
 
 def load_config(command, cfg):
     """Checks the model's config. Returns that of its text part."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     find_model(cfg.model)
     refuse_adapter(cfg.model)
     name = f"--model {cfg.model}"
@@ -490,7 +491,6 @@ def context_left(command, cfg, config):
 
 
 def load_tokenizer(cfg, vocabulary):
-    from transformers import AutoTokenizer
     with reading(f"--model {cfg.model}: its tokenizer is missing, damaged "
                  "or asks for code of its own (auto_map), which is never run"):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -545,9 +545,6 @@ def end_tokens(cfg, tokenizer, vocabulary):
 def model_ends(model, vocabulary):
     """Returns the end-of-text ids that a model's generation_config.json and
     config.json name."""
-    from transformers import AutoConfig, GenerationConfig
-    from transformers.configuration_utils import PreTrainedConfig
-
     def ids(settings):
         named = settings.get("eos_token_id")
         return named if isinstance(named, list) else [named]
