@@ -96,12 +96,6 @@ def engine_memory(recipe, cards, card_gb):
     return min(ENGINE_MEMORY, math.floor(100 * free / card_gb) / 100)
 
 
-def loading_gb(parameters, cards):
-    """Returns the GB of main memory that the processes need while each of
-    them holds the whole checkpoint in bfloat16."""
-    return 2 * parameters * cards
-
-
 def hours(recipe, cards):
     """Estimates the hours of training on so many H100 cards.
 
@@ -247,8 +241,9 @@ def prediction(recipe, cards):
     """Returns what the recipe will take, in a sentence."""
     count = len(cards)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    loading = 2 * recipe.parameters * count  # each process reads all of it in bfloat16
     return (f"By estimate it takes {arithmetic(recipe, count)}, "
-            f"{loading_gb(recipe.parameters, count):.0f} GB of main memory "
+            f"{loading:.0f} GB of main memory "
             f"while the model loads (this machine has {machine:.0f}), and "
             f"{hours(recipe, count):.1f} hours at the speed of H100s.")
 
