@@ -599,7 +599,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     with faults.phase("log-probs"):
         entropies, policy = trainer.compute_old_logp(own, progress)
         faults.check_gap(policy["logp_gap"], own, trainer.dtype)
-        tau = batch_threshold(entropies, method, cfg)
+        tau = baselines.batch_threshold(entropies, method, cfg)
         if method.choose and samples:
             method.choose(own)
     clock.lap("logprobs")
@@ -620,22 +620,6 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
         **clock.metrics(rollout=sum(len(s.response_ids) for s in sampled),
                         logprobs=policy["tokens"], update=updates["tokens"])}
-
-
-def batch_threshold(entropies, method, cfg):
-    """Returns tau over the tokens of all ranks, or None if each response
-    has its own. It comes from pi_old's entropies, because pi_theta's exist
-    for one micro-batch at a time."""
-    q = method.batch_quantile
-    if q is None and cfg.tau_scope == "batch":
-        q = cfg.q
-    if q is None:
-        return None
-    everyone = torch.cat(gather([entropies.double().cpu()])).numpy()
-    if not len(everyone):
-        return 0.0
-    # torch.quantile takes 16 million numbers at most.
-    return float(np.quantile(everyone, q))
 
 
 # -------------------------------------------------------------- evaluation

@@ -306,9 +306,8 @@ def print_list():
             ("laptop", "172k-parameter Llama", "Countdown", "no GPU",
              "minutes on 2 CPU cores")]
     for recipe in RECIPES:
-        memory = memory_gb(recipe, recipe.cards)
         rows.append((recipe.name, recipe.model, recipe.train_data,
-                     f"{memory:.0f} on {recipe.cards}",
+                     f"{memory_gb(recipe, recipe.cards):.0f} on {recipe.cards}",
                      f"{hours(recipe, recipe.cards):.1f} hours"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
