@@ -95,7 +95,7 @@ def load_checkpoint(folder, trainer):
             trainer.policy, trainer.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
-            options=StateDictOptions(strict=False))
+            options=StateDictOptions(strict=False))  # LoRA saves adapters alone
         step = int(path.name.removeprefix("step_"))
         cfg = trainer.cfg
         trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)

@@ -12,7 +12,7 @@ from runtime.common import seed_everything
 def add_adapters(model, cfg, dtype):
     """Freezes the weights of the model in `dtype` and adds adapters in
     float32. B starts as zero, so this does not change the policy."""
-    from peft import LoraConfig  # fails under -OO, like some of transformers
+    from peft import LoraConfig  # here, since peft cannot be imported under -OO
     seed_everything(cfg.seed)  # every rank must draw the same A
     model.add_adapter(LoraConfig(
         r=cfg.lora_rank, lora_alpha=cfg.lora_alpha,
