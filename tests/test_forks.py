@@ -47,7 +47,7 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     for diff in DIFFS:
         apply(diff, root)
     rows = [json.loads(line) for line in (laptop / "test.jsonl").read_text().splitlines()[:2]]
-    problems = [{**row, "answer": row["answer"].split()[0], "task": "last_word"} for row in rows]
+    problems = [{**row, "answer": row["answer"].split()[0], "task": "last_number"} for row in rows]
     write_rows(tmp_path / "mine.jsonl", problems)
     evaluate = recipe(laptop, "eval", tmp_path / "eval", "--rollout", "hf",
                       "--eval-data", "mine", "--data-dir", tmp_path)
@@ -60,7 +60,7 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     targets = {row["id"]: row["answer"] for row in problems}
     assert report["n"] == 64 and len(lines) == 128
     assert [line["correct"] for line in lines] == [
-        int(line["response"].split()[-1:] == [targets[line["id"]]]) for line in lines]
+        int(re.findall("[0-9]+", line["response"])[-1:] == [targets[line["id"]]]) for line in lines]
     run(root, *recipe(
         laptop, "train", tmp_path / "train", "--rollout", "hf", "--method", "rloo",
         "--steps", 1, "--batch-size", 4, "--mini-batch-size", 2, "--eval-n", 1))

@@ -52,34 +52,37 @@ def in_words(rng, chain):
         f"{then} {VERBS[second[1]]} {rest}{gives}\n{' '.join(second)}")
 
 
-def demonstration(rng, legal, solving):
-    """(key, question, answer) of a problem. The answer solves it with
-    probability `solving`, and is any legal chain of its numbers else."""
-    numbers, target, chain = laptop.draw(rng, legal)
+def demonstration(rng, legal, solving, held_out):
+    """(question, answer) of a problem whose key is not in held_out. The
+    answer solves it with probability `solving`, and is any legal chain of
+    its numbers else."""
+    numbers, target, chain = laptop.draw(rng, legal, held_out)
     if rng.random() >= solving:
         *chain, _ = rng.choice(legal[tuple(sorted(numbers))])
-    return laptop.key(numbers, target), question(numbers, target), in_words(rng, chain)
+    return question(numbers, target), in_words(rng, chain)
 
 
-def problem_rows(rng, legal, taken, sizes):
-    """{set: rows} of valid, test and train, which hold sizes[set] problems.
+def problem_row(id, numbers, target):
+    answer = f"{target} = {' '.join(map(str, numbers))}"
+    return {"id": id, "problem": question(numbers, target), "answer": answer}
 
-    taken: the keys of the demonstrations. Neither valid nor test holds any
-    of them. Train does, but no problem of valid or test, in any order of
-    its numbers."""
-    held_out, rows = set(), {}
-    for name in ("valid", "test", "train"):
-        rows[name] = []
-        for i in range(sizes[name]):
-            avoid = held_out if name == "train" else held_out | taken
-            numbers, target, _ = laptop.draw(rng, legal, avoid)
-            if name != "train":
-                held_out.add(laptop.key(numbers, target))
-            answer = f"{target} = {' '.join(map(str, numbers))}"
-            rows[name].append({
-                "id": f"{name}-{i}", "problem": question(numbers, target),
-                "answer": answer})
-    return rows
+
+def held_out_rows(rng, legal, sizes):
+    """Returns ({set: rows}, the keys of all rows). sizes: {set: number of
+    problems}. All problems are different, in any order of their numbers."""
+    rows, held_out = {name: [] for name in sizes}, set()
+    for name, size in sizes.items():
+        for i in range(size):
+            numbers, target, _ = laptop.draw(rng, legal, held_out)
+            held_out.add(laptop.key(numbers, target))
+            rows[name].append(problem_row(f"{name}-{i}", numbers, target))
+    return rows, held_out
+
+
+def train_rows(rng, legal, size, held_out):
+    """Returns rows without the problems of held_out."""
+    drawn = [laptop.draw(rng, legal, held_out)[:2] for _ in range(size)]
+    return [problem_row(f"train-{i}", *problem) for i, problem in enumerate(drawn)]
 
 
 # ------------------------------------------------------------ fine-tuning

@@ -17,8 +17,8 @@ then. It needs Python 3.12, PyTorch 2.11 and transformers 5.17, and neither
 vLLM nor a network. What must be carried there is this repository and
 MODEL, whose GGUF file has 98 MB: `split -b 50M` makes two parts of it. On
 another day `--first-seed 3 --learning-rate LR`, with the LR that the first
-day chose, adds three seeds to ROWS, and `--arms grpo simko-0.05` adds the
-larger alpha.
+day chose, adds three seeds to ROWS. If as much time is left as these runs
+took, the larger alpha follows; `--arms simko-0.05` adds it on another day.
 """
 import json
 import os
@@ -71,6 +71,7 @@ class Plan:
     solving: float          # share of the demonstrations that solve
     batch: int              # of demonstrations
     arms: tuple             # what is trained, from ARMS
+    if_time: tuple          # what is trained after that, if there is time
     steps: int
     prompts: int            # of a step, in four updates as in the paper
     seeds: int
@@ -87,12 +88,12 @@ class Plan:
 
 PLANS = {
     "cpu": Plan(
-        demonstrations=1600, solving=1.0, batch=16, arms=tuple(ARMS),
-        steps=15, prompts=8, seeds=3, jobs=2,
+        demonstrations=4000, solving=0.25, batch=16, arms=tuple(ARMS), if_time=(),
+        steps=15, prompts=8, seeds=5, jobs=2,
         contexts=64, valid=0, test=64, eval_n=64, eval_arms=False,
         learning_rates=(3e-5,), tune_steps=0, minutes=(600, 600, 6000)),
     "card": Plan(
-        demonstrations=4096, solving=1.0, batch=32, arms=("grpo", "simko"),
+        demonstrations=4000, solving=0.25, batch=32, arms=("grpo", "simko"), if_time=("simko-0.05",),
         steps=60, prompts=48, seeds=3, jobs=7,
         contexts=256, valid=100, test=400, eval_n=256, eval_arms=True,
         learning_rates=(1e-5, 2e-5, 4e-5), tune_steps=20, minutes=(1.5, 2, 9)),
@@ -102,8 +103,7 @@ PLANS = {
 # ------------------------------------------------------------------ start
 def make_start(plan, model, folder, device):
     """Writes folder/start and the problems beside it, unless they are there.
-
-    The demonstrations come first, and valid and test hold none of them."""
+    The demonstrations hold no problem of valid or test."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     names = "demonstrations", "solving", "batch", "valid", "test"
@@ -114,11 +114,13 @@ def make_start(plan, model, folder, device):
             fail(f"{folder} belongs to a study of other sizes, see {made}: name another DIR")
         return
     rng, legal = random.Random(0), laptop.all_chains()
-    shown = [countdown.demonstration(rng, legal, plan.solving) for _ in range(plan.demonstrations)]
-    taken = {key for key, *_ in shown}
+    sets = {"valid": plan.valid, "test": plan.test}
+    problems, held_out = countdown.held_out_rows(rng, legal, sets)
+    shown = [countdown.demonstration(rng, legal, plan.solving, held_out)
+             for _ in range(plan.demonstrations)]
+    problems["train"] = countdown.train_rows(rng, legal, 4000, held_out)
     folder.mkdir(parents=True, exist_ok=True)
-    sets = {"valid": plan.valid, "test": plan.test, "train": 4000}
-    for name, rows in countdown.problem_rows(rng, legal, taken, sets).items():
+    for name, rows in problems.items():
         write_whole(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     limit = time.monotonic() + 60 * plan.minutes[0]
 
@@ -132,7 +134,7 @@ def make_start(plan, model, folder, device):
     policy = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager").to(device)
     countdown.fine_tune(
-        policy, tokenizer, [pair for _, *pair in shown], plan.batch, 2e-4, report)
+        policy, tokenizer, shown, plan.batch, 2e-4, report)
     policy.save_pretrained(folder / "start")
     tokenizer.save_pretrained(folder / "start")
     write_whole(made, json.dumps(sizes) + "\n")  # last: it says that the start is whole
@@ -310,10 +312,20 @@ def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
     runner = Study(plan, folder, rows, device, end)
     rate = learning_rate or runner.choose_rate()
     tested = "test" if plan.eval_arms else ""
-    runs = [Run(arm, seed, plan.steps, rate, tested, plan.eval_n)
-            for seed in range(first_seed, first_seed + plan.seeds) for arm in plan.arms]
-    runs.append(Run("start", 0, 0, 0.0, "test", plan.eval_n))
-    runner.all(runner.finish, [run for run in runs if (run.arm, run.seed) not in done])
+
+    def missing(arms):
+        runs = [Run(arm, seed, plan.steps, rate, tested, plan.eval_n)
+                for seed in range(first_seed, first_seed + plan.seeds) for arm in arms]
+        return [run for run in runs if (run.arm, run.seed) not in done]
+
+    runs = missing(plan.arms)
+    if ("start", 0) not in done:
+        runs.append(Run("start", 0, 0, 0.0, "test", plan.eval_n))
+    begun = time.monotonic()
+    runner.all(runner.finish, runs)
+    took = time.monotonic() - begun
+    if time.monotonic() + took < end:
+        runner.all(runner.finish, missing(set(plan.if_time) - set(plan.arms)))
 
 
 # ------------------------------------------------------------------ table
