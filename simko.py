@@ -36,7 +36,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method)
 
-from runtime import baselines, chunked, cli, faults, log, responses
+from runtime import baselines, chunked, cli, faults, log, lora, responses
 from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, TrainSystemConfig, setting
@@ -88,6 +88,8 @@ class TrainConfig:
     warmup_steps: int = setting(0, "updates over which the learning rate rises")
     weight_decay: float = setting(0.0, "weight decay of AdamW; the paper names none")
     max_grad_norm: float = setting(1.0, "larger gradient norms are scaled down to it")
+    lora_rank: int = setting(0, "rank of LoRA's adapters; 0: all weights are trained (paper)")
+    lora_alpha: float = setting(32.0, "LoRA: the weights are W + alpha / rank B A")
     eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
 
 
@@ -373,7 +375,9 @@ class Trainer:
         self.cfg, self.device, self.dtype = cfg, device, dtype
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.policy = self.build_model()
-        self.reference = self.build_model().requires_grad_(False) if cfg.beta else None
+        self.reference = None
+        if cfg.beta:  # with LoRA, the policy without its adapters
+            self.reference = self.policy if cfg.lora_rank else self.build_model()
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         self.updates = 0
@@ -382,19 +386,23 @@ class Trainer:
     def build_model(self):
         """Loads cfg.model and shards it over the ranks.
 
-        The weights are float32, since bfloat16 would round updates of
-        1e-6 away. The computation is in self.dtype."""
+        Trained weights are float32, since bfloat16 would round updates of
+        1e-6 away. Frozen ones and the computation are in self.dtype."""
         model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         check_log_probs(model, policy_forward, self.cfg, self.device)
+        held = torch.float32
+        if self.cfg.lora_rank:
+            lora.add_adapters(model, self.cfg, self.dtype)
+            held = None  # each weight keeps its dtype
         precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         shard = partial(fully_shard, mesh=device_mesh(self.device), mp_policy=precision)
         # Layer by layer, so that no GPU ever holds all of it in float32.
         for layer in model.base_model.layers:
-            shard(layer.to(self.device, torch.float32))
-        shard(model.to(self.device, torch.float32))
+            shard(layer.to(self.device, held))
+        shard(model.to(self.device, held))
         model.policy_forward = partial(policy_forward, model)
         register_fsdp_forward_method(model, "policy_forward")
         return model
@@ -402,9 +410,10 @@ class Trainer:
     def named_weights(self):
         """Yields (name, whole tensor) for the engine, in its dtype. Every
         rank must read to the end, as each tensor is gathered."""
-        for name, parameter in self.policy.named_parameters():
+        weights = dict(self.policy.named_parameters())
+        for name, weight in lora.merged(weights, self.cfg):
             # The detach leaves no gradient; the engine needs none.
-            yield name, parameter.detach().to(self.dtype).full_tensor()
+            yield name, weight.detach().to(self.dtype).full_tensor()
 
     def passes(self, samples):
         """Returns this rank's micro-batches, and empty ones until it has as
@@ -430,7 +439,8 @@ class Trainer:
             for s, part in zip(batch, logp.split(lengths)):
                 s.old_logp = part
             if self.reference:
-                ref_logp, *_ = self.reference.policy_forward(packed, 1, cfg.temperature)
+                with lora.without_adapters(self.reference, cfg):
+                    ref_logp, *_ = self.reference.policy_forward(packed, 1, cfg.temperature)
                 for s, part in zip(batch, ref_logp.split(lengths)):
                     s.ref_logp = part
             entropies.append(entropy)
@@ -589,7 +599,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     with faults.phase("log-probs"):
         entropies, policy = trainer.compute_old_logp(own, progress)
         faults.check_gap(policy["logp_gap"], own, trainer.dtype)
-        tau = batch_threshold(entropies, method, cfg)
+        tau = baselines.batch_threshold(entropies, method, cfg)
         if method.choose and samples:
             method.choose(own)
     clock.lap("logprobs")
@@ -610,22 +620,6 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
         **clock.metrics(rollout=sum(len(s.response_ids) for s in sampled),
                         logprobs=policy["tokens"], update=updates["tokens"])}
-
-
-def batch_threshold(entropies, method, cfg):
-    """Returns tau over the tokens of all ranks, or None if each response
-    has its own. It comes from pi_old's entropies, because pi_theta's exist
-    for one micro-batch at a time."""
-    q = method.batch_quantile
-    if q is None and cfg.tau_scope == "batch":
-        q = cfg.q
-    if q is None:
-        return None
-    everyone = torch.cat(gather([entropies.double().cpu()])).numpy()
-    if not len(everyone):
-        return 0.0
-    # torch.quantile takes 16 million numbers at most.
-    return float(np.quantile(everyone, q))
 
 
 # -------------------------------------------------------------- evaluation

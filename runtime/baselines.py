@@ -7,6 +7,7 @@ in `Trainer.update`."""
 import math
 from typing import Callable, NamedTuple
 
+import numpy as np
 import torch
 
 from runtime.common import gather
@@ -141,6 +142,22 @@ METHODS = {
         "(Chen et al., 2025a)",
         advantage=pass_at_k_advantage),
 }
+
+
+def batch_threshold(entropies, method, cfg):
+    """Returns tau over the tokens of all ranks, or None if each response
+    has its own. It comes from pi_old's entropies, because pi_theta's exist
+    for one micro-batch at a time."""
+    q = method.batch_quantile
+    if q is None and cfg.tau_scope == "batch":
+        q = cfg.q
+    if q is None:
+        return None
+    everyone = torch.cat(gather([entropies.double().cpu()])).numpy()
+    if not len(everyone):
+        return 0.0
+    # torch.quantile takes 16 million numbers at most.
+    return float(np.quantile(everyone, q))
 
 
 def has_gradient(sample, method, beta):

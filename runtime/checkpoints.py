@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict)
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from runtime import faults
+from runtime import faults, lora
 from runtime.common import fail, gather, write_whole
 from runtime.versions import versions
 
@@ -37,6 +37,8 @@ def start_or_resume(folder, settings, trainer):
 
 def checkpoint_state(trainer):
     model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
+    if trainer.cfg.lora_rank:  # --model has the frozen weights
+        model = {name: weight for name, weight in model.items() if ".lora_" in name}
     return {"model": model, "optimizer": optimizer}
 
 
@@ -92,7 +94,8 @@ def load_checkpoint(folder, trainer):
         set_state_dict(
             trainer.policy, trainer.optimizer,
             model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"])
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(strict=False))  # LoRA saves adapters alone
         step = int(path.name.removeprefix("step_"))
         cfg = trainer.cfg
         trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
@@ -102,7 +105,8 @@ def load_checkpoint(folder, trainer):
 
 def save_hf(folder, trainer, tokenizer, stop_ids):
     """Writes an ordinary Hugging Face folder, in the dtype of the run's
-    computation. Its responses end at the same tokens as the run's."""
+    computation. Its responses end at the same tokens as the run's. LoRA's
+    adapters are merged into it, and also lie beside it in `adapter`."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(trainer.policy, options=options)
     if trainer.rank == 0:
@@ -116,8 +120,10 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
         model.generation_config = GenerationConfig(
             eos_token_id=stop_ids, bos_token_id=before.bos_token_id,
             pad_token_id=before.pad_token_id)
+        if trainer.cfg.lora_rank:
+            trainer.policy.save_pretrained(folder.with_name("adapter"), state_dict=state)
         state = {name: weight.to(trainer.dtype)
-                 for name, weight in state.items()}
+                 for name, weight in lora.merged(state, trainer.cfg)}
         temporary = folder.with_suffix(".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary, state_dict=state)

@@ -59,12 +59,14 @@ class ChunkedHead(torch.autograd.Function):
         grad = grad / ctx.temperature  # because the logits were divided by it
 
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        # LoRA freezes the head.
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             grad_z = chunk_gradient(hidden[rows], weight, log_z[rows], columns[rows], grad[rows], ctx.temperature)
             torch.mm(grad_z, weight, out=grad_hidden[rows])
-            grad_weight.addmm_(grad_z.T, hidden[rows])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_z.T, hidden[rows])
             del grad_z  # so that there are never two chunks in memory
         return grad_hidden, grad_weight, None, None, None, None
 

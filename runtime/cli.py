@@ -26,7 +26,9 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import (
     _MEM_FORMAT_ENCODING as MEMORY_FORMATS)
-from transformers import PreTrainedConfig
+from transformers import (
+    AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig,
+    PreTrainedConfig)
 from transformers.hf_argparser import HfArg, HfArgumentParser
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -92,11 +94,11 @@ CHOICES = {
 ABOVE_0 = (
     "K", "steps", "batch_size", "mini_batch_size", "max_prompt_length",
     "max_completion_length", "learning_rate", "temperature",
-    "max_grad_norm", "micro_batch_tokens", "save_steps",
+    "max_grad_norm", "lora_alpha", "micro_batch_tokens", "save_steps",
     "tensor_parallel_size", "eval_n", "eval_max_tokens")
 AT_LEAST_0 = (
     "seed", "beta", "epsilon_high", "warmup_steps", "weight_decay",
-    "eval_steps", "grpo_warmup_steps", "max_sampling_rounds",
+    "eval_steps", "grpo_warmup_steps", "max_sampling_rounds", "lora_rank",
     "eval_temperature")
 SHARES = ("alpha", "q")
 
@@ -273,7 +275,8 @@ def conditions(command, cfg):
     a range."""
     temperatures = cfg.eval_temperature or []
     names = [set_name(source) for source in cfg.eval_data]
-    parts, ranks = cfg.tensor_parallel_size, processes_of_node()
+    parts = cfg.tensor_parallel_size
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return [
         ("--lambda-top1 must be at least 1", cfg.lambda_top1 >= 1),
         ("--epsilon must lie in [0, 1)", 0 <= cfg.epsilon < 1),
@@ -292,6 +295,8 @@ def conditions(command, cfg):
          "--eval-n 1", 0 not in temperatures or cfg.eval_n == 1),
         ("--eval-temperature names one twice",
          len(set(temperatures)) == len(temperatures)),
+        ("--lora-alpha needs a --lora-rank",
+         cfg.lora_rank or cfg.lora_alpha == type(cfg).lora_alpha),
         ("--chat-template-kwargs are for --prompt-template chat",
          not cfg.chat_template_kwargs or cfg.prompt_template == "chat"),
         ("--eval-top-p must lie in (0, 1]",
@@ -304,10 +309,6 @@ def conditions(command, cfg):
         (f"--tensor-parallel-size {parts} does not divide the {ranks} "
          "processes of a node (torchrun's --nproc_per_node)",
          ranks % parts == 0)]
-
-
-def processes_of_node():
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def set_name(source):
@@ -429,7 +430,6 @@ def refuse_quantised(model, fields):
 
 def load_config(command, cfg):
     """Checks the model's config. Returns that of its text part."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     find_model(cfg.model)
     refuse_adapter(cfg.model)
     name = f"--model {cfg.model}"
@@ -491,7 +491,6 @@ def context_left(command, cfg, config):
 
 
 def load_tokenizer(cfg, vocabulary):
-    from transformers import AutoTokenizer
     with reading(f"--model {cfg.model}: its tokenizer is missing, damaged "
                  "or asks for code of its own (auto_map), which is never run"):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -546,9 +545,6 @@ def end_tokens(cfg, tokenizer, vocabulary):
 def model_ends(model, vocabulary):
     """Returns the end-of-text ids that a model's generation_config.json and
     config.json name."""
-    from transformers import AutoConfig, GenerationConfig
-    from transformers.configuration_utils import PreTrainedConfig
-
     def ids(settings):
         named = settings.get("eos_token_id")
         return named if isinstance(named, list) else [named]
@@ -744,8 +740,8 @@ def read_settings(path, text):
 
 def differences(before, settings):
     """Returns {name: "was this, is that"} for each setting that has changed."""
-    # Older runs and evaluations do not have this setting.
-    before = {"chat_template_kwargs": {}, **before}
+    # Older runs and evaluations do not have these settings.
+    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0, **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
             if before.get(name) != value}

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ENGINE_MEMORY = 0.6  # simko.py's default of --gpu-memory-utilization
@@ -37,6 +37,8 @@ class Recipe:
     responses: int       # a step, over all GPUs
     tokens: int          # the mean length of a response, which is a guess
     gated: bool = False  # whether its download needs a login
+    update_bytes: float = 16   # a parameter, sharded over the GPUs, in the update
+    rollout_bytes: float = 12  # the same in the rollout
 
 
 RECIPES = (
@@ -51,14 +53,22 @@ RECIPES = (
            parameters=7.6, cards=8, steps=150, responses=2048, tokens=1500),
     Recipe("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "gsm8k",
            parameters=0.5, cards=1, steps=100, responses=512, tokens=300),
+    Recipe("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "gsm8k",
+           parameters=1.5, cards=1, steps=100, responses=512, tokens=300),
 )
+# Frozen weights take 2 bytes. Adapters of rank 32 have 1 % (7B) to 3 % (0.5B)
+# as many parameters as the model, and take 16 bytes for each.
+RECIPES += tuple(
+    replace(recipe, name=f"{recipe.name}-lora", cards=1,
+            update_bytes=2.5, rollout_bytes=2.5)
+    for recipe in RECIPES)
 
 
 # ------------------------------------------------------------- the formula
-def memory_gb(parameters, cards):
-    """Estimates the GB that a run needs on each of its cards.
+def memory_gb(recipe, cards):
+    """Estimates the GB that a recipe needs on each of its cards.
 
-    parameters: billions. What must fit changes during a step:
+    What must fit changes during a step of a recipe that trains all weights:
 
     - In the update a card holds its shard of the float32 weights, gradients
       and AdamW's two moments: 16 bytes a parameter, divided by the cards.
@@ -69,27 +79,21 @@ def memory_gb(parameters, cards):
       in bfloat16 (2 bytes a parameter) and its cache of keys and values,
       for which `engine_memory` keeps it to what the trainer leaves.
 
-    16 P / g + 2 P + 12 is above both.
+    16 P / g + 2 P + 12 is above both. With LoRA, 2.5 replaces 16.
     """
-    return 16 * parameters / cards + 2 * parameters + 12
+    return (recipe.update_bytes / cards + 2) * recipe.parameters + 12
 
 
-def engine_memory(parameters, cards, card_gb):
+def engine_memory(recipe, cards, card_gb):
     """Returns the share of a card that the engine may take in the rollout:
     the default, or what the trainer leaves if that is less.
 
-    The trainer then holds 12 bytes a parameter, divided by the cards. CUDA,
-    NCCL and the captured graphs, which do not count as the engine's, and the
-    tensors that a sync gathers get 4 GB.
+    The trainer's bytes are divided by the cards. CUDA, NCCL and the captured
+    graphs, which do not count as the engine's, and the tensors that a sync
+    gathers get 4 GB.
     """
-    free = card_gb - 12 * parameters / cards - 4
+    free = card_gb - recipe.rollout_bytes * recipe.parameters / cards - 4
     return min(ENGINE_MEMORY, math.floor(100 * free / card_gb) / 100)
-
-
-def loading_gb(parameters, cards):
-    """Returns the GB of main memory that the processes need while each of
-    them holds the whole checkpoint in bfloat16."""
-    return 2 * parameters * cards
 
 
 def hours(recipe, cards):
@@ -110,8 +114,8 @@ def arithmetic(recipe, cards):
     """Returns the formula with its figures, for a message."""
     size = recipe.parameters
     where = "one GPU" if cards == 1 else f"each of {cards} GPUs"
-    return (f"about {memory_gb(size, cards):.0f} GB on {where} "
-            f"(16 x {size} / {cards} + 2 x {size} + 12)")
+    return (f"about {memory_gb(recipe, cards):.0f} GB on {where} "
+            f"({recipe.update_bytes} x {size} / {cards} + 2 x {size} + 12)")
 
 
 # ------------------------------------------------- what is in the machine
@@ -130,11 +134,10 @@ def nvidia_smi():
     command = ["nvidia-smi", "--query-gpu=memory.total,driver_version",
                "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:  # there is no nvidia-smi
-        return [], None
-    if done.returncode:  # there is no driver
-        return [], None
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return [], None  # there is no nvidia-smi, or no driver
     cards, driver = [], None
     for line in done.stdout.splitlines():
         mib, _, driver = line.partition(", ")
@@ -190,12 +193,6 @@ def missing_for_triton():
     return packages
 
 
-def logged_in():
-    """Returns whether a token of the hub is here. A gated model needs one."""
-    from huggingface_hub import get_token
-    return get_token() is not None
-
-
 # ---------------------------------------------------------------- the plan
 def gpus(count):
     return f"{count} GPU{'s' if count > 1 else ''}"
@@ -207,9 +204,7 @@ def describe(cards):
 
 def fits(recipe, cards):
     """Returns whether the recipe fits these cards, of so many GB each."""
-    if not cards:
-        return False
-    return memory_gb(recipe.parameters, len(cards)) <= min(cards)
+    return bool(cards) and memory_gb(recipe, len(cards)) <= min(cards)
 
 
 def largest(recipes):
@@ -230,7 +225,7 @@ def choose(cards, login):
     chosen = largest(recipe for recipe in fitting
                      if login or not recipe.gated)
     if chosen is None:
-        smallest = min(RECIPES, key=lambda recipe: recipe.parameters)
+        smallest = min(RECIPES, key=lambda recipe: memory_gb(recipe, len(cards)))
         return None, (f"The recipe is laptop, since no other fits "
                       f"{describe(cards)}: {smallest.name} needs "
                       f"{arithmetic(smallest, len(cards))}.")
@@ -246,8 +241,9 @@ def prediction(recipe, cards):
     """Returns what the recipe will take, in a sentence."""
     count = len(cards)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    loading = 2 * recipe.parameters * count  # each process reads all of it in bfloat16
     return (f"By estimate it takes {arithmetic(recipe, count)}, "
-            f"{loading_gb(recipe.parameters, count):.0f} GB of main memory "
+            f"{loading:.0f} GB of main memory "
             f"while the model loads (this machine has {machine:.0f}), and "
             f"{hours(recipe, count):.1f} hours at the speed of H100s.")
 
@@ -256,7 +252,9 @@ def check_fit(recipe, cards):
     """Stops, with the arithmetic, if the recipe does not fit."""
     if fits(recipe, cards):
         return
-    best = largest(other for other in RECIPES if fits(other, cards))
+    others = [other for other in RECIPES if fits(other, cards)]
+    adapted = [other for other in others if other.name == f"{recipe.name}-lora"]
+    best = largest(adapted or others)
     advice = (f"Choose {best.name if best else 'laptop'}, which fits, or add "
               "--force to start it all the same")
     needs = arithmetic(recipe, len(cards) or recipe.cards)
@@ -291,7 +289,7 @@ def print_plan(recipe, reason, cards, model, force):
         check_compiler()
     share = ENGINE_MEMORY
     if known and fits(recipe, cards):
-        share = engine_memory(recipe.parameters, len(cards), min(cards))
+        share = engine_memory(recipe, len(cards), min(cards))
     print(recipe.name, len(cards), share if share < ENGINE_MEMORY else "")
     if not known:
         takes = f"The size of {model} is not known, so nothing is predicted."
@@ -308,15 +306,14 @@ def print_list():
             ("laptop", "172k-parameter Llama", "Countdown", "no GPU",
              "minutes on 2 CPU cores")]
     for recipe in RECIPES:
-        memory = memory_gb(recipe.parameters, recipe.cards)
         rows.append((recipe.name, recipe.model, recipe.train_data,
-                     f"{memory:.0f} on {recipe.cards}",
+                     f"{memory_gb(recipe, recipe.cards):.0f} on {recipe.cards}",
                      f"{hours(recipe, recipe.cards):.1f} hours"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         print("  ".join(cells).rstrip())
-    print("GB and hours are estimates for H100s; docs/cost.md has the formula.")
+    print("GB and hours are estimates for H100s (docs/cost.md). LoRA is ours, not the paper's.")
 
 
 def main(arguments):
@@ -338,7 +335,8 @@ def main(arguments):
         cards = pytorch_cards()
         reason = f"The recipe is {options.recipe}."
         if recipe is None:
-            recipe, reason = choose(cards, logged_in())
+            from huggingface_hub import get_token
+            recipe, reason = choose(cards, login=get_token() is not None)
         print_plan(recipe, reason, cards, options.model, options.force)
 
 

@@ -2,6 +2,7 @@
 vLLM. It has the same interface as VLLMEngine in simko.py."""
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor
 
 from runtime.packing import Sample, load_model, use_attention_of_transformers
@@ -57,7 +58,10 @@ class HFEngine:
         samples = []
         for start in progress(range(0, len(copies), self.rows), desc="rollout"):
             rows = copies[start:start + self.rows]
-            ids, mask = self.pad_left([prompts[i] for i in rows])
+            unpadded = [torch.from_numpy(prompts[i]) for i in rows]
+            left = {"batch_first": True, "padding_side": "left"}  # generate appends
+            ids = pad_sequence(unpadded, **left)
+            mask = pad_sequence([torch.ones_like(prompt) for prompt in unpadded], **left)
             sampled = SampledLogp(temperature)
             out = self.model.generate(
                 ids.to(self.device), attention_mask=mask.to(self.device),
@@ -77,16 +81,6 @@ class HFEngine:
                     i, prompts[i], response[:length].numpy(), p[:length],
                     truncated=not stop.any()))
         return samples
-
-    def pad_left(self, prompts):
-        """Returns (ids, mask), both (prompts, width), of prompts padded on the
-        left, because generate appends on the right."""
-        sizes = torch.tensor([len(prompt) for prompt in prompts])
-        width = int(sizes.max())
-        mask = torch.arange(width) >= width - sizes[:, None]
-        ids = torch.full((len(prompts), width), self.stop_ids[0])
-        ids[mask] = torch.from_numpy(np.concatenate(prompts))
-        return ids, mask.long()
 
     def sleep(self):
         """Does nothing: this engine keeps its memory."""

@@ -7,6 +7,7 @@ import sys
 import time
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -38,8 +39,8 @@ def finite_or_null(value):
 
 
 class Log:
-    """Writes each row to metrics.jsonl, to the screen and, if TensorBoard is
-    installed, to TensorBoard's files.
+    """Writes each row to metrics.jsonl, to the screen and to TensorBoard's
+    files.
 
     Removes the rows after step `first`, since a resumed run repeats those
     steps."""
@@ -53,22 +54,15 @@ class Log:
             lines = self.path.read_text().split("\n")[:-1]
         kept = [line for line in lines if json.loads(line)["step"] <= first]
         write_whole(self.path, "".join(line + "\n" for line in kept))
-        self.board = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=first + 1)
-        except ImportError:
-            pass
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
     def __call__(self, row):
         written = {name: finite_or_null(value) for name, value in row.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(written, allow_nan=False) + "\n")
-        if self.board:
-            for name, value in row.items():
-                if isinstance(value, int | float):
-                    self.board.add_scalar(name, value, row["step"])
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                self.board.add_scalar(name, value, row["step"])
         ranks = " ".join(
             f"{row[f'Lambda_{k}']:.2f}" for k in range(1, self.K + 1))
         seconds = sum(

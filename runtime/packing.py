@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from runtime.common import fail, one_line
 
@@ -166,8 +167,6 @@ def load_model(path, dtype):
 
     dtype: a torch dtype, or "auto" for that of the stored weights. Only
     safetensors are read, and no code of the checkpoint is run."""
-    from transformers import (
-        AttentionInterface, AutoConfig, AutoModelForCausalLM)
     AttentionInterface.register("packed", packed_attention)
     no_code = {"trust_remote_code": False}
     if dtype == "auto" and holds_float32(path):

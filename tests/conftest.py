@@ -119,11 +119,13 @@ def load_samples(folder):
 
 @torch.no_grad()
 def move(model, seed):
-    """Adds seeded noise of 0.01 to all weights, sharded or not. The weights have size 0.2 or 1."""
+    """Adds seeded noise of 0.01 to all trained weights, sharded or not. Without LoRA, the weights
+    have size 0.2 or 1."""
     from torch.distributed.tensor import DTensor, distribute_tensor
     if hasattr(model, "reshard"):
         model.reshard()  # its parameters may be gathered copies, which the next pass drops
-    for i, parameter in enumerate(model.parameters()):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for i, parameter in enumerate(trained):
         noise = 0.01 * randn(*parameter.shape, seed=1000 * seed + i, dtype=torch.float32)
         if isinstance(parameter, DTensor):
             noise = distribute_tensor(noise, parameter.device_mesh, parameter.placements)
@@ -164,8 +166,8 @@ def group():
 
 @pytest.fixture(scope="session")
 def two_ranks(bases, tmp_path_factory):
-    """Returns what two ranks computed for test_trainer.py and test_methods.py, by ("trainer" or
-    "methods", folder of the base)."""
+    """Returns what two ranks computed for test_trainer.py, test_methods.py and test_lora.py, by
+    ("trainer", "methods" or "lora", folder of the base)."""
     folder = tmp_path_factory.mktemp("two_ranks")
     (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
     workers.run(workers.two_ranks(*workers.worker("gradients", folder)))

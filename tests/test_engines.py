@@ -1,5 +1,6 @@
 """Tests of both engines. After each load of weights they sample from the trainer's policy, their
 samples depend only on the seeds, and they mark truncated responses."""
+import dataclasses
 import itertools
 import json
 import os
@@ -25,8 +26,8 @@ def engine_prompts(folder):
 
 
 def try_engine(folder, backend):
-    """Loads a trainer's weights into an engine, moves all weights and loads them again. Writes a
-    report that the tests below check."""
+    """Loads a trainer's weights into an engine, moves all weights and loads them again, and does
+    the same with adapters. Writes a report that the tests below check."""
     cfg = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000)
     report = {}
     with closing(simko.make_engine(cfg, STOPS, CPU, torch.float32, "dummy", 24)) as engine:
@@ -55,6 +56,14 @@ def try_engine(folder, backend):
         rollouts = {str(key): rollout(*key) for key in keys}
         rollouts["again"] = rollout(0, 0, 0)
         report["moved"] = [compare(samples) for samples in rollouts.values()]
+        trainer = simko.Trainer(dataclasses.replace(cfg, lora_rank=4), CPU, torch.float32)
+        engine.load_weights(trainer.named_weights())
+        before = rollout(0, 0, 0)
+        report["LoRA loaded"] = compare(before)
+        move(trainer.policy, 1)
+        report["LoRA stale"] = compare(before)
+        engine.load_weights(trainer.named_weights())
+        report["LoRA moved"] = compare(rollout(0, 0, 0))
         report["samples"] = {
             key: [(s.prompt, s.prompt_ids.tolist(), s.response_ids.tolist(), s.truncated)
                   for s in samples]
@@ -101,6 +110,11 @@ def test_an_engine_samples_from_the_trainers_policy_after_each_load_of_its_weigh
     gaps, surprises = zip(engine["loaded"], *engine["moved"])
     assert max(gaps) < 1e-4 and engine["stale"][0] > 0.1
     assert abs(statistics.mean(surprises[:-1])) < 0.1  # about 4 standard errors
+
+
+def test_an_engine_samples_from_the_policy_with_its_adapters(engine):
+    assert max(engine["LoRA loaded"][0], engine["LoRA moved"][0]) < 1e-4
+    assert engine["LoRA stale"][0] > 0.1
 
 
 def test_the_same_seeds_give_the_same_tokens_and_another_seed_step_or_rank_others(engine):

@@ -194,7 +194,6 @@ def free_port():
 
 def killed_runs(folder):
     """Starts runs in forks of this process, kills them, and writes the outcomes to report.json."""
-    import torch.utils.tensorboard  # noqa: F401  the forks need not import it
     data, log, report = Path((folder / "data").read_text()), folder / "log", {}
 
     def run(name, *patches):

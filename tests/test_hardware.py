@@ -3,6 +3,7 @@ messages when something is missing.
 
     python -m pytest tests/test_hardware.py
 """
+import dataclasses
 import os
 import re
 import sys
@@ -16,22 +17,40 @@ from simko import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {recipe.name: recipe for recipe in hardware.RECIPES}
-SMALL, MIDDLE, PAPER = "qwen2.5-0.5b", "llama3.2-3b", "qwen2.5-math-7b"
+SMALL, NEXT, MIDDLE, PAPER = (
+    "qwen2.5-0.5b", "qwen2.5-1.5b", "llama3.2-3b", "qwen2.5-math-7b")
+NEXT_LORA, MIDDLE_LORA, PAPER_LORA = f"{NEXT}-lora", f"{MIDDLE}-lora", f"{PAPER}-lora"
 MEMORY = {7.6: {1: 148.8, 2: 88.0, 4: 57.6, 8: 42.4},
           3.2: {1: 69.6, 2: 44.0, 4: 31.2, 8: 24.8},
+          1.5: {1: 39.0, 2: 27.0, 4: 21.0, 8: 18.0},
           0.5: {1: 21.0, 2: 17.0, 4: 15.0, 8: 14.0}}  # GB, computed by hand
-DEFAULT = {24: {1: SMALL, 2: SMALL, 4: SMALL, 8: SMALL},
-           40: {1: SMALL, 2: SMALL, 4: MIDDLE, 8: MIDDLE},
-           48: {1: SMALL, 2: MIDDLE, 4: MIDDLE, 8: PAPER},
-           80: {1: MIDDLE, 2: MIDDLE, 4: PAPER, 8: PAPER},
-           141: {1: MIDDLE, 2: PAPER, 4: PAPER, 8: PAPER}}
+LORA_MEMORY = {7.6: {1: 46.2, 2: 36.7, 4: 31.95, 8: 29.575},
+               3.2: {1: 26.4, 2: 22.4, 4: 20.4, 8: 19.4},
+               1.5: {1: 18.75, 2: 16.875, 4: 15.9375, 8: 15.46875},
+               0.5: {1: 14.25, 2: 13.625, 4: 13.3125, 8: 13.15625}}
+DEFAULT = {24: {1: NEXT_LORA, 2: MIDDLE_LORA, 4: MIDDLE_LORA, 8: MIDDLE_LORA},
+           40: {1: MIDDLE_LORA, 2: PAPER_LORA, 4: PAPER_LORA, 8: PAPER_LORA},
+           48: {1: PAPER_LORA, 2: PAPER_LORA, 4: PAPER_LORA, 8: PAPER},
+           80: {1: PAPER_LORA, 2: PAPER_LORA, 4: PAPER, 8: PAPER},
+           141: {1: PAPER_LORA, 2: PAPER, 4: PAPER, 8: PAPER}}
 BOXES = [(card_gb, cards) for card_gb in DEFAULT for cards in (1, 2, 4, 8)]
 
 
-@pytest.mark.parametrize("size", MEMORY)
-def test_memory_is_the_formula_of_the_readme(size):
-    for cards, expected in MEMORY[size].items():
-        assert hardware.memory_gb(size, cards) == pytest.approx(expected)
+def expected_memory(recipe):
+    """Returns {cards: GB} of a recipe, computed by hand."""
+    table = LORA_MEMORY if recipe.name.endswith("-lora") else MEMORY
+    return table[recipe.parameters]
+
+
+@pytest.mark.parametrize("recipe", hardware.RECIPES, ids=lambda r: r.name)
+def test_memory_is_the_formula_of_the_docs(recipe):
+    for cards, expected in expected_memory(recipe).items():
+        assert hardware.memory_gb(recipe, cards) == pytest.approx(expected)
+
+
+def test_each_recipe_has_a_row_with_and_without_lora():
+    full = [name for name in RECIPES if not name.endswith("-lora")]
+    assert [*RECIPES] == full + [f"{name}-lora" for name in full]
 
 
 @pytest.mark.parametrize("card_gb, cards", BOXES)
@@ -41,17 +60,19 @@ def test_the_default_is_the_largest_recipe_that_fits(card_gb, cards):
     assert chosen.name == DEFAULT[card_gb][cards]
     assert chosen.name in reason and hardware.describe(box) in reason
     for recipe in hardware.RECIPES:
-        fits = MEMORY[recipe.parameters][cards] <= card_gb
+        fits = expected_memory(recipe)[cards] <= card_gb
         assert hardware.fits(recipe, box) == fits
         assert recipe.parameters <= chosen.parameters or not fits
+        if fits and recipe.parameters == chosen.parameters:  # LoRA only if it must be
+            assert recipe.name.endswith("-lora") or not chosen.name.endswith("-lora")
 
 
 @pytest.mark.parametrize("card_gb, cards", BOXES)
 def test_the_default_needs_no_login_where_there_is_none(card_gb, cards):
     chosen, reason = hardware.choose([card_gb] * cards, login=False)
-    if DEFAULT[card_gb][cards] == MIDDLE:
-        assert chosen.name == SMALL
-        assert f"{MIDDLE} would fit after `hf auth login`" in reason
+    if DEFAULT[card_gb][cards] == MIDDLE_LORA:
+        assert chosen.name in (NEXT, NEXT_LORA)
+        assert f"{MIDDLE_LORA} would fit after `hf auth login`" in reason
     else:
         assert chosen.name == DEFAULT[card_gb][cards]
         assert "login" not in reason
@@ -64,8 +85,8 @@ def test_engine_and_trainer_fit_beside_each_other_in_the_rollout(card_gb,
         size = recipe.parameters
         if not hardware.fits(recipe, [card_gb] * cards):
             continue
-        share = hardware.engine_memory(size, cards, card_gb)
-        trainer = 12 * size / cards
+        share = hardware.engine_memory(recipe, cards, card_gb)
+        trainer = (2.5 if recipe.name.endswith("-lora") else 12) * size / cards
         assert share <= Config.gpu_memory_utilization
         assert share * card_gb + trainer <= card_gb - 4
         # The engine has room for its weights and at least 5 GB of cache.
@@ -75,9 +96,10 @@ def test_engine_and_trainer_fit_beside_each_other_in_the_rollout(card_gb,
 def test_the_formula_is_above_what_one_card_showed():
     """On an H100, updates of 16,384 tokens needed 3.05 and 4.61 GiB in addition
     to weights, gradients and optimizer."""
-    for size, gib in ((0.494, 3.05), (1.54, 4.61)):
+    for name, size, gib in ((SMALL, 0.494, 3.05), (NEXT, 1.54, 4.61)):
         shown = 16 * size + gib * 2**30 / 1e9
-        assert shown < hardware.memory_gb(size, 1) < shown + 12
+        recipe = dataclasses.replace(RECIPES[name], parameters=size)
+        assert shown < hardware.memory_gb(recipe, 1) < shown + 12
 
 
 def test_hours_scale_with_the_cards():
@@ -91,7 +113,7 @@ def test_the_docs_show_the_formula_s_figures():
     page = (ROOT / "docs" / "cost.md").read_text()
     for recipe in hardware.RECIPES:
         row = re.search(rf"^\| `{recipe.name}` \|.*$", page, re.M).group()
-        memory = hardware.memory_gb(recipe.parameters, recipe.cards)
+        memory = hardware.memory_gb(recipe, recipe.cards)
         hours = hardware.hours(recipe, recipe.cards)
         seconds = 3600 * hours / recipe.steps
         assert row.endswith(f"| {memory:.0f} on {recipe.cards} "
@@ -104,6 +126,9 @@ def test_the_list_has_every_recipe(capsys):
     names = [line.split()[0] for line in lines[1:-1]]
     assert names == ["laptop", *RECIPES]
     assert "42 on 8" in lines[2] and "11.8 hours" in lines[2]
+    adapted = lines[2 + [*RECIPES].index(PAPER_LORA)]
+    assert "46 on 1" in adapted and "94.8 hours" in adapted
+    assert "LoRA is ours, not the paper's" in lines[-1]
 
 
 def test_without_a_card_or_without_room_it_is_the_laptop_s():
@@ -111,20 +136,21 @@ def test_without_a_card_or_without_room_it_is_the_laptop_s():
     assert chosen is None and "PyTorch sees no GPU" in reason
     chosen, reason = hardware.choose([8.6], login=True)
     assert chosen is None
-    assert "no other fits 1 GPU of 9 GB: qwen2.5-0.5b needs" in reason
+    assert "no other fits 1 GPU of 9 GB: qwen2.5-0.5b-lora needs about 14 GB" in reason
 
 
 def test_the_smallest_of_unequal_cards_decides():
     box = [84.9, 84.9, 25.3, 84.9]
-    assert hardware.choose(box, login=True)[0].name == SMALL
+    assert hardware.choose(box, login=True)[0].name == MIDDLE_LORA
     assert hardware.describe(box) == "4 GPUs of 25 GB"
 
 
 @pytest.mark.parametrize("name, box, words", [
     (PAPER, [25.3], ["about 149 GB on one GPU (16 x 7.6 / 1 + 2 x 7.6 + 12)",
-                     "1 GPU of 25 GB", f"Choose {SMALL}, which fits"]),
+                     "1 GPU of 25 GB", f"Choose {NEXT_LORA}, which fits"]),
+    (PAPER, [84.9], [f"Choose {PAPER_LORA}, which fits"]),
     ("logic", [42.3] * 4, ["about 58 GB on each of 4 GPUs (16 x 7.6 / 4",
-                           "4 GPUs of 42 GB", f"Choose {MIDDLE}"]),
+                           "4 GPUs of 42 GB", "Choose logic-lora"]),
     (SMALL, [], ["no GPU that can be used", "Choose laptop"])])
 def test_a_recipe_that_cannot_fit_is_refused(name, box, words, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -148,6 +174,10 @@ def test_what_a_plan_says(capsys):
     hardware.print_plan(RECIPES[MIDDLE], "Why.", box, None, force=True)
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == [MIDDLE, "1", "0.5"]
+    hardware.print_plan(RECIPES[PAPER_LORA], "Why.", box, None, force=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == [PAPER_LORA, "1"]
+    assert "46 GB on one GPU (2.5 x 7.6 / 1 + 2 x 7.6 + 12)" in second
 
 
 def test_nothing_is_predicted_for_a_model_of_another_size(capsys):

@@ -255,7 +255,7 @@ def real_gradient(cfg, samples):
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     move(trainer.policy, 1)
     entropies, _ = trainer.compute_old_logp(samples, quiet)
-    tau = simko.batch_threshold(entropies, baselines.METHODS[cfg.method], cfg)
+    tau = baselines.batch_threshold(entropies, baselines.METHODS[cfg.method], cfg)
     if cfg.method == "kl-cov":
         baselines.choose_by_covariance(samples, share=0.1)
     move(trainer.policy, 2)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simko
+from runtime import baselines, chunked
 from runtime.baselines import METHODS
-from runtime import chunked
 from tests.conftest import near, randn
 
 
@@ -75,8 +75,8 @@ def test_a_threshold_depends_on_its_own_response_alone():
 def test_tau_of_a_batch_is_the_quantile_over_the_tokens_of_all_ranks(entropies, q, scope):
     own, others = torch.tensor(entropies).float() / 4, torch.tensor([1.75, 0.5])
     cfg = simko.Config(q=q, tau_scope=scope)
-    with mock.patch.object(simko, "gather", lambda items: [*items, others.double()]):
-        tau = simko.batch_threshold(own, METHODS["simko"], cfg)
+    with mock.patch.object(baselines, "gather", lambda items: [*items, others.double()]):
+        tau = baselines.batch_threshold(own, METHODS["simko"], cfg)
     everyone = np.concatenate([own.double(), others.double()])
     assert tau == (np.quantile(everyone, q) if scope == "batch" else None)
 

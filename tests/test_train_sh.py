@@ -190,10 +190,11 @@ def test_list_laptop_has_a_line_for_each_method_that_the_recipe_trains(box):
         assert words == line.split()
 
 
-@pytest.mark.parametrize("words", [["nosuch"], ["--list", "nosuch"]])
-def test_unknown_recipe(box, words):
-    assert "no recipe 'nosuch': choose one of laptop" in refused(
-        box.run(*words))
+@pytest.mark.parametrize("name", ["nosuch", "nosuch-lora", "laptop-lora"])
+@pytest.mark.parametrize("words", [[], ["--list"]])
+def test_unknown_recipe(box, words, name):
+    assert f"no recipe '{name}': choose one of laptop" in refused(
+        box.run(*words, name))
 
 
 @pytest.mark.parametrize("recipe", ["laptop", "logic"])
@@ -262,8 +263,7 @@ def test_a_driver_that_pytorch_cannot_use(box):
 
 
 @pytest.mark.parametrize("cards, name", [
-    ([24], "qwen2.5-0.5b"), ([80], "llama3.2-3b"),
-    ([80] * 8, "qwen2.5-math-7b")])
+    ([80] * 4, "qwen2.5-math-7b"), ([80] * 8, "qwen2.5-math-7b")])
 def test_the_default_is_the_largest_that_fits(box, cards, name):
     done = box.run("--method", "grpo", cards=cards)
     assert done.returncode == 0, done.stderr
@@ -274,6 +274,38 @@ def test_the_default_is_the_largest_that_fits(box, cards, name):
     assert processes == len(cards)
     assert value(words, "--output-dir") == f"runs/{name}"
     assert value(words, "--method") == "grpo"
+    assert value(words, "--lora-rank") is None
+
+
+@pytest.mark.parametrize("gb, name", [(24, "qwen2.5-1.5b-lora"), (80, "qwen2.5-math-7b-lora")])
+def test_one_gpu_trains_with_lora_and_the_user_is_told(box, gb, name):
+    done = box.run(cards=[gb])
+    assert done.returncode == 0, done.stderr
+    plan, note = done.stdout.splitlines()
+    assert f"The recipe is {name}, the largest that fits 1 GPU of {gb} GB" in plan
+    assert note.startswith("LoRA is ours, not the paper's: --lora-rank 32 --learning-rate 1e-5")
+    _, words = box.started()
+    assert value(words, "--output-dir") == f"runs/{name}"
+    assert value(words, "--lora-rank") == "32"
+    assert value(words, "--learning-rate") == "1e-5"
+
+
+def test_the_flags_of_a_lora_recipe_are_the_recipe_s_and_those_of_lora():
+    for recipe in hardware.RECIPES:
+        if recipe.name.endswith("-lora"):
+            full = listed(recipe.name.removesuffix("-lora"))
+            assert listed(recipe.name) == [
+                *full, "--lora-rank", "32", "--learning-rate", "1e-5"]
+
+
+def test_a_rank_of_one_s_own(box):
+    done = box.run("qwen2.5-math-7b-lora", "--lora-rank", "8", cards=[80])
+    assert done.returncode == 0, done.stderr
+    _, words = box.started()
+    assert value(words, "--lora-rank") == "8"  # the user's flag comes last and wins
+    assert value(words, "--learning-rate") == "1e-5"
+    assert "Choose qwen2.5-math-7b-lora, which fits" in refused(
+        box.run("qwen2.5-math-7b", "--lora-rank", "8", cards=[80]))
 
 
 def test_the_engine_takes_what_the_trainer_leaves(box):

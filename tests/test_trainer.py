@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -32,12 +33,18 @@ TAU = 2.5  # nats: the rollout batch's threshold if tau_scope is "batch"
 
 @cache
 def naive_gradient(folder, case):
-    """Returns the gradient of the paper's objective, computed for one response and one token at a
-    time, and the number of tokens in each of its branches."""
-    cfg = config(folder, **CASES[case])
-    reference, old, policy = (
-        plain_model(folder), plain_model(folder, 1), plain_model(folder, 1, 2))
-    samples, branches, losses = load_samples(folder), Counter(), []
+    """Returns the gradient of the paper's objective for a case, and the number of tokens in each
+    of its branches."""
+    policy = plain_model(folder, 1, 2)
+    branches = naive_backward(
+        config(folder, **CASES[case]), plain_model(folder), plain_model(folder, 1), policy)
+    return {name: p.grad for name, p in policy.named_parameters()}, branches
+
+
+def naive_backward(cfg, reference, old, policy):
+    """Leaves the gradient of the paper's objective in `policy`, computed for one response and one
+    token at a time. Returns the number of tokens in each of the objective's branches."""
+    samples, branches, losses = load_samples(Path(cfg.model)), Counter(), []
     for s in samples:
         z, z_old, z_ref = (
             plain_logits(model, s) / cfg.temperature for model in (policy, old, reference))
@@ -62,7 +69,7 @@ def naive_gradient(folder, case):
             branches.update(name for name, yes in in_branch.items() if yes)
     count = len(samples) if cfg.loss_type == "grpo" else len(losses)
     (sum(losses) / count).backward()
-    return {name: p.grad for name, p in policy.named_parameters()}, branches
+    return branches
 
 
 def gradient_of(trainer):

@@ -98,17 +98,18 @@ def end_of(pid):
 
 
 def gradients(folder):
-    """Computes everything that test_trainer.py and test_methods.py need from two ranks, so that
-    the ranks start only once."""
+    """Computes everything that test_trainer.py, test_methods.py and test_lora.py need from two
+    ranks, so that the ranks start only once."""
     import torch
 
     from runtime.common import process_group
-    from tests import test_methods, test_trainer
+    from tests import test_lora, test_methods, test_trainer
     results = {}
     with process_group():
         for base in json.loads((folder / "bases.json").read_text()):
             results["trainer", base] = test_trainer.gradients(Path(base))
             results["methods", base] = test_methods.gradients(Path(base))
+            results["lora", base] = test_lora.update(Path(base))
         if torch.distributed.get_rank() == 0:
             torch.save(results, folder / "results.pt")
 

@@ -1,0 +1,45 @@
+"""LoRA (Hu et al., 2021), which is not in the paper. All weights W of the
+model are frozen. Each linear layer of its body multiplies by W + s B A
+instead, where A (rank, inputs) and B (outputs, rank) are trained, and
+s = alpha / rank. peft calls a pair of A and B an adapter."""
+from contextlib import nullcontext
+
+import torch
+
+from runtime.common import seed_everything
+
+
+def add_adapters(model, cfg, dtype):
+    """Freezes the weights of the model in `dtype` and adds adapters in
+    float32. B starts as zero, so this does not change the policy."""
+    from peft import LoraConfig  # here, since peft cannot be imported under -OO
+    seed_everything(cfg.seed)  # every rank must draw the same A
+    model.add_adapter(LoraConfig(
+        r=cfg.lora_rank, lora_alpha=cfg.lora_alpha,
+        task_type="CAUSAL_LM", target_modules="all-linear"))
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.float32 if weight.requires_grad else dtype)
+
+
+def without_adapters(model, cfg):
+    """Returns a context in which the policy is the model that the run
+    started from. Without LoRA, the context changes nothing."""
+    if not cfg.lora_rank:
+        return nullcontext()
+    from peft.helpers import rescale_adapter_scale
+    return rescale_adapter_scale(model, 0)
+
+
+def merged(weights, cfg):
+    """Yields the weights of a model without adapters as pairs (name, weight),
+    with W + s B A in place of W. Only one sum exists at a time.
+
+    weights: {name: tensor, sharded or whole} of the policy."""
+    for name, weight in weights.items():
+        layer, adapted, _ = name.partition(".base_layer.weight")
+        if adapted:
+            A = weights[f"{layer}.lora_A.default.weight"]
+            B = weights[f"{layer}.lora_B.default.weight"]
+            weight = weight + cfg.lora_alpha / cfg.lora_rank * (B @ A)
+        if ".lora_" not in name:
+            yield name.replace(".base_layer", ""), weight

@@ -1,0 +1,204 @@
+"""Tests of LoRA. The adapters' gradients equal those of a plain PEFT model, and the engine, the
+checkpoint and the export get the policy with its adapters. test_engines.py tries both engines."""
+import json
+from unittest import mock
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoModelForCausalLM
+
+import simko
+from runtime import cli
+from runtime.checkpoints import checkpoint_state
+from tests.conftest import (
+    CPU, config, distance, load_samples, main, metrics, move, near, plain_logits, plain_model,
+    quiet, short_recipe)
+from tests.test_trainer import naive_backward, weights_of
+
+RANK, ALPHA = 3, 12.0
+
+
+def lora_config(folder, **changes):
+    return config(folder, lora_rank=RANK, lora_alpha=ALPHA, **changes)
+
+
+def adapters(tensors):
+    """Returns the adapters among {name: tensor}, with the names that PEFT gives them."""
+    return {f"base_model.model.{name}": x for name, x in tensors.items() if ".lora_" in name}
+
+
+def peft_model(folder, start, *seeds):
+    """Returns PEFT's own model in float64, with the adapters `start`, moved by `seeds`."""
+    model = get_peft_model(plain_model(folder), LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
+    for name, x in start.items():
+        model.get_parameter(name).data = x.clone()
+    for seed in seeds:
+        move(model, seed)
+    return model.double()
+
+
+def update(folder, dtype=torch.float64, **changes):
+    """Computes the old log-probs with policy 1 and updates policy 2. On two ranks, each has its
+    share of the samples. Returns what the tests compare, which can be pickled."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    cfg = lora_config(folder, **changes)
+    trainer = simko.Trainer(cfg, CPU, dtype)
+    start = weights_of(trainer)
+    samples = load_samples(folder)[rank::world]
+    move(trainer.policy, 1)
+    trainer.compute_old_logp(samples, quiet)
+    move(trainer.policy, 2)
+    sums = trainer.update(samples, cfg.method, None, quiet)
+    gradient = {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()
+                if p.grad is not None}
+    return {"start": adapters(start), "gradient": adapters(gradient), "all": len(gradient),
+            "sums": dict(sums), "merged": dict(trainer.named_weights())}
+
+
+@pytest.mark.parametrize("changes", [
+    {"gradient_checkpointing": False}, {"beta": 0.3, "temperature": 0.8, "loss_type": "dapo"}],
+    ids=["grpo", "kl"])
+def test_adapters_have_the_gradient_of_a_plain_peft_model(base, group, changes):
+    with mock.patch.object(simko, "load_model", wraps=simko.load_model) as load_model:
+        seen = update(base, **changes)
+    assert load_model.call_count == 1  # the KL penalty needs no second model
+    policy = peft_model(base, seen["start"], 1, 2)
+    old = peft_model(base, seen["start"], 1)
+    branches = naive_backward(lora_config(base, **changes), plain_model(base), old, policy)
+    want = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad}
+    assert distance(seen["gradient"], want) < 1e-6
+    # Two blocks have seven linear layers each, with two matrices. Nothing else is trained.
+    assert len(want) == seen["all"] == 2 * 7 * 2
+    assert len(branches) == 5 and min(branches.values()) >= 3
+
+
+def test_two_processes_have_the_gradient_of_one(base, two_ranks, group):
+    one, two = update(base), two_ranks["lora", str(base)]
+    assert all(torch.equal(x, two["start"][name]) for name, x in one["start"].items())
+    assert distance(two["gradient"], one["gradient"]) < 1e-6
+    assert distance(two["merged"], one["merged"]) < 1e-12
+    near(two["sums"], one["sums"], 1e-5)
+
+
+def test_the_merged_weights_are_the_policy(base, group):
+    """They have the names and the log-probs of a model without adapters."""
+    trainer = simko.Trainer(lora_config(base), CPU, torch.float64)
+    move(trainer.policy, 1)
+    samples = load_samples(base)
+    trainer.compute_old_logp(samples, quiet)
+    plain, changed = plain_model(base), 0
+    own = dict(plain.named_parameters())
+    weights = dict(trainer.named_weights())
+    assert weights.keys() == own.keys()
+    for name, weight in weights.items():
+        changed += not torch.equal(own[name], weight)
+        own[name].data = weight
+    assert changed == 7 * 2
+    for s in samples:
+        logp = plain_logits(plain, s).log_softmax(-1)[range(len(s.response_ids)), s.response_ids]
+        near(s.old_logp, logp.detach(), 1e-6)
+
+
+def test_frozen_weights_are_in_the_dtype_of_the_computation_and_have_no_optimizer_state(
+        base, group):
+    trainer = simko.Trainer(lora_config(base, learning_rate=1e-3), CPU, torch.bfloat16)
+    before = {name: p.detach().full_tensor().clone()
+              for name, p in trainer.policy.named_parameters()}
+    samples = load_samples(base)
+    trainer.compute_old_logp(samples, quiet)
+    trainer.update(samples, "simko", None, quiet)
+    for name, parameter in trainer.policy.named_parameters():
+        learns = ".lora_" in name
+        assert parameter.dtype == (torch.float32 if learns else torch.bfloat16)
+        assert parameter.requires_grad == learns == (parameter in trainer.optimizer.state)
+        # A has a gradient of 0 as long as B is 0, and AdamW then leaves it alone.
+        moved = not torch.equal(parameter.full_tensor(), before[name])
+        assert moved == ("lora_B" in name), name
+    for name, buffer in trainer.policy.named_buffers():
+        assert buffer.dtype == torch.float32, name  # such as the frequencies of rotary positions
+
+
+# ----------------------------------------------------------------------------------- whole runs
+LORA = ["--lora-rank", "2", "--lora-alpha", "8"]
+
+
+@pytest.fixture(scope="module")
+def runs(taught, tmp_path_factory):
+    """Returns the folders of a run of three steps and of one that stopped after the second."""
+    folder = tmp_path_factory.mktemp("lora")
+    straight, stopped = folder / "straight", folder / "stopped"
+    options = [*LORA, "--save-steps", 1, "--learning-rate", 1e-2, "--beta", 0.01]
+    main(short_recipe(taught, straight, *options, "--steps", 3))
+    main(short_recipe(taught, stopped, *options, "--steps", 2))
+    main(short_recipe(taught, stopped, *options, "--steps", 3))
+    return straight, stopped
+
+
+def test_a_run_goes_on_bit_for_bit(runs):
+    straight, stopped = runs
+    assert metrics(straight) == metrics(stopped)
+    for path in ("hf/model.safetensors", "hf/config.json", "adapter/adapter_model.safetensors",
+                 "adapter/adapter_config.json"):
+        assert (straight / path).read_bytes() == (stopped / path).read_bytes()
+    rows = metrics(straight)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["grad_norm"] > 0 and row["logp_gap"] < 1e-5
+
+
+def test_a_checkpoint_holds_adapters_and_optimizer_alone(runs, taught):
+    folder = runs[0] / "checkpoints/step_000003"
+    names = FileSystemReader(folder).read_metadata().state_dict_metadata
+    weights = [name for name in names if name.startswith("model.")]
+    assert len(weights) == 2 * 7 * 2 and all(".lora_" in name for name in weights)
+    moments = [name for name in names if name.startswith("optimizer.state.")]
+    assert len(moments) == 3 * len(weights)  # AdamW's two, and the number of steps
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size < (taught / "base/model.safetensors").stat().st_size
+
+
+def test_a_checkpoint_leaves_out_a_tied_head(base, group):
+    trainer = simko.Trainer(lora_config(base), CPU, torch.float32)
+    names = checkpoint_state(trainer)["model"]
+    assert len(names) == 2 * 7 * 2 and all(".lora_" in name for name in names)
+
+
+def test_the_exported_model_and_the_exported_adapter_agree(runs, taught):
+    def load(path):
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+    ids = torch.tensor([[1, 5, 8, 4, 9, 7, 3]])
+    with torch.no_grad():
+        before = load(taught / "base")(ids).logits
+        merged = load(runs[0] / "hf")(ids).logits
+        adapted = PeftModel.from_pretrained(load(taught / "base"), runs[0] / "adapter")(ids).logits
+    near(adapted, merged, 1e-4)
+    assert (merged - before).abs().max() > 0.01
+    named = json.loads((runs[0] / "adapter/adapter_config.json").read_text())
+    assert named["base_model_name_or_path"] == str(taught / "base")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--lora-rank", "-1"], "--lora-rank must be at least 0"),
+    (["--lora-rank", "1.5"], "--lora-rank"),
+    (["--lora-rank", "4", "--lora-alpha", "0"], "--lora-alpha must be above 0"),
+    (["--lora-alpha", "8"], "--lora-alpha needs a --lora-rank")])
+def test_what_cannot_be_is_refused(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse_config(["train", *flags], simko.Config)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, words", [
+    ([], "--lora-rank was 2, is 0"),
+    (["--lora-rank", "4", "--lora-alpha", "8"], "--lora-rank was 2, is 4"),
+    (["--lora-rank", "2"], "--lora-alpha was 8.0, is 32.0")])
+def test_a_run_does_not_go_on_with_another_rank(runs, taught, flags, words):
+    options = ["--save-steps", 1, "--learning-rate", 1e-2, "--beta", 0.01, "--steps", 3]
+    with pytest.raises(SystemExit) as stop:
+        main(short_recipe(taught, runs[0], *flags, *options))
+    assert words in str(stop.value.code) and "Choose another --output-dir" in str(stop.value.code)
