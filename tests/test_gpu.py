@@ -225,16 +225,18 @@ def runner_and_scheduling(engine):
             f"{getattr(scheduling, 'async_scheduling', 'unknown')}")
 
 
+@pytest.mark.parametrize("lora_rank, learning_rate", [(0, 3e-3), (8, 1e-2)])
 @both_engines
-def test_b_engine_follows_the_policy_through_updates(base, backend):
-    run_worker("three_rounds", base, backend)
+def test_b_engine_follows_the_policy_through_updates(base, backend, lora_rank, learning_rate):
+    run_worker("three_rounds", base, backend, str(lora_rank), str(learning_rate))
 
 
-def worker_three_rounds(folder, backend):
+def worker_three_rounds(folder, backend, lora_rank, learning_rate):
     """Because of the KL penalty, the trainer keeps the starting model. The penalty is too weak to
     have another effect."""
     to_start, free = [], []
-    with engine_and_trainer(folder, backend, learning_rate=3e-3, beta=1e-9) as (_, engine, trainer):
+    changes = {"learning_rate": float(learning_rate), "lora_rank": int(lora_rank), "beta": 1e-9}
+    with engine_and_trainer(folder, backend, **changes) as (_, engine, trainer):
         engine.load_weights(trainer.named_weights())
         for round in range(3):
             samples = sample(engine, (0, round, 0))

@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
 
 TESTS = {  # letter: (what the test checks, time limit in seconds)
     "a": ("the engine's sleep, sync and samples", 120),
-    "b": ("three rounds of update, sync and samples", 60),
+    "b": ("three rounds of update, sync and samples, without and with LoRA", 120),
     "c": ("top-p sampling without nvcc", 60),
     "d": ("attention in bfloat16", 40),
     "e": ("token statistics of a 7B head", 40),
