@@ -89,7 +89,7 @@ class TrainConfig:
     weight_decay: float = setting(0.0, "weight decay of AdamW; the paper names none")
     max_grad_norm: float = setting(1.0, "larger gradient norms are scaled down to it")
     lora_rank: int = setting(0, "rank of LoRA's adapters; 0: all weights are trained (paper)")
-    lora_alpha: float = setting(32.0, "LoRA: the weights are W + alpha / rank B A")
+    lora_alpha: float = setting(32.0, "LoRA: the weights are W + (alpha / rank) B A")
     eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
 
 

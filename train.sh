@@ -47,7 +47,7 @@ method_flags() {
   esac
 }
 
-known() { [[ " $recipes " == *" $1 "* ]]; }
+known() { [[ $1 != *" "* && " $recipes " == *" $1 "* ]]; }
 list_flags() {  # RECIPE [METHOD]
   local recipe=$1 method=${2-}
   known "$recipe" || stop "no recipe '$recipe': choose one of $recipes"
@@ -107,7 +107,9 @@ choose() {
   plan=$(python -m runtime.hardware plan ${recipe:+--recipe "$recipe"} $force "$@")
   read -r recipe gpus engine_memory <<<"$plan"
   tail -n +2 <<<"$plan"
-  if [[ $recipe == *-lora ]]; then echo "LoRA is ours, not the paper's: $lora_flags (see docs/performance.md)."; fi
+  if [[ $recipe == *-lora ]]; then
+    echo "LoRA is ours, not the paper's. The recipe has $lora_flags (see docs/performance.md); your own flags come after."
+  fi
   processes=$((gpus > 0 ? gpus : 1))
   memory_flags=${engine_memory:+--gpu-memory-utilization $engine_memory}
 }

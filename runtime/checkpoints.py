@@ -3,6 +3,7 @@ Hugging Face folder."""
 import json
 import os
 import shutil
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -121,13 +122,23 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
             eos_token_id=stop_ids, bos_token_id=before.bos_token_id,
             pad_token_id=before.pad_token_id)
         if trainer.cfg.lora_rank:
-            trainer.policy.save_pretrained(folder.with_name("adapter"), state_dict=state)
+            # transformers refuses to save some that it has loaded.
+            trainer.policy.generation_config = model.generation_config
+            with whole_folder(folder.with_name("adapter")) as path:
+                trainer.policy.save_pretrained(path, state_dict=state)
         state = {name: weight.to(trainer.dtype)
                  for name, weight in lora.merged(state, trainer.cfg)}
-        temporary = folder.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary, state_dict=state)
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as path:
+            model.save_pretrained(path, state_dict=state)
+            tokenizer.save_pretrained(path)
     dist.barrier()
+
+
+@contextmanager
+def whole_folder(folder):
+    """Yields a temporary path, which replaces the folder at the end."""
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    yield temporary
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

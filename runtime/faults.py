@@ -469,7 +469,8 @@ def rewind(folder, first, steps):
     step `first` will write again."""
     drop_unfinished(folder)
     if first < steps:
-        shutil.rmtree(folder / "hf", ignore_errors=True)
+        for name in ("hf", "adapter"):
+            shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.glob("eval_" + 6 * "[0-9]"):
         # On GPUs, repeated steps do not reproduce the same weights.
         if int(path.name.removeprefix("eval_")) > first:

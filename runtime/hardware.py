@@ -56,8 +56,8 @@ RECIPES = (
     Recipe("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "gsm8k",
            parameters=1.5, cards=1, steps=100, responses=512, tokens=300),
 )
-# Frozen weights take 2 bytes. Adapters of rank 32 have 1 % (7B) to 3 % (0.5B)
-# as many parameters as the model, and take 16 bytes for each.
+# Frozen weights take 2 bytes. Adapters of rank 32 have 1 % (7B) to 4 % (0.5B)
+# as many parameters as the model, and take 16 bytes for each. 2.5 is about right.
 RECIPES += tuple(
     replace(recipe, name=f"{recipe.name}-lora", cards=1,
             update_bytes=2.5, rollout_bytes=2.5)
@@ -221,9 +221,8 @@ def choose(cards, login):
     if not cards:
         return None, "The recipe is laptop, since PyTorch sees no GPU here."
     fitting = [recipe for recipe in RECIPES if fits(recipe, cards)]
-    best = largest(fitting)
-    chosen = largest(recipe for recipe in fitting
-                     if login or not recipe.gated)
+    allowed = [recipe for recipe in fitting if login or not recipe.gated]
+    best, chosen = largest(fitting), largest(allowed)
     if chosen is None:
         smallest = min(RECIPES, key=lambda recipe: memory_gb(recipe, len(cards)))
         return None, (f"The recipe is laptop, since no other fits "
@@ -234,6 +233,9 @@ def choose(cards, login):
     if chosen is not best:
         reason += (f" and needs no login ({best.name} would fit after "
                    "`hf auth login`)")
+    full = largest(recipe for recipe in allowed if not recipe.name.endswith("-lora"))
+    if full and full is not chosen:
+        reason += f"; to train all weights, choose {full.name}"
     return chosen, reason + "."
 
 
@@ -322,6 +324,7 @@ def main(arguments):
     parser.add_argument("--recipe", help="plan: the largest if left out")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--model", nargs="?", help="simko.py's flag")
+    parser.add_argument("--lora-rank", nargs="?", help="simko.py's flag")
     options, _ = parser.parse_known_args(arguments)  # simko.py has others
     recipes = {recipe.name: recipe for recipe in RECIPES}
     recipe = recipes.get(options.recipe)
@@ -337,6 +340,10 @@ def main(arguments):
         if recipe is None:
             from huggingface_hub import get_token
             recipe, reason = choose(cards, login=get_token() is not None)
+        rank = options.lora_rank
+        if recipe and rank and (rank != "0") != recipe.name.endswith("-lora"):
+            fail(f"--lora-rank {rank} contradicts {recipe.name}: recipes whose name "
+                 "ends in -lora train adapters, the others all weights")
         print_plan(recipe, reason, cards, options.model, options.force)
 
 

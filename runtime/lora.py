@@ -6,17 +6,19 @@ from contextlib import nullcontext
 
 import torch
 
+from runtime.cli import reading
 from runtime.common import seed_everything
 
 
 def add_adapters(model, cfg, dtype):
-    """Freezes the weights of the model in `dtype` and adds adapters in
-    float32. B starts as zero, so this does not change the policy."""
+    """Freezes the weights of the model in `dtype` and adds adapters, which
+    are trained in float32. B starts as zero, so the policy does not change."""
     from peft import LoraConfig  # here, since peft cannot be imported under -OO
     seed_everything(cfg.seed)  # every rank must draw the same A
-    model.add_adapter(LoraConfig(
-        r=cfg.lora_rank, lora_alpha=cfg.lora_alpha,
-        task_type="CAUSAL_LM", target_modules="all-linear"))
+    with reading(f"--lora-rank: PEFT cannot adapt {cfg.model}"):
+        model.add_adapter(LoraConfig(
+            r=cfg.lora_rank, lora_alpha=cfg.lora_alpha,
+            task_type="CAUSAL_LM", target_modules="all-linear"))
     for weight in model.parameters():
         weight.data = weight.data.to(torch.float32 if weight.requires_grad else dtype)
 
@@ -32,7 +34,7 @@ def without_adapters(model, cfg):
 
 def merged(weights, cfg):
     """Yields the weights of a model without adapters as pairs (name, weight),
-    with W + s B A in place of W. Only one sum exists at a time.
+    with W + s B A in place of W, which is computed when its turn comes.
 
     weights: {name: tensor, sharded or whole} of the policy."""
     for name, weight in weights.items():

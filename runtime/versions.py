@@ -1,4 +1,5 @@
 """Records the software and hardware that a result was made with."""
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -12,12 +13,14 @@ PACKAGES = (
 
 def commit():
     """Returns the commit of this clone, and whether files have changed."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).resolve().parents[1]
+    # A clone that a copy of this folder lies in is not its own.
+    only_here = {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
 
     def git(*words):
         done = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True,
-            check=True)
+            ["git", *words], cwd=folder, env=os.environ | only_here,
+            capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
@@ -25,7 +28,7 @@ def commit():
         changes = ", with uncommitted changes" if changed else ""
         return git("rev-parse", "HEAD") + changes
     except (OSError, subprocess.CalledProcessError):
-        return "unknown: this is not a git clone"
+        return "unknown: git names none here"
 
 
 def versions():

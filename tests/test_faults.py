@@ -442,14 +442,15 @@ def test_where_no_checkpoint_can_be_read_nothing_is_begun_again(data, clean, tmp
 
 
 def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
-    for name in ("eval_000000", "eval_000040", "eval_000041", "hf", "evaluations",
+    for name in ("eval_000000", "eval_000040", "eval_000041", "hf", "adapter", "evaluations",
                  "checkpoints/step_000050.tmp"):
         (tmp_path / name).mkdir(parents=True)
     faults.rewind(tmp_path, 40, 40)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"eval_000000", "eval_000040", "hf", "checkpoints", "evaluations"}
+    assert left == {"eval_000000", "eval_000040", "hf", "adapter", "checkpoints", "evaluations"}
     faults.rewind(tmp_path, 40, 41)
-    assert not (tmp_path / "hf").exists() and not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "hf").exists() and not (tmp_path / "adapter").exists()
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 # ------------------------------------------------------------------------------- not finite numbers

@@ -1,13 +1,14 @@
 """Tests of LoRA. The adapters' gradients equal those of a plain PEFT model, and the engine, the
 checkpoint and the export get the policy with its adapters. test_engines.py tries both engines."""
 import json
+import shutil
 from unittest import mock
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint import FileSystemReader
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import simko
 from runtime import cli
@@ -16,6 +17,7 @@ from tests.conftest import (
     CPU, config, distance, load_samples, main, metrics, move, near, plain_logits, plain_model,
     quiet, short_recipe)
 from tests.test_trainer import naive_backward, weights_of
+from tools import zoo
 
 RANK, ALPHA = 3, 12.0
 
@@ -83,13 +85,25 @@ def test_two_processes_have_the_gradient_of_one(base, two_ranks, group):
     near(two["sums"], one["sums"], 1e-5)
 
 
-def test_the_merged_weights_are_the_policy(base, group):
+@pytest.fixture(scope="module", params=["untied", "tied", "biases, in bfloat16"])
+def checkpoint(request, bases, tmp_path_factory):
+    """Returns the folder of a checkpoint, which also contains samples."""
+    if request.param != "biases, in bfloat16":
+        return bases[request.param == "tied"]
+    folder = zoo.save("qwen2", tmp_path_factory.mktemp("qwen2"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    shutil.copy(bases[False] / "samples.json", folder)
+    return folder
+
+
+def test_the_merged_weights_are_the_policy(checkpoint, group):
     """They have the names and the log-probs of a model without adapters."""
-    trainer = simko.Trainer(lora_config(base), CPU, torch.float64)
+    trainer = simko.Trainer(lora_config(checkpoint), CPU, torch.float64)
     move(trainer.policy, 1)
-    samples = load_samples(base)
+    samples = load_samples(checkpoint)
     trainer.compute_old_logp(samples, quiet)
-    plain, changed = plain_model(base), 0
+    plain, changed = plain_model(checkpoint), 0
     own = dict(plain.named_parameters())
     weights = dict(trainer.named_weights())
     assert weights.keys() == own.keys()
@@ -179,6 +193,41 @@ def test_the_exported_model_and_the_exported_adapter_agree(runs, taught):
     assert (merged - before).abs().max() > 0.01
     named = json.loads((runs[0] / "adapter/adapter_config.json").read_text())
     assert named["base_model_name_or_path"] == str(taught / "base")
+
+
+def test_a_generation_config_that_transformers_cannot_save_does_not_stop_the_export(
+        taught, tmp_path):
+    shutil.copytree(taught, tmp_path / "taught")
+    path = tmp_path / "taught/base/generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": False, "top_p": 0.5}))
+    main(short_recipe(tmp_path / "taught", tmp_path / "run", *LORA, "--steps", 1))
+    assert (tmp_path / "run/hf/model.safetensors").exists()
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+
+
+def test_an_adapter_is_written_whole_or_not_at_all(taught, tmp_path):
+    arguments = short_recipe(taught, tmp_path, *LORA, "--steps", 1)
+
+    def cut_off(folder, **options):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with (mock.patch.object(PreTrainedModel, "save_pretrained", side_effect=cut_off),
+          pytest.raises(KeyboardInterrupt)):
+        main(arguments)
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "hf").exists()
+    main(arguments)
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name, flags, message", [
+    ("qwen3-moe", [], "is a mixture of experts, which --lora-rank does not support"),
+    ("falcon-h1", zoo.ONE_BY_ONE, "--lora-rank: PEFT cannot adapt")])
+def test_models_that_cannot_have_adapters_are_refused(name, flags, message):
+    assert message in zoo.outcome(name, "hf", "--lora-rank", "2", *flags)
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -190,7 +190,7 @@ def test_list_laptop_has_a_line_for_each_method_that_the_recipe_trains(box):
         assert words == line.split()
 
 
-@pytest.mark.parametrize("name", ["nosuch", "nosuch-lora", "laptop-lora"])
+@pytest.mark.parametrize("name", ["nosuch", "nosuch-lora", "laptop-lora", "laptop logic"])
 @pytest.mark.parametrize("words", [[], ["--list"]])
 def test_unknown_recipe(box, words, name):
     assert f"no recipe '{name}': choose one of laptop" in refused(
@@ -283,7 +283,7 @@ def test_one_gpu_trains_with_lora_and_the_user_is_told(box, gb, name):
     assert done.returncode == 0, done.stderr
     plan, note = done.stdout.splitlines()
     assert f"The recipe is {name}, the largest that fits 1 GPU of {gb} GB" in plan
-    assert note.startswith("LoRA is ours, not the paper's: --lora-rank 32 --learning-rate 1e-5")
+    assert note.startswith("LoRA is ours, not the paper's. The recipe has --lora-rank 32 --learning-rate 1e-5")
     _, words = box.started()
     assert value(words, "--output-dir") == f"runs/{name}"
     assert value(words, "--lora-rank") == "32"
@@ -301,11 +301,19 @@ def test_the_flags_of_a_lora_recipe_are_the_recipe_s_and_those_of_lora():
 def test_a_rank_of_one_s_own(box):
     done = box.run("qwen2.5-math-7b-lora", "--lora-rank", "8", cards=[80])
     assert done.returncode == 0, done.stderr
+    assert "The recipe has --lora-rank 32 --learning-rate 1e-5" in done.stdout
+    assert "your own flags come after" in done.stdout
     _, words = box.started()
     assert value(words, "--lora-rank") == "8"  # the user's flag comes last and wins
     assert value(words, "--learning-rate") == "1e-5"
-    assert "Choose qwen2.5-math-7b-lora, which fits" in refused(
-        box.run("qwen2.5-math-7b", "--lora-rank", "8", cards=[80]))
+
+
+@pytest.mark.parametrize("words, message", [
+    (["qwen2.5-0.5b", "--lora-rank", "8"], "--lora-rank 8 contradicts qwen2.5-0.5b"),
+    (["qwen2.5-math-7b-lora", "--lora-rank=0"], "--lora-rank 0 contradicts qwen2.5-math-7b-lora"),
+    (["--lora-rank", "0"], "--lora-rank 0 contradicts qwen2.5-math-7b-lora")])
+def test_a_rank_that_contradicts_the_recipe(box, words, message):
+    assert message in refused(box.run(*words, cards=[80]))
 
 
 def test_the_engine_takes_what_the_trainer_leaves(box):
