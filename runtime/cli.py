@@ -461,13 +461,10 @@ def load_config(command, cfg):
         fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of "
              "the model's vocabulary")
     experts = any("experts" in name for name in config.to_dict())
-    if command == "train" and experts and cfg.lora_rank:
-        fail(f"--model {cfg.model} is a mixture of experts, which --lora-rank "
-             "does not support: leave it out")
-    if command == "train" and experts and uses_vllm(cfg):
+    if command == "train" and experts and (cfg.lora_rank or uses_vllm(cfg)):
         fail(f"--model {cfg.model} is a mixture of experts, which vLLM packs "
-             "when it first loads them and does not replace at a sync. Add "
-             "--rollout hf")
+             "when it first loads them and does not replace at a sync, and "
+             "which --lora-rank does not adapt. Use --rollout hf without it")
     parts = cfg.tensor_parallel_size
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         size = getattr(config, name, None)

@@ -224,7 +224,7 @@ def test_an_adapter_is_written_whole_or_not_at_all(taught, tmp_path):
 
 
 @pytest.mark.parametrize("name, flags, message", [
-    ("qwen3-moe", [], "is a mixture of experts, which --lora-rank does not support"),
+    ("qwen3-moe", [], "is a mixture of experts"),
     ("falcon-h1", zoo.ONE_BY_ONE, "--lora-rank: PEFT cannot adapt")])
 def test_models_that_cannot_have_adapters_are_refused(name, flags, message):
     assert message in zoo.outcome(name, "hf", "--lora-rank", "2", *flags)
