@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime import chunked
+import simko
+from runtime import chunked, lora
 from runtime.packing import pack
 from tests.conftest import eager_vllm, needs_vllm, quiet
 from tools import bench, heads, measuring, random_models
@@ -151,9 +152,14 @@ def test_products_compute_the_gradient_of_a_head():
     assert counter.get_total_flops() == 3 * 2 * 16 * 8 * 20
 
 
-def test_model_flops_against_a_count():
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_model_flops_against_a_count(lora_rank):
     samples = random_models.random_samples(2, 64, "tiny-qwen")
     model = random_models.random_model(random_models.shape_of("tiny-qwen"))
+    if lora_rank:
+        lora.add_adapters(model, simko.Config(lora_rank=lora_rank), bench.DTYPE)
+        # The first layer is not spared the gradient of its input, as one of 28 hardly matters.
+        model.get_input_embeddings().weight.requires_grad_()
     # It is counted product by product, above the diagonal too.
     model.set_attn_implementation("eager")
     ids = torch.zeros(2, 64, dtype=torch.long, device=bench.DEVICE)
@@ -267,6 +273,13 @@ def test_gpu_measures_every_way(run):
         assert 0 < row["FLOPs utilisation %"] < 100
         assert row["update tokens/s"] > 0
         assert row["GiB in all"] > row[ABOVE] > 0
+
+
+def test_gpu_trains_adapters(run):
+    with mock.patch.object(bench, "random_trainer", wraps=bench.random_trainer) as made:
+        (row,), = run("gpu", "--shape", "tiny-qwen", "--tokens", 256, "--rounds", 1,
+                      "--ways", "simko", "--lora-rank", 2)
+    assert made.call_args.kwargs == {"lora_rank": 2} and row["update tokens/s"] > 0
 
 
 def test_gpu_extrapolates_layers_and_profiles(run):

@@ -179,7 +179,7 @@ def scale(*, shape=SMALL,
 
 def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
         ways=("grpo", "simko", "compiled-chunks", "full-logits"),
-        layers=0, fake_world=1, profile=False, rounds=3):
+        layers=0, lora_rank=0, fake_world=1, profile=False, rounds=3):
     """Measures updates of four micro-batches on random weights, computed in several ways: tokens
     per second, FLOPs relative to the rate of a matrix product, and memory."""
     need_a_card(shape, "gpu --shape tiny-qwen --tokens 1024")
@@ -194,6 +194,8 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
     where = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
     if fake_world > 1:
         where += f", one rank of {fake_world} without communication"
+    if lora_rank:
+        where += f", LoRA of rank {lora_rank}"
     print(where)
     table("shape", "tokens a micro-batch", "", "update tokens/s",
           "TFLOP/s of a product", "FLOPs utilisation %", "time / grpo's",
@@ -201,7 +203,7 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
     profiles = []
     for name, count in itertools.product(shape, tokens):
         remaining = list(ways)
-        job = partial(measured_updates, name, count, rounds, fake_world)
+        job = partial(measured_updates, name, count, rounds, fake_world, lora_rank)
         full = measure_what_fits(job, layers, remaining, profile)
         label = f"{name}, {layers} layers" if layers else name
         show_updates(label, count, full)
@@ -313,16 +315,18 @@ def product_rate():
 
 
 def model_flops(model, samples):
-    """Returns the FLOPs that an update needs: 6 for each weight and token, where the head counts
-    for response tokens only, and those of causal attention. The recomputation of gradient
-    checkpointing does not count."""
+    """Returns the FLOPs that an update needs: 6 for each weight and token, or 4 if LoRA freezes
+    the weight, and those of causal attention. The head counts for response tokens only. The
+    recomputation of gradient checkpointing does not count."""
     shape = model.config
     tokens = [s.size() for s in samples]
     targets = sum(len(s.response_ids) for s in samples)
-    weights = sum(p.numel() for p in model.base_model.layers.parameters())
-    head = shape.vocab_size * shape.hidden_size * targets
-    attention = shape.num_hidden_layers * shape.hidden_size * sum(n * n for n in tokens)
-    return 6 * (weights * sum(tokens) + head + attention)
+    body = sum(
+        p.numel() * (6 if p.requires_grad else 4) for p in model.base_model.layers.parameters())
+    trained = model.get_output_embeddings().weight.requires_grad
+    head = shape.vocab_size * shape.hidden_size * (6 if trained else 4)
+    attention = 6 * shape.num_hidden_layers * shape.hidden_size * sum(n * n for n in tokens)
+    return body * sum(tokens) + head * targets + attention
 
 
 def update(trainer, samples, tokens, way):
@@ -342,7 +346,7 @@ def update(trainer, samples, tokens, way):
             f"{way}: the gradient is not finite, so the optimizer was not measured")
 
 
-def measured_updates(name, tokens, rounds, world, layers, ways, profile):
+def measured_updates(name, tokens, rounds, world, lora_rank, layers, ways, profile):
     """Measures updates in each of `ways`. Returns a dict of "rate" (FLOP/s of a matrix product),
     "tokens" and "flops" (of an update), and for each way "seconds" (of each round), "memory"
     (GiB above what is in use before, GiB in total) and, with `profile`, "profiles". If a way runs
@@ -352,7 +356,7 @@ def measured_updates(name, tokens, rounds, world, layers, ways, profile):
     rate, memory, way = product_rate(), {}, ways[0]
     with process_group(world) as device:
         try:
-            trainer = random_trainer(shape_of(name, layers), device, change)
+            trainer = random_trainer(shape_of(name, layers), device, change, lora_rank=lora_rank)
             runs = {way: partial(update, trainer, samples, tokens, way) for way in ways}
             for way, run in runs.items():
                 run()  # allocates gradients and the optimizer's state
@@ -506,6 +510,7 @@ OPTIONS = {
         f"{way}: {about}." for way, about in WAYS.items()),
     "layers": "Measure this many layers and half as many, and extrapolate to all layers. "
               "0 measures all layers.",
+    "lora_rank": "Train adapters of this rank. 0 trains all weights.",
     "fake_world": "Measure one of this many ranks, without communication.",
     "profile": "Show the operations that take longest.",
     "rows": "How many responses to score.",
