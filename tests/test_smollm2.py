@@ -184,8 +184,9 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
         smollm2.make_start(TINY, "no model", tmp_path, "cpu")
 
 
-def test_the_page_shows_what_the_rows_say(capsys):
-    rows = (ROOT / "docs" / "smollm2" / "cpu_first_start.jsonl").read_text().splitlines()
+@pytest.mark.parametrize("name", ["cpu", "cpu_first_start"])
+def test_the_page_shows_what_the_rows_say(name, capsys):
+    rows = (ROOT / "docs" / "smollm2" / f"{name}.jsonl").read_text().splitlines()
     smollm2.show([json.loads(row) for row in rows])
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() in page
