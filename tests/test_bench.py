@@ -214,7 +214,7 @@ def test_a_way_that_runs_out_of_memory_is_named(monkeypatch):
 
     monkeypatch.setitem(heads.HEADS, "full-logits", {"token_statistics": too_large})
     with mock.patch.dict(os.environ):
-        lost = bench.measured_updates("laptop", 256, 1, 1, 0, ["grpo", "full-logits"], False)
+        lost = bench.measured_updates("laptop", 256, 1, 1, 0, 0, ["grpo", "full-logits"], False)
     assert lost == {"lost": "full-logits"}
 
 
