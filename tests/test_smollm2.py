@@ -3,6 +3,7 @@ model to its rows."""
 import json
 import random
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from tools import countdown, laptop, smollm2
 
 LEGAL = laptop.all_chains()
 TINY = smollm2.Plan(
-    demonstrations=32, solving=1.0, batch=16, arms=("grpo", "simko"), if_time=("simko-0.05",), steps=1, prompts=4, seeds=1,
+    demonstrations=32, solving=1.0, batch=16, arms=("grpo", "simko"), if_time=("simko-0.05",),
+    steps=1, save_steps=1, prompts=4, seeds=1,
     jobs=2, contexts=4, valid=4, test=4, eval_n=4, eval_arms=True, learning_rates=(1e-4, 1e-3),
     tune_steps=1, minutes=(5, 5, 20))
 
@@ -116,6 +118,27 @@ def test_the_gap_at_equal_pass_1_is_to_the_line_through_start_and_grpo():
     assert smollm2.gap_at_equal_pass_1(start, grpo, {"pass@1": 30, "pass@256": 88}) == 3
 
 
+def test_rows_of_other_days_are_compared_with_their_own_start(capsys):
+    smollm2.show([
+        row("start", 0, 0.5), row("grpo", 0, 1.0), row("grpo", 1, 2.0),
+        row("start", 3, 5.0), row("grpo", 3, 6.0)])
+    assert "| entropy | 2.750 | 3.000 | +1.000" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="the rows have no run of grpo"):
+        smollm2.show([row("start", 0, 0.5)])
+
+
+def test_learning_rates_are_compared_on_the_problems_that_all_have(tmp_path):
+    runner = object.__new__(smollm2.Study)
+    runner.plan, runner.end = TINY, 0
+    found = {1e-4: {"a": 4, "b": 4, "c": 0}, 1e-3: {"c": 2}}
+    with (mock.patch.object(runner, "all"),
+          mock.patch.object(runner, "correct", lambda run: found[run.learning_rate])):
+        assert runner.choose_rate() == 1e-3
+        found[1e-3] = {}
+        with pytest.raises(SystemExit, match="--learning-rate sets it"):
+            runner.choose_rate()
+
+
 # ------------------------------------------------------------------------------------ dry run
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -152,6 +175,17 @@ def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
     before = rows.read_text()
     smollm2.main()  # nothing is missing
     assert rows.read_text() == before
+    monkeypatch.setattr("sys.argv", [*words, "--rows", str(rows), "--learning-rate", "0.5"])
+    with pytest.raises(SystemExit, match="has runs at the learning rates"):
+        smollm2.main()
+    # A run whose evaluation was cut off is completed.
+    kept = [row | {"correct": {}} if row["arm"] == "simko" else row for row in written]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    monkeypatch.setattr("sys.argv", [*words, "--rows", str(rows)])
+    smollm2.main()
+    assert len(rows.read_text().splitlines()) == len(written) + 1
+    again = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert smollm2.values(again).equals(smollm2.values(written))
     smollm2.show(written)
     assert "| pass@4 |" in capsys.readouterr().out
 

@@ -12,13 +12,15 @@ one start, on the same problems in the same order. A run is `simko.py
 train` as a process of its own; when it ends, its row goes to ROWS. Started
 again with the same DIR, a study goes on with what is missing.
 
-card stops by itself after nine minutes, and keeps what is complete by
-then. It needs Python 3.12, PyTorch 2.11 and transformers 5.17, and neither
-vLLM nor a network. What must be carried there is this repository and
-MODEL, whose GGUF file has 98 MB: `split -b 50M` makes two parts of it. On
-another day `--first-seed 3 --learning-rate LR`, with the LR that the first
-day chose, adds three seeds to ROWS. If as much time is left as these runs
-took, the larger alpha follows; `--arms simko-0.05` adds it on another day.
+card stops by itself after nine minutes. A run whose evaluation is not
+complete by then has a row without pass@K, and the same call completes it.
+card needs the packages of pyproject.toml apart from vLLM, with PyTorch 2.11
+and transformers 5.17 or later, and no network. What must be carried there is
+this repository and MODEL, whose GGUF file has 98 MB: `split -b 50M` makes
+two parts of it, and `cat` joins them. On another day `--first-seed 3` adds
+three seeds to ROWS, at the learning rate that ROWS has. If as much time is
+left as the runs took, the larger alpha follows; `--arms simko-0.05` adds it
+on another day.
 """
 import json
 import os
@@ -73,6 +75,7 @@ class Plan:
     arms: tuple             # what is trained, from ARMS
     if_time: tuple          # what is trained after that, if there is time
     steps: int
+    save_steps: int         # a checkpoint takes 1.6 GB
     prompts: int            # of a step, in four updates as in the paper
     seeds: int
     jobs: int               # runs at a time
@@ -89,12 +92,12 @@ class Plan:
 PLANS = {
     "cpu": Plan(
         demonstrations=4000, solving=0.25, batch=16, arms=tuple(ARMS), if_time=(),
-        steps=15, prompts=8, seeds=5, jobs=2,
+        steps=15, save_steps=5, prompts=8, seeds=5, jobs=2,
         contexts=64, valid=0, test=64, eval_n=64, eval_arms=False,
         learning_rates=(3e-5,), tune_steps=0, minutes=(600, 600, 6000)),
     "card": Plan(
         demonstrations=4000, solving=0.25, batch=32, arms=("grpo", "simko"), if_time=("simko-0.05",),
-        steps=60, prompts=48, seeds=3, jobs=7,
+        steps=60, save_steps=60, prompts=48, seeds=3, jobs=7,
         contexts=256, valid=100, test=400, eval_n=256, eval_arms=True,
         learning_rates=(1e-5, 2e-5, 4e-5), tune_steps=20, minutes=(1.5, 2, 9)),
 }
@@ -182,7 +185,7 @@ class Run:
             flags |= ARMS[self.arm] | {
                 "train_data": folder / "train.jsonl", "steps": self.steps,
                 "batch_size": plan.prompts, "mini_batch_size": plan.prompts // 4,
-                "num_generations": 8, "max_completion_length": LONGEST, "save_steps": 5,
+                "num_generations": 8, "max_completion_length": LONGEST, "save_steps": plan.save_steps,
                 "micro_batch_tokens": 4096, "learning_rate": self.learning_rate}
         words = ["train", "--no-gradient-checkpointing"] if self.steps else ["eval"]
         for name, value in flags.items():
@@ -261,16 +264,19 @@ class Study:
                 print(f"{out.name}: no row, the time was over", flush=True)
                 return
             rewards = [row["reward"] for _, row in read_jsonl(out / "metrics.jsonl")]
+        correct = self.correct(run)
+        complete = not run.problems or len(correct) == self.plan.test
         with self.lock:
             row = {
                 "arm": run.arm, "seed": run.seed, "steps": run.steps,
                 "learning_rate": run.learning_rate, "rewards": rewards,
-                "probe": self.probe(model), "n": run.n, "correct": self.correct(run)}
+                "probe": self.probe(model), "n": run.n,
+                "correct": correct if complete else {}}
             with self.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-        if run.steps:
+        if run.steps and complete:
             shutil.rmtree(out / "checkpoints")
-        print(f"{out.name}: done", flush=True)
+        print(f"{out.name}: {'done' if complete else 'its evaluation is not complete'}", flush=True)
 
     def all(self, task, runs):
         """Calls task with every run, plan.jobs of them at a time."""
@@ -292,10 +298,12 @@ class Study:
         limit = min(self.end, time.monotonic() + 60 * self.plan.minutes[1])
         self.all(partial(self.execute, deadline=limit), runs)
         correct = {run.learning_rate: self.correct(run) for run in runs}
-        scores = {rate: sum(found.values()) for rate, found in correct.items() if found}
-        if not scores:
-            fail("no run for the choice of the learning rate came to its end: --learning-rate sets it")
-        print("correct on valid, by learning rate:", scores, flush=True)
+        common = set.intersection(*map(set, correct.values()))
+        if not common:
+            fail("the runs for the choice of the learning rate did not come to their end: "
+                 "--learning-rate sets it")
+        scores = {rate: sum(found[name] for name in common) for rate, found in correct.items()}
+        print(f"correct on {len(common)} problems of valid, by learning rate:", scores, flush=True)
         return max(scores, key=scores.get)
 
 
@@ -308,30 +316,43 @@ def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
         torch.set_num_threads(1)
     make_start(plan, model, folder, device)
     rows.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["arm"], row["seed"]) for _, row in read_jsonl(rows)} if rows.exists() else set()
-    runner = Study(plan, folder, rows, device, end)
-    rate = learning_rate or runner.choose_rate()
-    tested = "test" if plan.eval_arms else ""
+    before = [row for _, row in read_jsonl(rows)] if rows.exists() else []
+    evaluated = {"start", *ARMS} if plan.eval_arms else {"start"}
+    done = {(row["arm"], row["seed"]) for row in before
+            if row["correct"] or row["arm"] not in evaluated}
+    rates = {row["learning_rate"] for row in before if row["steps"]}
+    if len(rates | {learning_rate or min(rates, default=0)}) > 1:
+        fail(f"{rows} has runs at the learning rates {sorted(rates)}: name another file by --rows")
 
     def missing(arms):
-        runs = [Run(arm, seed, plan.steps, rate, tested, plan.eval_n)
-                for seed in range(first_seed, first_seed + plan.seeds) for arm in arms]
-        return [run for run in runs if (run.arm, run.seed) not in done]
+        seeds = range(first_seed, first_seed + plan.seeds)
+        return [(arm, seed) for seed in seeds for arm in arms if (arm, seed) not in done]
 
-    runs = missing(plan.arms)
-    if ("start", 0) not in done:
-        runs.append(Run("start", 0, 0, 0.0, "test", plan.eval_n))
+    wanted = missing(plan.arms)
+    is_started = ("start", first_seed) in done
+    if not wanted and is_started:
+        return
+    runner = Study(plan, folder, rows, device, end)
+    rate = learning_rate or min(rates, default=None) or runner.choose_rate()
+    tested = "test" if plan.eval_arms else ""
+
+    def runs(pairs):
+        return [Run(arm, seed, plan.steps, rate, tested, plan.eval_n) for arm, seed in pairs]
+
+    # The start of another day may differ in its last bits.
+    start = [] if is_started else [Run("start", first_seed, 0, 0.0, "test", plan.eval_n)]
     begun = time.monotonic()
-    runner.all(runner.finish, runs)
+    runner.all(runner.finish, runs(wanted) + start)
     took = time.monotonic() - begun
-    if time.monotonic() + took < end:
-        runner.all(runner.finish, missing(set(plan.if_time) - set(plan.arms)))
+    if wanted and time.monotonic() + took < end:
+        runner.all(runner.finish, runs(missing(plan.if_time)))
 
 
 # ------------------------------------------------------------------ table
 def values(rows):
     """A DataFrame with a row for each (arm, seed): what the probe found, and
     pass@K in % on the problems that all evaluated runs have."""
+    rows = {(row["arm"], row["seed"]): row for row in rows}.values()  # the last of each
     evaluated = [row["correct"] for row in rows if row["correct"]]
     common = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
     found = {}
@@ -354,7 +375,7 @@ def gap_at_equal_pass_1(start, grpo, ours):
 
 def differences(ours, theirs):
     """A cell a column: "mean [95 % interval] above 0 of all" over the seeds
-    that both have. theirs may be one row for all seeds."""
+    that both have."""
     cells = []
     for name in ours:
         gaps = (ours[name] - theirs[name]).dropna()
@@ -366,6 +387,8 @@ def show(rows):
     """Prints the means over seeds, and paired differences with Student's
     95 % interval."""
     found = values(rows)
+    if "grpo" not in found.index:
+        fail("the rows have no run of grpo, with which the others are compared")
     grpo, start = found.loc["grpo"], None
     arms = [arm for arm in ("start", *ARMS) if arm in found.index]
     head, columns = ["outcome", *arms], [found.columns]
@@ -373,7 +396,8 @@ def show(rows):
         means = found.loc[arm].mean()
         columns.append(["" if pd.isna(mean) else f"{mean:.3f}" for mean in means])
     if "start" in arms:
-        start = found.loc["start"].iloc[0]
+        # Each seed is compared with the start of its day.
+        start = found.loc["start"].reindex(grpo.index, method="ffill")
         head.append("grpo - start")
         columns.append(differences(grpo, start))
     others = [arm for arm in arms if arm not in ("start", "grpo")]
@@ -399,7 +423,7 @@ def main():
         command.add_argument("--rows", type=Path, default=ROOT / "docs" / "smollm2" / f"{name}.jsonl")
         command.add_argument("--first-seed", type=int, default=0)
         command.add_argument("--learning-rate", type=float, help="instead of the plan's")
-        command.add_argument("--arms", nargs="+", choices=ARMS, default=plan.arms)
+        command.add_argument("--arms", nargs="+", choices=ARMS, help="instead of the plan's")
     command = commands.add_parser("table")
     command.add_argument("rows", metavar="ROWS", type=Path)
     args = parser.parse_args()
@@ -411,7 +435,9 @@ def main():
         parser.error("--first-seed must be at least 0 and --learning-rate above 0")
     if not (args.model / "config.json").is_file():
         parser.error(f"{args.model} has no config.json: MODEL is a folder in Hugging Face's format")
-    plan = replace(PLANS[args.command], arms=args.arms)
+    plan = PLANS[args.command]
+    if args.arms:
+        plan = replace(plan, arms=args.arms, if_time=())
     study(plan, args.model, args.dir, args.rows, args.first_seed, rate)
 
 
