@@ -1,4 +1,5 @@
 """Records the software and hardware that a result was made with."""
+import functools
 import os
 import platform
 import subprocess
@@ -31,6 +32,7 @@ def commit():
         return "unknown: git names none here"
 
 
+@functools.cache  # the code that runs is that of the start
 def versions():
     """Returns {name: version} of the code, Python, the system, the packages
     that are installed, and the GPU."""
