@@ -31,13 +31,11 @@ def try_engine(folder, backend):
     cfg = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000)
     report = {}
     with closing(simko.make_engine(cfg, STOPS, CPU, torch.float32, "dummy", 24)) as engine:
-        trainer = simko.Trainer(cfg, CPU, torch.float32)
-
         def rollout(*key):
             seed_everything(*key)
             return engine.generate(engine_prompts(folder), 4, cfg.temperature, 1.0, 16, quiet)
 
-        def compare(samples):
+        def compare(trainer, samples):
             """Returns the largest difference of log-probs and the mean of log pi + H, whose
             expectation is 0 if the tokens are drawn from pi."""
             entropies, _ = trainer.compute_old_logp(samples, quiet)
@@ -46,24 +44,23 @@ def try_engine(folder, backend):
             surprise = (logp.sum() + entropies.sum()).item() / len(logp)
             return (logp - engine_logp).abs().max().item(), surprise
 
-        engine.load_weights(trainer.named_weights())
-        before = rollout(0, 0, 0)
-        report["loaded"] = compare(before)
-        move(trainer.policy, 1)
-        report["stale"] = compare(before)
-        engine.load_weights(trainer.named_weights())
+        def load_and_move(trainer, name):
+            engine.load_weights(trainer.named_weights())
+            before = rollout(0, 0, 0)
+            report[f"{name}loaded"] = compare(trainer, before)
+            move(trainer.policy, 1)
+            report[f"{name}stale"] = compare(trainer, before)
+            engine.load_weights(trainer.named_weights())
+
+        trainer = simko.Trainer(cfg, CPU, torch.float32)
+        load_and_move(trainer, "")
         keys = (0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)
         rollouts = {str(key): rollout(*key) for key in keys}
         rollouts["again"] = rollout(0, 0, 0)
-        report["moved"] = [compare(samples) for samples in rollouts.values()]
+        report["moved"] = [compare(trainer, samples) for samples in rollouts.values()]
         trainer = simko.Trainer(dataclasses.replace(cfg, lora_rank=4), CPU, torch.float32)
-        engine.load_weights(trainer.named_weights())
-        before = rollout(0, 0, 0)
-        report["LoRA loaded"] = compare(before)
-        move(trainer.policy, 1)
-        report["LoRA stale"] = compare(before)
-        engine.load_weights(trainer.named_weights())
-        report["LoRA moved"] = compare(rollout(0, 0, 0))
+        load_and_move(trainer, "LoRA ")
+        report["LoRA moved"] = compare(trainer, rollout(0, 0, 0))
         report["samples"] = {
             key: [(s.prompt, s.prompt_ids.tolist(), s.response_ids.tolist(), s.truncated)
                   for s in samples]
