@@ -11,7 +11,7 @@ import pytest
 import simko
 from runtime.cli import parse_config
 from tests import workers
-from tools import gpu_check
+from tools import bench, gpu_check
 from tools.gpu_check import Part, Report, run_all, run_part, summary
 
 
@@ -91,6 +91,16 @@ def test_the_training_part_has_settings_of_simko(tmp_path):
         list(map(int, re.findall(r"\d+", line))) for line in row["problem"].splitlines()]
     assert len(examples) == 3 and all(x + y == result for x, y, result in examples)
     assert int(row["answer"]) == a + b
+
+
+@pytest.mark.parametrize("name", gpu_check.BENCHMARKS)
+def test_each_benchmark_has_options_of_bench(name, monkeypatch, capsys):
+    nothing = {"rate": 1.0, "seconds": {}, "profiles": {}, "out of memory": []}
+    monkeypatch.setattr(bench, "measure_what_fits", lambda *_: nothing)
+    monkeypatch.setattr(bench, "afresh", lambda *_: {(32, 8): 1.0})
+    command = gpu_check.bench_part(name).command
+    bench.main(command[command.index("tools.bench") + 1:])
+    assert "| --- |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -1,14 +1,14 @@
 """Runs all checks that need a GPU, the most important ones first, and writes a report.
 
-    python -m tools.gpu_check                    # takes ten minutes at most
+    python -m tools.gpu_check                    # takes twenty minutes at most
     python -m tools.gpu_check --model FOLDER     # also trains a real, small model
-    python -m tools.gpu_check --only d e bench --minutes 3
+    python -m tools.gpu_check --only d e lora --minutes 5
 
-The parts are the tests a to l of tests/test_gpu.py, a short `tools.bench gpu` and 20 training
-steps. Each part runs in its own process with its own time limit, so a part that fails or hangs
-does not affect the others. Every line goes to the report, runs/gpu_check.md, as soon as it is
-printed, so nothing is lost if a borrowed machine disappears. Without a GPU, this is a dry run on
-the CPU.
+The parts are the tests a to l of tests/test_gpu.py, five short benchmarks of tools/bench.py and
+20 training steps. Each part runs in its own process with its own time limit, so a part that fails
+or hangs does not affect the others. Every line goes to the report, runs/gpu_check.md, as soon as
+it is printed, so nothing is lost if a borrowed machine disappears. Without a GPU, this is a dry
+run on the CPU.
 """
 import argparse
 import json
@@ -62,6 +62,23 @@ TESTS = {  # letter: (what the test checks, time limit in seconds)
     "k": ("the engine's end", 90),
     "l": ("two ranks", 90),
 }
+BENCHMARKS = {  # name: (what it measures, time limit in seconds, arguments of tools.bench)
+    "update": (
+        "the speed of an update", 200,
+        "gpu --shape 0.5b --tokens 16384 --rounds 1 --ways grpo simko full-logits few-passes"),
+    "rank": (
+        "one rank of eight at 7B", 150,
+        "gpu --shape 7b --tokens 8192 --rounds 1 --ways grpo simko --fake-world 8"),
+    "lora": (
+        "LoRA at 7B", 150,
+        "gpu --shape 7b --tokens 8192 --rounds 1 --ways grpo simko --lora-rank 32"),
+    "generate": (
+        "the speed of rollouts", 180,
+        "generate --shape 1.5b --tokens 512 --rounds 1"),
+    "compiled": (
+        "what torch.compile gains", 240,
+        "gpu --shape 1.5b --tokens 16384 --rounds 1 --ways simko compiled-chunks compiled-layers"),
+}
 
 
 # ------------------------------------------------------------------------------------ the parts
@@ -75,13 +92,12 @@ def test_part(letter):
     return Part(letter, about, limit, command)
 
 
-def bench_part():
-    shape, tokens = "tiny-qwen", "1024"
-    if torch.cuda.is_available():
-        shape, tokens = "0.5b", "16384"
-    command = [sys.executable, "-m", "tools.bench", "gpu", "--shape", shape, "--tokens", tokens,
-               "--rounds", "1", "--ways", "grpo", "simko", "few-passes"]
-    return Part("bench", "the speed of an update", 150, command)
+def bench_part(name):
+    about, limit, arguments = BENCHMARKS[name]
+    command = [sys.executable, "-m", "tools.bench", *arguments.split()]
+    if not torch.cuda.is_available():  # a model that a CPU can run
+        command += ["--shape", "tiny-qwen", "--tokens", "1024" if "gpu" in command else "16"]
+    return Part(name, about, limit, command)
 
 
 def train_part(model, folder):
@@ -235,9 +251,9 @@ def main(arguments):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="FOLDER",
                         help="A real, small model to train for 20 steps.")
-    parser.add_argument("--minutes", type=float, default=10,
+    parser.add_argument("--minutes", type=float, default=20,
                         help="The time limit for all parts together. Default: %(default)s")
-    parser.add_argument("--only", nargs="+", choices=[*TESTS, "bench", "train"],
+    parser.add_argument("--only", nargs="+", choices=[*TESTS, *BENCHMARKS, "train"],
                         help="Run only these parts.")
     parser.add_argument("--report", type=Path, default=Path("runs/gpu_check.md"), metavar="FILE",
                         help="Where to write the report. Default: %(default)s")
@@ -250,7 +266,7 @@ def main(arguments):
         parser.error("--only train needs --model FOLDER")
 
     with tempfile.TemporaryDirectory() as folder:
-        parts = [*map(test_part, TESTS), bench_part()]
+        parts = [*map(test_part, TESTS), *map(bench_part, BENCHMARKS)]
         if options.model:
             parts.append(train_part(options.model.resolve(), folder))
         if options.only:
