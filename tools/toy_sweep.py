@@ -26,7 +26,7 @@ ENTROPIES = 0.03, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0
 # It is coarser with 32 samples, which take four times as long.
 SIMKO = {
     8: (RATES, (0.01, 0.05, 0.1, 0.3, 0.6), (1.0, 1.1, 2.0, 4.0, 10.0), (2, 3, 4), (None, 0.8)),
-    32: ((1.0, 3.0, 10.0), (0.01, 0.3, 0.6), (1.1, 2.0, 10.0), (3, 4), (None,)),
+    32: ((1.0, 3.0, 10.0), (0.01, 0.3, 0.6), (1.1, 2.0, 10.0), (3, 4), (None, 0.8)),
 }
 NAMES = {"grpo": "GRPO", "simko": "SimKO", "nsr": "NSR", "pass-at-k": "pass@k training"}
 # (accuracy, modes) that the paper's third version reports.
