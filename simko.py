@@ -6,7 +6,8 @@ tries (pass@K), because GRPO piles probability on the rank-1 token.
 SimKO changes two things, at high-entropy tokens only. A correct response
 shares its gradient with the top-K candidates (Eq. 6). A wrong response
 is pushed down harder where it took the rank-1 candidate (Sec. 4.3).
-Both changes are in `simko_ratio` below. The rest of this file is GRPO.
+Both changes are in `simko_ratio` below. The rest of this file is GRPO,
+with a few hooks (`method.`) that only the baselines set.
 
     bash train.sh                        # a recipe that fits this machine
     torchrun --nproc_per_node 8 simko.py train --prompt-template qwen-math
@@ -44,7 +45,7 @@ from runtime.common import device_mesh, gather, process_group, seed_everything, 
 from runtime.data import prompt_order
 from runtime.log import Clock, Log, Progress
 from runtime.packing import (
-    Sample, balance_across_ranks, groups_to_train_on, load_model, micro_batches, pack)
+    Sample, balance_across_ranks, groups_to_train_on, join, load_model, micro_batches, pack)
 from runtime.probe import check_log_probs
 from runtime.vllm_setup import engine_files, prepare_vllm, repack_heads
 from verify import Verifier
@@ -52,13 +53,14 @@ from verify import Verifier
 
 # ---------------------------------------------------------------- settings
 # The defaults are the paper's where it names one, else the released code's.
+# --help shows a class's fields under its _argument_group_name.
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
     method: str = setting("simko", "simko, grpo, or a name in runtime/baselines.py")
     alpha: float = setting(0.01, "share of the gradient given to the top-K, Eq. 6")
     K: int = setting(3, "candidates in Eq. 6, and Lambda^(k) in the log")
-    q: float = setting(0.8, "entropy quantile: tau(q) of Eq. 3")
+    q: float = setting(0.8, "entropy quantile: tau of Eq. 3 is tau(q) of Sec. 5.1")
     lambda_top1: float = setting(1.1, "lambda, Sec. 4.3; Qwen2.5-7B: 1.05")
     tau_scope: str = setting("response", "tau(q) is over a response (released code) or batch")
     epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
@@ -75,19 +77,19 @@ class TrainConfig:
     _argument_group_name = "training"
     train_data: str = setting(
         "math", "math, gsm8k, gsm8k-math1, synlogic, a JSONL file or hub data set")
-    steps: int = setting(140, "rollouts; 140 are 20 epochs of MATH")
+    steps: int = setting(140, "training steps; 140 as in the released code, 19 epochs of MATH")
     batch_size: int = setting(1024, "prompts per step, over all ranks")
     mini_batch_size: int = setting(256, "prompts per update")
     num_generations: int = setting(8, "responses per prompt: G of Sec. 2")
     max_sampling_rounds: int = setting(
         0, "dynamic sampling: the most rollouts per step until enough groups have "
         "unequal rewards; 0: one rollout, and all groups are kept")
-    max_completion_length: int = setting(3072, "the most tokens of a response")
+    max_completion_length: int = setting(3072, "maximum tokens per response")
     temperature: float = setting(1.0, "temperature of the rollouts, and of pi in the loss")
     learning_rate: float = setting(1e-6, "learning rate of AdamW")
-    warmup_steps: int = setting(0, "updates over which the learning rate rises")
+    warmup_steps: int = setting(0, "optimizer updates over which the learning rate rises")
     weight_decay: float = setting(0.0, "weight decay of AdamW; the paper names none")
-    max_grad_norm: float = setting(1.0, "larger gradient norms are scaled down to it")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     lora_rank: int = setting(0, "rank of LoRA's adapters; 0: all weights are trained (paper)")
     lora_alpha: float = setting(32.0, "LoRA: the weights are W + (alpha / rank) B A")
     eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
@@ -103,7 +105,7 @@ class EvalConfig:
         None, "one or several temperatures (default: 0.6; logic 0.7)")
     eval_top_p: float | None = setting(None, "top-p of the samples (default: 0.95)")
     eval_max_tokens: int | None = setting(
-        None, "the most tokens of a response (default: 4096; logic 8192)")
+        None, "maximum tokens per response (default: 4096; logic 8192)")
 
 
 @dataclass
@@ -153,8 +155,8 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
     gamma_neg = torch.where(is_top1, lambda_top1 * gamma, gamma)  # Sec. 4.3
 
     # Eq. 3: correct responses, wrong ones, and gamma everywhere else.
-    gamma = torch.where(gate & (advantage > 0), gamma_pos, gamma)
-    return torch.where(gate & (advantage < 0), gamma_neg, gamma)
+    ratio = torch.where(gate & (advantage > 0), gamma_pos, gamma)
+    return torch.where(gate & (advantage < 0), gamma_neg, ratio)
 
 
 def clipped_loss(gamma, advantage, epsilon, epsilon_high):
@@ -172,7 +174,7 @@ def group_advantage(rewards, num_generations):
         raise ValueError(f"{rewards.numel()} rewards do not form groups of {num_generations}")
     group = rewards.reshape(-1, num_generations)
     mean = group.mean(1, keepdim=True)
-    std = group.std(1, keepdim=True)
+    std = group.std(1, keepdim=True)  # over n - 1, as in the released code
     advantage = (group - mean) / (std + 1e-6)
     # The mean of equal rewards can be off by a rounding error,
     # which must not become an advantage.
@@ -191,9 +193,9 @@ def entropy_threshold(entropy, lengths, q):
 
 
 def kl_penalty(logp, ref_logp):
-    """GRPO's estimate of KL(pi_theta || pi_ref) at each token (Sec. 2).
-    It is never negative, and unbiased for samples of pi_theta.
-    Shapes: (...,)."""
+    """Estimates KL(pi_theta || pi_ref) of Sec. 2 at each token (Shao et al.,
+    2024, Eq. 4). The estimate is never negative, and unbiased for samples
+    of pi_theta. Shapes: (...,)."""
     log_ratio = ref_logp - logp
     return log_ratio.exp() - log_ratio - 1
 
@@ -201,21 +203,15 @@ def kl_penalty(logp, ref_logp):
 def pass_at_k(n, c, k):
     """pass@k of each problem: 1 - C(n-c, k) / C(n, k) (Sec. 5.1).
 
-    It is computed in exact integers, then rounded once. n: samples, c:
-    correct samples, as integers or tensors that broadcast. Returns
-    float64 of that shape.
+    It is computed in exact integers, then rounded once. n: samples per
+    problem. c: (P,), correct samples. Returns (P,), float64.
     Raises ValueError unless 1 <= k <= n and 0 <= c <= n."""
-    n, c = torch.broadcast_tensors(torch.as_tensor(n), torch.as_tensor(c))
-    if not ((1 <= k) & (k <= n) & (0 <= c) & (c <= n)).all():
+    if not (1 <= k <= n and ((0 <= c) & (c <= n)).all()):
         raise ValueError(
-            f"pass@{k} needs 1 <= k <= n and 0 <= c <= n, "
-            f"but n = {n.tolist()} and c = {c.tolist()}")
-    values = []
-    for n_i, c_i in zip(n.reshape(-1).tolist(), c.reshape(-1).tolist()):
-        sets = math.comb(n_i, k)
-        failures = math.comb(n_i - c_i, k)
-        values.append((sets - failures) / sets)
-    return torch.tensor(values, dtype=torch.float64).reshape(n.shape)
+            f"not 1 <= k <= n and 0 <= c <= n: k = {k}, n = {n}, c = {c.tolist()}")
+    sets = math.comb(n, k)
+    values = [(sets - math.comb(n - c_i, k)) / sets for c_i in c.tolist()]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 # -------------------------------------------------------- token statistics
@@ -243,20 +239,22 @@ def token_statistics(hidden, weight, token, K, temperature=1.0):
 
 
 def policy_forward(model, packed, K, temperature):
-    """`token_statistics` of all response tokens.
-
-    It is registered with FSDP as a forward method of the model, so that
-    the weights of body and head are gathered around it."""
+    """`token_statistics` of all response tokens. As a forward method that
+    FSDP knows, it runs while the weights of body and head are gathered."""
     body = model.base_model(
         input_ids=packed.tokens[None], position_ids=packed.positions[None],
         cu_seq_lens_q=packed.bounds, max_length_q=packed.longest, use_cache=False)
     hidden = body.last_hidden_state[0, packed.predicts]
     head = model.get_output_embeddings().weight
+    # Cohere and Granite scale their logits, which acts as a temperature.
     temperature = temperature / chunked.logit_scale(model.config)
     return chunked.token_statistics(hidden, head, packed.targets, K, temperature)
 
 
 # ----------------------------------------------------------------- rollout
+# A Sample (runtime/packing.py) is one response. An engine gives it
+# prompt_ids, response_ids and engine_logp. Its reward, advantage and
+# old_logp are filled in below.
 class VLLMEngine:
     """vLLM inside the training process, on the training GPU.
 
@@ -275,7 +273,7 @@ class VLLMEngine:
         self.on_gpu = device.type == "cuda"
         self.asleep = False
         self.stop_ids = stop_ids
-        self.ranks = cfg.tensor_parallel_size
+        self.tp_size = cfg.tensor_parallel_size
         if self.on_gpu:
             memory = {"gpu_memory_utilization": cfg.gpu_memory_utilization,
                       "enable_sleep_mode": True}
@@ -302,11 +300,11 @@ class VLLMEngine:
             stop_token_ids=self.stop_ids, detokenize=False, flat_logprobs=True,
             logprobs=0 if logprobs else None)  # 0: of the sampled token alone
         offset, everyone = 0, prompts
-        if self.ranks > 1:
+        if self.tp_size > 1:
             # All ranks of an engine get the prompts of all of them.
             rank = dist.get_rank()
-            first = rank - rank % self.ranks
-            shares = gather([prompts])[first:first + self.ranks]
+            first = rank - rank % self.tp_size
+            shares = gather([prompts])[first:first + self.tp_size]
             offset = sum(len(share) for share in shares[:rank - first])
             everyone = [prompt for share in shares for prompt in share]
         outputs = self.llm.generate(
@@ -317,8 +315,9 @@ class VLLMEngine:
             for out in outputs[offset + i].outputs:
                 logp = out.logprobs.logprobs if logprobs else []
                 samples.append(Sample(
-                    i, prompt_ids, np.array(out.token_ids, np.int64),
-                    np.array(logp, np.float32),
+                    prompt=i, prompt_ids=prompt_ids,
+                    response_ids=np.array(out.token_ids, np.int64),
+                    engine_logp=np.array(logp, np.float32),
                     truncated=out.finish_reason == "length"))
         return samples
 
@@ -353,7 +352,7 @@ class VLLMEngine:
                 self.llm.wake_up()
             except RuntimeError:
                 return  # After an error there may be no room to wake up in.
-        self.llm.llm_engine.engine_core.shutdown()
+        self.llm.llm_engine.engine_core.shutdown()  # LLM itself has no close
 
 
 def score(samples, problems, tokenizer, verifier):
@@ -393,16 +392,16 @@ class Trainer:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         check_log_probs(model, policy_forward, self.cfg, self.device)
-        held = torch.float32
+        weight_dtype = torch.float32
         if self.cfg.lora_rank:
             lora.add_adapters(model, self.cfg, self.dtype)
-            held = None  # each weight keeps its dtype
+            weight_dtype = None  # each weight keeps its own
         precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         shard = partial(fully_shard, mesh=device_mesh(self.device), mp_policy=precision)
         # Layer by layer, so that no GPU ever holds all of it in float32.
         for layer in model.base_model.layers:
-            shard(layer.to(self.device, held))
-        shard(model.to(self.device, held))
+            shard(layer.to(self.device, weight_dtype))
+        shard(model.to(self.device, weight_dtype))
         model.policy_forward = partial(policy_forward, model)
         register_fsdp_forward_method(model, "policy_forward")
         return model
@@ -428,8 +427,8 @@ class Trainer:
     def compute_old_logp(self, samples, progress):
         """Fills in `old_logp`, and `ref_logp` if there is a reference.
 
-        Returns the entropies (N,) of this rank's tokens, and a dict for
-        the log, over all ranks."""
+        Returns the entropies (N,) of this rank's tokens, and metrics of all
+        ranks for the log, such as Lambda and Lambda^(k) of Eq. 2."""
         cfg, entropies, sums = self.cfg, [], Counter()
         for batch in progress(self.passes(samples), desc="log-probs"):
             packed = pack(batch, self.device)
@@ -453,7 +452,7 @@ class Trainer:
             sums["entropy"] += (entropy / length).sum().double()
             # The engine's log-probs show whether it has the same policy.
             engine_logp = [torch.from_numpy(s.engine_logp) for s in batch]
-            gap = logp.cpu() - torch.cat([logp[:0].cpu(), *engine_logp])
+            gap = logp.cpu() - join(engine_logp, like=logp.cpu())
             sums["logp_gap"] += gap.abs().sum().double()
             sums["tokens"] += len(logp)
             sums["responses"] += len(batch)
@@ -485,7 +484,7 @@ class Trainer:
         warmup = min(1, self.updates / (cfg.warmup_steps + 1))
         self.optimizer.param_groups[0]["lr"] = cfg.learning_rate * warmup
         if not denominator:
-            return Counter()  # AdamW's momentum would still make a step
+            return Counter()  # psr and nsr have dropped all responses
         # Samples without a gradient count above, and need no pass.
         samples = [s for s in samples if baselines.has_gradient(s, method, cfg.beta)]
         self.optimizer.zero_grad()
@@ -495,27 +494,29 @@ class Trainer:
             lengths = packed.lengths
             logp, topk_logp, entropy, is_top1 = self.policy.policy_forward(
                 packed, cfg.K, cfg.temperature)
-            old_logp = torch.cat([logp.new_zeros(0), *(s.old_logp for s in batch)])
+            old_logp = join([s.old_logp for s in batch], like=logp)
             A = torch.tensor([s.advantage for s in batch], device=self.device)
             A = A.repeat_interleave(lengths)
-            if method.choose:
-                gate = torch.cat([is_top1[:0], *(s.chosen for s in batch)])
-            elif tau is None:
+            # Without SimKO, only the log and some baselines read the gate.
+            if tau is None:
                 gate = entropy > entropy_threshold(entropy, lengths, cfg.q)
             else:
                 gate = entropy > tau
+            if method.choose:  # kl-cov's gate is not about entropy
+                gate = join([s.chosen for s in batch], like=gate)
 
-            gamma = (logp - old_logp).exp()
             if name == "simko":
                 gamma = simko_ratio(logp, old_logp, topk_logp, is_top1, A, gate,
                                     cfg.alpha, cfg.lambda_top1)
+            else:
+                gamma = (logp - old_logp).exp()
             if method.token_loss:
                 loss, clipped = method.token_loss(
                     self.grpo_loss, gamma, logp, old_logp, entropy, A, gate)
             else:
                 loss, clipped = self.grpo_loss(gamma, A)
             if cfg.beta:
-                ref_logp = torch.cat([logp.new_zeros(0), *(s.ref_logp for s in batch)])
+                ref_logp = join([s.ref_logp for s in batch], like=logp)
                 loss = loss + cfg.beta * kl_penalty(logp, ref_logp)
             if cfg.loss_type == "grpo":
                 loss = loss / lengths.repeat_interleave(lengths)    # 1 / |y|
@@ -523,8 +524,11 @@ class Trainer:
             # KL(pi_old || pi_theta), since pi_old made the samples. The
             # detach leaves no gradient: only the log reads it.
             approx_kl = kl_penalty(old_logp, logp.detach())
+            # Where A > 0 the clip hides an infinite gamma from the loss,
+            # though its gradient is nan. approx_kl shows it.
             finite.append((batch, (loss + approx_kl).isfinite()))
-            loss = loss.sum() / denominator        # 1 / G, or 1 / tokens
+            # 1 / G, where G counts the responses of all prompts; or 1 / tokens
+            loss = loss.sum() / denominator
             # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
             sums["loss"] += loss.detach()  # the log needs no gradient
@@ -537,10 +541,11 @@ class Trainer:
         sums = sum_over_ranks(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.max_grad_norm)
         sums["grad_norm"] = norm.full_tensor().item()
+        sums["updates"] = 1
         # Both are the same on all ranks.
         if not np.isfinite(sums["loss"] + sums["grad_norm"]):
             faults.refuse_update(self, finite, sums["loss"], sums["grad_norm"])
-            return Counter(grad_norm=math.nan)
+            return Counter(updates=1, grad_norm=math.nan)
         self.refused = 0
         self.optimizer.step()
         return Counter(sums)
@@ -561,19 +566,22 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
 
     # Each rank samples for its share of the prompts, and receives all samples.
     # There is one round, unless groups with equal rewards are to be replaced.
-    most, rounds = max(cfg.max_sampling_rounds, 1), 0
-    groups, sampled = [], []
-    while len(groups) < cfg.batch_size and rounds < most:
-        order = prompt_order(step * most + rounds, cfg.batch_size, len(problems), cfg.seed)
-        own = [problems[i] for i in order[rank::world]]
-        # The last number is even here and odd in evaluations.
+    max_rounds = max(cfg.max_sampling_rounds, 1)
+    rounds, groups, sampled = 0, [], []
+    while len(groups) < cfg.batch_size and rounds < max_rounds:
+        # A step owns max_rounds batches, used or not: its prompts do not
+        # depend on how many the steps before it have used.
+        batch = step * max_rounds + rounds
+        order = prompt_order(batch, cfg.batch_size, len(problems), cfg.seed)
+        own_problems = [problems[i] for i in order[rank::world]]
+        # The last number is even. That of an evaluation is 1.
         seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * rounds)
         samples = engine.generate(
-            [problem["prompt_ids"] for problem in own], cfg.num_generations,
-            cfg.temperature, top_p=1.0, max_tokens=cfg.max_completion_length,
-            progress=progress)
+            [problem["prompt_ids"] for problem in own_problems],
+            cfg.num_generations, cfg.temperature, top_p=1.0,
+            max_tokens=cfg.max_completion_length, progress=progress)
         clock.lap("rollout")
-        score(samples, own, tokenizer, verifier)
+        score(samples, own_problems, tokenizer, verifier)
         for s in samples:
             s.prompt = rank + world * s.prompt  # its place among all prompts
         sampled += sorted(gather(samples), key=lambda s: s.prompt)
@@ -595,20 +603,20 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     size = cfg.mini_batch_size * cfg.num_generations
     starts = range(0, cfg.batch_size * cfg.num_generations, size)
     mini_batches = [balance_across_ranks(samples[i:i + size], rank, world) for i in starts]
-    own = [s for mini_batch in mini_batches for s in mini_batch]
+    own_samples = [s for mini_batch in mini_batches for s in mini_batch]
     with faults.phase("log-probs"):
-        entropies, policy = trainer.compute_old_logp(own, progress)
-        faults.check_gap(policy["logp_gap"], own, trainer.dtype)
+        entropies, metrics = trainer.compute_old_logp(own_samples, progress)
+        faults.check_gap(metrics["logp_gap"], own_samples, trainer.dtype)
         tau = baselines.batch_threshold(entropies, method, cfg)
         if method.choose and samples:
-            method.choose(own)
+            method.choose(own_samples)
     clock.lap("logprobs")
 
-    updates = Counter()
+    totals = Counter()
     with faults.phase("update"):
         for mini_batch in mini_batches:
             # Counter.update adds.
-            updates.update(trainer.update(mini_batch, name, tau, progress))
+            totals.update(trainer.update(mini_batch, name, tau, progress))
         trainer.optimizer.zero_grad()  # frees the gradients' memory
     clock.lap("update")
     engine.load_weights(trainer.named_weights())
@@ -616,10 +624,10 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     return {
         "step": step + 1, "method": name, "sampling_rounds": rounds,
         **log.rollout_metrics(sampled, cfg.num_generations),
-        **policy, **log.update_metrics(updates, len(mini_batches)),
+        **metrics, **log.update_metrics(totals),
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
         **clock.metrics(rollout=sum(len(s.response_ids) for s in sampled),
-                        logprobs=policy["tokens"], update=updates["tokens"])}
+                        logprobs=metrics["tokens"], update=totals["tokens"])}
 
 
 # -------------------------------------------------------------- evaluation
@@ -641,7 +649,6 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
         starts = range(len(rows) // n, len(problems), chunk)
         for start in progress(starts, desc=benchmark.label):
             own = problems[start:start + chunk][rank::world]
-            # The last number is odd here and even in training.
             seed_everything(cfg.seed, start, rank // cfg.tensor_parallel_size, 1)
             samples = engine.generate(
                 [problem["prompt_ids"] for problem in own], n,
@@ -666,14 +673,13 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
 
 
 # -------------------------------------------------------------------- main
-def make_engine(cfg, stop_ids, device, dtype, load_format, max_tokens):
-    """Builds the engine that --rollout chooses."""
-    arguments = cfg, stop_ids, device, dtype, load_format, max_tokens
+def make_engine(cfg, *arguments):
+    """Builds the engine that --rollout chooses. Its arguments are VLLMEngine's."""
     if cli.uses_vllm(cfg):
         with engine_files(cfg):
-            return VLLMEngine(*arguments)
+            return VLLMEngine(cfg, *arguments)
     from runtime.hf_engine import HFEngine
-    return HFEngine(*arguments)
+    return HFEngine(cfg, *arguments)
 
 
 def main(arguments):

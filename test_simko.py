@@ -283,7 +283,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
         for c, k in itertools.product(range(n + 1), range(1, n + 1)):
             subsets = list(itertools.combinations(range(n), k))
             hits = sum(min(subset) < c for subset in subsets)
-            assert simko.pass_at_k(n, c, k).item() == hits / len(subsets)
+            assert simko.pass_at_k(n, torch.tensor([c]), k).item() == hits / len(subsets)
 
 
 # -------------------------------------------------------- micro-batches

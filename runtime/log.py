@@ -63,14 +63,14 @@ class Log:
         for name, value in row.items():
             if isinstance(value, int | float):
                 self.board.add_scalar(name, value, row["step"])
-        ranks = " ".join(
+        candidates = " ".join(
             f"{row[f'Lambda_{k}']:.2f}" for k in range(1, self.K + 1))
         seconds = sum(
             value for name, value in row.items() if name.startswith("seconds_"))
         tqdm.write(
             f"step {row['step']:>4}/{self.steps}  "
             f"reward = pass@1 {row['reward']:.3f}  "
-            f"Lambda^(k) {ranks}  "
+            f"Lambda^(k) {candidates}  "
             f"entropy {row['entropy']:.3f}  "
             f"tokens {row['response_length']:.0f}  "
             f"grad {row['grad_norm']:.2f}  "
@@ -126,13 +126,14 @@ def entropy_histogram(entropy):
 
 
 def distinct_tokens(topk_logp, num_generations):
-    """Returns the expected number of distinct tokens among num_generations
-    samples at each position.
+    """Returns a lower bound of the expected number of distinct tokens among
+    num_generations samples at each position.
 
     Each token contributes the probability 1 - (1 - p)^G that at least one
     sample contains it (Prop. 3 of the paper's third version, arXiv
-    2510.14807v3). All tokens below the top K count as one, so the number is
-    at most K + 1. topk_logp: (T, K). Returns (T,), float64."""
+    2510.14807v3). All tokens below the top K count as one, so the bound is
+    at most K + 1, and loose where many of them are likely.
+    topk_logp: (T, K). Returns (T,), float64."""
     # Only the log uses the result, so it needs no gradient.
     p = topk_logp.detach().double().exp()
     rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
@@ -167,10 +168,11 @@ def policy_metrics(sums):
     return metrics
 
 
-def update_metrics(sums, updates):
+def update_metrics(sums):
     """Returns means over the trained tokens, over the gated tokens
-    (distinct_tokens) or over updates (loss, grad_norm)."""
+    (distinct_tokens) or over the updates that were made (loss, grad_norm)."""
     tokens, gated = sums["tokens"] or 1, sums["gated_tokens"]
+    updates = sums["updates"] or 1
     distinct = sums["distinct_tokens"] / gated if gated else math.nan
     return {
         "gate_share": gated / tokens,

@@ -19,7 +19,8 @@ from runtime.common import fail, one_line
 class Sample:
     """One response. The engine's arrays are numpy arrays,
     which are cheap to gather over ranks."""
-    prompt: int               # index of its prompt in the batch
+    prompt: int               # index of its prompt among this rank's, and in
+                              # the batch once train_step has gathered them
     prompt_ids: np.ndarray    # (P,) int64
     response_ids: np.ndarray  # (L,) int64, as sampled, EOS included
     engine_logp: np.ndarray   # (L,) float32 by the engine; (0,) in evaluation
@@ -52,21 +53,27 @@ def pack(samples, device):
     """Packs Samples. Without any, the row is one token
     that predicts nothing."""
     if samples:
-        prompts = np.array([len(s.prompt_ids) for s in samples])
+        prompt_lengths = np.array([len(s.prompt_ids) for s in samples])
         lengths = np.array([len(s.response_ids) for s in samples])
         parts = [ids for s in samples for ids in (s.prompt_ids, s.response_ids)]
         tokens = np.concatenate(parts)
     else:
-        prompts, tokens = np.array([1]), np.array([0])
-        lengths = np.array([0])
-    sizes = prompts + lengths
+        tokens = np.array([0])
+        prompt_lengths, lengths = np.array([1]), np.array([0])
+    sizes = prompt_lengths + lengths
     positions = np.concatenate([np.arange(size) for size in sizes])
     bounds = np.cumsum([0, *sizes], dtype=np.int32)
-    response = np.flatnonzero(positions >= prompts.repeat(sizes))
+    response = np.flatnonzero(positions >= prompt_lengths.repeat(sizes))
     arrays = (tokens, positions, bounds, response - 1,
               tokens[response], lengths[:len(samples)])
     tensors = [torch.from_numpy(array).to(device) for array in arrays]
     return Packed(*tensors, int(sizes.max()))
+
+
+def join(parts, like):
+    """Joins one tensor for each sample. The result of an empty micro-batch,
+    which has no parts, is empty with the dtype and device of `like`."""
+    return torch.cat([like[:0], *parts])
 
 
 def micro_batches(samples, tokens):
@@ -143,7 +150,7 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
     on GPUs. q, k, v: (T, heads, d). Returns (T, heads, d)."""
     from torch.nn.attention.varlen import varlen_attn
     grouped = {}
-    # The kernel of PyTorch 2.11 takes fewer key heads without this option.
+    # PyTorch 2.11 supports fewer key heads without this option.
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         grouped = {"enable_gqa": q.shape[1] != k.shape[1]}
     return varlen_attn(q, k, v, bounds, bounds, longest, longest,
@@ -152,8 +159,8 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
 
 def holds_float32(folder):
     """Returns whether some weights in a model's folder are float32.
-    transformers would give all weights the dtype of the first one, as it
-    does with a model on the hub."""
+    With dtype="auto" transformers would give all weights the dtype of the
+    first, and round them if it is lower."""
     for file in Path(folder).glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():

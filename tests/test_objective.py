@@ -81,18 +81,16 @@ def test_tau_of_a_batch_is_the_quantile_over_the_tokens_of_all_ranks(entropies, 
     assert tau == (np.quantile(everyone, q) if scope == "batch" else None)
 
 
-def test_pass_at_k_is_exact_at_every_count_and_broadcasts():
+def test_pass_at_k_is_exact_at_every_count():
     for k in (1, 2, 128, 256, 300):
         want = [float(1 - Fraction(math.comb(300 - c, k), math.comb(300, k))) for c in range(301)]
         assert simko.pass_at_k(300, torch.arange(301), k).tolist() == want
-    assert simko.pass_at_k(torch.tensor([[4], [8]]), torch.tensor([0, 1, 4]), 4).shape == (2, 3)
 
 
-@pytest.mark.parametrize("n, c, k", [
-    (4, 1, 5), (torch.tensor([8, 4]), 1, 5), (4, 1, 0), (4, 5, 2), (4, -1, 2)])
+@pytest.mark.parametrize("n, c, k", [(4, 1, 5), (4, 1, 0), (4, 5, 2), (4, -1, 2)])
 def test_pass_at_k_refuses_what_has_no_value(n, c, k):
     with pytest.raises(ValueError, match="1 <= k <= n"):
-        simko.pass_at_k(n, c, k)
+        simko.pass_at_k(n, torch.tensor([1, c]), k)
 
 
 @pytest.mark.parametrize("count, size", [(4, 1), (4, 0), (7, 2), (3, 8)])

@@ -187,7 +187,7 @@ def test_distinct_tokens_are_a_mean_over_the_gated_tokens_that_were_trained_on(b
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     trainer.compute_old_logp(samples, quiet)
     sums = trainer.update(samples, "simko", None, quiet)
-    row = log.update_metrics(sums, 1)
+    row = log.update_metrics(sums)
 
     distinct, plain = [], plain_model(base)
     for s in samples:
