@@ -1,9 +1,9 @@
 """The equations: a second file to read, beside simko.py and the paper.
 
 It begins with one token whose gradients fit on a line and can be checked
-by hand. Every test after it computes something twice, once naively from
-the paper's formula and once with simko.py, and compares the values and,
-through autograd, the gradients.
+by hand. The tests after it compute what simko.py computes a second time,
+naively from the paper's formula or by hand. Those of the loss compare
+gradients as well.
 
     python -m pytest test_simko.py -s      # -s shows what the tests print
 

@@ -2,8 +2,8 @@
 to GRPO. Their constants come from the papers that introduced them.
 
 A method changes the advantage of a response, the loss of a token, or both.
-simko.py looks them up in METHODS: the advantage in `train_step`, the loss
-in `Trainer.update`."""
+simko.py looks it up in METHODS: `train_step` asks for its advantage and its
+gate, `Trainer.update` for its loss and for the responses that count."""
 import math
 from typing import Callable, NamedTuple
 
@@ -20,7 +20,8 @@ class Method(NamedTuple):
     advantage: Callable | None = None
     # (grpo_loss, gamma, logp, old_logp, entropy, advantage, gate) ->
     # (loss, whether it is clipped). All are (T,), except that grpo_loss is
-    # a function of (gamma, advantage) that returns this pair for GRPO.
+    # a function of (gamma, advantage) that returns this pair for GRPO. T is
+    # 0 where other ranks have more micro-batches.
     token_loss: Callable | None = None
     # The gate opens above this quantile of all entropies in the batch.
     batch_quantile: float | None = None
@@ -94,7 +95,8 @@ def kl_cov_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
 def choose_by_covariance(samples, share=0.002):
     """Sets `chosen`, (T,) bool, in each sample. It is true for the `share` of
     tokens over all ranks (at least one token) where the product of A and
-    log pi_old, each minus its mean, is largest.
+    log pi_old, each minus its mean, is largest. If all A are equal, it is
+    true for none.
 
     The choice uses pi_old so that it depends neither on micro-batches nor
     on earlier updates."""
@@ -108,6 +110,8 @@ def choose_by_covariance(samples, share=0.002):
     products = (everyone - means).prod(0)
     count = max(1, int(share * len(products)))
     least = products.topk(count).values[-1]
+    if products.max() < 1e-12:  # 0 up to rounding
+        least = math.inf
     for sample, row in zip(samples, rows):
         chosen = (row - means).prod(0) >= least
         sample.chosen = chosen.to(sample.old_logp.device)

@@ -37,7 +37,14 @@ def start_or_resume(folder, settings, trainer):
 
 
 def checkpoint_state(trainer):
+    """Returns the states of model and optimizer, which share their tensors."""
+    # An optimizer that has made no step gets its state from get_state_dict,
+    # by a step with learning rate 0, which must not count.
+    fresh = not trainer.optimizer.state
     model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
+    if fresh:
+        for state in trainer.optimizer.state.values():
+            state["step"].zero_()
     if trainer.cfg.lora_rank:  # --model has the frozen weights
         model = {name: weight for name, weight in model.items() if ".lora_" in name}
     return {"model": model, "optimizer": optimizer}

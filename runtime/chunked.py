@@ -1,30 +1,39 @@
-"""Computes what the loss needs from the output head without holding all logits in memory.
+"""Computes what the loss needs from the output head without holding all
+logits in memory.
 
-The loss needs a handful of numbers per token: the log-probability of the sampled token, those of the K most probable
-tokens, and the entropy. A direct computation holds several copies of a (tokens x vocabulary) matrix in float32. For
-16,384 tokens and a vocabulary of 152,000, a single copy takes 9 GiB.
+The loss needs a handful of numbers per token: the log-probability of the
+sampled token, those of the K most probable tokens, and the entropy. A direct
+computation holds several copies of a (tokens x vocabulary) matrix in float32.
+For 16,384 tokens and a vocabulary of 152,000, a single copy takes 9 GiB.
 
-`token_statistics` takes the head's input instead of its output. It computes the logits of one chunk of tokens, keeps
-the few numbers, and frees the logits before it computes the next chunk. The backward pass recomputes each chunk's
-logits. The gradient is exact: chunks change how much memory is needed, not what is computed.
+`token_statistics` takes the head's input instead of its output. It computes
+the logits of one chunk of tokens, keeps the few numbers, and frees the logits
+before it computes the next chunk. The backward pass recomputes each chunk's
+logits. Chunks change how much memory is needed, and the result by rounding
+only: in bfloat16 the head's gradient is rounded once a chunk.
 """
 import torch
 
-# The number of float32 logits that exist at a time: 1 GiB on a GPU, 1/4 GiB on a CPU.
+# The float32 logits of a chunk: 1 GiB on a GPU, 1/4 GiB on a CPU. The forward
+# pass holds two such arrays at its peak.
 LOGITS_ON_GPU = 2**28
 LOGITS_ON_CPU = 2**26
 
 
 def token_statistics(hidden, weight, token, K, temperature=1.0, chunk=None):
-    """Returns (logp, topk_logp, entropy, is_top1) of every token at the given temperature.
+    """Returns (logp, topk_logp, entropy, is_top1) of every token at the given
+    temperature.
 
-    hidden: (T, D), the states that predict the tokens. weight: (V, D), the output head's weight. token: (T,) int64.
-    K: the number of candidates, at most V. chunk: the number of tokens to compute at a time, by default as many as
-    `LOGITS_ON_GPU` or `LOGITS_ON_CPU` allows.
+    hidden: (T, D), the states that predict the tokens.
+    weight: (V, D), the output head's weight. token: (T,) int64.
+    K: the number of candidates, at most V.
+    chunk: the number of tokens to compute at a time, by default as many as
+        `LOGITS_ON_GPU` or `LOGITS_ON_CPU` allows.
 
-    logp: (T,), log pi(token). topk_logp: (T, K), the K largest log-probabilities, descending. entropy: (T,), in nats.
-    is_top1: (T,) bool, whether no token is more probable than the sampled one. The first two are differentiable.
-    """
+    logp: (T,), log pi(token). topk_logp: (T, K), the K largest
+    log-probabilities, descending. entropy: (T,), in nats. is_top1: (T,) bool,
+    whether no token is more probable than the sampled one. The first two are
+    differentiable."""
     if chunk is None:
         limit = LOGITS_ON_GPU if hidden.is_cuda else LOGITS_ON_CPU
         chunk = max(1, limit // len(weight))
@@ -39,12 +48,15 @@ class ChunkedHead(torch.autograd.Function):
         pieces = []
         for h, y in zip(hidden.split(chunk), token.split(chunk)):
             pieces.append(chunk_statistics(h, weight, y, K, temperature))
-        logp, topk_logp, entropy, log_z, top = (torch.cat(piece) for piece in zip(*pieces))
+        logp, topk_logp, entropy, log_z, top = (
+            torch.cat(piece) for piece in zip(*pieces))
 
-        # Compared by value, so that every token that ties for the highest probability counts as rank 1.
+        # Compared by value, so that every token that ties for the highest
+        # probability counts as rank 1.
         is_top1 = logp >= topk_logp[:, 0]
 
-        # The upstream gradient is nonzero only in these columns: the sampled token, then the K candidates.
+        # The upstream gradient is nonzero only in these columns: the sampled
+        # token, then the K candidates.
         columns = torch.cat([token[:, None], top], dim=1)
         ctx.save_for_backward(hidden, weight, log_z, columns)
         ctx.temperature = temperature
@@ -63,17 +75,19 @@ class ChunkedHead(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            grad_z = chunk_gradient(hidden[rows], weight, log_z[rows], columns[rows], grad[rows], ctx.temperature)
+            grad_z = chunk_gradient(
+                hidden[rows], weight, log_z[rows], columns[rows], grad[rows],
+                ctx.temperature)
             torch.mm(grad_z, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight.addmm_(grad_z.T, hidden[rows])
-            del grad_z  # so that there are never two chunks in memory
+            del grad_z  # before the next chunk is computed
         return grad_hidden, grad_weight, None, None, None, None
 
 
 def chunk_logits(h, weight, temperature):
-    """Returns the logits, (t, V). The matrix product uses the model's dtype, as the engine does; the softmax needs
-    float32."""
+    """Returns the logits, (t, V). The matrix product uses the model's dtype,
+    as the engine does; the softmax needs float32."""
     z = h @ weight.T
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     if temperature != 1:
@@ -82,7 +96,8 @@ def chunk_logits(h, weight, temperature):
 
 
 def chunk_statistics(h, weight, y, K, temperature):
-    """Returns logp (t,), topk_logp (t, K), entropy (t,), log Z (t, 1) and the candidates (t, K) of t tokens."""
+    """Returns logp (t,), topk_logp (t, K), entropy (t,), log Z (t, 1) and the
+    candidates (t, K) of t tokens."""
     z = chunk_logits(h, weight, temperature)
     top = z.topk(K, dim=-1)
     largest = top.values[:, :1]
@@ -101,12 +116,14 @@ def chunk_statistics(h, weight, y, K, temperature):
 def chunk_gradient(h, weight, log_z, columns, grad, temperature):
     """Returns d loss / d logits, (t, V), in the weight's dtype.
 
-    grad: (t, 1 + K), d loss / d log pi(j) for each j in `columns` (t, 1 + K). Each j adds grad_j (e_j - pi) (Eq. 4).
-    Together they add -pi times the sum of grad, which is dense, and grad_j in column j."""
+    grad: (t, 1 + K), d loss / d log pi(j) for each j in `columns` (t, 1 + K).
+    Each j adds grad_j (e_j - pi), as in Eq. 4. Together they add -pi times the
+    sum of grad, which is dense, and grad_j in column j."""
     z = chunk_logits(h, weight, temperature)
     pi = z.sub_(log_z).exp_()
     grad_z = pi.mul_(-grad.sum(1, keepdim=True))
-    grad_z.scatter_add_(1, columns, grad)  # adds both gradients if the sampled token is a candidate
+    # Adds both gradients if the sampled token is a candidate.
+    grad_z.scatter_add_(1, columns, grad)
     return grad_z.to(weight.dtype)
 
 

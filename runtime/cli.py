@@ -50,8 +50,8 @@ def setting(default, help):
 
 @dataclasses.dataclass
 class SystemConfig:
-    """How a run uses its machine. Apart from rounding and the engine's
-    random streams, these settings change time and memory alone."""
+    """How a run uses its machine. Apart from rounding, the engine's random
+    streams and data_dir, these settings change time and memory alone."""
     _argument_group_name = "system"
     rollout: Literal["auto", "vllm", "hf"] = setting(
         "auto", "engine that generates; auto: vLLM if it is installed, "
@@ -72,7 +72,7 @@ class TrainSystemConfig:
     """Settings of the machine that only a training run has."""
     _argument_group_name = "system, in training"
     micro_batch_tokens: int = setting(
-        16384, "the most packed tokens in a forward pass")
+        16384, "maximum packed tokens in a forward pass")
     gradient_checkpointing: bool = setting(
         True, "recompute each layer in the backward pass")
     save_steps: int = setting(
@@ -144,6 +144,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter,
     """Shows defaults, and keeps the lines of the epilog."""
 
     def _get_help_string(self, action):
+        if action.option_strings[-1].startswith("--no-"):
+            return f"do not {action.help}"
         if action.default in (None, "", [], {}):
             return action.help  # the text says what applies
         return super()._get_help_string(action)
@@ -181,16 +183,16 @@ def groups_of(command, Config):
 def json_object(text):
     """The type of a flag whose value is a JSON object."""
     def refuse(name):
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not JSON")
 
     try:
         value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r:.80} is no JSON ({one_line(error)})") from error
+            f"{text!r:.80} is not JSON ({one_line(error)})") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(
-            f"{text!r:.80} is no JSON object, such as "
+            f"{text!r:.80} is not a JSON object, such as "
             """'{"enable_thinking": false}'""")
     return value
 
@@ -251,13 +253,16 @@ def check_values(cfg, parser):
     for name, value in vars(cfg).items():
         for v in value if isinstance(value, list) else [value]:
             if isinstance(v, str):
+                if name in ("output_dir", "data_dir") and v.startswith("~"):
+                    parser.error(f"{flag(name)} {v}: the shell replaces ~ only "
+                                 "after a space: write the whole path")
                 empty = not v.strip() and name != "data_dir"
                 if empty or not v.isprintable():
                     parser.error(f"{flag(name)} {v!r} is empty, or has "
                                  "characters that cannot be printed")
             elif isinstance(v, int | float):
                 if not abs(v) < 2**31:
-                    parser.error(f"{flag(name)} {v} is no number below 2^31")
+                    parser.error(f"{flag(name)} {v} is not a number below 2^31")
                 if name in ABOVE_0 and not v > 0:
                     parser.error(f"{flag(name)} must be above 0")
                 if name in AT_LEAST_0 and not v >= 0:
@@ -266,7 +271,7 @@ def check_values(cfg, parser):
                     parser.error(f"{flag(name)} must lie in [0, 1]")
     for name, choices in CHOICES.items():
         if getattr(cfg, name) not in choices:
-            parser.error(f"{flag(name)} {getattr(cfg, name)} is none of "
+            parser.error(f"{flag(name)} {getattr(cfg, name)} is not one of "
                          f"{', '.join(choices)}")
 
 
@@ -286,8 +291,9 @@ def conditions(command, cfg):
          0 < cfg.gpu_memory_utilization <= 1),
         ("--num-generations must be at least 2: one response alone has "
          "no baseline", cfg.num_generations > 1),
-        ("--method pass-at-k needs --num-generations of at least 4",
-         cfg.method != "pass-at-k" or cfg.num_generations >= 4),
+        ("--method pass-at-k needs --num-generations above 4: with one set "
+         "of 4 there is no advantage",
+         cfg.method != "pass-at-k" or cfg.num_generations > 4),
         (f"--mini-batch-size {cfg.mini_batch_size} does not divide "
          f"--batch-size {cfg.batch_size}",
          cfg.batch_size % cfg.mini_batch_size == 0),
@@ -347,9 +353,9 @@ def uses_vllm(cfg):
 
 # --------------------------------------------------------------- the model
 @contextmanager
-def reading(what):
-    """Turns any error of a library that reads a damaged file into one line
-    that begins with `what`."""
+def fail_as(what):
+    """Turns any error of a library, such as that of a damaged file, into
+    one line that begins with `what`."""
     try:
         yield
     except Exception as error:  # noqa: BLE001
@@ -373,7 +379,7 @@ def check_weights(command, folder):
     index = folder / "model.safetensors.index.json"
     files = {*folder.glob("*.safetensors")}
     if index.exists():
-        with reading(index):
+        with fail_as(index):
             names = json.loads(index.read_bytes())["weight_map"].values()
             files = {folder / name for name in names}
     if not files:
@@ -381,7 +387,7 @@ def check_weights(command, folder):
              "formats are not read, since they can hold code. Save the "
              "model with save_pretrained")
     for file in files:
-        with reading(f"{file} is damaged or missing, fetch it again"):
+        with fail_as(f"{file} is damaged or missing, fetch it again"):
             # Reads the header and compares it with the file's size.
             with safe_open(file, "pt") as weights:
                 if command == "eval":
@@ -391,7 +397,7 @@ def check_weights(command, folder):
 
 
 def find_model(model):
-    """Refuses a --model that is no folder, if the hub cannot be asked for
+    """Refuses a --model that is not a folder, if the hub cannot be asked for
     it either. The hub's own client would first retry for minutes."""
     if os.path.isdir(model):  # unlike Path's, it takes names of any length
         return
@@ -399,7 +405,7 @@ def find_model(model):
         fail(f"--model {model}: there is no such folder")
     if is_offline_mode():
         return
-    with reading(f"--model {model} is no folder here, and {ENDPOINT} cannot "
+    with fail_as(f"--model {model} is not a folder here, and {ENDPOINT} cannot "
                  "be reached. Name a folder, or set HF_HUB_OFFLINE=1 to use "
                  "what was downloaded before"):
         get_session().head(ENDPOINT, timeout=10)
@@ -408,7 +414,7 @@ def find_model(model):
 def refuse_adapter(model):
     """Refuses a LoRA adapter, alone or beside a full model. The trainer
     and vLLM would not both apply it."""
-    with reading(f"--model {model}"):
+    with fail_as(f"--model {model}"):
         adapter = find_adapter_config_file(model)
     if adapter:
         fail(f"--model {model} has an adapter_config.json. Adapters (LoRA) "
@@ -437,7 +443,7 @@ def load_config(command, cfg):
     if os.path.isdir(cfg.model) and not os.path.exists(file):
         fail(f"{name} has no config.json: is it the folder of a model? "
              "A run of this program exports its model to hf")
-    with reading(f"{name}: its config.json cannot be read"):
+    with fail_as(f"{name}: its config.json cannot be read"):
         fields, _ = PreTrainedConfig.get_config_dict(cfg.model)
         refuse_quantised(cfg.model, fields)
 
@@ -448,7 +454,7 @@ def load_config(command, cfg):
     if fields.get("auto_map"):
         failure += (", which asks for code of its own (auto_map), and such "
                     "code is never run")
-    with reading(f"{name}: {failure}"):
+    with fail_as(f"{name}: {failure}"):
         config = AutoConfig.from_pretrained(cfg.model, **no_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **no_code)
@@ -491,16 +497,21 @@ def context_left(command, cfg, config):
 
 
 def load_tokenizer(cfg, vocabulary):
-    with reading(f"--model {cfg.model}: its tokenizer is missing, damaged "
+    with fail_as(f"--model {cfg.model}: its tokenizer is missing, damaged "
                  "or asks for code of its own (auto_map), which is never run"):
         tokenizer = AutoTokenizer.from_pretrained(
             cfg.model, trust_remote_code=False)
         # The vocabulary may be padded beyond the tokenizer's tokens,
         # and the padding may be sampled.
         tokenizer.decode([vocabulary - 1])
+    has_turns = "<|im_end|>" in tokenizer.get_vocab()
+    if cfg.prompt_template == "qwen-math" and not has_turns:
+        fail(f"--prompt-template qwen-math needs the token <|im_end|>, which "
+             f"{cfg.model} lacks: choose chat, plain or raw")
     if cfg.prompt_template == "chat" and not tokenizer.chat_template:
+        known = [name for name in TEMPLATES if name != "qwen-math" or has_turns]
         fail(f"{cfg.model} has no chat template: choose --prompt-template "
-             f"{', '.join(TEMPLATES)}")
+             f"{', '.join(known)}")
     check_template_kwargs(cfg, tokenizer)
     return tokenizer
 
@@ -510,13 +521,13 @@ def check_template_kwargs(cfg, tokenizer):
     that are not for it."""
     if not cfg.chat_template_kwargs:
         return
-    with reading(f"--model {cfg.model}: its chat template"):
+    with fail_as(f"--model {cfg.model}: its chat template"):
         template = tokenizer.get_chat_template()
     taken = inspect.signature(tokenizer.apply_chat_template).parameters
     for name in cfg.chat_template_kwargs:
         if name in {*taken, "messages"}:
-            fail(f"--chat-template-kwargs: {name!r:.80} is not for the "
-                 "template to be given: leave it out")
+            fail(f"--chat-template-kwargs: {name!r:.80} cannot be passed to "
+                 "the template: leave it out")
         if not re.search(rf"\b{re.escape(name)}\b", template):
             fail(f"--chat-template-kwargs: the chat template of {cfg.model} "
                  f"does not know {name!r:.80}: look for a misspelling")
@@ -532,7 +543,7 @@ def end_tokens(cfg, tokenizer, vocabulary):
     stops = [stop for stop in stops if stop is not None]
     for stop in stops:
         if not isinstance(stop, int) or not 0 <= stop < vocabulary:
-            fail(f"{cfg.model}: the end-of-text token {stop!r} is none of "
+            fail(f"{cfg.model}: the end-of-text token {stop!r} is not one of "
                  f"the {vocabulary} of the model's vocabulary: model and "
                  "tokenizer, or config.json and generation_config.json, do "
                  "not belong together")
@@ -549,7 +560,7 @@ def model_ends(model, vocabulary):
         named = settings.get("eos_token_id")
         return named if isinstance(named, list) else [named]
 
-    with reading(f"--model {model}"):
+    with fail_as(f"--model {model}"):
         config, _ = PreTrainedConfig.get_config_dict(model)
         parts = [config, config.get("text_config") or {}]
         try:
@@ -571,9 +582,14 @@ def model_ends(model, vocabulary):
 
 def encode(source, rows, tokenizer, vocabulary, cfg):
     """Calls encode_prompts, and checks that the model knows all tokens."""
-    with reading(f"{cfg.model}: its chat template or tokenizer cannot make "
-                 f"a prompt of {source}; another --prompt-template may do"):
+    with fail_as(f"{cfg.model}: its chat template or tokenizer cannot make "
+                 f"a prompt of {source}; another --prompt-template may work"):
         problems, dropped = encode_prompts(rows, tokenizer, cfg)
+    texts = {problem["problem"] for problem in problems}
+    prompts = {problem["prompt_ids"].tobytes() for problem in problems}
+    if len(texts) > 1 and len(prompts) == 1:
+        fail(f"{source}: all prompts are the same, so the chat template of "
+             f"{cfg.model} leaves the problem out: choose another --prompt-template")
     for problem in problems:
         ids = problem["prompt_ids"]
         what = None
@@ -583,15 +599,15 @@ def encode(source, rows, tokenizer, vocabulary, cfg):
             what = (f"has a token of id {ids.max()}, beyond the model's "
                     f"{vocabulary}")
         if what:
-            fail(f"{source}: the prompt of {problem['id']!r:.80} {what}: is "
-                 f"{cfg.model}'s tokenizer its own, and does "
-                 f"--prompt-template {cfg.prompt_template} hold the problem?")
+            fail(f"{source}: the prompt of {problem['id']!r:.80} {what}: check "
+                 f"that the tokenizer belongs to {cfg.model}, and that "
+                 f"--prompt-template {cfg.prompt_template} contains the problem")
     return problems, dropped
 
 
 def plan_benchmarks(command, cfg, sets, room):
     """Returns the Benchmarks of --eval-data. What the flags leave open is
-    as in the paper. Responses must fit into the room behind a prompt."""
+    as in the paper. Responses must fit into the room after a prompt."""
     weights_of = ""
     if command == "eval":
         files = Path(cfg.model).glob("*.safetensors")
@@ -644,8 +660,11 @@ def check_run(cfg, problems):
     if "output_dir" not in before:
         fail(f"{file} is of an earlier version of this program, whose runs "
              "cannot be continued: choose another --output-dir")
-    changed = [f"{flag(name)} {change}"
-               for name, change in differences(before, fixed).items()]
+    changes = differences(before, fixed)
+    if "train_data_sha256" in changes:
+        fail(f"{folder} holds a run on other training data than --train-data "
+             f"{cfg.train_data} has now: choose another --output-dir")
+    changed = [f"{flag(name)} {change}" for name, change in changes.items()]
     if changed:
         fail(f"{folder} holds a run with other settings: "
              f"{'; '.join(changed)}. Choose another --output-dir")
@@ -741,7 +760,8 @@ def read_settings(path, text):
 def differences(before, settings):
     """Returns {name: "was this, is that"} for each setting that has changed."""
     # Older runs and evaluations do not have these settings.
-    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0, **before}
+    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0,
+              "dtype": "auto", "rollout": "auto", **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
             if before.get(name) != value}
@@ -761,6 +781,17 @@ def check_responses(path, settings):
         if not (path.parent / "eval.json").exists():
             for number, line in enumerate(file, 2):
                 read_row(path, number, line)
+
+
+def check_sets(file, benchmarks):
+    """Refuses to replace an eval.json that has the results of other sets."""
+    if not file.exists():
+        return
+    sets = read_settings(file, file.read_bytes()).get("sets", {})
+    lost = sets.keys() - {benchmark.label for benchmark in benchmarks}
+    if lost:
+        fail(f"{file} also has the results of {', '.join(sorted(lost))}: "
+             "name these sets as well, or another --output-dir")
 
 
 # ------------------------------------------------------------- all of them
@@ -791,7 +822,7 @@ def prepare(arguments, Config):
     job = Job(command, cfg, tokenizer, stop_ids, sets, benchmarks)
 
     folder = Path(cfg.output_dir)
-    with reading(f"--output-dir {folder} cannot be used"):
+    with fail_as(f"--output-dir {folder} cannot be used"):
         if training:
             check_run(cfg, job.problems)
         elif (folder / "config.json").exists():
@@ -802,6 +833,7 @@ def prepare(arguments, Config):
             name = f"{glob.escape(benchmark.label)}.jsonl"
             for path in folder.glob(f"eval_*/{name}" if training else name):
                 check_responses(path, benchmark.settings(cfg))
+        check_sets(folder / "eval.json", benchmarks)
     if training and os.environ.get("RANK", "0") == "0":
         if idle := idle_flags(cfg):
             print(f"note: --method {cfg.method} does not use "

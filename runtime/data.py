@@ -6,6 +6,7 @@ has "task", a name in verify.TASKS. tools/data.py writes the paper's data sets
 to files for machines without a network."""
 import json
 import math
+import os
 import re
 import sys
 from typing import NamedTuple
@@ -102,6 +103,8 @@ def parse_source(source):
 def hub_rows(hub, config, split):
     """Returns the rows of a hub data set at its pinned revision."""
     import datasets
+    if os.path.isfile(hub):
+        fail(f"{hub} is not a .jsonl file: convert it, with datasets' to_json for example")
     revision, rows = REVISIONS.get(hub), []
     try:
         configs = [config]
@@ -112,8 +115,8 @@ def hub_rows(hub, config, split):
             prefix = f"{name}-" if config == "*" else ""
             rows += [{"id": f"{prefix}{i}", **row} for i, row in enumerate(part)]
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        fail(f"{hub} cannot be read from the Hugging Face hub, and it is not a .jsonl file: "
-             f"{one_line(error)}")
+        fail(f"{hub} cannot be read from the Hugging Face hub (--data-dir names a folder of "
+             f"copies), and it is not a .jsonl file: {one_line(error)}")
     return rows
 
 
@@ -130,8 +133,13 @@ def convert_all(source, spec, rows):
 
 
 def convert(source, spec, row):
-    """Converts a row with the hub's columns, or with ours, into
-    {"id", "problem", "answer"[, "task", "level"]}."""
+    """Converts a row with the hub's columns into {"id", "problem",
+    "answer"[, "task", "level"]}. The rows of DATASETS may have our columns
+    instead. Raises KeyError if a column is missing."""
+    if source not in DATASETS:
+        for name in (spec.problem, spec.answer):
+            if name not in row:
+                raise KeyError(f"there is no column {name!r} among {[*row]}")
     answer = row.get(spec.answer, row.get("answer"))
     made = {"id": str(row["id"]), "problem": row.get(spec.problem, row.get("problem"))}
     if source.startswith("synlogic"):
@@ -182,11 +190,12 @@ def synlogic(row):
     return {"problem": prompt, "answer": answer, "task": task}
 
 
-def gsm8k_math1(gsm8k, math, tests):
+def gsm8k_math1(gsm8k, math_rows, tests):
     """Returns the problems of GSM8K and of level 1 of MATH, without those
     that are also test problems."""
     rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k]
-    rows += [{**row, "id": f"math-{row['id']}"} for row in math if row.get("level") == "1"]
+    rows += [{**row, "id": f"math-{row['id']}"} for row in math_rows
+             if row.get("level") == "1"]
     kept = outside(rows, tests)
     print(f"left out {len(rows) - len(kept)} of {len(rows)} training problems, "
           "which are also test problems", file=sys.stderr)
@@ -213,8 +222,8 @@ def read_jsonl(path):
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 where = f"{path}, line {number}"
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
                     row = json.loads(text)
                     if not isinstance(row, dict):
                         raise ValueError("a row must be an object, {...}")
@@ -271,7 +280,7 @@ def check_problem(where, row, task):
         fail(f"{where}: the answer has {len(answer)} characters, but a response's answer may "
              f"have at most {MAX_ANSWER}: shorten it, or remove the row")
     if task not in [*TASKS]:
-        fail(f"{where}: the task {task!r:.80} is none of {', '.join(TASKS)}")
+        fail(f"{where}: the task {task!r:.80} is not one of {', '.join(TASKS)}")
     try:
         TASKS[task]("", answer, False)
     except (ValueError, TypeError, RecursionError):
@@ -307,14 +316,14 @@ def without_tests(cfg, problems):
 
 
 def prompt_order(step, batch_size, count, seed):
-    """Returns the places, among `count` prompts, of the batch_size prompts
+    """Returns the indices, among `count` prompts, of the batch_size prompts
     that a step trains on. Each epoch goes through a permutation that depends
     only on (seed, epoch)."""
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = places // count
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // count
     order = []
     for epoch in np.unique(epochs):
         rng = np.random.default_rng([seed, epoch])
         permutation = rng.permutation(count)
-        order += permutation[places[epochs == epoch] % count].tolist()
+        order += permutation[positions[epochs == epoch] % count].tolist()
     return order

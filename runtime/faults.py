@@ -58,6 +58,8 @@ MORE_MEMORY = {
     "run":
         "lower --gpu-memory-utilization {gpu_memory_utilization}"}
 
+# What gloo, NCCL and the store say when a rank has gone, and when it does
+# not answer.
 LOST = ("Connection (closed|reset|refused)|[Bb]roken pipe|"
         "remote process (has )?exited")
 SILENT = "[Tt]imed out|[Tt]imeout"
@@ -99,6 +101,7 @@ def explained(cfg, verifier):
     with ExitStack() as stack:
         try:
             yield stack
+        # CheckpointException is no Exception.
         except (Exception, SystemExit, CheckpointException) as error:
             if isinstance(error, SystemExit) and not error.code:
                 raise  # a regular stop

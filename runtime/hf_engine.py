@@ -21,15 +21,19 @@ class SampledLogp(LogitsProcessor):
 
     def __call__(self, ids, logits):
         if self.logp is not None:
-            self.columns.append(self.logp.gather(1, ids[:, -1:]))
+            self.record(ids)
         self.logp = (logits.float() / self.temperature).log_softmax(-1)
         return logits
+
+    def record(self, ids):
+        """Records the log-probs of the last column of ids."""
+        self.columns.append(self.logp.gather(1, ids[:, -1:]))
 
 
 class HFEngine:
     """Generates with its own copy of the model in the compute dtype. It
     always starts with the checkpoint's weights and ignores load_format."""
-    rows = 256  # responses generated at a time
+    batch_size = 256  # responses generated at a time
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
         self.model = load_model(cfg.model, dtype).to(device).eval()
@@ -56,8 +60,8 @@ class HFEngine:
         stop_ids = torch.tensor(self.stop_ids)
         copies = [i for i in range(len(prompts)) for _ in range(n)]
         samples = []
-        for start in progress(range(0, len(copies), self.rows), desc="rollout"):
-            rows = copies[start:start + self.rows]
+        for start in progress(range(0, len(copies), self.batch_size), desc="rollout"):
+            rows = copies[start:start + self.batch_size]
             unpadded = [torch.from_numpy(prompts[i]) for i in rows]
             left = {"batch_first": True, "padding_side": "left"}  # generate appends
             ids = pad_sequence(unpadded, **left)
@@ -69,7 +73,7 @@ class HFEngine:
                 logits_processor=[sampled] if logprobs else [])
             logp = np.zeros((len(rows), 0), np.float32)
             if logprobs:
-                sampled(out, sampled.logp)  # records the last token's
+                sampled.record(out)
                 logp = torch.cat(sampled.columns, 1).cpu().numpy()
             responses = out[:, ids.shape[1]:].cpu()
             stops = torch.isin(responses, stop_ids)

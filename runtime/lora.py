@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
-from runtime.cli import reading
+from runtime.cli import fail_as
 from runtime.common import seed_everything
 
 
@@ -15,7 +15,7 @@ def add_adapters(model, cfg, dtype):
     are trained in float32. B starts as zero, so the policy does not change."""
     from peft import LoraConfig  # here, since peft cannot be imported under -OO
     seed_everything(cfg.seed)  # every rank must draw the same A
-    with reading(f"--lora-rank: PEFT cannot adapt {cfg.model}"):
+    with fail_as(f"--lora-rank: PEFT cannot adapt {cfg.model}"):
         model.add_adapter(LoraConfig(
             r=cfg.lora_rank, lora_alpha=cfg.lora_alpha,
             task_type="CAUSAL_LM", target_modules="all-linear"))

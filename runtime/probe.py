@@ -26,9 +26,9 @@ def check_log_probs(model, policy_forward, cfg, device):
     itself computes for each sequence alone.
 
     model: the model before it is sharded. The check uses its first layers, up
-    to the first one of every kind, and leaves the model in float32 on
-    `device`, where the trainer needs it next. policy_forward: the function of
-    that name in simko.py."""
+    to the first one of every kind, and leaves these and the embeddings in
+    float32 on `device`; the trainer converts the rest. policy_forward: the
+    function of that name in simko.py."""
     name = f"--model {cfg.model}, a {type(model).__name__}"
     check_finite(cfg.model, model.named_parameters())
     if getattr(model.get_output_embeddings(), "bias", None) is not None:

@@ -34,8 +34,9 @@ class Benchmark(NamedTuple):
             "model": cfg.model, "seed": cfg.seed,
             "prompt_template": cfg.prompt_template,
             "chat_template_kwargs": cfg.chat_template_kwargs,
+            "dtype": cfg.dtype, "rollout": cfg.rollout,
             **{name: getattr(self, name) for name in own},
-            "problems": digest(self.problems)}
+            "problems_sha256": digest(self.problems)}
 
 
 def row(sample):
@@ -91,7 +92,8 @@ def resume(path, benchmark, cfg, chunk):
 
 def report(folder, cfg, results):
     """Writes eval.json and prints a table of pass@K in %."""
-    names = "model", "seed", "prompt_template", "chat_template_kwargs"
+    names = ("model", "seed", "prompt_template", "chat_template_kwargs",
+             "dtype", "rollout")
     settings = {name: getattr(cfg, name) for name in names}
     contents = {
         "settings": settings, "versions": versions(), "sets": results}

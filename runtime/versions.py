@@ -15,7 +15,8 @@ PACKAGES = (
 def commit():
     """Returns the commit of this clone, and whether files have changed."""
     folder = Path(__file__).resolve().parents[1]
-    # A clone that a copy of this folder lies in is not its own.
+    # If this folder was copied into another clone, that clone's commit is
+    # not ours.
     only_here = {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
 
     def git(*words):
@@ -32,7 +33,7 @@ def commit():
         return "unknown: git names none here"
 
 
-@functools.cache  # the code that runs is that of the start
+@functools.cache  # a commit made during the run is not the run's
 def versions():
     """Returns {name: version} of the code, Python, the system, the packages
     that are installed, and the GPU."""

@@ -20,11 +20,12 @@ REFUSED = {  # command line: what the message names, by default the first flag
         "--tensor-parallel-size 2 is for vLLM, and does not work with --rollout hf",
     "train --eval-data a/x,split=test b/x": "same name",
     "eval --alpha 0.1 --eval-data x": "--alpha",
-    "train --chat-template-kwargs [1]": "'[1]' is no JSON object",
-    "train --chat-template-kwargs false": "'false' is no JSON object",
-    'train --chat-template-kwargs {"a":NaN}': "is no JSON (NaN is no JSON)",
+    "train --output-dir=~/runs": "the shell replaces ~ only after a space",
+    "train --chat-template-kwargs [1]": "'[1]' is not a JSON object",
+    "train --chat-template-kwargs false": "'false' is not a JSON object",
+    'train --chat-template-kwargs {"a":NaN}': "is not JSON (NaN is not JSON)",
     "eval --eval-data x --chat-template-kwargs enable_thinking=false":
-        "--chat-template-kwargs: 'enable_thinking=false' is no JSON (",
+        "--chat-template-kwargs: 'enable_thinking=false' is not JSON (",
     'train --prompt-template raw --chat-template-kwargs {"a":1}':
         "--chat-template-kwargs are for --prompt-template chat",
     **{f"train --{flags}": f"--{flags.split()[0]}" for flags in (

@@ -107,7 +107,9 @@ def test_a_hub_that_changed_or_cannot_be_reached_is_an_error_of_one_line(hub, mo
     with pytest.raises(SystemExit, match="math500 has 1 problems, not 500"):
         data.fetch("math500")
     for source, message in (("no/such", "no/such cannot be read"), ("a/b,split", "key=value"),
-                            ("a/b,column=c", "key=value")):
+                            ("a/b,column=c", "key=value"),
+                            ("openai/gsm8k,config=main,split=test,problem=quest",
+                             "no column 'quest' among .'id', 'question', 'answer'.")):
         with pytest.raises(SystemExit, match=message) as stop:
             data.load_problems(source)
         assert "\n" not in str(stop.value)

@@ -74,4 +74,4 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
         workers.python(ROOT / "simko.py", "train", "--method", "rloo"),
         capture_output=True, text=True, check=False)
     # The method does not exist without the diff.
-    assert failed.returncode == 2 and "--method rloo is none of" in failed.stderr
+    assert failed.returncode == 2 and "--method rloo is not one of" in failed.stderr

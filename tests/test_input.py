@@ -35,6 +35,7 @@ from runtime.data import load_problems
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from runtime.packing import load_model
+from runtime.responses import Benchmark
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
 from tests.conftest import main, metrics, recipe, write_rows
@@ -420,7 +421,7 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
         edit("generation_config.json", eos_token_id=[2, 10**9]), "raw",
         "end-of-text token 1000000000 is"),
     "end of text": (
-        edit("generation_config.json", eos_token_id="x"), "raw", "end-of-text token 'x' is none"),
+        edit("generation_config.json", eos_token_id="x"), "raw", "end-of-text token 'x' is not one"),
     "cut generation": (cut("generation_config.json", 9), "raw", "generation_config.json"),
     "no template": (lambda folder: None, "chat", "has no chat template: choose --prompt-template"),
     "bad template": (
@@ -428,7 +429,11 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
     "refusing template": (
         chat(chat_template=f"{{{{ raise_exception('no{ESCAPE}') }}}}"), "chat", r"no\\x1b"),
     "prying template": (chat(chat_template="{{ ''.__class__.__mro__ }}"), "chat", "unsafe"),
-    "empty template": (chat(chat_template="{{ '' }}"), "chat", "has no tokens"),
+    "empty template": (chat(chat_template="{{ '' }}"), "chat", "leaves the problem out"),
+    "template of parts": (
+        chat(chat_template="> {% for part in messages[0].content if part.text %}{{ part.text }}{% endfor %}"),
+        "chat", "leaves the problem out"),
+    "no turns": (lambda folder: None, "qwen-math", "needs the token <.im_end.>, which"),
 }
 
 
@@ -463,7 +468,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(cli, "get_session", lambda: mock.Mock(head=head))
     monkeypatch.setattr(cli, "is_offline_mode", lambda: False)
-    with pytest.raises(SystemExit, match="some/model is no folder here.*HF_HUB_OFFLINE=1") as stop:
+    with pytest.raises(SystemExit, match="some/model is not a folder here.*HF_HUB_OFFLINE=1") as stop:
         cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", "some/model"), Config)
     assert "no network" in refused(stop.value) and len(asked) == 1
 
@@ -800,8 +805,8 @@ def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignore
     arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
                        "--rollout", "hf", "--steps", 1, "--prompt-template", "chat")
     for given, message in (({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
-                           ({"tokenize": 1}, "'tokenize' is not for the template"),
-                           ({"messages": []}, "'messages' is not for the template")):
+                           ({"tokenize": 1}, "'tokenize' cannot be passed to the template"),
+                           ({"messages": []}, "'messages' cannot be passed to the template")):
         with pytest.raises(SystemExit, match=message) as stop:
             main([*arguments, "--chat-template-kwargs", json.dumps(given)])
         refused(stop.value)
@@ -834,12 +839,34 @@ def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
     try:
         train.write_bytes(content.replace(b'"answer": "', b'"answer": "1', 1))
         resume = recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 1)
-        message = "other settings: --train-data-sha256 was [0-9a-f]{64}, is "
+        message = f"a run on other training data than --train-data {train} has now"
         with pytest.raises(SystemExit, match=message) as stop:
             cli.prepare(resume, Config)
         assert refused(stop.value)
     finally:
         train.write_bytes(content)
+
+
+def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
+    file = tmp_path / "eval.json"
+    a, b = (Benchmark(name, name, [], 1, 1.0, 1.0, 1, "") for name in "ab")
+    cli.check_sets(file, [a])
+    file.write_text(json.dumps({"settings": {}, "sets": {"a": {}, "c@T0.5": {}}}))
+    with pytest.raises(SystemExit, match="eval.json also has the results of c@T0.5: name") as stop:
+        cli.check_sets(file, [a, b])
+    assert refused(stop.value)
+    file.write_text(json.dumps({"settings": {}, "sets": {"a": {}}}))
+    cli.check_sets(file, [a, b])
+
+
+def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(tmp_path):
+    benchmark = Benchmark("a", "a", [], 1, 1.0, 1.0, 1, "")
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(benchmark.settings(Config())) + "\n")
+    cli.check_responses(path, benchmark.settings(Config()))
+    for changed in (Config(dtype="bfloat16"), Config(rollout="hf")):
+        with pytest.raises(SystemExit, match="other settings: (dtype|rollout) was auto, is"):
+            cli.check_responses(path, benchmark.settings(changed))
 
 
 def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypatch):

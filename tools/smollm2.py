@@ -63,7 +63,7 @@ MARGIN = 40  # seconds that are kept for the probe and the rows
 # small a model leaves a large card idle then.
 MANY_ROWS = (
     "import sys, simko; from runtime.hf_engine import HFEngine; "
-    "HFEngine.rows = 1024; simko.main(sys.argv[1:])")
+    "HFEngine.batch_size = 1024; simko.main(sys.argv[1:])")
 
 
 @dataclass
