@@ -47,7 +47,7 @@ from runtime.log import Clock, Log, Progress
 from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, join, load_model, micro_batches, pack)
 from runtime.probe import check_log_probs
-from runtime.vllm_setup import engine_files, prepare_vllm, repack_heads
+from runtime.vllm_setup import prepare_vllm, repack_heads
 from verify import Verifier
 
 
@@ -268,8 +268,6 @@ class VLLMEngine:
     same order and draw from the same random stream."""
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
-        prepare_vllm(cfg)
-        from vllm import LLM
         self.on_gpu = device.type == "cuda"
         self.asleep = False
         self.stop_ids = stop_ids
@@ -280,15 +278,17 @@ class VLLMEngine:
         else:  # by default each rank would claim most of the machine
             gib = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
             memory = {"kv_cache_memory_bytes": gib * 2**30}
-        self.llm = LLM(
-            cfg.model, load_format=load_format, dtype=dtype, seed=cfg.seed,
-            max_model_len=cfg.max_prompt_length + max_tokens,
-            tensor_parallel_size=cfg.tensor_parallel_size,
-            # Each rank drives its own GPU. Otherwise all use cuda:0.
-            distributed_executor_backend="external_launcher",
-            # Log-probs of the distribution that is actually sampled.
-            logprobs_mode="processed_logprobs",
-            skip_tokenizer_init=True, **memory)
+        with prepare_vllm(cfg):
+            from vllm import LLM
+            self.llm = LLM(
+                cfg.model, load_format=load_format, dtype=dtype, seed=cfg.seed,
+                max_model_len=cfg.max_prompt_length + max_tokens,
+                tensor_parallel_size=cfg.tensor_parallel_size,
+                # Each rank drives its own GPU. Otherwise all use cuda:0.
+                distributed_executor_backend="external_launcher",
+                # Log-probs of the distribution that is actually sampled.
+                logprobs_mode="processed_logprobs",
+                skip_tokenizer_init=True, **memory)
 
     def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
         """Returns n Samples of each prompt, one prompt after another.
@@ -676,8 +676,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
 def make_engine(cfg, *arguments):
     """Builds the engine that --rollout chooses. Its arguments are VLLMEngine's."""
     if cli.uses_vllm(cfg):
-        with engine_files(cfg):
-            return VLLMEngine(cfg, *arguments)
+        return VLLMEngine(cfg, *arguments)
     from runtime.hf_engine import HFEngine
     return HFEngine(cfg, *arguments)
 

@@ -167,6 +167,4 @@ def batch_threshold(entropies, method, cfg):
 def has_gradient(sample, method, beta):
     """Returns whether a response contributes to the gradient. Its advantage
     is a factor of all terms of the loss except the KL penalties."""
-    if method.trains_on_zero_advantage:
-        return True
-    return sample.advantage != 0 or beta > 0
+    return method.trains_on_zero_advantage or sample.advantage != 0 or beta > 0

@@ -37,6 +37,7 @@ class Recipe:
     responses: int       # a step, over all GPUs
     tokens: int          # the mean length of a response, which is a guess
     gated: bool = False  # whether its download needs a login
+    full: str = ""       # of adapters: the recipe that trains all weights
     update_bytes: float = 16   # a parameter, sharded over the GPUs, in the update
     rollout_bytes: float = 12  # the same in the rollout
 
@@ -59,7 +60,7 @@ RECIPES = (
 # Frozen weights take 2 bytes. Adapters of rank 32 have 1 % (7B) to 4 % (0.5B)
 # as many parameters as the model, and take 16 bytes for each. 2.5 is about right.
 RECIPES += tuple(
-    replace(recipe, name=f"{recipe.name}-lora", cards=1,
+    replace(recipe, name=f"{recipe.name}-lora", full=recipe.name, cards=1,
             update_bytes=2.5, rollout_bytes=2.5)
     for recipe in RECIPES)
 
@@ -233,7 +234,7 @@ def choose(cards, login):
     if chosen is not best:
         reason += (f" and needs no login ({best.name} would fit after "
                    "`hf auth login`)")
-    full = largest(recipe for recipe in allowed if not recipe.name.endswith("-lora"))
+    full = largest(recipe for recipe in allowed if not recipe.full)
     if full and full is not chosen:
         reason += f"; to train all weights, choose {full.name}"
     return chosen, reason + "."
@@ -255,7 +256,7 @@ def check_fit(recipe, cards):
     if fits(recipe, cards):
         return
     others = [other for other in RECIPES if fits(other, cards)]
-    adapted = [other for other in others if other.name == f"{recipe.name}-lora"]
+    adapted = [other for other in others if other.full == recipe.name]
     best = largest(adapted or others)
     advice = (f"Choose {best.name if best else 'laptop'}, which fits, or add "
               "--force to start it all the same")
@@ -341,7 +342,7 @@ def main(arguments):
             from huggingface_hub import get_token
             recipe, reason = choose(cards, login=get_token() is not None)
         rank = options.lora_rank
-        if recipe and rank and (rank != "0") != recipe.name.endswith("-lora"):
+        if recipe and rank and (rank != "0") != bool(recipe.full):
             fail(f"--lora-rank {rank} contradicts {recipe.name}: recipes whose name "
                  "ends in -lora train adapters, the others all weights")
         print_plan(recipe, reason, cards, options.model, options.force)

@@ -18,19 +18,15 @@ def commit():
     # If this folder was copied into another clone, that clone's commit is
     # not ours.
     only_here = {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
-
-    def git(*words):
-        done = subprocess.run(
-            ["git", *words], cwd=folder, env=os.environ | only_here,
-            capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40",
+               "--dirty=, with uncommitted changes"]
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        changes = ", with uncommitted changes" if changed else ""
-        return git("rev-parse", "HEAD") + changes
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | only_here,
+            capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown: git names none here"
+    return done.stdout.strip()
 
 
 @functools.cache  # a commit made during the run is not the run's

@@ -26,21 +26,25 @@ class Tail(logging.Handler):
 tail = Tail()
 
 
+@contextmanager
 def prepare_vllm(cfg):
-    """Sets up vLLM's environment and log. Must be called before anything else
-    imports vLLM."""
-    os.environ.update(
-        # Run the engine in this process, so that its weights are accessible.
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        # Otherwise vLLM pins the whole process to one core.
-        VLLM_CPU_OMP_THREADS_BIND="nobind",
-        VLLM_NO_USAGE_STATS="1")
-    # FlashInfer compiles its sampler at the first use of top-p, which is in
-    # the first evaluation, and fails without nvcc. vLLM's own sampler needs
-    # no compiler.
-    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    keep_log(log_path(cfg))
-    leave_classes_alone()
+    """Sets up vLLM's environment for the engine that starts in this context.
+    Its log and its cache of compiled code are in the run folder, and no other
+    run or rank uses them. Must be entered before anything else imports vLLM."""
+    with stderr_in(log_path(cfg)), compile_cache(cfg):
+        os.environ.update(
+            # Run the engine in this process, so that its weights are accessible.
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            # Otherwise vLLM pins the whole process to one core.
+            VLLM_CPU_OMP_THREADS_BIND="nobind",
+            VLLM_NO_USAGE_STATS="1")
+        # FlashInfer compiles its sampler at the first use of top-p, which is in
+        # the first evaluation, and fails without nvcc. vLLM's own sampler needs
+        # no compiler.
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+        keep_log(log_path(cfg))
+        leave_classes_alone()
+        yield
 
 
 def leave_classes_alone():
@@ -52,14 +56,6 @@ def leave_classes_alone():
     vLLM runs such models without torch.compile."""
     from vllm.model_executor.models.transformers.base import Base
     Base._decorate_for_torch_compile = lambda model: None
-
-
-@contextmanager
-def engine_files(cfg):
-    """Gives the engine that starts in this context its own log and cache of
-    compiled code, in the run folder. No other run or rank uses them."""
-    with stderr_in(log_path(cfg)), compile_cache(cfg):
-        yield
 
 
 def log_path(cfg):

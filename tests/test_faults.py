@@ -624,15 +624,15 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
 
 @pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
 def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
-        monkeypatch, set_by_the_user, expected):
+        monkeypatch, tmp_path, set_by_the_user, expected):
     monkeypatch.setattr(vllm_setup, "keep_log", lambda path: None)
     with mock.patch.dict(os.environ):
         os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
         os.environ["RANK"] = "0"
         if set_by_the_user:
             os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = set_by_the_user
-        vllm_setup.prepare_vllm(config("model"))
-        assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
+        with vllm_setup.prepare_vllm(config("model", output_dir=str(tmp_path))):
+            assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
 
 
 def test_pytorchs_kernel_gets_the_keyword_for_grouped_heads_only_where_it_has_it(monkeypatch):

@@ -1,0 +1,12 @@
+"""What the programs of this folder share."""
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command_line(file, about):
+    """Returns the parser of a program. file, about: its __file__ and __doc__."""
+    return ArgumentParser(
+        prog=f"python -m tools.{Path(file).stem}", description=about,
+        formatter_class=RawDescriptionHelpFormatter)

@@ -16,7 +16,6 @@ rounds of the ratio within a round, so that other load on the machine affects bo
 is the peak above what is in use before: on GPUs the memory that PyTorch allocates, on CPUs the
 process's resident size (on Linux with glibc).
 """
-import argparse
 import itertools
 import json
 import math
@@ -44,11 +43,12 @@ from transformers import AttentionInterface
 
 import simko
 from runtime import chunked, common
+from runtime.common import fail
 from runtime.packing import packed_attention
-from tools import heads
+from tools import command_line, heads
 from tools.bench_step import CASES, step
 from tools.measuring import (
-    DEVICE, DTYPE, QUIET, fail, in_turn, memory_of, ratio, seconds_of, show, table)
+    DEVICE, DTYPE, QUIET, in_turn, memory_of, ratio, seconds_of, show, table)
 from tools.random_models import SHAPES, SMALL, random_samples, random_trainer, shape_of
 
 
@@ -535,9 +535,7 @@ def add_option(command, name, default):
 def main(arguments):
     """Calls the function that the command line names. The function's keyword parameters are the
     options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     commands = parser.add_subparsers(required=True, dest="command")
     for run in (loss, step, scale, gpu, generate, verifier):
         command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)

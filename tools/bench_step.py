@@ -18,10 +18,10 @@ import torch
 
 import simko
 from runtime import cli
-from runtime.common import process_group
+from runtime.common import fail, process_group
 from runtime.data import prompt_order
 from runtime.log import Log
-from tools.measuring import DEVICE, QUIET, fail, in_turn, ratio, show, table
+from tools.measuring import DEVICE, QUIET, in_turn, ratio, show, table
 from verify import Verifier
 
 # A copy for TRL's process, made before process_group adds its own variables.

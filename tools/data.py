@@ -10,11 +10,11 @@ or with those that simko.py reads.
 """
 import json
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from runtime.common import fail, write_whole
 from runtime.data import DATASETS, GROUPS, convert_all, fetch, gsm8k_math1, read_jsonl
+from tools import command_line
 from verify import Verifier
 
 
@@ -49,9 +49,7 @@ def check_golds(rows, verifier):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.data", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("folder", type=Path, help="the folder to write the files to")
     parser.add_argument("names", nargs="*", metavar="NAME[=FILE]",
                         help=f"any of {', '.join([*GROUPS, *DATASETS])}")

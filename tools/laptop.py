@@ -36,7 +36,6 @@ import os
 import random
 import sys
 import tempfile
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -44,6 +43,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from runtime.common import fail
+from tools import command_line
 
 RECIPE = {
     "numbers": 3, "largest_number": 20, "smallest_target": 40, "largest_value": 83,
@@ -226,9 +226,7 @@ def build(folder, seed, steps, wordy):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.laptop", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("dir", metavar="DIR", type=Path, help="the folder to make")
     parser.add_argument("--seed", type=int, default=0, help="seed of problems and weights (default: 0)")
     parser.add_argument("--steps", type=int, default=2500, help="number of training steps (default: 2500)")

@@ -1,7 +1,6 @@
 """Measures time and memory for tools.bench, and prints tables."""
 import ctypes
 import re
-import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -14,10 +13,6 @@ QUIET = Progress(shown=False)
 DEVICE, DTYPE = "cpu", torch.float32
 if torch.cuda.is_available():
     DEVICE, DTYPE = "cuda", torch.bfloat16
-
-
-def fail(message):
-    sys.exit(f"bench.py: error: {message}")
 
 
 def show(*cells):

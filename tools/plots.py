@@ -37,7 +37,6 @@ import re
 import shutil
 import sys
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +50,7 @@ from runtime.common import fail, one_line, printable
 from runtime.data import load_problems, read_jsonl
 from runtime.prompts import encode_prompts
 from simko import Config, entropy_threshold, simko_ratio
-from tools import report, tables
+from tools import command_line, report, tables
 from tools.study import ABLATION_STEPS, NAMES, SHARED, SWEEPS, comparisons, pass_rates, read, run_name
 
 matplotlib.use("Agg")
@@ -595,9 +594,7 @@ def follow(folder, seconds=3):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.plots", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("folders", nargs="*", metavar="[LABEL=]FOLDER")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="write the figures to this folder")
     parser.add_argument("--study", type=Path, metavar="DIR", help="draw the study whose rows are in this folder")

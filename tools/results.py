@@ -7,12 +7,12 @@ fixes the base model and the problems. Their 95 % intervals are Student's,
 and "4 of 5" means that the difference is positive for 4 of 5 seeds.
 """
 import re
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 
+from tools import command_line
 from tools.study import (
     ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS, comparisons, describe, pass_rates, read, run_name)
 
@@ -223,9 +223,7 @@ def ablation(folder):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.results", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("folder", type=Path, help="the folder that tools.study writes to")
     folder = parser.parse_args().folder
     chosen, shared = comparisons(folder)

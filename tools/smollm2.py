@@ -30,7 +30,6 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -47,9 +46,8 @@ from runtime.data import read_jsonl
 from runtime.hf_engine import HFEngine
 from runtime.log import Progress
 from simko import pass_at_k
-from tools import countdown, laptop, results
+from tools import ROOT, command_line, countdown, laptop, results
 
-ROOT = Path(__file__).resolve().parents[1]
 ARMS = {
     "grpo": {"method": "grpo"},
     "simko": {"method": "simko"},  # simko.py's defaults are the paper's
@@ -412,9 +410,7 @@ def show(rows):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.smollm2", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, plan in PLANS.items():
         command = commands.add_parser(name)

@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from math import inf
 from pathlib import Path
 
@@ -29,7 +28,8 @@ import pandas as pd
 
 from runtime.common import fail
 from runtime.data import read_jsonl
-from tools.study import ROOT, laptop_recipe
+from tools import ROOT, command_line
+from tools.study import laptop_recipe
 from verify import Verifier
 
 
@@ -91,9 +91,7 @@ def show_memory(path):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.soak", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("data", type=Path, help="the folder that tools.laptop wrote")
     parser.add_argument("output", type=Path, help="the folder for both runs")
     parser.add_argument("--steps", type=int, default=300, help="the steps of each run")

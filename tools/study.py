@@ -29,17 +29,15 @@ import shutil
 import subprocess
 import sys
 import threading
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from runtime.common import fail
 from runtime.data import read_jsonl
+from tools import ROOT, command_line
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
 NAMES = {
     "base": "base", "grpo": "GRPO", "simko": "SimKO", "psr": "PSR", "nsr": "NSR",
@@ -278,9 +276,7 @@ def curve(folder, width=25):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.study", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one per core)")
     options = parser.parse_args()

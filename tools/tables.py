@@ -11,7 +11,6 @@ over problems, from 1000 bootstrap samples of the problems of each set.
 The third version calls SimKO CaSP, and its N is the first version's K.
 """
 import json
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +19,8 @@ import torch
 
 from runtime.common import fail, printable
 from simko import pass_at_k
+from tools import ROOT, command_line
 
-ROOT = Path(__file__).resolve().parents[1]
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
 AVERAGED = {*PAPER["tables"]["4"]["sets"]}  # the math sets and "average"
 SETTINGS = {
@@ -222,9 +221,7 @@ def show(title, table):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.tables", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     first, third = ([model for table in PAPER[key].values() for model in table["rows"]]
                     for key in ("tables", "tables_v3"))

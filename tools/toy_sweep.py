@@ -7,7 +7,6 @@ cell, with the columns of `tools.toy.measure`. If that file exists already,
 the sweep is skipped. Then the program prints tables of the rows, and draws
 each cell's accuracy and modes in FOLDER/modes.png.
 """
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from runtime.common import fail, write_whole
+from tools import command_line
 from tools.plots import STYLES, grid, legend
 from tools.tables import show
 from tools.toy import SEEDS, Cell, measure, shape
@@ -109,9 +109,7 @@ def draw(rows):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.toy_sweep", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of rows.csv and modes.png")
     folder = parser.parse_args().folder
     try:

@@ -27,7 +27,6 @@ import contextlib
 import io
 import json
 import re
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,9 +39,10 @@ from runtime.cli import set_name
 from runtime.common import fail, write_whole
 from runtime.data import load_problems, read_jsonl
 from runtime.prompts import encode_prompts
+from tools import ROOT, command_line
 from tools.plots import first_correct, run_settings
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = ROOT / "docs"
 TEXT, NOTEBOOK, MEASURED = (DOCS / f"walkthrough.{end}" for end in ("md", "ipynb", "json"))
 # Matches a cell and the output below it.
 CELL = re.compile(r"```python\n(.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
@@ -190,9 +190,7 @@ def measure(folders):
 
 
 def main():
-    parser = ArgumentParser(
-        prog="python -m tools.walkthrough", description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("--measure", nargs="+", type=Path, metavar="RUN", help="folders of finished runs to measure")
     options = parser.parse_args()
     if options.measure:

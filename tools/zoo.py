@@ -8,7 +8,6 @@ Each model trains two steps with each rollout backend. A run that succeeds has p
 its log-probs (runtime/probe.py) and, at every step, the comparison with the engine's log-probs.
 The result is the markdown table in docs/models.md.
 """
-import argparse
 import json
 import subprocess
 import sys
@@ -19,7 +18,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools import ROOT, command_line
+
 SHARED = {
     "vocab_size": 80, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512,
@@ -126,9 +126,7 @@ def row(name, rollouts):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.zoo", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL",
                         help=f"The models to try, any of {', '.join(MODELS)}. Default: all.")
     parser.add_argument("--rollout", nargs="+", choices=["hf", "vllm"], default=["hf", "vllm"],
