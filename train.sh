@@ -120,12 +120,15 @@ train_recipe() {
 }
 
 named() { while IFS= read -r line; do echo "$1 $line"; done; }
+laptop_words() {  # METHOD [any flag ...]; sets words to the flags of this method's run
+  words=($(flags laptop) --output-dir "runs/laptop/$1" --method "$1" $(method_flags "laptop/$1") "${@:2}")
+}
 train_laptop_method() {
-  train $(flags laptop) --output-dir "runs/laptop/$1" --method "$1" $(method_flags "laptop/$1") "${@:2}" 2>&1 |
-    named "$1 |"
+  laptop_words "$@"
+  train "${words[@]}" 2>&1 | named "$1 |"
 }
 train_laptop() {
-  local method= next i
+  local method= next i name words
   for ((i = 1; i <= $#; i++)); do
     case ${!i} in
       --output*) stop "laptop names its run folders itself, runs/laptop/METHOD: leave out --output-dir" ;;
@@ -140,6 +143,11 @@ train_laptop() {
   fi
   check parse_config $(flags laptop) $(method_flags laptop/simko) "$@"
   python -m tools.laptop runs/laptop/data
+  for name in ${method:-grpo simko}; do
+    [[ -e runs/laptop/$name/config.json ]] || continue
+    laptop_words "$name" "$@"
+    check prepare "${words[@]}" || stop "runs/laptop/$name is of another command: repeat that one, or move the folder away"
+  done
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
   if [[ $method ]]; then
     train_laptop_method "$method" "$@"
@@ -151,7 +159,7 @@ train_laptop() {
     simko=$!
     wait $grpo || failed=yes  # the other run still comes to its end
     wait $simko || failed=yes
-    [[ ! $failed ]] || stop "a run failed, see above; the same command resumes it from its last checkpoint"
+    [[ ! $failed ]] || stop "a run failed, see above; if it was stopped, the same command resumes it"
   fi
 }
 show_laptop() {

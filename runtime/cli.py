@@ -608,12 +608,12 @@ def encode(source, rows, tokenizer, vocabulary, cfg):
 def plan_benchmarks(command, cfg, sets, room):
     """Returns the Benchmarks of --eval-data. What the flags leave open is
     as in the paper. Responses must fit into the room after a prompt."""
-    weights_of = ""
+    weights_written = ""
     if command == "eval":
         files = Path(cfg.model).glob("*.safetensors")
         written = [file.stat().st_mtime for file in files]
         if written:
-            weights_of = str(datetime.fromtimestamp(max(written)))
+            weights_written = str(datetime.fromtimestamp(max(written)))
     benchmarks = []
     for source in cfg.eval_data:
         kind = "logic" if source in GROUPS["logic"] else "math"
@@ -627,7 +627,7 @@ def plan_benchmarks(command, cfg, sets, room):
                 set=name, problems=sets[source][0], n=cfg.eval_n or n,
                 temperature=t, top_p=cfg.eval_top_p or top_p,
                 max_tokens=min(cfg.eval_max_tokens or tokens, room),
-                weights_of=weights_of))
+                weights_written=weights_written))
     return benchmarks
 
 
@@ -776,8 +776,8 @@ def check_responses(path, settings):
                    for name, change in differences(before, settings).items()]
         if changed:
             fail(f"{path} was evaluated with other settings: "
-                 f"{'; '.join(changed)}. Choose another --output-dir, or "
-                 "delete it")
+                 f"{'; '.join(changed)}. Repeat these settings, choose another "
+                 "--output-dir, or delete the file")
         if not (path.parent / "eval.json").exists():
             for number, line in enumerate(file, 2):
                 read_row(path, number, line)

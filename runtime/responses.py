@@ -24,12 +24,12 @@ class Benchmark(NamedTuple):
     temperature: float
     top_p: float
     max_tokens: int  # per response
-    weights_of: str  # when --model's weights were written; "" in training
+    weights_written: str  # when --model's files were; "" in training
 
     def settings(self, cfg):
         """Returns everything that the responses depend on. It is the first
         line of their file."""
-        own = ("set", "n", "temperature", "top_p", "max_tokens", "weights_of")
+        own = ("set", "n", "temperature", "top_p", "max_tokens", "weights_written")
         return {
             "model": cfg.model, "seed": cfg.seed,
             "prompt_template": cfg.prompt_template,

@@ -124,6 +124,8 @@ def test_help_names_each_flag_once_and_with_dashes(capsys):
         assert len(names) == len(set(names)) and not any("_" in name for name in names)
         switches = {"--no-gradient-checkpointing", "--no-resume"} & set(names)
         assert set(names) - switches == {cli.flag(field.name) for field in fields_of(command)}
+        if command == "train":
+            assert "do not resume from the last checkpoint" in " ".join(shown.split())
     _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
     assert cfg.max_prompt_length == 7  # _ is accepted for -
 

@@ -27,6 +27,7 @@ LINKED = ("train.sh", "pyproject.toml", "runtime", "tools", "simko.py",
 PYTHON = """
 case "$*" in
   *runtime.hardware*) PYTHONPATH="$BOX/pretended" exec "$PYTHON" "$@" ;;
+  *"cli.$REFUSES("*) exit 1 ;;
   -c*) [ -z "$REAL_CHECK" ] || exec "$PYTHON" "$@" ;;
   *) echo "python $*" >>"$BOX/log" ;;
 esac
@@ -97,7 +98,8 @@ class Box:
         path = f"{self.folder / 'programs'}{os.pathsep}{os.environ['PATH']}"
         environment = {
             **inherited, "PATH": path, "BOX": str(self.folder),
-            "PYTHON": sys.executable, "REAL_CHECK": "", "HF_HUB_OFFLINE": "1",
+            "PYTHON": sys.executable, "REAL_CHECK": "", "REFUSES": "",
+            "HF_HUB_OFFLINE": "1",
             "TORCH_CARDS": " ".join(map(str, cards)),
             "SMI_CARDS": " ".join(map(str, smi)), **environment}
         return subprocess.run(
@@ -229,6 +231,18 @@ def test_the_laptop_leaves_gpus_alone(box):
     assert processes == 1
     assert value(words, "--rollout") == "hf"
     assert "visible " in box.log()  # none
+
+
+def test_a_laptop_run_of_another_command_is_refused_before_any_run_starts(box):
+    run = box.folder / "runs/laptop/simko"
+    run.mkdir(parents=True)
+    (run / "config.json").touch()
+    message = refused(box.run("laptop", "--alpha", "0.1", REFUSES="prepare"))
+    assert "runs/laptop/simko is of another command: repeat that one, or move" in message
+    assert not [line for line in box.log() if line.startswith("torchrun")]
+    # There is no run of GRPO yet.
+    done = box.run("laptop", "--method", "grpo", REFUSES="prepare")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_laptop_names_its_folders(box):

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import simko
 from runtime import baselines, log
+from runtime.checkpoints import checkpoint_state
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet,
@@ -272,6 +273,35 @@ def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
     policy = trainer.policy
     tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
     assert tied == policy.config.tie_word_embeddings
+
+
+def test_a_checkpoint_before_the_first_update_leaves_no_trace_in_it(base, group):
+    """torch gives the optimizer its state for a checkpoint by a step, which AdamW would count."""
+    weights = []
+    for save in (False, True):
+        trainer = simko.Trainer(config(base, learning_rate=1e-2), CPU, torch.float64)
+        samples = load_samples(base)
+        trainer.compute_old_logp(samples, quiet)
+        if save:
+            checkpoint_state(trainer)
+        trainer.update(samples, "simko", None, quiet)
+        weights.append(weights_of(trainer))
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+
+
+def test_the_log_has_means_over_the_updates_that_were_made(base, group):
+    cfg, samples = config(base), load_samples(base)
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
+    trainer.compute_old_logp(samples, quiet)
+    totals = Counter()
+    made = trainer.update(samples, "simko", None, quiet)
+    totals.update(made)
+    totals.update(trainer.update([], "simko", None, quiet))  # a mini-batch without responses
+    row = log.update_metrics(totals)
+    assert row["grad_norm"] == made["grad_norm"] > 0
+    assert row["loss"] == made["loss"]
+    assert log.update_metrics(Counter())["grad_norm"] == 0
 
 
 # --------------------------------------------------------------------------------- two processes
