@@ -423,26 +423,32 @@ def generation_rates(name, tokens, rounds):
             for case, times in seconds.items()}
 
 
-# ------------------------------------------------------------------------------------------------------- verifier
-PROSE = ("We set up the equation and simplify both sides.", "Let $x$ be the number in question; then $2x + 3 = 7$.",
-         "Substituting back, the terms cancel.", "Hence $\\frac{a}{b} = \\frac{c}{d}$, which we now use.")
+# ---------------------------------------------------------------- verifier
+PROSE = (
+    "We set up the equation and simplify both sides.",
+    "Let $x$ be the number in question; then $2x + 3 = 7$.",
+    "Substituting back, the terms cancel.",
+    "Hence $\\frac{a}{b} = \\frac{c}{d}$, which we now use.")
 
 
 def answer(rng):
-    """Returns (gold answer, the same answer in another notation, a wrong answer). Kinds and shares resemble
-    the answers of MATH."""
+    """Returns (gold answer, the same answer in another notation, a wrong answer). Kinds and
+    shares resemble the answers of MATH."""
     a, b, c = rng.randint(2, 99), rng.randint(2, 12), rng.choice((2, 3, 5, 7, 11))
+    number = rng.choice((f"{a}", f"x = {a}", f"{a}.0", rf"{a} \text{{ cm}}"))
+    root = rng.choice((rf"{b} \sqrt {c}", rf"\sqrt{{{b * b * c}}}"))
     kinds = [
-        (60, f"{a}", rng.choice((f"{a}", f"x = {a}", f"{a}.0", rf"{a} \text{{ cm}}")), f"{a + b}"),
+        (60, f"{a}", number, f"{a + b}"),
         (14, rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{2 * a}}}{{{2 * b}}}", rf"\frac{{{b}}}{{{a + b}}}"),
-        (7, rf"{b}\sqrt{{{c}}}", rng.choice((rf"{b} \sqrt {c}", rf"\sqrt{{{b * b * c}}}")), rf"{b + 1}\sqrt{{{c}}}"),
+        (7, rf"{b}\sqrt{{{c}}}", root, rf"{b + 1}\sqrt{{{c}}}"),
         (6, f"x^2+{b}x+{a}", f"{a} + {b}x + x^2", f"x^2-{b}x+{a}"),
         (5, f"({a},{b})", rf"\left({a}, {b}\right)", f"({b},{a + b})"),
         (3, rf"{a}\pi", rf"{a} \pi", f"{a}"),
         (2, rf"[{b},\infty)", rf"\left[{b}, \infty\right)", rf"({b},\infty)"),
         (3, f"{a},{-b}", f"{-b}, {a}", f"{a},{b}"),
     ]
-    return rng.choices(kinds, [kind[0] for kind in kinds])[0][1:]
+    shares = [kind[0] for kind in kinds]
+    return rng.choices(kinds, shares)[0][1:]
 
 
 def made_up(rows):
@@ -451,21 +457,27 @@ def made_up(rows):
     for row in range(rows):
         gold, *boxed = answer(rng)
         prose = " ".join(rng.choice(PROSE) for _ in range(rng.randint(5, 30)))
-        found.append((gold, f"{prose} The answer is $\\boxed{{{boxed[row % 2]}}}$.", row % 2 == 0))
+        response = f"{prose} The answer is $\\boxed{{{boxed[row % 2]}}}$."
+        found.append((gold, response, row % 2 == 0))
     return found
 
 
 def labelled(path):
-    """Returns [(gold, response, whether it is right)] of the labelled math rows in a file of JSON lines."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [(row["gold"], row["response"], bool(row["label"])) for row in rows
-            if row.get("task", "math") == "math" and row["label"] is not None and row["gold"].strip()]
+    """Returns [(gold, response, whether it is right)] of the labelled math rows in a file of JSON
+    lines."""
+    found = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line) if line.strip() else {"label": None}
+        is_math = row.get("task", "math") == "math"
+        if is_math and row["label"] is not None and row["gold"].strip():
+            found.append((row["gold"], row["response"], bool(row["label"])))
+    return found
 
 
 def verifier(*, rows=2048, cases=""):
-    """Compares the speed and the verdicts of Verifier.score (two workers) with those of math-verify, called on one
-    response at a time. The responses are made up or, with --cases, the rows {"gold": ..., "response": ..., "label":
-    0 or 1} of a file."""
+    """Compares the speed and the verdicts of Verifier.score (two workers) with those of
+    math-verify, called on one response at a time. The responses are made up or, with --cases, the
+    rows {"gold": ..., "response": ..., "label": 0 or 1} of a file."""
     import math_verify
 
     from verify import Verifier
@@ -488,11 +500,13 @@ def verifier(*, rows=2048, cases=""):
     slow, slow_wrong = measure(lambda *pairs: list(map(naive, *pairs)))
     with Verifier(workers=2) as scorer:
         fast, wrong = measure(partial(scorer.score, task="math"))
+    counts = [sum(map(len, found.values())) for found in (slow_wrong, wrong)]
     table("responses", "math-verify /s", "wrong verdicts", "verify.py /s", "wrong", "times")
-    show(len(golds), slow, sum(map(len, slow_wrong.values())), fast, sum(map(len, wrong.values())), fast / slow)
+    show(len(golds), slow, counts[0], fast, counts[1], fast / slow)
     for label, pairs in wrong.items():
         for gold, response in pairs:
-            print(f"{'rejected' if label else 'accepted'} wrongly: {gold!r}, {response[-80:]!r}")
+            verdict = "rejected" if label else "accepted"
+            print(f"{verdict} wrongly: {gold!r}, {response[-80:]!r}")
 
 
 # -------------------------------------------------------------------- main
