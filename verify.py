@@ -9,7 +9,8 @@ reward in training and the score in evaluation.
 
 A policy learns to exploit whatever its verifier wrongly accepts. An answer is
 therefore right only if one of these rungs, tried in this order, proves it. An
-answer that cannot be parsed, or that takes too long to compare, is wrong.
+answer that differs from the gold answer as text is wrong if it cannot be parsed
+or takes too long to compare.
 
 1. Extraction  The last \boxed{} is the answer (runtime/latex.py).
 2. Text        Both answers are the same text once their spelling is normalized.
@@ -52,15 +53,15 @@ MAX_FORMULA = 400  # characters; longer answers are compared only as text
 
 class Verdict(NamedTuple):
     right: bool
-    rule: str  # "rung: what it found", of the rung that decided
+    reason: str  # "rung: what it found", of the rung that decided
 
 
-def right(rule):
-    return Verdict(True, rule)
+def right(reason):
+    return Verdict(True, reason)
 
 
-def wrong(rule):
-    return Verdict(False, rule)
+def wrong(reason):
+    return Verdict(False, reason)
 
 
 @functools.lru_cache(1 << 14)
@@ -81,10 +82,13 @@ def compare(gold, pred):
     if max(len(gold), len(pred)) > MAX_FORMULA:
         return wrong("text: different, and too long for a formula")
     verdict = by_structure(gold, pred)
-    return verdict if verdict.right else by_unit(gold, pred) or verdict
+    if verdict.right:
+        return verdict
+    return by_unit(gold, pred) or verdict
 
 
 # ---- 3. structure -----------------------------------------------------------
+# Each by_... returns a Verdict, or None if it does not apply.
 def by_structure(gold, pred):
     for reading in structure.readings(gold, pred):  # 1,234 may have two
         try:
@@ -115,7 +119,7 @@ def same_order(name, golds, preds):
     for number, pair in enumerate(zip(golds, preds), 1):
         verdict = compare(*pair)
         if not verdict.right:
-            return wrong(f"structure: {name}, part {number}; {verdict.rule}")
+            return wrong(f"structure: {name}, part {number}; {verdict.reason}")
     return right(f"structure: {name} with equal parts")
 
 
@@ -152,7 +156,7 @@ def by_equation(gold, pred):
     for claim in claims or preds[-1:]:
         verdict = compare(golds[-1], claim)
         if not verdict.right:
-            return wrong(f"structure: an equation claims {claim}; {verdict.rule}")
+            return wrong(f"structure: an equation claims {claim}; {verdict.reason}")
     return right("structure: the equation claims the gold answer")
 
 
@@ -259,15 +263,15 @@ def by_unit(gold, pred):
 
 
 # ---- tasks ------------------------------------------------------------------
-def mathematics(response, answer, phrase):
-    """Returns a verdict, or the pair (answer, extracted) for a worker to compare."""
-    pred = extract_answer(response, phrase)
+def mathematics(response, answer):
+    """Returns True or False, or the pair (answer, extracted) for a worker to compare."""
+    pred = extract_answer(response)
     if pred is None or pred == answer:
         return pred is not None
     return answer, pred
 
 
-# A task is a function of (response, answer, phrase); to add one, name it here.
+# A task is a function of (response, answer); to add one, name it here.
 TASKS = {
     "math": mathematics,
     "countdown": puzzles.countdown,
@@ -287,11 +291,10 @@ class Verifier(scoring.WorkerPool):
 SHARED = Verifier(workers=1)  # used by is_correct
 
 
-def is_correct(response, answer, task="math", phrase=False):
+def is_correct(response, answer, task="math"):
     """Returns whether the response's final answer is right. An empty gold answer
     matches nothing. Raises ValueError for an unknown task."""
-    scores = answer.strip() and SHARED.score([response], [answer], task, phrase=phrase)
-    return scores == [1.0]
+    return bool(answer.strip()) and SHARED.score([response], [answer], task) == [1.0]
 
 
 # ---- command line -----------------------------------------------------------
@@ -299,12 +302,12 @@ def explain(response, answer):
     """Returns lines of what was extracted and cleaned, and the rung that decided."""
     pred = extract_answer(response)
     if pred is None:
-        return "extracted  nothing: no closed box\nverdict    wrong"
+        return "extracted  nothing: no closed box with an answer in it\nverdict    wrong"
     verdict = judge(answer, pred)
-    rung, _, rule = verdict.rule.partition(": ")
-    found = {"extracted": pred, "cleaned": clean(pred), "gold": clean(answer),
-             "rung": rung, "rule": rule, "verdict": "right" if verdict.right else "wrong"}
-    return "\n".join(f"{name:10} {text}" for name, text in found.items())
+    rung, _, finding = verdict.reason.partition(": ")
+    lines = {"extracted": pred, "cleaned": clean(pred), "gold": clean(answer), "rung": rung,
+             "finding": finding, "verdict": "right" if verdict.right else "wrong"}
+    return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 
 
 def read_rows(path):

@@ -363,12 +363,12 @@ def test_tables(verifier, cases, expected):
 
 
 @pytest.mark.parametrize("gold, response, lines", [
-    ("5", "no box", ["extracted  nothing: no closed box", "verdict    wrong"]),
+    ("5", "no box", ["extracted  nothing: no closed box with an answer in it", "verdict    wrong"]),
     (r"\frac12", box(r"\dfrac{1}{2}"), [r"cleaned    \frac{1}{2}", "rung       text", "verdict    right"]),
     ("5", box(r"5\text{ cm}"), ["rung       units", "verdict    right"]),
-    ("(1,2)", box("(1,3)"), ["rung       structure", "rule       a tuple, part 2; value: different"]),
-    ("2x", box("x+x"), ["rung       value", "rule       equal"]),
-    ("[1,2]", box(r"1 \le x \le 2"), ["rung       structure", "rule       a set of intervals with equal parts in any order"]),
+    ("(1,2)", box("(1,3)"), ["rung       structure", "finding    a tuple, part 2; value: different"]),
+    ("2x", box("x+x"), ["rung       value", "finding    equal"]),
+    ("[1,2]", box(r"1 \le x \le 2"), ["rung       structure", "finding    a set of intervals with equal parts in any order"]),
 ])
 def test_explain(gold, response, lines):
     assert set(lines) <= set(explain(response, gold).split("\n"))
@@ -496,7 +496,7 @@ def test_scores_a_file(tmp_path):
 
 
 def test_command_line_explains_and_helps():
-    assert "rule       equal" in command("--explain", box("x+x"), "2x").stdout
+    assert "finding    equal" in command("--explain", box("x+x"), "2x").stdout
     assert "--explain RESPONSE ANSWER" in command("--help").stdout
     nothing = command()
     assert nothing.returncode == 2 and "give a file of rows, or --explain" in nothing.stderr
