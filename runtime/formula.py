@@ -495,11 +495,15 @@ def samples(*trees):
     real numbers, or complex numbers if fewer than two points give real values."""
     letters = set().union(*map(symbols, trees))
     one_point = letters <= CONSTANTS
+    points = range(1 if one_point else 3)
     try:
-        points = range(1 if one_point else 3)
         return [[exact(tree, at) for tree in trees] for at in points]
     except NotExact:
-        points = range(1 if one_point else POINTS)
+        pass
+    except OverflowError:
+        if not letters:
+            raise
+    points = range(1 if one_point else POINTS)
     if not one_point and any(rounds(tree) for tree in trees):
         points = range(FAR, FAR + 10 * POINTS)
     for real in (False,) if "i" in letters else (True, False):

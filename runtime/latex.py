@@ -129,7 +129,7 @@ CHARACTERS = str.maketrans(CHARACTERS)
 SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+"), re.compile("[₀-₉]+")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅₆₇₈₉", "0123456789+-nx0123456789")
 
-ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠"}
+ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠", r"\not=": "≠"}
 GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
 VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z])"
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
@@ -194,8 +194,8 @@ SPELLINGS = [
              r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]),
              r"\dfrac12 \le \pi", r"\frac12 ≤ π"),
     Spelling("ASCII relations",
-             "<=|=<|>=|!=", lambda m: ASCII_RELATIONS[m[0]],
-             "x >= 5, y != 3", "x ≥ 5, y ≠ 3"),
+             r"<=|=<|>=|!=|\\not\s*=", lambda m: ASCII_RELATIONS["".join(m[0].split())],
+             r"x >= 5, y \not= 3", "x ≥ 5, y ≠ 3"),
     Spelling("Python's names",
              r"\b(?:np|math)\.(?=[a-z])", "",
              "np.arcsin(1)", "arcsin(1)"),
@@ -337,21 +337,21 @@ def clean(text):
     return strip_lead(text).strip(" =").rstrip("\\.,;: ")
 
 
+GROUPED = "(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])"
+ROUNDED = re.compile(rf"≈(?:{GROUPED}|\([^()]*\)|[^](),;∨⦄])*")
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
-    r"(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|"
+    r"(?!.*\bnot\b)(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|"
     r"_\{[^{}]*\}|\^\{-?[0-9]+\})++")
 
 
 def strip_lead(text):
     """Removes what leads to the answer, or rounds it: "x ≈ 3.1" becomes 3.1,
-    "1/3 ≈ 0.33" becomes 1/3, and "x ∈ (0,1)" becomes (0,1)."""
+    "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" becomes (0,1)."""
     for sign in "≈∈":
         head, _, tail = text.partition(sign)
         if tail and (not head.strip() or NAME.fullmatch(head)):
             text = tail
-        elif tail and sign == "≈":
-            text = head
-    return text
+    return ROUNDED.sub("", text)
 
 
 ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{3,}|[A-Z]{2,}")

@@ -11,7 +11,7 @@ The parts are texts themselves, and verify.py compares them as it compares answe
 import re
 
 from runtime.formula import Unreadable, order
-from runtime.latex import NAME, enclosed, letters, split
+from runtime.latex import GROUPED, NAME, enclosed, letters, split
 
 LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 
@@ -67,9 +67,6 @@ def both_signs(text):
             for upper, lower in ("+-", "-+")]
 
 
-GROUPED = re.compile("(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
-
-
 def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
     the gold answer 1,234 is a number, but 101,234 may be a number or a list."""
@@ -96,7 +93,7 @@ def without_grouping(text):
     """Rewrites 1,234 as 1234, except in brackets."""
     if re.search(r"[(\[⦃]", text):
         return text
-    return GROUPED.sub(lambda match: match[0].replace(",", ""), text)
+    return re.sub(GROUPED, lambda match: match[0].replace(",", ""), text)
 
 
 # ---- equations --------------------------------------------------------------

@@ -225,7 +225,7 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\} ¦ x \ge -2 \text{ and } x<1
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
-x\neq3 ¦ x!=3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
+x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
@@ -256,6 +256,16 @@ x_1+x_2 ¦ x₁+x₂
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C} ¦ 5\text{ gallons per minute} ¦ 5\ 
 12\text{ widgets} ¦ 12 ¦ 12 widgets
 10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
+# roundings
+\frac13,\frac23 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.\overline{3}; \frac23
+1\pm\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
+(\sqrt2,1) ¦ (\sqrt2\approx1.41, 1)
+\frac{2469}{2} ¦ \frac{2469}{2} \approx 1,234.5
+# large and unknown exponents
+2^{k-n} ¦ \frac{2^k}{2^n} ¦ 2^{-(n-k)} ¦ (1/2)^{n-k} ¦ 2^k\cdot2^{-n}
+e^{x-y} ¦ \frac{e^x}{e^y}
+x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
+(x+1)^{2005} ¦ (1+x)^{2005}
 """
 WRONG = r"""
 # numbers
@@ -347,6 +357,16 @@ n\text{ even} ¦ n\text{ odd} ¦ n
 144\text{ m}^3 ¦ 144\text{ m}^2
 # boxes in boxes
 5 ¦ 3,4,\boxed{5} ¦ x\neq\boxed5 ¦ \text{not }\boxed{5}
+# negations, roundings and second answers
+5 ¦ x \not= 5 ¦ x\not\approx 5 ¦ \text{not } = 5 ¦ \not= 5
+(0,1) ¦ x \not\in (0,1) ¦ x\notin(0,1)
+x \in (0,1) ¦ x\not\in(0,1)
+(4,\infty) ¦ x\not>4
+\frac13 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.333\text{ or }\frac23 ¦ \frac23 \approx \frac13
+1+\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
+# large and unknown exponents
+2^{k-n} ¦ 2^{n-k} ¦ 2^{k-n}+2^{-n} ¦ 2^kn ¦ 2^{k+n}
+x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 """
 
 
