@@ -148,7 +148,7 @@ class Reader:
             return not self.in_bars
         if token[:1].isdecimal():  # 2 3 is not 6
             return after[0] != "number"
-        return token[:1].isalpha() or token in ("(", "[", "{", "π", "∞") or (
+        return token[:1].isalpha() or token in ("(", "[", "{", "π", "∞", "%") or (
             token[:1] == "\\" and token not in (r"\rfloor", r"\rceil"))
 
     def factor(self):
@@ -203,7 +203,7 @@ class Reader:
             return self.fraction()
         if token[1:] in FUNCTIONS or token[1:] in OPAQUE:
             return self.function(token[1:])
-        if token in ("π", "∞"):
+        if token in ("π", "∞", "%"):
             return ("symbol", token)
         if re.fullmatch("[A-Za-z]", token) or token in GREEK | PREFIXES | ACCENTS:
             return self.symbol(token)

@@ -199,6 +199,8 @@ def set_builder(text):
 
 # ---- sets of real numbers ---------------------------------------------------
 BRACKETS = {"<": "()", "≤": "[]"}
+VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
+    r"\s*(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)\s*(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*")
 DISTANCE = re.compile(r"\|\s*([A-Za-z])\s*([+-][^|]*)?\|")  # |x - 1|
 
 
@@ -261,13 +263,13 @@ def intersection(one, other):
 def inequality(terms, signs):
     """Returns the set that x<5, 1≤x<5, x≠5, |x-1|<5 or |x-1|>5 describes, else None."""
     left, *middle, right = terms
-    if len(middle) == 1 and NAME.fullmatch(middle[0]) and set(signs) <= set(BRACKETS):
+    if len(middle) == 1 and VARIABLE.fullmatch(middle[0]) and set(signs) <= set(BRACKETS):
         opening, closing = BRACKETS[signs[0]][0], BRACKETS[signs[1]][1]
         return middle[0], [(opening, left, right, closing)]
     if middle:
         return None
     if signs == ["≠"]:
-        return all_but(left, [right]) if NAME.fullmatch(left) else None
+        return all_but(left, [right]) if VARIABLE.fullmatch(left) else None
     opening, closing = BRACKETS[signs[0]]
     if near := DISTANCE.fullmatch(left):
         low, high = (f"-({near[2] or 0}){sign}({right})" for sign in "-+")
@@ -275,9 +277,9 @@ def inequality(terms, signs):
     if far := DISTANCE.fullmatch(right):
         low, high = (f"-({far[2] or 0}){sign}({left})" for sign in "-+")
         return far[1], [("(", "-∞", low, closing), (opening, high, "∞", ")")]
-    if NAME.fullmatch(left) and not NAME.fullmatch(right):
+    if VARIABLE.fullmatch(left) and not NAME.fullmatch(right):
         return left, [("(", "-∞", right, closing)]
-    if NAME.fullmatch(right) and not NAME.fullmatch(left):
+    if VARIABLE.fullmatch(right) and not NAME.fullmatch(left):
         return right, [(opening, left, "∞", ")")]
     return None
 

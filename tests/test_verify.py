@@ -259,6 +259,7 @@ x_1+x_2 ¦ x₁+x₂
 # roundings
 \frac13,\frac23 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.\overline{3}; \frac23
 1\pm\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
+\approx 8.2 ¦ \approx 8.2 \approx 8
 (\sqrt2,1) ¦ (\sqrt2\approx1.41, 1)
 \frac{2469}{2} ¦ \frac{2469}{2} \approx 1,234.5
 # large and unknown exponents
@@ -266,6 +267,28 @@ x_1+x_2 ¦ x₁+x₂
 e^{x-y} ¦ \frac{e^x}{e^y}
 x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 (x+1)^{2005} ¦ (1+x)^{2005}
+# money, percent and units of several words
+\$5 ¦ 5 ¦ \$ 5.00 ¦ 5\text{ dollars} ¦ x = \$5 ¦ 5\$ ¦ \$\frac{10}{2} ¦ \text{\$5}
+-\$5 ¦ -5 ¦ \$-5
+\$5, \$6 ¦ 6, 5 ¦ \$6, \$5 ¦ 6\text{ dollars}, 5\text{ dollars}
+\$1.5\text{ million} ¦ 1.5\text{ million} ¦ \$1.5\text{ million}
+\$5\text{ per hour} ¦ 5\text{ dollars per hour} ¦ \$5 ¦ 5
+5.4\text{ cents} ¦ 5.4 ¦ 5.4\text{ cent}
+33\frac13\% ¦ \frac{100}{3} ¦ 33\frac{1}{3}\text{ percent}
+\text{25\% decrease} ¦ 25\%\text{ decrease}
+(5\%, 10\%) ¦ (5, 10)
+60\text{ miles per hour} ¦ 60 ¦ 60\text{ mph} ¦ 60\text{ mi/h} ¦ 60\text{ miles}
+5^\circ\text{C} ¦ 5 ¦ 5^\circ ¦ 5\text{ degrees Celsius} ¦ 5℃ ¦ 5\text{ C}
+864 \mbox{ inches}^2 ¦ 864\text{ in}^2 ¦ 864\text{ square inches} ¦ 864\text{ in.}^2
+5\text{ MeV} ¦ 5 ¦ 5\,\mathrm{MeV}
+5\text{ ms} ¦ 5 ¦ 5\text{ milliseconds}
+\text{Yes} ¦ yes ¦ \text{YES} ¦ Yes
+# inequalities
+x^2>4 ¦ 4<x^2
+(4,\infty) ¦ x_1 > 4 ¦ \theta>4 ¦ f(x) > 4 ¦ AB > 4
+\$12 ¦ 3\times\$4=\$12 ¦ \$7+\$5
+70\% ¦ 100\%-30\%=70\%
+CAB ¦ \text{CAB}
 """
 WRONG = r"""
 # numbers
@@ -364,9 +387,37 @@ x \in (0,1) ¦ x\not\in(0,1)
 (4,\infty) ¦ x\not>4
 \frac13 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.333\text{ or }\frac23 ¦ \frac23 \approx \frac13
 1+\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
+8.2 ¦ \approx 8.2, \approx 8.2
 # large and unknown exponents
 2^{k-n} ¦ 2^{n-k} ¦ 2^{k-n}+2^{-n} ¦ 2^kn ¦ 2^{k+n}
 x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
+# money, percent and other units
+5.4 \text{ cents} ¦ \$5.40 ¦ 5.4\%
+\$5 ¦ 5\text{ cents} ¦ 5\% ¦ 5^\circ ¦ €5 ¦ 5\text{ euros} ¦ 5\text{ hours} ¦ \$6 ¦ \$5x
+44\% ¦ 44^\circ ¦ \$44 ¦ 44\text{ cm} ¦ 44\%+1
+90^\circ ¦ 90\% ¦ \$90
+8\text{ cm} ¦ 8\% ¦ \$8
+36 ¦ (1+5\%)^2
+5 \text{ m/s} ¦ 5\text{ m/h} ¦ 5\text{ km/s}
+60\text{ miles per hour} ¦ 60\text{ miles per minute} ¦ 60\text{ km per hour} ¦ 60\text{ kph}
+5^\circ\text{C} ¦ 5^\circ\text{F} ¦ 5\text{ degrees Fahrenheit}
+5\text{ MeV} ¦ 5\text{ meV}
+5\text{ mW} ¦ 5\text{ MW}
+5\text{ MHz} ¦ 5\text{ mHz}
+5\text{ ms} ¦ 5\text{ m}
+5\text{ ns} ¦ 5\text{ N}
+# products of letters in another case
+2RC+R+C ¦ 2rc+R+C
+\frac{abc}{4R} ¦ \frac{ABC}{4R}
+mgh ¦ MGH
+PV ¦ pv
+ABC ¦ abc
+# inequalities of something else
+(4,\infty) ¦ x^2>4 ¦ \sqrt{x}>4 ¦ \ln x>4 ¦ xy>4
+(1,5) ¦ 1<x^2<5 ¦ 1<|x|<5 ¦ 1<\ln x<5
+(-\infty,4)\cup(4,\infty) ¦ x^2\ne4
+10\% ¦ 10\%^2
+\$1 ¦ \$2\frac12
 """
 
 
