@@ -20,7 +20,7 @@ def countdown(response, answer):
     Words without digits are ignored."""
     target, numbers = answer.split("=")
     pool = Counter(numbers.split())
-    words = [word for word in response.split()
+    words = [word for word in ascii_signs(response).split()
              if not re.fullmatch("[A-Za-z,.:]+", word)]
     steps = STEP.findall(" ".join(words))
     for a, sign, b, result in steps:
@@ -33,6 +33,11 @@ def countdown(response, answer):
         pool[result] += 1
     nothing_else = 5 * len(steps) == len(words)
     return nothing_else and +pool == Counter([target.strip()])
+
+
+def ascii_signs(text):
+    r"""Returns the text with * and / for ×, ÷, \times and \div."""
+    return re.sub(r"×|\\times(?![a-z])", "*", re.sub(r"÷|\\div(?![a-z])", "/", text))
 
 
 def final_answer(response, phrase=False):
@@ -61,10 +66,10 @@ def choice(response, answer):
     if not first:
         return False
     rest = found[first.end():]
-    rest = re.sub(r"\bA(?= [a-z])", "a", rest)  # "(C) A cat" names C alone
+    rest = re.sub(r"\b[AI](?= [a-z])", "", rest)  # "(C) A cat" names C alone
     others = re.findall(r"(?<![\w'])([A-Z])(?![\w'])|\(([a-z])\)", rest)
     named = {first[1].upper(), *"".join(map("".join, others)).upper()}
-    denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false)\b", rest)
+    denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false|unlikely|impossible)\b", rest)
     return named == {answer.strip("() .").upper()} and not denied
 
 
@@ -106,7 +111,8 @@ def game24(response, answer):
     """For the answer "24 = 1 3 7 8", the response is an expression that uses each
     number once and equals 24."""
     target, numbers = answer.split("=")
-    expression = re.sub(r"\s", "", final_answer(response, phrase=True))
+    expression = re.sub(r"\s", "", ascii_signs(final_answer(response, phrase=True)))
+    expression = expression.removesuffix(f"={target.strip()}")
     if not re.fullmatch("[-+*/()0-9]{1,200}", expression):
         return False
     if re.search(r"\*\*|[0-9)]\(|\)[0-9]", expression):
