@@ -25,11 +25,17 @@ Graders differ on some conventions. These are ours:
 - The last box counts. Of nested boxes, the outermost counts. A response
   without a box is wrong.
 - A rounded value is wrong: 0.33 is not 1/3, and 3.14 is not π.
-- 28% is 28, and not 0.28. Degrees are a unit: 90° is 90, and not π/2.
+- Any formula with the right value is right, also one copied from the question:
+  √245 for 7√5.
+- x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
+  x = -1, y = 6 and -1 < x < 6 both match it.
+- Percent, degrees and currencies are units: 28% is 28, and not 0.28; 90° is 90, and
+  not π/2.
 - Numbers in a base are compared as text. A response may omit the base only if
   the gold answer omits it.
-- A response may omit the unit, but a different unit is wrong. Units are the
-  words of a closed list and those of the gold answer: "5 tenths" is not 5.
+- A response may omit the unit or add one, wholly or in part, but a different unit is
+  wrong: m/s matches m, but not km/s. Units are the words of a closed list and those
+  of the gold answer: "5 tenths" is not 5.
 - log is the natural logarithm. Letters stand for real numbers, except e, i, π.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.
 
@@ -45,7 +51,8 @@ from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
 from runtime.latex import (
-    MAX_ANSWER, NAME, clean, extract_answer, letters, own_words, same_units, split_unit)
+    MAX_ANSWER, NAME, SUM_OF_NAMES, clean, extract_answer, letters, own_words, same_units,
+    split_unit)
 
 __all__ = ["MAX_ANSWER", "TASKS", "Verifier", "extract_answer", "is_correct", "judge"]
 MAX_FORMULA = 400  # characters; longer answers are compared only as text
@@ -153,7 +160,8 @@ def by_equation(gold, pred):
     if not named:
         return wrong("structure: an equation against a single expression")
     claims = [side for side in preds if not NAME.fullmatch(side)]
-    for claim in claims or preds[-1:]:
+    values = [side for side in claims if not SUM_OF_NAMES.fullmatch(side)]  # m + n = 5
+    for claim in values or claims or preds[-1:]:
         verdict = compare(golds[-1], claim)
         if not verdict.right:
             return wrong(f"structure: an equation claims {claim}; {verdict.reason}")

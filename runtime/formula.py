@@ -67,6 +67,7 @@ DERIVATIVE = re.compile(
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
 CONSTANTS = {"π", "e", "i"}
 ONE, MINUS_ONE = ("number", Fraction(1)), ("number", Fraction(-1))
+INFINITIES = (("symbol", "∞"), ("*", MINUS_ONE, ("symbol", "∞")))
 BRACKETS = {  # opening: (closing, the function that the pair denotes)
     "(": (")", None), "[": ("]", None), "{": ("}", None), "|": ("|", "abs"),
     r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"),
@@ -121,7 +122,7 @@ class Reader:
         product = self.mixed_number() or self.factor()
         while True:
             if self.skip("*"):
-                product = ("*", product, self.factor())
+                product = ("*", product, self.mixed_number() or self.factor())
             elif self.skip("/"):
                 product = ("/", product, self.factor())
             elif self.starts_factor(after=product):
@@ -311,6 +312,8 @@ def parse(text):
     tree = reader.sum()
     if reader.peek():
         raise Unreadable(f"{reader.peek()!r} is unexpected")
+    if "∞" in text and "∞" in symbols(tree) and tree not in INFINITIES:
+        raise Unreadable("infinity is not a number")
     return tree
 
 
@@ -583,7 +586,7 @@ def same_solution(one, other, name):
 def order(texts):
     """Sorts texts of real numbers in ascending order. Raises Unreadable for other
     texts."""
-    values = {text: samples(parse(text))[0][0] for text in texts}
+    values = dict(zip(texts, samples(*map(parse, texts))[0]))
     if any(symbols(parse(text)) - CONSTANTS or value is None
            or isinstance(value, mp.mpc) for text, value in values.items()):
         raise Unreadable("only real numbers can be sorted")

@@ -99,13 +99,14 @@ SIGNS = {  # sign: the commands that it replaces
     "≠": "ne neq", "≈": "approx", "≡": "equiv", "±": "pm", "∓": "mp",
     "∪": "cup bigcup", "∈": "in", "∖": "setminus backslash", "∅": "emptyset varnothing",
     "|": "vert lvert rvert mid", "'": "prime", "∨": "vee lor",
+    "(": "langle lparen", ")": "rangle rparen", "[": "lbrack", "]": "rbrack",
     ":": "colon", "⦃": "{ lbrace", "⦄": "} rbrace", "¶": "\\ cr",
     " ": ", ; : > quad qquad space enspace thinspace",
     "": "left right big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle "
-        "limits hline boxed fbox ! ( ) [ ]",
+        "limits hline boxed fbox bf rm it large Large ! ( ) [ ]",
     "%": "%",
     r"\ldots": "dots dotsc dotsb cdots",
-    r"\frac": "dfrac tfrac cfrac", r"\binom": "dbinom tbinom",
+    r"\frac": "dfrac tfrac cfrac sfrac nicefrac", r"\binom": "dbinom tbinom",
     r"\epsilon": "varepsilon", r"\phi": "varphi", r"\theta": "vartheta",
     r"\text": "textbf textit textrm textnormal textsf texttt textsc mathrm mathbf "
               "mathit mathsf mathtt boldsymbol bm mbox hbox operatorname emph",
@@ -114,7 +115,8 @@ SIGNS = {  # sign: the commands that it replaces
 COMMANDS = {name: sign for sign, names in SIGNS.items() for name in names.split()}
 COMMANDS |= {" ": " ", "\n": " "}
 CHARACTERS = {
-    "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "−": "-", "–": "-", "∗": "*",
+    "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∗": "*",
+    **dict.fromkeys("−–‐‑", "-"), **dict.fromkeys("º˚", "°"), "⟨": "(", "⟩": ")",
     "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C",
     "或": "∨", "和": ",", "、": ",", "。": ".", "√": r"\sqrt ", "∞": "∞",
     **dict.fromkeys("~$\r\n\t", " "),
@@ -138,6 +140,7 @@ IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
 FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|ln|log|exp"
 ONE_ARGUMENT = "frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
 MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
+ONE_WORD = r"\\text\s*\{\s*([A-Za-z]+)\s*\}"
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}|[^\W\d_A-Za-zπ]")
 SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?![A-Za-z])\s*)"
@@ -225,7 +228,7 @@ SPELLINGS = [
              r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}",
              r"\sqrt (2)", r"\sqrt{2}"),
     Spelling("color",
-             r"\\color\s*\{[a-z]+\}", " ",
+             r"\\(?:text)?color\s*\{[a-z]+\}", " ",
              r"\color{red}5", " 5"),
     Spelling("real variable",
              rf",\s*[A-Za-z]{IN_REALS}|[A-Za-z]{IN_REALS}\s*,", "",
@@ -242,6 +245,22 @@ SPELLINGS = [
     Spelling("base of a logarithm",
              r"\\log\s*_\s*([2-9])(?=[0-9])", r"\\log_{\1}",
              r"\log_25", r"\log_{2}5"),
+    Spelling("words in subscripts",
+             rf"_\s*(?:{ONE_WORD}|\{{\s*(?:{ONE_WORD}|\\(max|min))\s*\}})", r"_{\1\2\3}",
+             r"x_{\text{max}}+x_{\max}", "x_{max}+x_{max}"),
+    Spelling("numbers in a base",
+             r"(?<=[0-9])\s*(_\s*\{\s*)?(?:\\text\s*\{\s*base\s*\}|base)\s*([0-9]+)(?(1)\s*\})",
+             r"_{\2}",
+             r"204\text{ base }5", "204_{5}"),
+    Spelling("ordinal numbers",
+             r"(?<=[0-9])\s*(\^\s*\{\s*)?\\text\s*\{\s*(?:st|nd|rd|th)\s*\}(?(1)\s*\})", "",
+             r"12^{\text{th}}", "12"),
+    Spelling("choice with its value",
+             r"^\(([A-E])\)[\s:]+[0-9][0-9./]*$", r"(\1)",
+             "(C) 5", "(C)"),
+    Spelling("underlined answer",
+             r"^\\underline\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$", r"\1",
+             r"\underline{5}", "5"),
     Spelling("exponents and subscripts",
              r"([\^_])\s*(-?[0-9]+(?!\.?[0-9])|-?[A-Za-z]|"
              r"\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}",
@@ -303,6 +322,9 @@ SPELLINGS = [
     Spelling("set difference",
              r"(\\mathbb\{R\})\s*-\s*(?=⦃)", r"\1∖",
              r"\mathbb{R} - ⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
+    Spelling("real line",
+             r"\(\s*-\s*∞\s*,\s*\+?\s*∞\s*\)(?=\s*∖)", r"\\mathbb{R}",
+             "(-∞,∞)∖⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
     Spelling("empty set",
              r"⦃\s*⦄", "∅",
              "⦃ ⦄", "∅"),
@@ -342,8 +364,10 @@ def clean(text):
 GROUPED = "(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])"
 ROUNDED = re.compile(rf"(?<=[^\s(\[⦃,;∨])\s*≈(?:{GROUPED}|\([^()]*\)|[^](),;∨⦄])*")
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
-    r"(?!.*\bnot\b)(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|"
+    r"(?!.*\bnot\b)(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}⟦⟧¶&\s]|"
     r"_\{[^{}]*\}|\^\{-?[0-9]+\})++")
+SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
+    rf"\[?{NAME.pattern}(?:[-+[\]]+{NAME.pattern})*\]?")
 
 
 def strip_lead(text):
@@ -404,12 +428,13 @@ MEASURES = """cm centimeter centimetre, mm millimeter millimetre, km kilometer
 kilometre, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
 g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound £, oz ounce, ton tonne,
 l liter litre 升, ml milliliter millilitre, gal gallon, qt quart, pt pint,
-s second sec 秒, ms millisecond, ns nanosecond, min minute 分钟, h hour hr 小时, day 天, week, month 月, yr year 年 岁,
-decade, century, ct cent, dollar usd buck $, euro eur €, rupee rs inr ₹, yuan 元 rmb yen ¥,
-peso, % percent pct percentage, ° degree deg 度, c celsius, f fahrenheit,
-k kelvin, rad radian, hz hertz, khz, mhz, megahz megahertz, ghz, n newton, j joule, kj, cal calorie,
-kcal, ev, kev, mev, megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm, pa pascal,
-kpa, atm, bar, t tesla, mol mole, erg, rpm, bit, byte, kb, mb, gb,
+s second sec 秒, ms millisecond, ns nanosecond, min minute 分钟, h hour hr 小时, day 天,
+week, month 月, yr year 年 岁, decade, century, ct cent, dollar usd buck $, euro eur €,
+rupee rs inr ₹, yuan 元 rmb yen ¥, peso, % percent pct percentage, ° degree deg 度,
+c celsius, f fahrenheit, k kelvin, rad radian, hz hertz, khz, mhz, megahz megahertz,
+ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev, megaev, gev, w watt, kw,
+mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm, pa pascal, kpa, atm, bar,
+t tesla, mol mole, erg, rpm, bit, byte, kb, mb, gb,
 knot, acre, hectare, light-year, 厘米, 千米, 公里, 克, 吨, 毫升"""
 COUNTED = """unit way time piece point item object thing set group team pair part person
 people man men woman women child children kid boy girl student teacher player member
@@ -442,17 +467,18 @@ UNITS = {alias: names.split()[0]
          for names in MEASURES.split(",") for alias in names.split()}
 UNITS |= {noun: noun for noun in COUNTED.split() if noun not in UNITS}
 CJK = "[\u4e00-\u9fff]"
-EXPONENT = rf"(?<![%°{MONEY}])\^\s*\{{-?[1-9]\}}"
+EXPONENT = r"(?<![%°])\^\s*\{-?[1-9]\}"
 TAIL = re.compile(  # a value, then how its words begin, then how they continue
     rf"""(?P<value>.*?[\w)}}⦄\]⟧!|])\s*
-    (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|[°%{MONEY}]|{CJK}|m\s*/\s*s
+    (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|[°%]|{CJK}|m\s*/\s*s
                  |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
-    (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°%{MONEY}.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
+    (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°%.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
     "or and not no more less than at least most to if million billion trillion thousand "
-    "hundred dozen half halves third quarter tenth squared cubed factorial base mod but "
-    "is over times plus minus remainder even odd octal binary lakh crore gross".split())
+    "ten hundred dozen half halves third quarter tenth hundredth thousandth squared "
+    "cubed factorial base mod but is over times plus minus remainder even odd octal "
+    "binary lakh crore gross".split())
 
 
 @functools.lru_cache(4096)
@@ -461,7 +487,7 @@ def split_unit(text, own=frozenset()):
     value. own names further words that count as units. If any other word follows
     the value, it stays there."""
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
-        value, units = split_unit(re.sub(f"[{MONEY}]", "", text), own)
+        value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own)
         return value, units | {UNITS[sign] for sign in money}
     match = TAIL.fullmatch(text)
     if not match or r"\text" in match["value"]:
@@ -470,7 +496,7 @@ def split_unit(text, own=frozenset()):
         return text, frozenset()  # \sin 1° is not \sin 1
     words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", match["words"])
     words = re.sub("[A-Za-z]+", lambda m: QUOTIENTS.get(m[0].lower(), m[0]), words)
-    words = re.findall(rf"[°%{MONEY}]|[A-Za-z'-]+|{CJK}+", words)
+    words = re.findall(rf"[°%]|[A-Za-z'-]+|{CJK}+", words)
     units = [unit_of(word, own) for word in words]
     if None in units or not any(units):
         return text, frozenset()

@@ -20,7 +20,7 @@ LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 KINDS = {
     "": "a single expression", ",": "a list or set", "∪": "a union", "()": "a tuple",
     "[]": "a closed interval", "(]": "an interval", "[)": "an interval",
-    "¶": "a matrix", "&": "a row of a matrix",
+    "¶": "a matrix", "&": "a row of a matrix", "{}": "a set that contains a set",
 }
 
 
@@ -30,6 +30,8 @@ def parts(text):
     inner = text[1:-1].strip()
     several = len(split(inner, ",;∨")) > 1
     is_set = enclosed(text, "⦃⦄") and inner != "∅"
+    if is_set and enclosed(inner, "⦃⦄"):
+        return "{}", [inner]
     if is_set or several and enclosed(text, "{}"):
         return parts(inner)
     items = [item for part in split(text, ",;∨") for item in both_signs(part)]
@@ -55,6 +57,7 @@ def matrix_rows(factor, inner):
     rows = split(inner, "¶")
     if not factor.strip():
         return rows
+    factor += "1" * (factor.strip() in ("+", "-"))
     return [" & ".join(f"({factor})*({cell})" for cell in split(row, "&"))
             for row in rows]
 
@@ -67,10 +70,16 @@ def both_signs(text):
             for upper, lower in ("+-", "-+")]
 
 
+FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
+    LETTER.join(["^(.*", r".*),\s*\2\s*∈\s*\\mathbb\{Z\}$"]) % "([a-z])")
+
+
 def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
     the gold answer 1,234 is a number, but 101,234 may be a number or a list."""
     gold, pred = one_by_one(gold, pred), one_by_one(pred, gold)
+    if "∈" not in gold:
+        pred = FOR_INTEGERS.sub(r"\1", pred)
     numbers = without_grouping(gold), without_grouping(pred)
     gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
     if gold_is_number or numbers == (gold, pred):
@@ -79,19 +88,23 @@ def readings(gold, pred):
 
 
 def one_by_one(text, other):
-    """Rewrites (x,y)=(1,2) as x=1, y=2 if the other answer is a list of equations."""
-    left, *right = split(text, "=")
-    if len(right) != 1 or len(split(other, ",")) < 2 or "=" not in other:
+    """Rewrites (x,y)=(1,2) or (1,2) as x=1, y=2 if the other answer is a list of
+    equations. The letters of (1,2) are those of the list, in alphabetical order."""
+    *left, right = split(text, "=")
+    equations = split(other, ",")
+    if len(left) > 1 or len(equations) < 2 or "=" not in other:
         return text
-    (kind, names), (value_kind, values) = parts(left), parts(right[0])
+    names = sorted({equation.split("=")[0].strip() for equation in equations})
+    kind, names = parts(left[0]) if left else ("()", names)
+    value_kind, values = parts(right)
     if kind != "()" or value_kind != "()" or len(names) != len(values):
         return text
     return ", ".join(map("=".join, zip(names, values)))
 
 
 def without_grouping(text):
-    """Rewrites 1,234 as 1234, except in brackets."""
-    if re.search(r"[(\[⦃]", text):
+    """Rewrites 1,234 as 1234, unless the answer has brackets."""
+    if re.search(r"[(\[⦃]", text.rpartition("=")[2]):  # f(2)=1,234 is a number
         return text
     return re.sub(GROUPED, lambda match: match[0].replace(",", ""), text)
 
@@ -225,6 +238,9 @@ def real_set(text):
         return all_but(None, split(points[1:-1], ","))
     if enclosed(text, "⦃⦄"):
         return None, [("[", x, x, "]") for x in split(text[1:-1], ",")]
+    name, excluded, points = text.partition("≠")
+    if excluded and VARIABLE.fullmatch(name):
+        return all_but(name, re.split(rf",\s*(?:{re.escape(name.strip())}\s*≠)?", points))
     if len(pieces := split(text, ",")) == 2:
         return intersection(*map(real_set, pieces))
     if chain(text):
@@ -261,15 +277,13 @@ def intersection(one, other):
 
 
 def inequality(terms, signs):
-    """Returns the set that x<5, 1≤x<5, x≠5, |x-1|<5 or |x-1|>5 describes, else None."""
+    """Returns the set that x<5, 1≤x<5, |x-1|<5 or |x-1|>5 describes, else None."""
     left, *middle, right = terms
     if len(middle) == 1 and VARIABLE.fullmatch(middle[0]) and set(signs) <= set(BRACKETS):
         opening, closing = BRACKETS[signs[0]][0], BRACKETS[signs[1]][1]
         return middle[0], [(opening, left, right, closing)]
-    if middle:
+    if middle or signs == ["≠"]:
         return None
-    if signs == ["≠"]:
-        return all_but(left, [right]) if VARIABLE.fullmatch(left) else None
     opening, closing = BRACKETS[signs[0]]
     if near := DISTANCE.fullmatch(left):
         low, high = (f"-({near[2] or 0}){sign}({right})" for sign in "-+")

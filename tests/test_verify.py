@@ -84,6 +84,7 @@ def test_units(text, value, units):
     ("⦃1,2⦄", ",", ["1", "2"]), ("(1,2)", "()", ["1", "2"]), ("[1,2)", "[)", ["1", "2"]),
     ("1±2", ",", ["1+2", "1-2"]), ("1∓2", ",", ["1-2", "1+2"]), ("(1,2)∪(3,4)", "∪", ["(1,2)", "(3,4)"]),
     ("⟦1&2¶3&4⟧", "¶", ["1&2", "3&4"]), ("2⟦1¶3⟧", "¶", ["(2)*(1)", "(2)*(3)"]),
+    ("-⟦1⟧", "¶", ["(-1)*(1)"]), ("⦃⦃1,2⦄⦄", "{}", ["⦃1,2⦄"]),
 ])
 def test_parts(text, kind, parts):
     assert structure.parts(text) == (kind, parts)
@@ -289,6 +290,33 @@ x^2>4 ¦ 4<x^2
 \$12 ¦ 3\times\$4=\$12 ¦ \$7+\$5
 70\% ¦ 100\%-30\%=70\%
 CAB ¦ \text{CAB}
+# names with words, sums of names and points
+3 ¦ x_{\text{max}} = 3 ¦ V_{\text{total}} = 3 ¦ V_\text{total} = 3 ¦ x_{\max}=3
+\lambda_{\text {red}} / \sqrt{2} ¦ \frac{\lambda_{\text{red}}}{\sqrt{2}}
+m_{\max }=n^{2}-n-1 ¦ m_{\text{max}}=n^2-n-1
+25 ¦ m+n=25 ¦ a+b+c=25 ¦ |a-b| = 25 ¦ [ABC]=25 ¦ E[X]=25 ¦ m+n=12+13=25
+a+b ¦ a+b=c ¦ c=a+b
+1234 ¦ f(2)=1,234 ¦ S(n) = 1,234
+(2,3) ¦ x=2, y=3 ¦ y=3, x=2 ¦ \langle 2,3\rangle ¦ \lparen 2,3\rparen ¦ ⟨2,3⟩
+x=2,y=3 ¦ (2,3)
+[-6,6] ¦ \lbrack -6,6\rbrack
+\begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}-1\\-2\end{pmatrix} ¦ \begin{pmatrix} x \\ y \end{pmatrix} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+# sets
+(-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
+(-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
+\{\{1,2\}\} ¦ \{\{2,1\}\}
+x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
+# typography
+\frac{28}{3} ¦ 4\times 2\frac{1}{3} ¦ 4 \cdot 2 1/3
+\infty ¦ +\infty ¦ (\infty)
+5 ¦ \textcolor{red}{5} ¦ {\bf 5} ¦ \underline{5} ¦ \large 5
+\frac12 ¦ \sfrac{1}{2} ¦ \nicefrac12
+9^\circ ¦ 9º ¦ 9˚
+-5 ¦ ‑5 ¦ ‐5
+12 ¦ 12^{\text{th}} ¦ 12\text{th}
+204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5}
+\text{(C)} ¦ \textbf{(C)}\ 5
+(-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1 ¦ \mathbb{R}\setminus\{1,\sqrt2\}
 """
 WRONG = r"""
 # numbers
@@ -418,6 +446,30 @@ ABC ¦ abc
 (-\infty,4)\cup(4,\infty) ¦ x^2\ne4
 10\% ¦ 10\%^2
 \$1 ¦ \$2\frac12
+# sums of names and points
+5 ¦ -x=5 ¦ m+n=6 ¦ m+1=5 ¦ m+n+5
+x^2+y^2=25 ¦ 25
+x+y=0 ¦ 0
+(2,3) ¦ x=3, y=2 ¦ x=2, x=3 ¦ x=2 ¦ 2=x, y=4
+x=2,x=3 ¦ (2,3)
+\begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}1\\2\end{pmatrix} ¦ \begin{pmatrix}x\\y\end{pmatrix}
+# sets and infinity
+(-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1 ¦ x\neq 1, y\neq 3 ¦ x\neq1 \text{ or } x=3
+\{\{1,2\}\} ¦ \{1,2\} ¦ \{\{1\},\{2\}\}
+3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
+0 ¦ \infty-\infty
+1 ¦ \frac{\infty}{\infty} ¦ 1^\infty
+\infty ¦ 2\infty ¦ \infty+1
+# other values
+8/3 ¦ 4\times 2\frac{1}{3}
+3\text{ hundredths} ¦ 3
+3\text{ tens} ¦ 3
+n^{\underline{3}} ¦ n^3
+12 ¦ 13^{\text{th}} ¦ 12^{\text{tons}}
+204_5 ¦ 204\text{ base }6
+\text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong}
+53 ¦ 5\$3
+A ¦ (A)-1 ¦ (A) + 5
 """
 
 
@@ -494,7 +546,7 @@ def spellings(q):
     yield from (fraction, f"{sign}\\dfrac{{{3 * n}}}{{{3 * d}}}", f"{sign}{n}/{d}", f"x = {fraction}",
                 f"{fraction} \\text{{ cm}}", f"\\left({fraction}\\right)")
     if d == 1:
-        yield from (f"{sign}{n}", f"{sign}{n}.0", f"{sign}{n:,}", f"\\${sign}{n}", f"{sign}0{n}")
+        yield from (f"{sign}{n}", f"{sign}{n}.0", f"{sign}{n:,}", f"{sign}{n} centimeters", f"{sign}0{n}")
     elif n > d:
         yield f"{sign}{n // d}\\frac{{{n % d}}}{{{d}}}"
 
