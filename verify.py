@@ -146,9 +146,10 @@ def any_order(name, golds, preds, same=compare):
 def by_equation(gold, pred):
     """Returns the verdict if a side is an equation, else None.
 
-    x = 5 names its answer, and 2 + 3 = 5 derives it: every side of the
-    prediction that is not a mere name must equal the gold answer. If both
-    answers are equations, they must have the same solutions."""
+    x = 5 and m + n = 5 name their answer, and 2 + 3 = 5 derives it: every side of
+    the prediction must equal the gold answer, except for names and, if another side
+    has a value, sums of names. If both answers are equations, they must have the
+    same solutions."""
     golds, preds = structure.sides(gold), structure.sides(pred)
     if len(golds) == len(preds) == 1:
         return None
@@ -160,7 +161,7 @@ def by_equation(gold, pred):
     if not named:
         return wrong("structure: an equation against a single expression")
     claims = [side for side in preds if not NAME.fullmatch(side)]
-    values = [side for side in claims if not SUM_OF_NAMES.fullmatch(side)]  # m + n = 5
+    values = [side for side in claims if not SUM_OF_NAMES.fullmatch(side)]
     for claim in values or claims or preds[-1:]:
         verdict = compare(golds[-1], claim)
         if not verdict.right:

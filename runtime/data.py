@@ -257,7 +257,7 @@ def load_problems(source, data_dir="", task="math"):
 
 def check_problem(where, row, task):
     """Returns the row as a problem. Ends the program if it is unusable. Raises
-    TypeError if the task returns something that is no verdict."""
+    TypeError if the task returns anything but a verdict or a pair."""
     task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
     answer = number_as_text(answer)
     if task == "math" and isinstance(answer, str):

@@ -10,6 +10,7 @@ In cleaned text, single characters replace some commands:
     ⟦ ⟧  enclose a matrix, and ¶ ends a row of it (& stays)
     ∨    is "or" between answers; "and" becomes a comma
     ⨯    is a cross product of vectors; other products are *
+    $ %  are dollars and percent
 """
 import functools
 import itertools

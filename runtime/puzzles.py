@@ -69,7 +69,7 @@ def choice(response, answer):
     rest = re.sub(r"\b[AI](?= [a-z])", "", rest)  # "(C) A cat" names C alone
     others = re.findall(r"(?<![\w'])([A-Z])(?![\w'])|\(([a-z])\)", rest)
     named = {first[1].upper(), *"".join(map("".join, others)).upper()}
-    denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false|unlikely|impossible)\b", rest)
+    denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false|unlikely)\b", rest)
     return named == {answer.strip("() .").upper()} and not denied
 
 

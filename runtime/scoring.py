@@ -56,8 +56,8 @@ class WorkerPool:
 
         task is one name for all responses or a list with one for each. Raises
         ValueError for an unknown task, an empty answer (the message names its row)
-        or lists of different lengths, TypeError if a task returns something that is
-        no verdict, and RuntimeError if a worker does not start."""
+        or lists of different lengths, TypeError if a task returns anything but
+        a verdict or a pair, and RuntimeError if a worker does not start."""
         names = [task] * len(responses) if isinstance(task, str) else task
         self.check(answers, {task} if isinstance(task, str) else {*task})
         results = [

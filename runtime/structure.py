@@ -76,12 +76,13 @@ FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
 
 def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
-    the gold answer 1,234 is a number, but 101,234 may be a number or a list."""
+    the gold answer 1,234 is a number, but 101,234 may be a number or a list. A part
+    of a list does not start with 0, as in 174,000."""
     gold, pred = one_by_one(gold, pred), one_by_one(pred, gold)
     if "∈" not in gold:
         pred = FOR_INTEGERS.sub(r"\1", pred)
     numbers = without_grouping(gold), without_grouping(pred)
-    gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
+    gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},(?!0)", gold)
     if gold_is_number or numbers == (gold, pred):
         return [numbers]
     return [numbers, (gold, pred)]

@@ -63,7 +63,7 @@ def test_bad_calls_name_the_row_or_the_task(verifier):
 @pytest.mark.parametrize("result", [
     0.05, 1, 0, None, "yes", [True], ("1",), ("1", 2), re.match("a", "a"), np.bool_(True), np.float64(1),
 ], ids=repr)
-def test_a_reward_that_is_no_verdict_is_refused(result):
+def test_a_reward_must_be_true_or_false(result):
     """A graded reward of 0.05 would count as a right response in pass@K."""
     class Pool(WorkerPool):
         tasks = {"graded": lambda response, answer: result}
@@ -73,7 +73,7 @@ def test_a_reward_that_is_no_verdict_is_refused(result):
     assert "\n" not in str(caught.value)
 
 
-def test_a_task_without_verdicts_is_refused_before_a_problem_is_used(monkeypatch):
+def test_a_task_with_graded_rewards_is_refused_when_problems_are_read(monkeypatch):
     monkeypatch.setitem(verify.TASKS, "graded", lambda response, answer: 0.05)
     with pytest.raises(TypeError, match="task 'graded' must return True or False"):
         check_problem("row 1", {"id": 1, "problem": "1 + 1?", "answer": "2"}, "graded")

@@ -470,6 +470,7 @@ n^{\underline{3}} ¦ n^3
 \text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong}
 53 ¦ 5\$3
 A ¦ (A)-1 ¦ (A) + 5
+174,000 ¦ 174, 0 ¦ 174
 """
 
 
