@@ -522,8 +522,10 @@ def unit_of(word, own):
         return ""
     names = [word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)]
     names = [name for name in names if name == word or len(name) > 1]  # ms is not m
-    known = [UNITS[name] for name in names if name in UNITS]
-    return next(iter(known + [name for name in names if name in own]), None)
+    for name in names:
+        if name in UNITS:
+            return UNITS[name]
+    return next((name for name in names if name in own), None)
 
 
 def own_words(gold):
