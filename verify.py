@@ -9,7 +9,8 @@ reward in training and the score in evaluation.
 
 A policy learns to exploit whatever its verifier wrongly accepts. An answer is
 therefore right only if one of these rungs, tried in this order, proves it. An
-answer that cannot be parsed, or that takes too long to compare, is wrong.
+answer that differs from the gold answer as text is wrong if it cannot be parsed
+or takes too long to compare.
 
 1. Extraction  The last \boxed{} is the answer (runtime/latex.py).
 2. Text        Both answers are the same text once their spelling is normalized.
@@ -24,11 +25,17 @@ Graders differ on some conventions. These are ours:
 - The last box counts. Of nested boxes, the outermost counts. A response
   without a box is wrong.
 - A rounded value is wrong: 0.33 is not 1/3, and 3.14 is not π.
-- 28% is 28, and not 0.28. Degrees are a unit: 90° is 90, and not π/2.
+- Any formula with the right value is right, also one copied from the question:
+  √245 for 7√5.
+- x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
+  x = -1, y = 6 and -1 < x < 6 both match it.
+- Percent, degrees and currencies are units: 28% is 28, and not 0.28; 90° is 90, and
+  not π/2.
 - Numbers in a base are compared as text. A response may omit the base only if
   the gold answer omits it.
-- A response may omit the unit, but a different unit is wrong. Units are the
-  words of a closed list and those of the gold answer: "5 tenths" is not 5.
+- A response may omit the unit or add one, wholly or in part, but a different unit is
+  wrong: m/s matches m, but not km/s. Units are the words of a closed list and those
+  of the gold answer: "5 tenths" is not 5.
 - log is the natural logarithm. Letters stand for real numbers, except e, i, π.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.
 
@@ -44,7 +51,8 @@ from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
 from runtime.latex import (
-    MAX_ANSWER, NAME, clean, extract_answer, letters, own_words, same_units, split_unit)
+    MAX_ANSWER, NAME, SUM_OF_NAMES, clean, extract_answer, letters, own_words, same_units,
+    split_unit)
 
 __all__ = ["MAX_ANSWER", "TASKS", "Verifier", "extract_answer", "is_correct", "judge"]
 MAX_FORMULA = 400  # characters; longer answers are compared only as text
@@ -52,15 +60,15 @@ MAX_FORMULA = 400  # characters; longer answers are compared only as text
 
 class Verdict(NamedTuple):
     right: bool
-    rule: str  # "rung: what it found", of the rung that decided
+    reason: str  # "rung: what it found", of the rung that decided
 
 
-def right(rule):
-    return Verdict(True, rule)
+def right(reason):
+    return Verdict(True, reason)
 
 
-def wrong(rule):
-    return Verdict(False, rule)
+def wrong(reason):
+    return Verdict(False, reason)
 
 
 @functools.lru_cache(1 << 14)
@@ -81,10 +89,13 @@ def compare(gold, pred):
     if max(len(gold), len(pred)) > MAX_FORMULA:
         return wrong("text: different, and too long for a formula")
     verdict = by_structure(gold, pred)
-    return verdict if verdict.right else by_unit(gold, pred) or verdict
+    if verdict.right:
+        return verdict
+    return by_unit(gold, pred) or verdict
 
 
 # ---- 3. structure -----------------------------------------------------------
+# Each by_... returns a Verdict, or None if it does not apply.
 def by_structure(gold, pred):
     for reading in structure.readings(gold, pred):  # 1,234 may have two
         try:
@@ -115,7 +126,7 @@ def same_order(name, golds, preds):
     for number, pair in enumerate(zip(golds, preds), 1):
         verdict = compare(*pair)
         if not verdict.right:
-            return wrong(f"structure: {name}, part {number}; {verdict.rule}")
+            return wrong(f"structure: {name}, part {number}; {verdict.reason}")
     return right(f"structure: {name} with equal parts")
 
 
@@ -135,9 +146,10 @@ def any_order(name, golds, preds, same=compare):
 def by_equation(gold, pred):
     """Returns the verdict if a side is an equation, else None.
 
-    x = 5 names its answer, and 2 + 3 = 5 derives it: every side of the
-    prediction that is not a mere name must equal the gold answer. If both
-    answers are equations, they must have the same solutions."""
+    x = 5 and m + n = 5 name their answer, and 2 + 3 = 5 derives it: every side of
+    the prediction must equal the gold answer, except for names and, if another side
+    has a value, sums of names. If both answers are equations, they must have the
+    same solutions."""
     golds, preds = structure.sides(gold), structure.sides(pred)
     if len(golds) == len(preds) == 1:
         return None
@@ -149,10 +161,11 @@ def by_equation(gold, pred):
     if not named:
         return wrong("structure: an equation against a single expression")
     claims = [side for side in preds if not NAME.fullmatch(side)]
-    for claim in claims or preds[-1:]:
+    values = [side for side in claims if not SUM_OF_NAMES.fullmatch(side)]
+    for claim in values or claims or preds[-1:]:
         verdict = compare(golds[-1], claim)
         if not verdict.right:
-            return wrong(f"structure: an equation claims {claim}; {verdict.rule}")
+            return wrong(f"structure: an equation claims {claim}; {verdict.reason}")
     return right("structure: the equation claims the gold answer")
 
 
@@ -259,15 +272,15 @@ def by_unit(gold, pred):
 
 
 # ---- tasks ------------------------------------------------------------------
-def mathematics(response, answer, phrase):
-    """Returns a verdict, or the pair (answer, extracted) for a worker to compare."""
-    pred = extract_answer(response, phrase)
+def mathematics(response, answer):
+    """Returns True or False, or the pair (answer, extracted) for a worker to compare."""
+    pred = extract_answer(response)
     if pred is None or pred == answer:
         return pred is not None
     return answer, pred
 
 
-# A task is a function of (response, answer, phrase); to add one, name it here.
+# A task is a function of (response, answer); to add one, name it here.
 TASKS = {
     "math": mathematics,
     "countdown": puzzles.countdown,
@@ -287,11 +300,10 @@ class Verifier(scoring.WorkerPool):
 SHARED = Verifier(workers=1)  # used by is_correct
 
 
-def is_correct(response, answer, task="math", phrase=False):
+def is_correct(response, answer, task="math"):
     """Returns whether the response's final answer is right. An empty gold answer
     matches nothing. Raises ValueError for an unknown task."""
-    scores = answer.strip() and SHARED.score([response], [answer], task, phrase=phrase)
-    return scores == [1.0]
+    return bool(answer.strip()) and SHARED.score([response], [answer], task) == [1.0]
 
 
 # ---- command line -----------------------------------------------------------
@@ -299,12 +311,12 @@ def explain(response, answer):
     """Returns lines of what was extracted and cleaned, and the rung that decided."""
     pred = extract_answer(response)
     if pred is None:
-        return "extracted  nothing: no closed box\nverdict    wrong"
+        return "extracted  nothing: no closed box with an answer in it\nverdict    wrong"
     verdict = judge(answer, pred)
-    rung, _, rule = verdict.rule.partition(": ")
-    found = {"extracted": pred, "cleaned": clean(pred), "gold": clean(answer),
-             "rung": rung, "rule": rule, "verdict": "right" if verdict.right else "wrong"}
-    return "\n".join(f"{name:10} {text}" for name, text in found.items())
+    rung, _, finding = verdict.reason.partition(": ")
+    lines = {"extracted": pred, "cleaned": clean(pred), "gold": clean(answer), "rung": rung,
+             "finding": finding, "verdict": "right" if verdict.right else "wrong"}
+    return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 
 
 def read_rows(path):

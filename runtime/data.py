@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from runtime.common import fail, one_line
+from runtime.scoring import check_result
 from verify import MAX_ANSWER, TASKS, extract_answer
 
 
@@ -264,7 +265,8 @@ def load_problems(source, data_dir="", task="math"):
 
 
 def check_problem(where, row, task):
-    """Returns the row as a problem. Ends the program if it is unusable."""
+    """Returns the row as a problem. Ends the program if it is unusable. Raises
+    TypeError if the task returns anything but a verdict or a pair."""
     task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
     answer = number_as_text(answer)
     if task == "math" and isinstance(answer, str):
@@ -282,10 +284,11 @@ def check_problem(where, row, task):
     if task not in [*TASKS]:
         fail(f"{where}: the task {task!r:.80} is not one of {', '.join(TASKS)}")
     try:
-        TASKS[task]("", answer, False)
+        result = TASKS[task]("", answer)
     except (ValueError, TypeError, RecursionError):
         expected = " ".join(TASKS[task].__doc__.split())
         fail(f"{where}: {answer!r:.80} is not a valid answer for the task {task}: {expected}")
+    check_result(task, result)
     checked = {"id": str(row["id"]), "problem": problem, "answer": answer}
     return {**checked, "task": task} if "task" in row else checked
 

@@ -67,6 +67,7 @@ DERIVATIVE = re.compile(
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
 CONSTANTS = {"π", "e", "i"}
 ONE, MINUS_ONE = ("number", Fraction(1)), ("number", Fraction(-1))
+INFINITIES = (("symbol", "∞"), ("*", MINUS_ONE, ("symbol", "∞")))
 BRACKETS = {  # opening: (closing, the function that the pair denotes)
     "(": (")", None), "[": ("]", None), "{": ("}", None), "|": ("|", "abs"),
     r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"),
@@ -121,7 +122,7 @@ class Reader:
         product = self.mixed_number() or self.factor()
         while True:
             if self.skip("*"):
-                product = ("*", product, self.factor())
+                product = ("*", product, self.mixed_number() or self.factor())
             elif self.skip("/"):
                 product = ("/", product, self.factor())
             elif self.starts_factor(after=product):
@@ -148,7 +149,7 @@ class Reader:
             return not self.in_bars
         if token[:1].isdecimal():  # 2 3 is not 6
             return after[0] != "number"
-        return token[:1].isalpha() or token in ("(", "[", "{", "π", "∞") or (
+        return token[:1].isalpha() or token in ("(", "[", "{", "π", "∞", "%") or (
             token[:1] == "\\" and token not in (r"\rfloor", r"\rceil"))
 
     def factor(self):
@@ -203,7 +204,7 @@ class Reader:
             return self.fraction()
         if token[1:] in FUNCTIONS or token[1:] in OPAQUE:
             return self.function(token[1:])
-        if token in ("π", "∞"):
+        if token in ("π", "∞", "%"):
             return ("symbol", token)
         if re.fullmatch("[A-Za-z]", token) or token in GREEK | PREFIXES | ACCENTS:
             return self.symbol(token)
@@ -311,6 +312,8 @@ def parse(text):
     tree = reader.sum()
     if reader.peek():
         raise Unreadable(f"{reader.peek()!r} is unexpected")
+    if "∞" in text and "∞" in symbols(tree) and tree not in INFINITIES:
+        raise Unreadable("infinity is not a number")
     return tree
 
 
@@ -495,11 +498,15 @@ def samples(*trees):
     real numbers, or complex numbers if fewer than two points give real values."""
     letters = set().union(*map(symbols, trees))
     one_point = letters <= CONSTANTS
+    points = range(1 if one_point else 3)
     try:
-        points = range(1 if one_point else 3)
         return [[exact(tree, at) for tree in trees] for at in points]
     except NotExact:
-        points = range(1 if one_point else POINTS)
+        pass
+    except OverflowError:
+        if not letters:
+            raise
+    points = range(1 if one_point else POINTS)
     if not one_point and any(rounds(tree) for tree in trees):
         points = range(FAR, FAR + 10 * POINTS)
     for real in (False,) if "i" in letters else (True, False):
@@ -579,7 +586,7 @@ def same_solution(one, other, name):
 def order(texts):
     """Sorts texts of real numbers in ascending order. Raises Unreadable for other
     texts."""
-    values = {text: samples(parse(text))[0][0] for text in texts}
+    values = dict(zip(texts, samples(*map(parse, texts))[0]))
     if any(symbols(parse(text)) - CONSTANTS or value is None
            or isinstance(value, mp.mpc) for text, value in values.items()):
         raise Unreadable("only real numbers can be sorted")

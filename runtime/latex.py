@@ -10,6 +10,7 @@ In cleaned text, single characters replace some commands:
     ⟦ ⟧  enclose a matrix, and ¶ ends a row of it (& stays)
     ∨    is "or" between answers; "and" becomes a comma
     ⨯    is a cross product of vectors; other products are *
+    $ %  are dollars and percent
 """
 import functools
 import itertools
@@ -99,12 +100,14 @@ SIGNS = {  # sign: the commands that it replaces
     "≠": "ne neq", "≈": "approx", "≡": "equiv", "±": "pm", "∓": "mp",
     "∪": "cup bigcup", "∈": "in", "∖": "setminus backslash", "∅": "emptyset varnothing",
     "|": "vert lvert rvert mid", "'": "prime", "∨": "vee lor",
+    "(": "langle lparen", ")": "rangle rparen", "[": "lbrack", "]": "rbrack",
     ":": "colon", "⦃": "{ lbrace", "⦄": "} rbrace", "¶": "\\ cr",
     " ": ", ; : > quad qquad space enspace thinspace",
     "": "left right big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle "
-        "limits hline boxed fbox ! $ % ( ) [ ]",
+        "limits hline boxed fbox bf rm it large Large ! ( ) [ ]",
+    "%": "%",
     r"\ldots": "dots dotsc dotsb cdots",
-    r"\frac": "dfrac tfrac cfrac", r"\binom": "dbinom tbinom",
+    r"\frac": "dfrac tfrac cfrac sfrac nicefrac", r"\binom": "dbinom tbinom",
     r"\epsilon": "varepsilon", r"\phi": "varphi", r"\theta": "vartheta",
     r"\text": "textbf textit textrm textnormal textsf texttt textsc mathrm mathbf "
               "mathit mathsf mathtt boldsymbol bm mbox hbox operatorname emph",
@@ -113,10 +116,11 @@ SIGNS = {  # sign: the commands that it replaces
 COMMANDS = {name: sign for sign, names in SIGNS.items() for name in names.split()}
 COMMANDS |= {" ": " ", "\n": " "}
 CHARACTERS = {
-    "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "−": "-", "–": "-", "∗": "*",
+    "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∗": "*",
+    **dict.fromkeys("−–‐‑", "-"), **dict.fromkeys("º˚", "°"), "⟨": "(", "⟩": ")",
     "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C",
     "或": "∨", "和": ",", "、": ",", "。": ".", "√": r"\sqrt ", "∞": "∞",
-    **dict.fromkeys("~$%£€¥₹\r\n\t", " "),
+    **dict.fromkeys("~$\r\n\t", " "),
     **{char: rf"\{name} " for char, name in zip(
         "αβγδεϵζηθϑικλμµνξρστυφϕχψωΓΔΘΛΞΠΣΦΨΩℏℓ∂∇",
         "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa "
@@ -129,13 +133,15 @@ CHARACTERS = str.maketrans(CHARACTERS)
 SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+"), re.compile("[₀-₉]+")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅₆₇₈₉", "0123456789+-nx0123456789")
 
-ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠"}
+MONEY = "$£€¥₹"
+ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠", r"\not=": "≠"}
 GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
 VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z])"
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
 FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|ln|log|exp"
 ONE_ARGUMENT = "frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
 MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
+ONE_WORD = r"\\text\s*\{\s*([A-Za-z]+)\s*\}"
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}|[^\W\d_A-Za-zπ]")
 SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?![A-Za-z])\s*)"
@@ -194,8 +200,8 @@ SPELLINGS = [
              r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]),
              r"\dfrac12 \le \pi", r"\frac12 ≤ π"),
     Spelling("ASCII relations",
-             "<=|=<|>=|!=", lambda m: ASCII_RELATIONS[m[0]],
-             "x >= 5, y != 3", "x ≥ 5, y ≠ 3"),
+             r"<=|=<|>=|!=|\\not\s*=", lambda m: ASCII_RELATIONS["".join(m[0].split())],
+             r"x >= 5, y \not= 3", "x ≥ 5, y ≠ 3"),
     Spelling("Python's names",
              r"\b(?:np|math)\.(?=[a-z])", "",
              "np.arcsin(1)", "arcsin(1)"),
@@ -207,7 +213,7 @@ SPELLINGS = [
              r"(?<![A-Za-z\\])(and|or)(?![A-Za-z])", unwrap,
              r"\text{12 and 13} or \text{5 or so}", r"12 , 13 ∨ \text{5 or so}"),
     Spelling("number in text",
-             r"\\text\s*\{\s*([0-9][0-9.,]*)\s+([^{}]*)\}", r"\1\\text{\2}",
+             rf"\\text\s*\{{\s*([{MONEY}]?[0-9][0-9.,]*%?)\s+([^{{}}]*)\}}", r"\1\\text{\2}",
              r"\text{25 cm}", r"25\text{cm}"),
     Spelling("repeated commas",
              r"[,∨](?:\s*[,∨])+", lambda m: "∨" if "∨" in m[0] else ",",
@@ -223,7 +229,7 @@ SPELLINGS = [
              r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}",
              r"\sqrt (2)", r"\sqrt{2}"),
     Spelling("color",
-             r"\\color\s*\{[a-z]+\}", " ",
+             r"\\(?:text)?color\s*\{[a-z]+\}", " ",
              r"\color{red}5", " 5"),
     Spelling("real variable",
              rf",\s*[A-Za-z]{IN_REALS}|[A-Za-z]{IN_REALS}\s*,", "",
@@ -240,6 +246,22 @@ SPELLINGS = [
     Spelling("base of a logarithm",
              r"\\log\s*_\s*([2-9])(?=[0-9])", r"\\log_{\1}",
              r"\log_25", r"\log_{2}5"),
+    Spelling("words in subscripts",
+             rf"_\s*(?:{ONE_WORD}|\{{\s*(?:{ONE_WORD}|\\(max|min))\s*\}})", r"_{\1\2\3}",
+             r"x_{\text{max}}+x_{\max}", "x_{max}+x_{max}"),
+    Spelling("numbers in a base",
+             r"(?<=[0-9])\s*(_\s*\{\s*)?(?:\\text\s*\{\s*base\s*\}|base)\s*([0-9]+)(?(1)\s*\})",
+             r"_{\2}",
+             r"204\text{ base }5", "204_{5}"),
+    Spelling("ordinal numbers",
+             r"(?<=[0-9])\s*(\^\s*\{\s*)?\\text\s*\{\s*(?:st|nd|rd|th)\s*\}(?(1)\s*\})", "",
+             r"12^{\text{th}}", "12"),
+    Spelling("choice with its value",
+             r"^\(([A-E])\)[\s:]+[0-9][0-9./]*$", r"(\1)",
+             "(C) 5", "(C)"),
+    Spelling("underlined answer",
+             r"^\\underline\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$", r"\1",
+             r"\underline{5}", "5"),
     Spelling("exponents and subscripts",
              r"([\^_])\s*(-?[0-9]+(?!\.?[0-9])|-?[A-Za-z]|"
              r"\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}",
@@ -301,6 +323,9 @@ SPELLINGS = [
     Spelling("set difference",
              r"(\\mathbb\{R\})\s*-\s*(?=⦃)", r"\1∖",
              r"\mathbb{R} - ⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
+    Spelling("real line",
+             r"\(\s*-\s*∞\s*,\s*\+?\s*∞\s*\)(?=\s*∖)", r"\\mathbb{R}",
+             "(-∞,∞)∖⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
     Spelling("empty set",
              r"⦃\s*⦄", "∅",
              "⦃ ⦄", "∅"),
@@ -323,7 +348,7 @@ PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPE
 @functools.lru_cache(4096)
 def clean(text):
     """Returns the text with one spelling for what LaTeX can spell in many ways."""
-    text = text.strip("$ \n")
+    text = text.replace(r"\$", "＄").strip("$ \n")  # ＄ becomes $ below
     grouped = enclosed(text, "{}") and not re.search(r"\\over|\\choose", text)
     listed = len(split(re.sub(r"\\[,;]", "", text[1:-1]), ",;")) > 1
     if grouped and not listed:  # {1,2} keeps its braces: it is meant as a set
@@ -337,34 +362,41 @@ def clean(text):
     return strip_lead(text).strip(" =").rstrip("\\.,;: ")
 
 
+GROUPED = "(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])"
+ROUNDED = re.compile(rf"(?<=[^\s(\[⦃,;∨])\s*≈(?:{GROUPED}|\([^()]*\)|[^](),;∨⦄])*")
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
-    r"(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}\s]|"
+    r"(?!.*\bnot\b)(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}⟦⟧¶&\s]|"
     r"_\{[^{}]*\}|\^\{-?[0-9]+\})++")
+SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
+    rf"\[?{NAME.pattern}(?:[-+[\]]+{NAME.pattern})*\]?")
 
 
 def strip_lead(text):
     """Removes what leads to the answer, or rounds it: "x ≈ 3.1" becomes 3.1,
-    "1/3 ≈ 0.33" becomes 1/3, and "x ∈ (0,1)" becomes (0,1)."""
+    "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" becomes (0,1)."""
     for sign in "≈∈":
         head, _, tail = text.partition(sign)
         if tail and (not head.strip() or NAME.fullmatch(head)):
             text = tail
-        elif tail and sign == "≈":
-            text = head
-    return text
+    return ROUNDED.sub("", text).replace("≈", "")
 
 
-ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{3,}|[A-Z]{2,}")
+ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
+CAPITALIZED = re.compile("(?<![A-Za-z])[A-Z][a-z]+(?![A-Za-z])")  # but not MeV
+
+
+def lower(match):
+    return match[0].lower()
 
 
 def letters(text):
     """Returns cleaned text in the form that is compared as text: without spaces,
     except between digits, and with words in lower case."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", lambda m: CAPITALIZED.sub(lower, m[1]), text)
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
-    if text.isalpha() and text[1:].islower():
+    if text.isalpha() and text[1:].islower() or text in ("YES", "NO"):
         return text.lower()
-    return ANY_CASE.sub(lambda match: match[0].lower(), text)
+    return ANY_CASE.sub(lower, text)
 
 
 # ---- brackets ---------------------------------------------------------------
@@ -392,16 +424,18 @@ def enclosed(text, brackets):
 
 
 # ---- units ------------------------------------------------------------------
+MEGA = re.compile("M(?=(?:eV|W|Wh|Hz|J|N|Pa|V)$)")  # in lower case, it would be milli
 MEASURES = """cm centimeter centimetre, mm millimeter millimetre, km kilometer
 kilometre, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
-g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound, oz ounce, ton tonne,
+g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound £, oz ounce, ton tonne,
 l liter litre 升, ml milliliter millilitre, gal gallon, qt quart, pt pint,
-s second sec 秒, min minute 分钟, h hour hr 小时, day 天, week, month 月, yr year 年 岁,
-decade, century, ct cent, dollar usd buck, euro eur, rupee rs inr, yuan 元 rmb, yen,
-peso, % percent pct percentage, ° degree deg 度, c celsius °c, f fahrenheit °f,
-k kelvin, rad radian, hz hertz, khz, mhz, ghz, n newton, j joule, kj, cal calorie,
-kcal, ev, kev, mev, gev, w watt, kw, mw, kwh, v volt, a amp ampere, ohm, pa pascal,
-kpa, atm, bar, t tesla, mol mole, erg, mph, kph, kmh, rpm, bit, byte, kb, mb, gb,
+s second sec 秒, ms millisecond, ns nanosecond, min minute 分钟, h hour hr 小时, day 天,
+week, month 月, yr year 年 岁, decade, century, ct cent, dollar usd buck $, euro eur €,
+rupee rs inr ₹, yuan 元 rmb yen ¥, peso, % percent pct percentage, ° degree deg 度,
+c celsius, f fahrenheit, k kelvin, rad radian, hz hertz, khz, mhz, megahz megahertz,
+ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev, megaev, gev, w watt, kw,
+mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm, pa pascal, kpa, atm, bar,
+t tesla, mol mole, erg, rpm, bit, byte, kb, mb, gb,
 knot, acre, hectare, light-year, 厘米, 千米, 公里, 克, 吨, 毫升"""
 COUNTED = """unit way time piece point item object thing set group team pair part person
 people man men woman women child children kid boy girl student teacher player member
@@ -428,36 +462,42 @@ chip pill seat leg wing page cookie shell stone rock ring key hour
 CONNECTIVES = set(
     "per a an of the each sq square cubic cu total long wide tall high deep old distinct "
     "different real positive possible ordered red blue green white black 平方 立方 每".split())
+QUOTIENTS = {"mph": "miles per hour", "kph": "km per hour", "kmh": "km per hour"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 UNITS = {alias: names.split()[0]
          for names in MEASURES.split(",") for alias in names.split()}
 UNITS |= {noun: noun for noun in COUNTED.split() if noun not in UNITS}
 CJK = "[\u4e00-\u9fff]"
-EXPONENT = r"\^\s*\{-?[1-9]\}"
+EXPONENT = r"(?<![%°])\^\s*\{-?[1-9]\}"
 TAIL = re.compile(  # a value, then how its words begin, then how they continue
     rf"""(?P<value>.*?[\w)}}⦄\]⟧!|])\s*
-    (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|°|{CJK}|m\s*/\s*s
+    (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|[°%]|{CJK}|m\s*/\s*s
                  |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
-    (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
+    (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°%.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
     "or and not no more less than at least most to if million billion trillion thousand "
-    "hundred dozen half halves third quarter tenth squared cubed factorial base mod but "
-    "is over times plus minus remainder even odd octal binary lakh crore gross".split())
+    "ten hundred dozen half halves third quarter tenth hundredth thousandth squared "
+    "cubed factorial base mod but is over times plus minus remainder even odd octal "
+    "binary lakh crore gross".split())
 
 
 @functools.lru_cache(4096)
 def split_unit(text, own=frozenset()):
-    """Returns (value, units), where units is the set of known units that follow
-    the value. own names further words that count as units. If any other word
-    follows the value, the text is returned whole, without units."""
+    """Returns (value, units), where units is the set of known units around the
+    value. own names further words that count as units. If any other word follows
+    the value, it stays there."""
+    if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
+        value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own)
+        return value, units | {UNITS[sign] for sign in money}
     match = TAIL.fullmatch(text)
     if not match or r"\text" in match["value"]:
         return text, frozenset()
     if "°" in match["words"] and TRIGONOMETRIC.search(match["value"]):
         return text, frozenset()  # \sin 1° is not \sin 1
     words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", match["words"])
-    words = re.findall(rf"°[CFcf]?|[A-Za-z'-]+|{CJK}+", words)
+    words = re.sub("[A-Za-z]+", lambda m: QUOTIENTS.get(m[0].lower(), m[0]), words)
+    words = re.findall(rf"[°%]|[A-Za-z'-]+|{CJK}+", words)
     units = [unit_of(word, own) for word in words]
     if None in units or not any(units):
         return text, frozenset()
@@ -468,26 +508,24 @@ def split_unit(text, own=frozenset()):
 
 
 def same_units(one, other):
-    """Returns whether two sets of units share a unit and, if both have powers,
-    their powers: m/s matches m, but not m^2/s."""
+    """Returns whether one set of units contains the other and, if both have powers,
+    the same powers: m/s matches m, but neither km/s nor m^2/s."""
     powers = [{unit for unit in units if unit[0] == "^"} for units in (one, other)]
-    shared = one & other
-    return bool(shared - powers[0]) and (not all(powers) or powers[0] == powers[1])
+    one, other = one - powers[0], other - powers[1]
+    return (one <= other or other <= one) and (not all(powers) or powers[0] == powers[1])
 
 
 def unit_of(word, own):
     """Returns the unit's canonical name, "" for a connective, None for other words."""
-    word = word.lower()
+    word = MEGA.sub("mega", word).lower()
     if word in CONNECTIVES:
         return ""
-    plurals = (word, word.removesuffix("s"), word.removesuffix("es"),
-               re.sub("ies$", "y", word))
-    for name in plurals:
+    names = [word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)]
+    names = [name for name in names if name == word or len(name) > 1]  # ms is not m
+    for name in names:
         if name in UNITS:
             return UNITS[name]
-        if name in own:
-            return name
-    return None
+    return next((name for name in names if name in own), None)
 
 
 def own_words(gold):
@@ -496,6 +534,6 @@ def own_words(gold):
     match = TAIL.fullmatch(gold)
     if not match or not re.search("[0-9]", match["value"]):
         return frozenset()
-    words = {word.lower().removesuffix("s")
+    words = {MEGA.sub("mega", word).lower().removesuffix("s")
              for word in re.findall(r"(?<!\\)\b[A-Za-z]{2,}", match["words"])}
     return frozenset() if words & NOT_UNITS else frozenset(words)

@@ -1,6 +1,5 @@
 r"""Tasks that are not mathematics. Each is a function that returns whether a
-response is right, given the row's answer and phrase: whether the text after an
-unboxed "answer is" counts as the response's answer.
+response is right, given the row's answer.
 """
 import json
 import re
@@ -15,13 +14,13 @@ STEP = re.compile(
     rf"(?<!\S)({INTEGER}) ([-+*/]) ({INTEGER}) = ({INTEGER})(?!\S)")
 
 
-def countdown(response, answer, phrase):
+def countdown(response, answer):
     """The answer "44 = 3 7 12" gives the target and the numbers. The response,
     "3 * 12 = 36 , then 36 + ...", must use each number and each result once.
     Words without digits are ignored."""
     target, numbers = answer.split("=")
     pool = Counter(numbers.split())
-    words = [word for word in response.split()
+    words = [word for word in ascii_signs(response).split()
              if not re.fullmatch("[A-Za-z,.:]+", word)]
     steps = STEP.findall(" ".join(words))
     for a, sign, b, result in steps:
@@ -36,10 +35,16 @@ def countdown(response, answer, phrase):
     return nothing_else and +pool == Counter([target.strip()])
 
 
-def final_answer(response, phrase):
+def ascii_signs(text):
+    r"""Returns the text with * and / for ×, ÷, \times and \div."""
+    return re.sub(r"×|\\times(?![a-z])", "*", re.sub(r"÷|\\div(?![a-z])", "/", text))
+
+
+def final_answer(response, phrase=False):
     """Returns the content of the last code block or box in the last <answer> tag,
     or everything in the tag if it has neither. Without a tag, the last code
-    block or box of the response counts."""
+    block or box of the response counts. If phrase is true and there is no box, the
+    text after the last "answer is" counts."""
     _, opened, tail = response.rpartition("<answer>")
     inner, closed, _ = tail.partition("</answer>")
     tagged = bool(opened and closed)
@@ -53,22 +58,22 @@ def final_answer(response, phrase):
     return (found or "").strip()[:MAX_ANSWER]
 
 
-def choice(response, answer, phrase):
+def choice(response, answer):
     """For the answer "(C)", the responses C, (C), C. and (C) with further text are
     right, unless that text names another letter that could be a choice."""
-    found = re.sub(r"\\text\w*|[{}*$\\]", " ", final_answer(response, phrase))
+    found = re.sub(r"\\text\w*|[{}*$\\]", " ", final_answer(response))
     first = re.match(r"\s*\(?\s*([A-Za-z])\s*(?:[).:]|$)", found)
     if not first:
         return False
     rest = found[first.end():]
-    rest = re.sub(r"\bA(?= [a-z])", "a", rest)  # "(C) A cat" names C alone
+    rest = re.sub(r"\b[AI](?= [a-z])", "", rest)  # "(C) A cat" names C alone
     others = re.findall(r"(?<![\w'])([A-Z])(?![\w'])|\(([a-z])\)", rest)
     named = {first[1].upper(), *"".join(map("".join, others)).upper()}
-    denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false)\b", rest)
+    denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false|unlikely)\b", rest)
     return named == {answer.strip("() .").upper()} and not denied
 
 
-def text(response, answer, phrase):
+def text(response, answer, phrase=False):
     """The answer is a word, number, list, sentence, grid or row of brackets. It is
     compared as text, regardless of markup, case and spacing."""
     pred, gold = plain(final_answer(response, phrase)), plain(answer)
@@ -93,7 +98,7 @@ def plain(text):
     return text.rstrip(".").casefold()
 
 
-def synlogic(response, answer, phrase):
+def synlogic(response, answer):
     """SynLogic's tasks with a gold answer. Some prompts ask for the answer on the
     last line, bare or after "The answer is"."""
     if not final_answer(response, phrase=True):
@@ -102,11 +107,12 @@ def synlogic(response, answer, phrase):
     return text(response, answer, phrase=True)
 
 
-def game24(response, answer, phrase):
+def game24(response, answer):
     """For the answer "24 = 1 3 7 8", the response is an expression that uses each
     number once and equals 24."""
     target, numbers = answer.split("=")
-    expression = re.sub(r"\s", "", final_answer(response, phrase=True))
+    expression = re.sub(r"\s", "", ascii_signs(final_answer(response, phrase=True)))
+    expression = expression.removesuffix(f"={target.strip()}")
     if not re.fullmatch("[-+*/()0-9]{1,200}", expression):
         return False
     if re.search(r"\*\*|[0-9)]\(|\)[0-9]", expression):
@@ -119,7 +125,7 @@ def game24(response, answer, phrase):
         return False
 
 
-def number_wall(response, answer, phrase):
+def number_wall(response, answer):
     """The answer is the puzzle's grid as JSON, with "X" for open cells. The response
     marks walls with "A". Walls must not fill any 2x2 square, and each island
     must contain exactly one number, its size."""

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 
@@ -27,8 +26,8 @@ class WorkerPool:
     `program`, the file that workers run. Workers start when the first answer
     needs one and then remain.
 
-    A task is a function of (response, answer, phrase) that returns a verdict
-    or the pair (answer, extracted) for a worker to compare."""
+    A task is a function of (response, answer) that returns True or False, or the
+    pair (answer, extracted) for a worker to compare."""
 
     program = None
     tasks = {}
@@ -52,31 +51,26 @@ class WorkerPool:
             with self.idle.pop() as worker:  # __exit__ closes its pipes and waits
                 worker.kill()
 
-    def score(self, responses, answers, task, progress=None, phrase=False):
+    def score(self, responses, answers, task):
         """Returns a list with 1.0 for each correct response and 0.0 for others.
 
-        task is one name for all responses or a list with one for each.
-        progress(done, total) is called as verdicts arrive. Raises ValueError for
-        an unknown task, an empty answer (the message names its row) or lists of
-        different lengths, and RuntimeError if a worker does not start."""
+        task is one name for all responses or a list with one for each. Raises
+        ValueError for an unknown task, an empty answer (the message names its row)
+        or lists of different lengths, TypeError if a task returns anything but
+        a verdict or a pair, and RuntimeError if a worker does not start."""
         names = [task] * len(responses) if isinstance(task, str) else task
         self.check(answers, {task} if isinstance(task, str) else {*task})
-        verdicts = [
-            self.tasks[name](response, answer, phrase)
+        results = [
+            self.tasks[name](response, answer)
             for name, response, answer in zip(names, responses, answers, strict=True)
         ]
-        counts = Counter(pair for pair in verdicts if isinstance(pair, tuple))
-        done = len(verdicts) - counts.total()
-        answered = {}
+        for name, result in zip(names, results):
+            check_result(name, result)
+        pairs = {result: None for result in results if isinstance(result, tuple)}
         with self.lock, ThreadPoolExecutor(self.workers) as threads:
-            self.start_workers(len(counts))
-            replies = threads.map(self.cached_ask, counts)
-            for pair, reply in zip(counts, replies):
-                answered[pair] = reply
-                done += counts[pair]
-                if progress:
-                    progress(done, len(verdicts))
-        return [float(answered.get(verdict, verdict)) for verdict in verdicts]
+            self.start_workers(len(pairs))
+            pairs.update(zip(pairs, threads.map(self.cached_ask, pairs)))
+        return [float(pairs.get(result, result)) for result in results]
 
     def check(self, answers, names):
         for name in names:
@@ -121,6 +115,16 @@ class WorkerPool:
             worker = self.start()
         self.idle.append(worker)
         return reply == RIGHT
+
+
+def check_result(task, result):
+    """Raises TypeError unless a task returned True, False or a pair of texts. A
+    numpy.bool_ is refused like any other type."""
+    is_pair = isinstance(result, tuple) and [*map(type, result)] == [str, str]
+    if not is_pair and not isinstance(result, bool):
+        shown = " ".join(repr(result).split())
+        raise TypeError(f"task {task!r} must return True or False, because pass@K counts "
+                        f"right responses, but it returned {shown:.80}")
 
 
 def own_cores():

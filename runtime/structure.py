@@ -11,7 +11,7 @@ The parts are texts themselves, and verify.py compares them as it compares answe
 import re
 
 from runtime.formula import Unreadable, order
-from runtime.latex import NAME, enclosed, letters, split
+from runtime.latex import GROUPED, NAME, enclosed, letters, split
 
 LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 
@@ -20,7 +20,7 @@ LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 KINDS = {
     "": "a single expression", ",": "a list or set", "∪": "a union", "()": "a tuple",
     "[]": "a closed interval", "(]": "an interval", "[)": "an interval",
-    "¶": "a matrix", "&": "a row of a matrix",
+    "¶": "a matrix", "&": "a row of a matrix", "{}": "a set that contains a set",
 }
 
 
@@ -30,6 +30,8 @@ def parts(text):
     inner = text[1:-1].strip()
     several = len(split(inner, ",;∨")) > 1
     is_set = enclosed(text, "⦃⦄") and inner != "∅"
+    if is_set and enclosed(inner, "⦃⦄"):
+        return "{}", [inner]
     if is_set or several and enclosed(text, "{}"):
         return parts(inner)
     items = [item for part in split(text, ",;∨") for item in both_signs(part)]
@@ -55,6 +57,7 @@ def matrix_rows(factor, inner):
     rows = split(inner, "¶")
     if not factor.strip():
         return rows
+    factor += "1" * (factor.strip() in ("+", "-"))
     return [" & ".join(f"({factor})*({cell})" for cell in split(row, "&"))
             for row in rows]
 
@@ -67,36 +70,44 @@ def both_signs(text):
             for upper, lower in ("+-", "-+")]
 
 
-GROUPED = re.compile("(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
+FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
+    LETTER.join(["^(.*", r".*),\s*\2\s*∈\s*\\mathbb\{Z\}$"]) % "([a-z])")
 
 
 def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
-    the gold answer 1,234 is a number, but 101,234 may be a number or a list."""
+    the gold answer 1,234 is a number, but 101,234 may be a number or a list. A part
+    of a list does not start with 0, as in 174,000."""
     gold, pred = one_by_one(gold, pred), one_by_one(pred, gold)
+    if "∈" not in gold:
+        pred = FOR_INTEGERS.sub(r"\1", pred)
     numbers = without_grouping(gold), without_grouping(pred)
-    gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
+    gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},(?!0)", gold)
     if gold_is_number or numbers == (gold, pred):
         return [numbers]
     return [numbers, (gold, pred)]
 
 
 def one_by_one(text, other):
-    """Rewrites (x,y)=(1,2) as x=1, y=2 if the other answer is a list of equations."""
-    left, *right = split(text, "=")
-    if len(right) != 1 or len(split(other, ",")) < 2 or "=" not in other:
+    """Rewrites (x,y)=(1,2) or (1,2) as x=1, y=2 if the other answer is a list of
+    equations. The letters of (1,2) are those of the list, in alphabetical order."""
+    *left, right = split(text, "=")
+    equations = split(other, ",")
+    if len(left) > 1 or len(equations) < 2 or "=" not in other:
         return text
-    (kind, names), (value_kind, values) = parts(left), parts(right[0])
+    names = sorted({equation.split("=")[0].strip() for equation in equations})
+    kind, names = parts(left[0]) if left else ("()", names)
+    value_kind, values = parts(right)
     if kind != "()" or value_kind != "()" or len(names) != len(values):
         return text
     return ", ".join(map("=".join, zip(names, values)))
 
 
 def without_grouping(text):
-    """Rewrites 1,234 as 1234, except in brackets."""
-    if re.search(r"[(\[⦃]", text):
+    """Rewrites 1,234 as 1234, unless the answer has brackets."""
+    if re.search(r"[(\[⦃]", text.rpartition("=")[2]):  # f(2)=1,234 is a number
         return text
-    return GROUPED.sub(lambda match: match[0].replace(",", ""), text)
+    return re.sub(GROUPED, lambda match: match[0].replace(",", ""), text)
 
 
 # ---- equations --------------------------------------------------------------
@@ -202,6 +213,8 @@ def set_builder(text):
 
 # ---- sets of real numbers ---------------------------------------------------
 BRACKETS = {"<": "()", "≤": "[]"}
+VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
+    r"\s*(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)\s*(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*")
 DISTANCE = re.compile(r"\|\s*([A-Za-z])\s*([+-][^|]*)?\|")  # |x - 1|
 
 
@@ -226,6 +239,9 @@ def real_set(text):
         return all_but(None, split(points[1:-1], ","))
     if enclosed(text, "⦃⦄"):
         return None, [("[", x, x, "]") for x in split(text[1:-1], ",")]
+    name, excluded, points = text.partition("≠")
+    if excluded and VARIABLE.fullmatch(name):
+        return all_but(name, re.split(rf",\s*(?:{re.escape(name.strip())}\s*≠)?", points))
     if len(pieces := split(text, ",")) == 2:
         return intersection(*map(real_set, pieces))
     if chain(text):
@@ -262,15 +278,13 @@ def intersection(one, other):
 
 
 def inequality(terms, signs):
-    """Returns the set that x<5, 1≤x<5, x≠5, |x-1|<5 or |x-1|>5 describes, else None."""
+    """Returns the set that x<5, 1≤x<5, |x-1|<5 or |x-1|>5 describes, else None."""
     left, *middle, right = terms
-    if len(middle) == 1 and NAME.fullmatch(middle[0]) and set(signs) <= set(BRACKETS):
+    if len(middle) == 1 and VARIABLE.fullmatch(middle[0]) and set(signs) <= set(BRACKETS):
         opening, closing = BRACKETS[signs[0]][0], BRACKETS[signs[1]][1]
         return middle[0], [(opening, left, right, closing)]
-    if middle:
+    if middle or signs == ["≠"]:
         return None
-    if signs == ["≠"]:
-        return all_but(left, [right]) if NAME.fullmatch(left) else None
     opening, closing = BRACKETS[signs[0]]
     if near := DISTANCE.fullmatch(left):
         low, high = (f"-({near[2] or 0}){sign}({right})" for sign in "-+")
@@ -278,9 +292,9 @@ def inequality(terms, signs):
     if far := DISTANCE.fullmatch(right):
         low, high = (f"-({far[2] or 0}){sign}({left})" for sign in "-+")
         return far[1], [("(", "-∞", low, closing), (opening, high, "∞", ")")]
-    if NAME.fullmatch(left) and not NAME.fullmatch(right):
+    if VARIABLE.fullmatch(left) and not NAME.fullmatch(right):
         return left, [("(", "-∞", right, closing)]
-    if NAME.fullmatch(right) and not NAME.fullmatch(left):
+    if VARIABLE.fullmatch(right) and not NAME.fullmatch(left):
         return right, [(opening, left, "∞", ")")]
     return None
 

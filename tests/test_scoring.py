@@ -1,5 +1,6 @@
 """Tests of runtime/scoring.py: the workers' limits, their replacement and their end."""
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import verify
+from runtime.data import check_problem
 from runtime.scoring import WorkerPool
 from tests.conftest import box
 from tests.workers import ROOT
@@ -42,7 +45,7 @@ def program_of(judge, folder):
 def pool_of(judge, folder, **options):
     class Pool(WorkerPool):
         program = program_of(judge, folder)
-        tasks = {"pairs": lambda response, answer, phrase: (answer, response)}
+        tasks = {"pairs": lambda response, answer: (answer, response)}
 
     return Pool(workers=1, **options)
 
@@ -57,19 +60,30 @@ def test_bad_calls_name_the_row_or_the_task(verifier):
     assert verifier.score([], [], "math") == []
 
 
-def test_progress_and_duplicates(verifier):
-    seen = []
-    responses = [box(r"\log_e 7"), box(r"\ln 8")] * 50
-    scores = verifier.score(responses, [r"\ln 7"] * 100, "math", progress=lambda *counts: seen.append(counts))
-    assert scores == [1.0, 0.0] * 50
-    assert seen[-1] == (100, 100) and len(seen) == 2  # each pair is asked once
+@pytest.mark.parametrize("result", [
+    0.05, 1, 0, None, "yes", [True], ("1",), ("1", 2), re.match("a", "a"), np.bool_(True), np.float64(1),
+], ids=repr)
+def test_a_reward_must_be_true_or_false(result):
+    """A graded reward of 0.05 would count as a right response in pass@K."""
+    class Pool(WorkerPool):
+        tasks = {"graded": lambda response, answer: result}
+
+    with pytest.raises(TypeError, match="^task 'graded' must return True or False, .* but it returned ") as caught:
+        Pool().score(["a"], ["1"], "graded")
+    assert "\n" not in str(caught.value)
 
 
-def test_verdicts_are_cached(tmp_path):
+def test_a_task_with_graded_rewards_is_refused_when_problems_are_read(monkeypatch):
+    monkeypatch.setitem(verify.TASKS, "graded", lambda response, answer: 0.05)
+    with pytest.raises(TypeError, match="task 'graded' must return True or False"):
+        check_problem("row 1", {"id": 1, "problem": "1 + 1?", "answer": "2"}, "graded")
+
+
+def test_each_pair_is_asked_once(tmp_path):
     log = tmp_path / "asked"
-    with pool_of(f"open({str(log)!r}, 'a').write(pred)\nreturn True", tmp_path) as pool:
-        assert pool.score(["a", "a", "b"], ["x"] * 3, "pairs") == [1.0] * 3
-        assert pool.score(["b", "a"], ["x"] * 2, "pairs") == [1.0] * 2
+    with pool_of(f"open({str(log)!r}, 'a').write(pred)\nreturn pred != 'b'", tmp_path) as pool:
+        assert pool.score(["a", "a", "b"], ["x"] * 3, "pairs") == [1.0, 1.0, 0.0]
+        assert pool.score(["b", "a"], ["x"] * 2, "pairs") == [0.0, 1.0]
     assert sorted(log.read_text()) == ["2", "a", "b"]  # 2: a worker must judge this before it is ready
 
 
@@ -165,7 +179,7 @@ def test_no_worker_outlives_its_parent(sent, tmp_path):
 
         class Pool(WorkerPool):
             program = {program!r}
-            tasks = {{"pairs": lambda response, answer, phrase: (answer, response)}}
+            tasks = {{"pairs": lambda response, answer: (answer, response)}}
 
         pool = Pool(workers=1)
         pool.score(["quick"], ["x"], "pairs")

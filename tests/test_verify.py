@@ -84,6 +84,7 @@ def test_units(text, value, units):
     ("⦃1,2⦄", ",", ["1", "2"]), ("(1,2)", "()", ["1", "2"]), ("[1,2)", "[)", ["1", "2"]),
     ("1±2", ",", ["1+2", "1-2"]), ("1∓2", ",", ["1-2", "1+2"]), ("(1,2)∪(3,4)", "∪", ["(1,2)", "(3,4)"]),
     ("⟦1&2¶3&4⟧", "¶", ["1&2", "3&4"]), ("2⟦1¶3⟧", "¶", ["(2)*(1)", "(2)*(3)"]),
+    ("-⟦1⟧", "¶", ["(-1)*(1)"]), ("⦃⦃1,2⦄⦄", "{}", ["⦃1,2⦄"]),
 ])
 def test_parts(text, kind, parts):
     assert structure.parts(text) == (kind, parts)
@@ -225,7 +226,7 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\} ¦ x \ge -2 \text{ and } x<1
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
-x\neq3 ¦ x!=3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
+x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
@@ -256,6 +257,66 @@ x_1+x_2 ¦ x₁+x₂
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C} ¦ 5\text{ gallons per minute} ¦ 5\ 
 12\text{ widgets} ¦ 12 ¦ 12 widgets
 10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
+# roundings
+\frac13,\frac23 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.\overline{3}; \frac23
+1\pm\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
+\approx 8.2 ¦ \approx 8.2 \approx 8
+(\sqrt2,1) ¦ (\sqrt2\approx1.41, 1)
+\frac{2469}{2} ¦ \frac{2469}{2} \approx 1,234.5
+# large and unknown exponents
+2^{k-n} ¦ \frac{2^k}{2^n} ¦ 2^{-(n-k)} ¦ (1/2)^{n-k} ¦ 2^k\cdot2^{-n}
+e^{x-y} ¦ \frac{e^x}{e^y}
+x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
+(x+1)^{2005} ¦ (1+x)^{2005}
+# money, percent and units of several words
+\$5 ¦ 5 ¦ \$ 5.00 ¦ 5\text{ dollars} ¦ x = \$5 ¦ 5\$ ¦ \$\frac{10}{2} ¦ \text{\$5}
+-\$5 ¦ -5 ¦ \$-5
+\$5, \$6 ¦ 6, 5 ¦ \$6, \$5 ¦ 6\text{ dollars}, 5\text{ dollars}
+\$1.5\text{ million} ¦ 1.5\text{ million} ¦ \$1.5\text{ million}
+\$5\text{ per hour} ¦ 5\text{ dollars per hour} ¦ \$5 ¦ 5
+5.4\text{ cents} ¦ 5.4 ¦ 5.4\text{ cent}
+33\frac13\% ¦ \frac{100}{3} ¦ 33\frac{1}{3}\text{ percent}
+\text{25\% decrease} ¦ 25\%\text{ decrease}
+(5\%, 10\%) ¦ (5, 10)
+60\text{ miles per hour} ¦ 60 ¦ 60\text{ mph} ¦ 60\text{ mi/h} ¦ 60\text{ miles}
+5^\circ\text{C} ¦ 5 ¦ 5^\circ ¦ 5\text{ degrees Celsius} ¦ 5℃ ¦ 5\text{ C}
+864 \mbox{ inches}^2 ¦ 864\text{ in}^2 ¦ 864\text{ square inches} ¦ 864\text{ in.}^2
+5\text{ MeV} ¦ 5 ¦ 5\,\mathrm{MeV}
+5\text{ ms} ¦ 5 ¦ 5\text{ milliseconds}
+\text{Yes} ¦ yes ¦ \text{YES} ¦ Yes
+# inequalities
+x^2>4 ¦ 4<x^2
+(4,\infty) ¦ x_1 > 4 ¦ \theta>4 ¦ f(x) > 4 ¦ AB > 4
+\$12 ¦ 3\times\$4=\$12 ¦ \$7+\$5
+70\% ¦ 100\%-30\%=70\%
+CAB ¦ \text{CAB}
+# names with words, sums of names and points
+3 ¦ x_{\text{max}} = 3 ¦ V_{\text{total}} = 3 ¦ V_\text{total} = 3 ¦ x_{\max}=3
+\lambda_{\text {red}} / \sqrt{2} ¦ \frac{\lambda_{\text{red}}}{\sqrt{2}}
+m_{\max }=n^{2}-n-1 ¦ m_{\text{max}}=n^2-n-1
+25 ¦ m+n=25 ¦ a+b+c=25 ¦ |a-b| = 25 ¦ [ABC]=25 ¦ E[X]=25 ¦ m+n=12+13=25
+a+b ¦ a+b=c ¦ c=a+b
+1234 ¦ f(2)=1,234 ¦ S(n) = 1,234
+(2,3) ¦ x=2, y=3 ¦ y=3, x=2 ¦ \langle 2,3\rangle ¦ \lparen 2,3\rparen ¦ ⟨2,3⟩
+x=2,y=3 ¦ (2,3)
+[-6,6] ¦ \lbrack -6,6\rbrack
+\begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}-1\\-2\end{pmatrix} ¦ \begin{pmatrix} x \\ y \end{pmatrix} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+# sets
+(-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
+(-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
+\{\{1,2\}\} ¦ \{\{2,1\}\}
+x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
+# typography
+\frac{28}{3} ¦ 4\times 2\frac{1}{3} ¦ 4 \cdot 2 1/3
+\infty ¦ +\infty ¦ (\infty)
+5 ¦ \textcolor{red}{5} ¦ {\bf 5} ¦ \underline{5} ¦ \large 5
+\frac12 ¦ \sfrac{1}{2} ¦ \nicefrac12
+9^\circ ¦ 9º ¦ 9˚
+-5 ¦ ‑5 ¦ ‐5
+12 ¦ 12^{\text{th}} ¦ 12\text{th}
+204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5}
+\text{(C)} ¦ \textbf{(C)}\ 5
+(-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1 ¦ \mathbb{R}\setminus\{1,\sqrt2\}
 """
 WRONG = r"""
 # numbers
@@ -347,6 +408,69 @@ n\text{ even} ¦ n\text{ odd} ¦ n
 144\text{ m}^3 ¦ 144\text{ m}^2
 # boxes in boxes
 5 ¦ 3,4,\boxed{5} ¦ x\neq\boxed5 ¦ \text{not }\boxed{5}
+# negations, roundings and second answers
+5 ¦ x \not= 5 ¦ x\not\approx 5 ¦ \text{not } = 5 ¦ \not= 5
+(0,1) ¦ x \not\in (0,1) ¦ x\notin(0,1)
+x \in (0,1) ¦ x\not\in(0,1)
+(4,\infty) ¦ x\not>4
+\frac13 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.333\text{ or }\frac23 ¦ \frac23 \approx \frac13
+1+\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
+8.2 ¦ \approx 8.2, \approx 8.2
+# large and unknown exponents
+2^{k-n} ¦ 2^{n-k} ¦ 2^{k-n}+2^{-n} ¦ 2^kn ¦ 2^{k+n}
+x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
+# money, percent and other units
+5.4 \text{ cents} ¦ \$5.40 ¦ 5.4\%
+\$5 ¦ 5\text{ cents} ¦ 5\% ¦ 5^\circ ¦ €5 ¦ 5\text{ euros} ¦ 5\text{ hours} ¦ \$6 ¦ \$5x
+44\% ¦ 44^\circ ¦ \$44 ¦ 44\text{ cm} ¦ 44\%+1
+90^\circ ¦ 90\% ¦ \$90
+8\text{ cm} ¦ 8\% ¦ \$8
+36 ¦ (1+5\%)^2
+5 \text{ m/s} ¦ 5\text{ m/h} ¦ 5\text{ km/s}
+60\text{ miles per hour} ¦ 60\text{ miles per minute} ¦ 60\text{ km per hour} ¦ 60\text{ kph}
+5^\circ\text{C} ¦ 5^\circ\text{F} ¦ 5\text{ degrees Fahrenheit}
+5\text{ MeV} ¦ 5\text{ meV}
+5\text{ mW} ¦ 5\text{ MW}
+5\text{ MHz} ¦ 5\text{ mHz}
+5\text{ ms} ¦ 5\text{ m}
+5\text{ ns} ¦ 5\text{ N}
+# products of letters in another case
+2RC+R+C ¦ 2rc+R+C
+\frac{abc}{4R} ¦ \frac{ABC}{4R}
+mgh ¦ MGH
+PV ¦ pv
+ABC ¦ abc
+# inequalities of something else
+(4,\infty) ¦ x^2>4 ¦ \sqrt{x}>4 ¦ \ln x>4 ¦ xy>4
+(1,5) ¦ 1<x^2<5 ¦ 1<|x|<5 ¦ 1<\ln x<5
+(-\infty,4)\cup(4,\infty) ¦ x^2\ne4
+10\% ¦ 10\%^2
+\$1 ¦ \$2\frac12
+# sums of names and points
+5 ¦ -x=5 ¦ m+n=6 ¦ m+1=5 ¦ m+n+5
+x^2+y^2=25 ¦ 25
+x+y=0 ¦ 0
+(2,3) ¦ x=3, y=2 ¦ x=2, x=3 ¦ x=2 ¦ 2=x, y=4
+x=2,x=3 ¦ (2,3)
+\begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}1\\2\end{pmatrix} ¦ \begin{pmatrix}x\\y\end{pmatrix}
+# sets and infinity
+(-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1 ¦ x\neq 1, y\neq 3 ¦ x\neq1 \text{ or } x=3
+\{\{1,2\}\} ¦ \{1,2\} ¦ \{\{1\},\{2\}\}
+3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
+0 ¦ \infty-\infty
+1 ¦ \frac{\infty}{\infty} ¦ 1^\infty
+\infty ¦ 2\infty ¦ \infty+1
+# other values
+8/3 ¦ 4\times 2\frac{1}{3}
+3\text{ hundredths} ¦ 3
+3\text{ tens} ¦ 3
+n^{\underline{3}} ¦ n^3
+12 ¦ 13^{\text{th}} ¦ 12^{\text{tons}}
+204_5 ¦ 204\text{ base }6
+\text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong}
+53 ¦ 5\$3
+A ¦ (A)-1 ¦ (A) + 5
+174,000 ¦ 174, 0 ¦ 174
 """
 
 
@@ -363,12 +487,12 @@ def test_tables(verifier, cases, expected):
 
 
 @pytest.mark.parametrize("gold, response, lines", [
-    ("5", "no box", ["extracted  nothing: no closed box", "verdict    wrong"]),
+    ("5", "no box", ["extracted  nothing: no closed box with an answer in it", "verdict    wrong"]),
     (r"\frac12", box(r"\dfrac{1}{2}"), [r"cleaned    \frac{1}{2}", "rung       text", "verdict    right"]),
     ("5", box(r"5\text{ cm}"), ["rung       units", "verdict    right"]),
-    ("(1,2)", box("(1,3)"), ["rung       structure", "rule       a tuple, part 2; value: different"]),
-    ("2x", box("x+x"), ["rung       value", "rule       equal"]),
-    ("[1,2]", box(r"1 \le x \le 2"), ["rung       structure", "rule       a set of intervals with equal parts in any order"]),
+    ("(1,2)", box("(1,3)"), ["rung       structure", "finding    a tuple, part 2; value: different"]),
+    ("2x", box("x+x"), ["rung       value", "finding    equal"]),
+    ("[1,2]", box(r"1 \le x \le 2"), ["rung       structure", "finding    a set of intervals with equal parts in any order"]),
 ])
 def test_explain(gold, response, lines):
     assert set(lines) <= set(explain(response, gold).split("\n"))
@@ -423,7 +547,7 @@ def spellings(q):
     yield from (fraction, f"{sign}\\dfrac{{{3 * n}}}{{{3 * d}}}", f"{sign}{n}/{d}", f"x = {fraction}",
                 f"{fraction} \\text{{ cm}}", f"\\left({fraction}\\right)")
     if d == 1:
-        yield from (f"{sign}{n}", f"{sign}{n}.0", f"{sign}{n:,}", f"\\${sign}{n}", f"{sign}0{n}")
+        yield from (f"{sign}{n}", f"{sign}{n}.0", f"{sign}{n:,}", f"{sign}{n} centimeters", f"{sign}0{n}")
     elif n > d:
         yield f"{sign}{n // d}\\frac{{{n % d}}}{{{d}}}"
 
@@ -496,7 +620,7 @@ def test_scores_a_file(tmp_path):
 
 
 def test_command_line_explains_and_helps():
-    assert "rule       equal" in command("--explain", box("x+x"), "2x").stdout
+    assert "finding    equal" in command("--explain", box("x+x"), "2x").stdout
     assert "--explain RESPONSE ANSWER" in command("--help").stdout
     nothing = command()
     assert nothing.returncode == 2 and "give a file of rows, or --explain" in nothing.stderr
