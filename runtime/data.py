@@ -265,8 +265,8 @@ def load_problems(source, data_dir="", task="math"):
 
 
 def check_problem(where, row, task):
-    """Returns the row as a problem. Ends the program if it is unusable. Raises
-    TypeError if the task returns anything but a verdict or a pair."""
+    """Returns the row as a problem. Ends the program if it is unusable, or if
+    its task returns no verdict."""
     task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
     answer = number_as_text(answer)
     if task == "math" and isinstance(answer, str):
@@ -288,7 +288,10 @@ def check_problem(where, row, task):
     except (ValueError, TypeError, RecursionError):
         expected = " ".join(TASKS[task].__doc__.split())
         fail(f"{where}: {answer!r:.80} is not a valid answer for the task {task}: {expected}")
-    check_result(task, result)
+    try:
+        check_result(task, result)
+    except TypeError as error:
+        fail(error.args[0])
     checked = {"id": str(row["id"]), "problem": problem, "answer": answer}
     return {**checked, "task": task} if "task" in row else checked
 

@@ -59,8 +59,11 @@ def final_answer(response, phrase=False):
 
 
 def choice(response, answer):
-    """For the answer "(C)", the responses C, (C), C. and (C) with further text are
-    right, unless that text names another letter that could be a choice."""
+    """For the answer "(C)" or "C", the responses C, (C), C. and (C) with further
+    text are right, unless that text names another letter that could be a choice."""
+    gold = answer.strip("() .").upper()
+    if not re.fullmatch("[A-Z]", gold):
+        raise ValueError("the answer is not one letter")
     found = re.sub(r"\\text\w*|[{}*$\\]", " ", final_answer(response))
     first = re.match(r"\s*\(?\s*([A-Za-z])\s*(?:[).:]|$)", found)
     if not first:
@@ -70,7 +73,7 @@ def choice(response, answer):
     others = re.findall(r"(?<![\w'])([A-Z])(?![\w'])|\(([a-z])\)", rest)
     named = {first[1].upper(), *"".join(map("".join, others)).upper()}
     denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false|unlikely)\b", rest)
-    return named == {answer.strip("() .").upper()} and not denied
+    return named == {gold} and not denied
 
 
 def text(response, answer, phrase=False):

@@ -66,11 +66,11 @@ class WorkerPool:
         ]
         for name, result in zip(names, results):
             check_result(name, result)
-        pairs = {result: None for result in results if isinstance(result, tuple)}
+        pairs = list(dict.fromkeys(r for r in results if isinstance(r, tuple)))
         with self.lock, ThreadPoolExecutor(self.workers) as threads:
             self.start_workers(len(pairs))
-            pairs.update(zip(pairs, threads.map(self.cached_ask, pairs)))
-        return [float(pairs.get(result, result)) for result in results]
+            equal = dict(zip(pairs, threads.map(self.cached_ask, pairs)))
+        return [float(equal.get(result, result)) for result in results]
 
     def check(self, answers, names):
         for name in names:

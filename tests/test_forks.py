@@ -61,6 +61,12 @@ def test_the_worked_diffs_apply_and_run(laptop, tmp_path):
     assert report["n"] == 64 and len(lines) == 128
     assert [line["correct"] for line in lines] == [
         int(re.findall("[0-9]+", line["response"])[-1:] == [targets[line["id"]]]) for line in lines]
+    cases = [("That makes 1,000.", "1000"), ("It is -5", "-5"), ("so $3.50", "3.50"),
+             ("12,345", "345"), ("5 of 7", "5"), ("none", "5")]
+    script = ("from verify import is_correct;"
+              f"print([is_correct(*case, 'last_number') for case in {cases}])")
+    printed = subprocess.check_output(workers.python("-c", script), cwd=root, text=True)
+    assert printed == "[True, True, True, False, False, False]\n"
     run(root, *recipe(
         laptop, "train", tmp_path / "train", "--rollout", "hf", "--method", "rloo",
         "--steps", 1, "--batch-size", 4, "--mini-batch-size", 2, "--eval-n", 1))

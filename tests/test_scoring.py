@@ -75,8 +75,14 @@ def test_a_reward_must_be_true_or_false(result):
 
 def test_a_task_with_graded_rewards_is_refused_when_problems_are_read(monkeypatch):
     monkeypatch.setitem(verify.TASKS, "graded", lambda response, answer: 0.05)
-    with pytest.raises(TypeError, match="task 'graded' must return True or False"):
+    with pytest.raises(SystemExit, match="error: task 'graded' must return True or False"):
         check_problem("row 1", {"id": 1, "problem": "1 + 1?", "answer": "2"}, "graded")
+
+
+@pytest.mark.parametrize("answer", ["2", "Paris", "(C) Paris", "(AB)"])
+def test_an_answer_that_no_choice_can_match_is_refused_when_problems_are_read(answer):
+    with pytest.raises(SystemExit, match="is not a valid answer for the task choice: For the answer"):
+        check_problem("row 1", {"id": 1, "problem": "Which?", "answer": answer}, "choice")
 
 
 def test_each_pair_is_asked_once(tmp_path):
