@@ -686,7 +686,8 @@ def main(arguments):
     job = cli.prepare(arguments, Config)
     cfg, tokenizer, training = job.cfg, job.tokenizer, job.command == "train"
     folder = Path(cfg.output_dir)
-    with process_group() as device, Verifier() as verifier, faults.explained(cfg, verifier) as stack:
+    with (process_group() as device, Verifier() as verifier,
+          faults.explained(cfg, verifier) as stack):
         stack.enter_context(faults.claimed(folder))
         rank = dist.get_rank()
         dtype = cli.compute_dtype(cfg, device)

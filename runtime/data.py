@@ -32,16 +32,19 @@ class DataSet(NamedTuple):
 DATASETS = {
     "math-train": DataSet("EleutherAI/hendrycks_math", "*", "train", "problem", "solution", 7498),
     "gsm8k-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", 7473),
-    "gsm8k-math1-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", None),  # and level 1 of MATH
+    # and level 1 of MATH
+    "gsm8k-math1-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", None),
     "synlogic-train": DataSet("MiniMaxAI/SynLogic", "easy", "train", "prompt", "extra_info", None),
     "math500": DataSet("HuggingFaceH4/MATH-500", None, "test", "problem", "answer", 500),
     "aime24": DataSet("math-ai/aime24", None, "test", "problem", "solution", 30, 300),
     "aime25": DataSet("math-ai/aime25", None, "test", "problem", "answer", 30, 300),
     "amc23": DataSet("math-ai/amc23", None, "test", "question", "answer", 40, 300),
     "minerva": DataSet("math-ai/minervamath", None, "test", "question", "answer", 272),
-    "olympiad": DataSet("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train", "question", "final_answer", 674),
+    "olympiad": DataSet("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train", "question",
+                        "final_answer", 674),
     "gsm8k": DataSet("openai/gsm8k", "main", "test", "question", "answer", 1319),
-    "synlogic": DataSet("MiniMaxAI/SynLogic", "easy", "validation", "prompt", "extra_info", None, 128),
+    "synlogic": DataSet("MiniMaxAI/SynLogic", "easy", "validation", "prompt", "extra_info", None,
+                        128),
     "bbh": DataSet("SaylorTwift/bbh", "*", "test", "input", "target", 6511, 128),
 }
 GROUPS = {

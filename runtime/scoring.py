@@ -104,7 +104,8 @@ class WorkerPool:
             worker = self.start()
         if heard(worker) != READY:
             command = " ".join(worker.args)
-            raise RuntimeError(f"a worker of the verifier did not start; to see why, run: {command}")
+            raise RuntimeError(
+                f"a worker of the verifier did not start; to see why, run: {command}")
         reply = b""
         with contextlib.suppress(BrokenPipeError):
             worker.stdin.write(json.dumps(pair).encode() + b"\n")

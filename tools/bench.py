@@ -439,7 +439,8 @@ def answer(rng):
     root = rng.choice((rf"{b} \sqrt {c}", rf"\sqrt{{{b * b * c}}}"))
     kinds = [
         (60, f"{a}", number, f"{a + b}"),
-        (14, rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{2 * a}}}{{{2 * b}}}", rf"\frac{{{b}}}{{{a + b}}}"),
+        (14, rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{2 * a}}}{{{2 * b}}}",
+         rf"\frac{{{b}}}{{{a + b}}}"),
         (7, rf"{b}\sqrt{{{c}}}", root, rf"{b + 1}\sqrt{{{c}}}"),
         (6, f"x^2+{b}x+{a}", f"{a} + {b}x + x^2", f"x^2-{b}x+{a}"),
         (5, f"({a},{b})", rf"\left({a}, {b}\right)", f"({b},{a + b})"),

@@ -63,7 +63,8 @@ def main():
         else:
             names += GROUPS.get(name, [name])
     if unknown := [name for name in names if name not in DATASETS]:
-        fail(f"unknown data set {', '.join(unknown)}: choose from {', '.join([*GROUPS, *DATASETS])}")
+        known = ", ".join([*GROUPS, *DATASETS])
+        fail(f"unknown data set {', '.join(unknown)}: choose from {known}")
     failed = []
     try:
         options.folder.mkdir(parents=True, exist_ok=True)

@@ -161,8 +161,9 @@ def make_tokenizer(wordy=False):
     if wordy:
         tokenizer.decoder = decoders.WordPiece(cleanup=False)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, padding_side="left",
-        clean_up_tokenization_spaces=False, model_max_length=RECIPE["context"] * (1 + wordy))
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS,
+        padding_side="left", clean_up_tokenization_spaces=False,
+        model_max_length=RECIPE["context"] * (1 + wordy))
 
 
 def demonstrations(rng, legal, held_out, tokenizer, wordy):
@@ -193,7 +194,8 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
     torch.manual_seed(seed)
     vocab, tokenizer = vocabulary(wordy), make_tokenizer(wordy)
     model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(vocab), hidden_size=RECIPE["hidden"], intermediate_size=RECIPE["feed_forward"],
+        vocab_size=len(vocab), hidden_size=RECIPE["hidden"],
+        intermediate_size=RECIPE["feed_forward"],
         num_hidden_layers=RECIPE["layers"], num_attention_heads=RECIPE["heads"],
         max_position_embeddings=RECIPE["context"] * (1 + wordy), tie_word_embeddings=False,
         pad_token_id=vocab[PAD], bos_token_id=vocab[BOS], eos_token_id=vocab[EOS]))
@@ -228,9 +230,13 @@ def build(folder, seed, steps, wordy):
 def main():
     parser = command_line(__file__, __doc__)
     parser.add_argument("dir", metavar="DIR", type=Path, help="the folder to make")
-    parser.add_argument("--seed", type=int, default=0, help="seed of problems and weights (default: 0)")
-    parser.add_argument("--steps", type=int, default=2500, help="number of training steps (default: 2500)")
-    parser.add_argument("--wordy", action="store_true", help="make responses in which few tokens are decisions")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of problems and weights (default: 0)")
+    parser.add_argument(
+        "--steps", type=int, default=2500, help="number of training steps (default: 2500)")
+    parser.add_argument(
+        "--wordy", action="store_true",
+        help="make responses in which few tokens are decisions")
     args = parser.parse_args()
     if args.seed < 0 or args.steps < 1:
         parser.error("--seed must be at least 0 and --steps at least 1")

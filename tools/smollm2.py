@@ -94,7 +94,8 @@ PLANS = {
         contexts=64, valid=0, test=64, eval_n=64, eval_arms=False,
         learning_rates=(3e-5,), tune_steps=0, minutes=(600, 600, 6000)),
     "card": Plan(
-        demonstrations=4000, solving=0.25, batch=32, arms=("grpo", "simko"), if_time=("simko-0.05",),
+        demonstrations=4000, solving=0.25, batch=32,
+        arms=("grpo", "simko"), if_time=("simko-0.05",),
         steps=60, save_steps=60, prompts=48, seeds=3, jobs=7,
         contexts=256, valid=100, test=400, eval_n=256, eval_arms=True,
         learning_rates=(1e-5, 2e-5, 4e-5), tune_steps=20, minutes=(1.5, 2, 9)),
@@ -183,8 +184,9 @@ class Run:
             flags |= ARMS[self.arm] | {
                 "train_data": folder / "train.jsonl", "steps": self.steps,
                 "batch_size": plan.prompts, "mini_batch_size": plan.prompts // 4,
-                "num_generations": 8, "max_completion_length": LONGEST, "save_steps": plan.save_steps,
-                "micro_batch_tokens": 4096, "learning_rate": self.learning_rate}
+                "num_generations": 8, "max_completion_length": LONGEST,
+                "save_steps": plan.save_steps, "micro_batch_tokens": 4096,
+                "learning_rate": self.learning_rate}
         words = ["train", "--no-gradient-checkpointing"] if self.steps else ["eval"]
         for name, value in flags.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
@@ -416,7 +418,8 @@ def main():
         command = commands.add_parser(name)
         command.add_argument("model", metavar="MODEL", type=Path, help="Hugging Face folder")
         command.add_argument("dir", metavar="DIR", type=Path, help="folder to work in")
-        command.add_argument("--rows", type=Path, default=ROOT / "docs" / "smollm2" / f"{name}.jsonl")
+        rows = ROOT / "docs" / "smollm2" / f"{name}.jsonl"
+        command.add_argument("--rows", type=Path, default=rows)
         command.add_argument("--first-seed", type=int, default=0)
         command.add_argument("--learning-rate", type=float, help="instead of the plan's")
         command.add_argument("--arms", nargs="+", choices=ARMS, help="instead of the plan's")

@@ -104,7 +104,8 @@ def main():
         fail(f"{output} was not written by tools.soak: choose another folder")
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    recipe = [word.replace("runs/laptop/data", str(options.data.resolve())) for word in laptop_recipe()]
+    data = str(options.data.resolve())
+    recipe = [word.replace("runs/laptop/data", data) for word in laptop_recipe()]
     command = [sys.executable, str(ROOT / "simko.py"), "train", *recipe, "--eval-n", "16",
                "--save-steps", "10", *flags, "--steps", str(options.steps), "--output-dir"]
     last = output / "killed" / f"eval_{options.steps:06d}" / "eval.json"

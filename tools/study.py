@@ -78,7 +78,8 @@ def read(name, folder=RESULTS):
             rates = {int(k): 100 * share for k, share in row.pop("pass", {}).items()}
             rows.append({name: row[name] for name in ("run", "method", "seed")} | row | rates)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            fail(f"{where} was written by another version ({error!r}): remove it and run python -m tools.study")
+            fail(f"{where} was written by another version ({error!r}): remove it and "
+                 "run python -m tools.study")
     columns = "stage", "run", "method", "seed", "step", "steps"
     return pd.DataFrame(rows or None, columns=None if rows else columns)
 
@@ -106,7 +107,8 @@ def comparisons(folder=RESULTS):
     try:
         chosen = json.loads((folder / "chosen.json").read_text())
     except (OSError, ValueError) as error:
-        fail(f"{folder / 'chosen.json'} cannot be read ({error}): create it with python -m tools.study tune main")
+        fail(f"{folder / 'chosen.json'} cannot be read ({error}): create it with "
+             "python -m tools.study tune main")
     return ({method: (run_name(method, own), step) for method, (own, step) in chosen.items()},
             {method: (run_name(method, own), STEPS) for method, own in SHARED.items()})
 
@@ -205,7 +207,9 @@ def simko(command, job, folder, log, **flags):
         places = [recipe.index(f"--{name}") for name in known]
         recipe = [word for place in places for word in recipe[place:place + 2]]
     if job.wordy:  # the longest demonstration has 33 tokens
-        flags |= {"eval_max_tokens": 34} | ({"max_completion_length": 34} if command == "train" else {})
+        flags["eval_max_tokens"] = 34
+        if command == "train":
+            flags["max_completion_length"] = 34
     words = [sys.executable, ROOT / "simko.py", command, *recipe]
     for name, value in flags.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
@@ -247,7 +251,8 @@ def run(stage, job, lock):
         if not (cool / "eval.json").exists():
             train(job.cool)
         found["cool"] = []
-        for step, model, to in ((0, job.data / "base", folder / "cool_0"), (job.cool, folder / "hf", cool)):
+        models = (0, job.data / "base", folder / "cool_0"), (job.cool, folder / "hf", cool)
+        for step, model, to in models:
             if not (to / "eval.json").exists():
                 simko("eval", job, to, log, model=model, output_dir=to, eval_temperature=0.6)
             found["cool"] += evaluations(to, **about, step=step)
@@ -277,14 +282,18 @@ def curve(folder, width=25):
 
 def main():
     parser = command_line(__file__, __doc__)
-    parser.add_argument("stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (default: one per core)")
+    parser.add_argument(
+        "stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(),
+        help="runs at a time (default: one per core)")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
     for stage in options.stages or STAGES:
         jobs, curves = STAGES[stage](), read("curves")
-        done = {(row.run, row.seed, row.steps[-1]) for row in curves[curves.stage == stage].itertuples()}
+        curves = curves[curves.stage == stage]
+        done = {(row.run, row.seed, row.steps[-1]) for row in curves.itertuples()}
         jobs = [job for job in jobs if (job.run, job.seed, job.steps) not in done]
         print(f"{stage}: {len(done)} runs are done, {len(jobs)} are left", flush=True)
         with ThreadPoolExecutor(options.jobs) as pool:

@@ -62,8 +62,11 @@ def read(path):
                     and all(isinstance(c, int) and 0 <= c <= n for c in right)):
                 raise ValueError(f"the entries of {label} are inconsistent")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        fail(f"{path} is damaged or was written by another version ({error!r}): run the evaluation again")
-    return report["sets"] or fail(f"{path} has no sets: name some with --eval-data and evaluate again")
+        fail(f"{path} is damaged or was written by another version ({error!r}): "
+             "run the evaluation again")
+    if not report["sets"]:
+        fail(f"{path} has no sets: name some with --eval-data and evaluate again")
+    return report["sets"]
 
 
 def load(arguments):
@@ -78,7 +81,11 @@ def load(arguments):
         label = printable(label or str(folder))
         if any(row.label == label for row in rows):
             fail(f"two folders have the label {label}: give each its own, as LABEL=FOLDER")
-        steps = {int(path.name[5:]): path for path in folder.glob("eval_*") if path.name[5:].isdigit()}
+        steps = {}
+        for path in folder.glob("eval_*"):
+            step = path.name.removeprefix("eval_")
+            if step.isdigit():
+                steps[int(step)] = path
         last = steps[max(steps)] if steps else folder
         groups = {}
         for key, entry in read(last / "eval.json").items():
@@ -162,7 +169,8 @@ def set_table(rows, columns):
     and 5: pass@1, and pass@K at the largest K that all folders share."""
     table = [[""], *([row.name] for row in rows)]
     for names in columns:
-        n = min(row.sets[name]["n"] for row in rows for name in names if row.folder and name in row.sets)
+        own = [row for row in rows if row.folder]
+        n = min(row.sets[name]["n"] for row in own for name in names if name in row.sets)
         ks = sorted({1, 2**(n.bit_length() - 1)})
         title = names[0] if len(names) == 1 else "average"
         table[0].append(f"{title} {' / '.join(f'@{k}' for k in ks)}")
@@ -214,7 +222,8 @@ def show(title, table):
     """Prints a table of texts, whose first row is the head, as aligned
     markdown."""
     table = [[printable(text) for text in line] for line in table]
-    widths = [max(2, *map(len, column)) for column in zip(*table)]  # markdown's rule needs a dash and a colon
+    # Markdown's rule needs a dash and a colon.
+    widths = [max(2, *map(len, column)) for column in zip(*table)]
     table = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in table]
     table.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     print(f"\n{title}\n", *(f"| {' | '.join(line)} |" for line in table), sep="\n")
@@ -225,9 +234,10 @@ def main():
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     first, third = ([model for table in PAPER[key].values() for model in table["rows"]]
                     for key in ("tables", "tables_v3"))
-    parser.add_argument("--paper", choices=dict.fromkeys(first + third),
-                        help="add the rows for this model from the paper's first (v1) and third (v3) version; "
-                        "logic also adds tables of every K for each set, as in Table 2")
+    parser.add_argument(
+        "--paper", choices=dict.fromkeys(first + third),
+        help="add the rows for this model from the paper's first (v1) and third (v3) "
+        "version; logic also adds tables of every K for each set, as in Table 2")
     options = parser.parse_args()
     rows = load(options.folders)
     names = list(dict.fromkeys(name for row in rows for name in row.sets))

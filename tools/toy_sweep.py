@@ -63,13 +63,15 @@ def read(path):
     rows["name"] = rows.method.map(NAMES)
     rows.loc[rows.entropy > 0, "name"] += " + entropy bonus"
     gate = rows.q.map("q = {:g}".format).where(rows.q.notna(), "every token")
-    rows["family"] = rows.name.where(rows.method != "simko", "SimKO, K = " + rows.K.astype(str) + ", " + gate)
+    ours = "SimKO, K = " + rows.K.astype(str) + ", " + gate
+    rows["family"] = rows.name.where(rows.method != "simko", ours)
     return rows
 
 
 def summary(rows):
     """Returns a table of how many cells of each family keep six modes."""
-    table = [["", "cells", "six modes in all seeds", "and at accuracy 1", "most modes at accuracy 1"]]
+    head = ["", "cells", "six modes in all seeds", "and at accuracy 1", "most modes at accuracy 1"]
+    table = [head]
     for family, cells in rows.groupby("family", sort=False):
         sure = cells[cells.accuracy >= 0.995]
         table.append([family, str(len(cells)), str((cells.six == SEEDS).sum()),
@@ -102,7 +104,8 @@ def draw(rows):
                           markersize=4, label=f"learning rate {rate:g}")
         if published := PUBLISHED.get(name.partition(",")[0]):
             axis.plot(*published, "kx", markersize=10, label="published")
-        axis.set(title=name, xlabel="accuracy", ylabel="modes kept", ylim=(0.7, 6.3), xlim=(0.1, 1.05))
+        axis.set(title=name, xlabel="accuracy", ylabel="modes kept",
+                 xlim=(0.1, 1.05), ylim=(0.7, 6.3))
         axis.label_outer()
     figure.suptitle(f"Means of {SEEDS} seeds; open marks: 8 samples, filled: 32", fontsize=10)
     return legend(figure)
@@ -110,7 +113,8 @@ def draw(rows):
 
 def main():
     parser = command_line(__file__, __doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of rows.csv and modes.png")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="the folder of rows.csv and modes.png")
     folder = parser.parse_args().folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,8 +129,10 @@ def main():
     plain = rows[rows.method != "simko"]
     show("Modes / accuracy, by samples and learning rate",
          cross(plain, ["name", "entropy"], ["samples", "learning_rate"]))
-    for (family, samples), cells in rows[rows.method == "simko"].groupby(["family", "samples"], sort=False):
-        show(f"{family}, {samples} samples: modes / accuracy, by learning rate, alpha and lambda_top1",
+    ours = rows[rows.method == "simko"].groupby(["family", "samples"], sort=False)
+    for (family, samples), cells in ours:
+        show(f"{family}, {samples} samples: modes / accuracy, "
+             "by learning rate, alpha and lambda_top1",
              cross(cells, ["learning_rate", "alpha"], ["lambda_top1"]))
 
 

@@ -155,7 +155,8 @@ def measure(folders):
     cfg = SimpleNamespace(**next(iter(settings.values())))
     for folder, own in settings.items():
         if (own["model"], own["eval_data"]) != (cfg.model, cfg.eval_data):
-            fail(f"the model or eval_data of {folder} differs from {folders[0]}: name runs that share both")
+            fail(f"the model or eval_data of {folder} differs from {folders[0]}: name runs "
+                 "that share both")
     tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=False)
     problems, _ = encode_prompts(load_problems(cfg.eval_data[0], cfg.data_dir), tokenizer, cfg)
     benchmark = set_name(cfg.eval_data[0])
@@ -177,13 +178,16 @@ def measure(folders):
     models = [("base", cfg.model, folders[0] / "eval_000000", {})]
     for folder in folders:
         own = settings[folder]
-        label = "GRPO" if own["method"] == "grpo" else "SimKO, alpha {alpha:g}, lambda {lambda_top1:g}".format(**own)
+        label = "GRPO"
+        if own["method"] == "simko":
+            label = f"SimKO, alpha {own['alpha']:g}, lambda {own['lambda_top1']:g}"
         evaluation = folder / f"eval_{own['steps']:06d}"
         models.append((label, folder / "hf", evaluation, {name: own[name] for name in names}))
     for label, model, evaluation, about in models:
         path = evaluation / f"{benchmark}.jsonl"
         if not path.is_file():
-            fail(f"{path} does not exist: train the first run with --eval-steps, and finish every run")
+            fail(f"{path} does not exist: train the first run with --eval-steps, and finish "
+                 "every run")
         own = candidate_statistics(load(model), tokenizer, problems, path, cfg.temperature)
         found["models"][label] = about | own
     return found
@@ -191,10 +195,13 @@ def measure(folders):
 
 def main():
     parser = command_line(__file__, __doc__)
-    parser.add_argument("--measure", nargs="+", type=Path, metavar="RUN", help="folders of finished runs to measure")
+    parser.add_argument(
+        "--measure", nargs="+", type=Path, metavar="RUN",
+        help="folders of finished runs to measure")
     options = parser.parse_args()
     if options.measure:
-        lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in measure(options.measure).items())
+        found = measure(options.measure)
+        lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items())
         write_whole(MEASURED, "{\n" + ",\n".join(lines) + "\n}\n")
         print(f"wrote {MEASURED}")
         return
