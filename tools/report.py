@@ -18,17 +18,24 @@ from simko import Config
 from tools import tables
 
 CAPTIONS = {
-    "fig1_pass_at_k": "pass@K against K. The bands are bootstrap standard errors over problems.",
-    "fig1_candidates": "Geometric mean probability of the rank-k candidate at the end of training.",
-    "fig3_5_dynamics": "Reward, entropy, Λ and Λ^(k) during training, as moving averages over steps.",
-    "fig6_entropy": "The distribution of token entropies at the end of training.",
+    "fig1_pass_at_k":
+        "pass@K against K. The bands are bootstrap standard errors over problems.",
+    "fig1_candidates":
+        "Geometric mean probability of the rank-k candidate at the end of training.",
+    "fig3_5_dynamics":
+        "Reward, entropy, Λ and Λ^(k) during training, as moving averages over steps.",
+    "fig6_entropy":
+        "The distribution of token entropies at the end of training.",
 }
-PATH_CAPTION = "The top candidates of each model at each token of one response. Frames mark the response's tokens."
+PATH_CAPTION = (
+    "The top candidates of each model at each token of one response. "
+    "Frames mark the response's tokens.")
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; }
 body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 64rem; padding: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem .6rem; text-align: right; white-space: nowrap; }
+th, td { border-bottom: 1px solid var(--line); padding: .2rem .6rem; }
+th, td { text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; }
 img { background: white; height: auto; max-width: 100%; }
@@ -46,8 +53,10 @@ def table(lines):
     """Returns the HTML of a table of texts, whose first line is the head."""
     head, *body = lines
     rows = ["".join(f'<th scope="col">{text(cell)}</th>' for cell in head)]
-    rows += ["".join(f"<td>{text(cell)}</td>" for cell in line) for line in body]
-    return '<div class="wide"><table>' + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</table></div>"
+    for line in body:
+        rows.append("".join(f"<td>{text(cell)}</td>" for cell in line))
+    inner = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="wide"><table>{inner}</table></div>'
 
 
 def picture(name, png):
@@ -61,11 +70,17 @@ def pass_tables(rows):
     """Returns the HTML of pass@K on each set and of the evaluations'
     settings."""
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
-    found = [f"<h3>{text(name)}</h3>" + table(tables.curve_table(rows, [name])) for name in names]
-    alike = "".join(f"<li>{text(line)}</li>" for line in tables.differences(rows, names, paper=None))
-    if alike:
-        found.insert(0, f"<p>These evaluations differ; compare them with care:</p><ul>{alike}</ul>")
-    return "".join(found) + table(tables.settings_table(rows, names))
+    found = []
+    differences = tables.differences(rows, names, paper=None)
+    if differences:
+        items = "".join(f"<li>{text(line)}</li>" for line in differences)
+        warning = "These evaluations differ; compare them with care:"
+        found.append(f"<p>{warning}</p><ul>{items}</ul>")
+    for name in names:
+        found.append(f"<h3>{text(name)}</h3>")
+        found.append(table(tables.curve_table(rows, [name])))
+    found.append(table(tables.settings_table(rows, names)))
+    return "".join(found)
 
 
 def seconds_table(logs):
@@ -73,11 +88,14 @@ def seconds_table(logs):
     logs: {label: DataFrame of metrics.jsonl}."""
     lines = [["run", "phase", "seconds", "per step", "share"]]
     for label, log in logs.items():
-        seconds = log.filter(regex="^seconds_").sum()
-        for name, total in seconds.items():
-            lines.append([label, name.removeprefix("seconds_"), f"{total:.1f}", f"{total / len(log):.2f}",
-                          f"{100 * total / (seconds.sum() or 1):.0f} %"])
-        lines.append([label, f"all {len(log)} steps", f"{seconds.sum():.1f}", f"{seconds.sum() / len(log):.2f}", ""])
+        phases = log.filter(regex="^seconds_").sum()
+        steps, everything = len(log), phases.sum()
+        for name, seconds in phases.items():
+            share = f"{100 * seconds / (everything or 1):.0f} %"
+            phase = name.removeprefix("seconds_")
+            lines.append([label, phase, f"{seconds:.1f}", f"{seconds / steps:.2f}", share])
+        whole = f"all {steps} steps"
+        lines.append([label, whole, f"{everything:.1f}", f"{everything / steps:.2f}", ""])
     return table(lines)
 
 
@@ -85,7 +103,8 @@ def settings_tables(settings):
     """Returns the HTML of the settings that differ from the defaults, and
     of the others. settings: {label: settings of a run}."""
     defaults = dataclasses.asdict(Config())
-    names = list(dict.fromkeys(name for own in settings.values() for name in own if name != "versions"))
+    names = dict.fromkeys(name for own in settings.values() for name in own)
+    names.pop("versions", None)
     changed, unchanged = [], []
     for name in names:
         values = [own.get(name) for own in settings.values()]
@@ -93,8 +112,9 @@ def settings_tables(settings):
         shown = [value if isinstance(value, str) else json.dumps(value) for value in values]
         (unchanged if same else changed).append([name, *shown])
     head = ["setting", *settings]
-    return (table([head, *changed]) + "<details><summary>Settings that have their defaults</summary>"
-            + table([head, *unchanged]) + "</details>")
+    summary = "<summary>Settings that have their defaults</summary>"
+    return (table([head, *changed])
+            + f"<details>{summary}{table([head, *unchanged])}</details>")
 
 
 def versions_table(runs):
@@ -102,8 +122,10 @@ def versions_table(runs):
     config.json, and of what makes this page. runs: {label: versions}."""
     columns = [*runs.values(), versions()]
     names = dict.fromkeys(name for column in columns for name in column)
-    head = ["what", *runs, "this page"]
-    return table([head, *([name, *(column.get(name, "") for column in columns)] for name in names)])
+    lines = [["what", *runs, "this page"]]
+    for name in names:
+        lines.append([name, *(column.get(name, "") for column in columns)])
+    return table(lines)
 
 
 def write(path, rows, logs, settings, figures):
@@ -114,7 +136,8 @@ def write(path, rows, logs, settings, figures):
     trained_with = {label: own.get("versions", {}) for label, own in settings.items()}
     title = ", ".join(dict.fromkeys(row.label for row in rows))
     parts = [
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>',
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+        f"<title>{text(title)}</title>",
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{STYLE}</style></head><body><h1>{text(title)}</h1>",
