@@ -102,7 +102,7 @@ def test_the_table_has_paired_differences(capsys):
     smollm2.show([
         row("start", 0, 0.5), row("grpo", 0, 1.0), row("simko", 0, 1.5), row("grpo", 1, 3.0),
         row("simko", 1, 3.7), row("simko", 2, 0.8)])  # seed 2 has no pair yet
-    line = ("| entropy | 0.500 | 2.000 | 2.000 | +1.500 [-11.210, +14.210] 2 of 2 "
+    line = ("| entropy | 0.500 | 2.000 | 2.000 | +1.500 [-11.206, +14.206] 2 of 2 "
             "| +0.600 [-0.671, +1.871] 2 of 2 |")
     assert line in capsys.readouterr().out
 
