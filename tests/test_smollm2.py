@@ -47,8 +47,8 @@ def test_the_verifier_tells_demonstrations_that_solve_from_others(solving, low, 
     right = 0
     for question, answer in shown:
         numbers, target = asked(question)
-        right += judge(answer, f"{target} = {' '.join(map(str, numbers))}", False)
-        assert not judge(answer, f"{target + 1} = {' '.join(map(str, numbers))}", False)
+        right += judge(answer, f"{target} = {' '.join(map(str, numbers))}")
+        assert not judge(answer, f"{target + 1} = {' '.join(map(str, numbers))}")
     assert low <= right <= high
 
 
