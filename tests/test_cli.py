@@ -2,7 +2,6 @@
 before any file is written."""
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,10 @@ from tests import workers
 from tests.conftest import main, recipe, write_rows
 
 REFUSED = {  # command line: what the message names, by default the first flag
-    "": "train or eval", "trian": "train or eval", "train stray": "stray", "eval": "--eval-data",
+    "": "train or eval",
+    "trian": "train or eval",
+    "train stray": "stray",
+    "eval": "--eval-data",
     "train --batch-size 10 --mini-batch-size 4":
         "--mini-batch-size 4 does not divide --batch-size 10",
     "train --tensor-parallel-size 2 --rollout hf":
@@ -28,18 +30,57 @@ REFUSED = {  # command line: what the message names, by default the first flag
         "--chat-template-kwargs: 'enable_thinking=false' is not JSON (",
     'train --prompt-template raw --chat-template-kwargs {"a":1}':
         "--chat-template-kwargs are for --prompt-template chat",
-    **{f"train --{flags}": f"--{flags.split()[0]}" for flags in (
-        "nosuch 1", "method ppo", "tau-scope all", "loss-type sum", "task nosuch",
-        "prompt-template nosuch", "rollout nosuch", "alpha 1.01", "alpha -0.1", "q 1.2", "q -0.2",
-        "lambda-top1 0.9", "epsilon 1", "epsilon -0.1", "epsilon-high -1", "beta -1", "K 0",
-        "K 2.5",
-        "num-generations 1", "temperature 0", "seed -1", "steps 0", "batch-size 0",
-        "mini-batch-size 0", "learning-rate nan", "weight-decay nan", "max-grad-norm 0",
-        "max-sampling-rounds -1", "warmup-steps -1", "grpo-warmup-steps -1", "eval-steps -1",
-        "max-prompt-length 0", "max-completion-length -1", "micro-batch-tokens 0", "save-steps 0",
-        "eval-n 0", "eval-max-tokens 0", "eval-top-p 0", "eval-top-p 1.1", "eval-temperature -1",
-        "eval-temperature 0", "gpu-memory-utilization 0", "gpu-memory-utilization 1.1",
-        "tensor-parallel-size 0", "tensor-parallel-size 2")}}
+}
+BAD_VALUES = """
+    --nosuch 1
+    --method ppo
+    --tau-scope all
+    --loss-type sum
+    --task nosuch
+    --prompt-template nosuch
+    --rollout nosuch
+    --alpha 1.01
+    --alpha -0.1
+    --q 1.2
+    --q -0.2
+    --lambda-top1 0.9
+    --epsilon 1
+    --epsilon -0.1
+    --epsilon-high -1
+    --beta -1
+    --K 0
+    --K 2.5
+    --num-generations 1
+    --temperature 0
+    --seed -1
+    --steps 0
+    --batch-size 0
+    --mini-batch-size 0
+    --learning-rate nan
+    --weight-decay nan
+    --max-grad-norm 0
+    --max-sampling-rounds -1
+    --warmup-steps -1
+    --grpo-warmup-steps -1
+    --eval-steps -1
+    --max-prompt-length 0
+    --max-completion-length -1
+    --micro-batch-tokens 0
+    --save-steps 0
+    --eval-n 0
+    --eval-max-tokens 0
+    --eval-top-p 0
+    --eval-top-p 1.1
+    --eval-temperature -1
+    --eval-temperature 0
+    --gpu-memory-utilization 0
+    --gpu-memory-utilization 1.1
+    --tensor-parallel-size 0
+    --tensor-parallel-size 2
+"""
+for flags in BAD_VALUES.strip().splitlines():
+    flag, value = flags.split()
+    REFUSED[f"train {flag} {value}"] = flag
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -48,19 +89,25 @@ def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypat
     with pytest.raises(SystemExit) as stop:
         simko.main(line.split())
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and REFUSED[line] in error and error.count("\n") == 1
+    assert stop.value.code == 2
+    assert REFUSED[line] in error
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--tensor-parallel-size", 4],
-     "--tensor-parallel-size 4 does not divide the model's num_attention_heads, 2"),
-    (["--K", 1000], "--K 1000 is more than"), (["--model", "./nosuch"], "--model ./nosuch"),
+    (
+        ["--tensor-parallel-size", 4],
+        "--tensor-parallel-size 4 does not divide the model's num_attention_heads, 2",
+    ),
+    (["--K", 1000], "--K 1000 is more than"),
+    (["--model", "./nosuch"], "--model ./nosuch"),
     (["--prompt-template", "chat"], "no chat template"),
     (["--max-prompt-length", 3], "than --max-prompt-length 3"),
     (["--train-data", "nosuch.jsonl"], "nosuch.jsonl"),
     (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"),
-    (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2")])
+    (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2"),
+])
 def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_written(
         laptop, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
@@ -74,19 +121,32 @@ def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_w
 
 
 def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
-    rows = [{"problem": "a", "answer": "so\n#### 7"},
-            {"problem": "b", "answer": "8", "id": "x", "task": "text"},
-            {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5}]
+    rows = [
+        {"problem": "a", "answer": "so\n#### 7"},
+        {"problem": "b", "answer": "8", "id": "x", "task": "text"},
+        {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5},
+    ]
     text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (tmp_path / "data.jsonl").write_bytes(text.encode("utf-8-sig"))
-    assert [list(row.values()) for row in load_problems(str(tmp_path / "data.jsonl"))] == [
-        ["1", "a", "7"], ["x", "b", "8", "text"], ["5", "c\u2028d", "\\frac{1}{2}"]]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert [list(row.values()) for row in load_problems(str(path))] == [
+        ["1", "a", "7"],
+        ["x", "b", "8", "text"],
+        ["5", "c\u2028d", "\\frac{1}{2}"],
+    ]
 
 
 def test_answers_may_be_numbers(tmp_path):
     path = tmp_path / "data.jsonl"
-    for answer, text in (("2", "2"), ("-3", "-3"), ("0", "0"), ("2.50", "2.5"),
-                         (str(10**40), str(10**40)), ('"2"', "2")):
+    answers = {
+        "2": "2",
+        "-3": "-3",
+        "0": "0",
+        "2.50": "2.5",
+        str(10**40): str(10**40),
+        '"2"': "2",
+    }
+    for answer, text in answers.items():
         path.write_text(f'{{"problem": "x", "answer": {answer}}}\n')
         (problem,) = load_problems(str(path))
         assert problem["answer"] == text
@@ -96,33 +156,55 @@ def test_answers_may_be_numbers(tmp_path):
     ([None, None, None], ["1", "2", "3"]),
     ([None, 1, "x"], ["line 1", "1", "x"]),
     ([2, None, "line 2"], ["2", "line line 2", "line 2"]),
-    (["3", "a", None], ["3", "a", "line 3"])])
+    (["3", "a", None], ["3", "a", "line 3"]),
+])
 @pytest.mark.parametrize("null", [False, True])
 def test_a_row_without_an_id_gets_one_that_no_other_row_has(tmp_path, ids, expected, null):
-    rows = [{"problem": "x", "answer": "1"} | ({"id": id} if id is not None or null else {})
-            for id in ids]
-    write_rows(tmp_path / "data.jsonl", rows)
-    assert [problem["id"] for problem in load_problems(str(tmp_path / "data.jsonl"))] == expected
+    rows = []
+    for id in ids:
+        row = {"problem": "x", "answer": "1"}
+        if id is not None or null:
+            row["id"] = id
+        rows.append(row)
+    path = tmp_path / "data.jsonl"
+    write_rows(path, rows)
+    assert [problem["id"] for problem in load_problems(str(path))] == expected
 
 
 ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
+BAD_ROWS = [
+    ROW,
+    ROW[:9],
+    "[1, 2]",
+    '"text"',
+    "7",
+    '{"problem": "x"}',
+    '{"answer": "1"}',
+    '{"problem": "", "answer": "1"}',
+    '{"problem": "x", "answer": " "}',
+    '{"problem": "x", "answer": true}',
+    '{"problem": "x", "answer": NaN}',
+    '{"problem": "x", "answer": -Infinity}',
+    '{"problem": "x", "answer": null}',
+    '{"problem": "x", "answer": {"x": 1}}',
+    '{"problem": 7, "answer": "7"}',
+    '{"problem": "x", "answer": ["1"]}',
+    '{"problem": "x", "answer": [2]}',
+    '{"problem": "x", "answer": "1", "task": "sums"}',
+    '{"problem": "x", "answer": "1", "task": []}',
+    '{"problem": "x", "answer": "44", "task": "countdown"}',
+    '{"problem": "x", "answer": "3", "task": "number_wall"}',
+    r'{"problem": "\ud800", "answer": "1"}',
+    r'{"problem": "x", "answer": "\\boxed{}"}',
+]
 
 
 @pytest.mark.parametrize("content, where", [
-    (b"", ""), (b"\n\n", ""), (b'{"problem": "\xff", "answer": "1"}', ", line 1"),
-    *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in (
-        ROW, ROW[:9], "[1, 2]", '"text"', "7", '{"problem": "x"}', '{"answer": "1"}',
-        '{"problem": "", "answer": "1"}', '{"problem": "x", "answer": " "}',
-        '{"problem": "x", "answer": true}', '{"problem": "x", "answer": NaN}',
-        '{"problem": "x", "answer": -Infinity}', '{"problem": "x", "answer": null}',
-        '{"problem": "x", "answer": {"x": 1}}', '{"problem": 7, "answer": "7"}',
-        '{"problem": "x", "answer": ["1"]}', '{"problem": "x", "answer": [2]}',
-        '{"problem": "x", "answer": "1", "task": "sums"}',
-        '{"problem": "x", "answer": "1", "task": []}',
-        '{"problem": "x", "answer": "44", "task": "countdown"}',
-        '{"problem": "x", "answer": "3", "task": "number_wall"}',
-        r'{"problem": "\ud800", "answer": "1"}',
-        r'{"problem": "x", "answer": "\\boxed{}"}'))])
+    (b"", ""),
+    (b"\n\n", ""),
+    (b'{"problem": "\xff", "answer": "1"}', ", line 1"),
+    *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in BAD_ROWS),
+])
 def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
@@ -131,8 +213,10 @@ def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
 
 
 def test_a_file_gets_lines_and_not_a_progress_bar(tmp_path):
+    command = workers.python("-m", "tools.laptop", tmp_path / "data", "--steps", 2)
     done = subprocess.run(
-        [sys.executable, "-m", "tools.laptop", tmp_path / "data", "--steps", "2"],
-        cwd=workers.ROOT, capture_output=True, text=True, check=True)
+        command, cwd=workers.ROOT, capture_output=True, text=True, check=True)
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line]
-    assert len(lines) == 2 and all(line.startswith("base model: step ") for line in lines)
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("base model: step ")

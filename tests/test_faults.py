@@ -272,7 +272,8 @@ def test_killed_at_each_place_in_turn_a_run_comes_to_the_same_bits(forks, clean)
     assert codes == {**dict.fromkeys(places(), -signal.SIGKILL), "nowhere": 0}
     same(forks[0] / "places", clean)
     assert checkpoints(forks[0] / "places") == checkpoints(clean)
-    assert "step_000002.tmp: removed, because this save was cut off" in (forks[0] / "log").read_text()
+    log = (forks[0] / "log").read_text()
+    assert "step_000002.tmp: removed, because this save was cut off" in log
 
 
 def test_killed_at_ten_random_moments_a_run_comes_to_the_same_bits(forks, clean):
@@ -371,8 +372,8 @@ def full_at(function, count):
 
 
 def test_a_full_disk_during_a_save_leaves_the_checkpoints_before_it(data, clean, tmp_path, capfd):
-    with (full_at("save_checkpoint", 2),
-          pytest.raises(SystemExit, match="a checkpoint could not be written.*GiB are free.*free some space")):
+    message = "a checkpoint could not be written.*GiB are free.*free some space"
+    with full_at("save_checkpoint", 2), pytest.raises(SystemExit, match=message):
         main(flags(data, tmp_path))
     assert checkpoints(tmp_path) == ["step_000002"]
     main(flags(data, tmp_path))
@@ -745,7 +746,8 @@ def launched(folder, *commands):
     output) of each. The function fails if they hang."""
     logs = [(folder / f"log_{i}").open("w+") for i in range(len(commands))]
     environment = workers.ENVIRONMENT | {
-        "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     running = [
         subprocess.Popen([*command, str(folder)], cwd=workers.ROOT, env=environment,
                          stdout=log, stderr=subprocess.STDOUT)
@@ -841,7 +843,8 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     ((code, log),) = run_ranks(data, tmp_path, {"0": "killed"}, two())
     assert code == 1, log
     assert "Signal 9 (SIGKILL)" in log and "rank      : 1" in log, log
-    assert "the connection to another rank is lost; that rank's own error gives the cause" in log, log
+    lost = "the connection to another rank is lost; that rank's own error gives the cause"
+    assert lost in log, log
     restarting = two("--max-restarts", 1)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "raises", "1": "asked"}, restarting)
     assert code == 0 and "ZeroDivisionError: a fault of rank 1" in log, log
@@ -1047,7 +1050,9 @@ TORCHRUN = dict.fromkeys(faults.LAUNCH_NUMBERS, "2") | {"MASTER_ADDR": "127.0.0.
     (TORCHRUN | {"MASTER_ADDR": ""}, "but MASTER_ADDR is missing or invalid: "),
     (TORCHRUN | {"RANK": "first"}, "but RANK is missing or invalid: "),
     (TORCHRUN | {"WORLD_SIZE": "two"}, "but WORLD_SIZE is missing or invalid: "),
-    (TORCHRUN, None), ({"WORLD_SIZE": "1"}, None), ({"RANK": "1"}, None)])
+    (TORCHRUN, None),
+    ({"WORLD_SIZE": "1"}, None),
+    ({"RANK": "1"}, None)])
 def test_variables_that_a_cluster_left_behind_are_refused(monkeypatch, left, named):
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)

@@ -60,7 +60,8 @@ def test_processes_that_a_part_started_end_with_it(tmp_path):
     outcome = run_part(Part("x", "", 60, python(program)), Report(tmp_path / "report.md"), 5)
     assert (outcome.status, outcome.last) == ("cut off after 5 s", "locked")
     with held.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError if it is still held
+        # This raises a BlockingIOError if the lock is still held.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_parts_are_not_started_when_the_time_is_up(tmp_path):

@@ -63,8 +63,14 @@ def tiny(tmp_path_factory):
     tokenizer.add_tokens([f"{ESCAPE}{i}" for i in range(9)])
     tokenizer.save_pretrained(folder / "base")
     for name in ("train", "test"):
-        rows = [{"id": f"{name}{ESCAPE}{i}", "problem": f"{i} {name == 'test':d} 4 > 48 :",
-                 "answer": f"48 = {i} 20 4"} for i in range(40)]
+        second = 1 if name == "test" else 0
+        rows = []
+        for i in range(40):
+            rows.append({
+                "id": f"{name}{ESCAPE}{i}",
+                "problem": f"{i} {second} 4 > 48 :",
+                "answer": f"48 = {i} 20 4",
+            })
         write_rows(folder / f"{name}.jsonl", rows)
     return folder
 
@@ -72,7 +78,8 @@ def tiny(tmp_path_factory):
 def edit(name, **changes):
     """Returns a function of a folder that changes these fields of a JSON file in it."""
     def change(folder):
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+        fields = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(fields | changes))
     return change
 
 
@@ -101,8 +108,12 @@ def refused(stop, capsys=None):
     """Returns the message of a SystemExit, from its code or from stderr. Fails unless the message
     is one printable line and the status is not 0."""
     assert stop.code not in (0, None)
-    line = stop.code if isinstance(stop.code, str) else capsys.readouterr().err.removesuffix("\n")
-    assert line.isprintable() and line and "Traceback" not in line
+    line = stop.code
+    if not isinstance(line, str):
+        line = capsys.readouterr().err.removesuffix("\n")
+    assert line
+    assert line.isprintable()
+    assert "Traceback" not in line
     return line
 
 
@@ -145,16 +156,29 @@ def test_every_program_of_tools_has_help_that_says_how_to_start_it(name, monkeyp
 
 
 @pytest.mark.parametrize("flags", [
-    ("--output-dir", ""), ("--model", " "), ("--eval-data", "x", ""), ("--task", "a\nb"),
-    ("--train-data", f"x{ESCAPE}"), ("--data-dir", "\ud800"), ("--batch-size", str(10**30)),
-    ("--batch-size", "1" * 5000), ("--seed", str(2**31)), ("--learning-rate", "inf"),
-    ("--learning-rate", "1e400"), ("--temperature", "nan"), ("--eval-temperature", "0.5", "inf"),
-    ("--beta", "-inf"), ("--eval-top-p", "nan"), ("--max-prompt", "7"), ("--eval-t", "1"),
+    ("--output-dir", ""),
+    ("--model", " "),
+    ("--eval-data", "x", ""),
+    ("--task", "a\nb"),
+    ("--train-data", f"x{ESCAPE}"),
+    ("--data-dir", "\ud800"),
+    ("--batch-size", str(10**30)),
+    ("--batch-size", "1" * 5000),
+    ("--seed", str(2**31)),
+    ("--learning-rate", "inf"),
+    ("--learning-rate", "1e400"),
+    ("--temperature", "nan"),
+    ("--eval-temperature", "0.5", "inf"),
+    ("--beta", "-inf"),
+    ("--eval-top-p", "nan"),
+    ("--max-prompt", "7"),
+    ("--eval-t", "1"),
     ("--gradient-checkpointing", "perhaps")])
 def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.parse_config(["train", *flags], Config)
-    assert flags[0] in refused(stop.value, capsys).replace("_", "-") and stop.value.code == 2
+    assert flags[0] in refused(stop.value, capsys).replace("_", "-")
+    assert stop.value.code == 2
 
 
 def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, capsys):
@@ -375,66 +399,152 @@ chat = partial(edit, "tokenizer_config.json")
 UNFIT = {  # case: (change to the model's folder, --prompt-template, what the message says)
     "no weights": (remove("model.safetensors"), "raw", "no weights in .safetensors"),
     "pickled weights": (
-        pickled, "raw",
-        "no weights in .safetensors. Other formats are not read, since they can hold code"),
-    "cut weights": (cut("model.safetensors", 5000), "raw", "model.safetensors is damaged"),
+        pickled,
+        "raw",
+        "no weights in .safetensors. Other formats are not read, since they can hold code",
+    ),
+    "cut weights": (
+        cut("model.safetensors", 5000),
+        "raw",
+        "model.safetensors is damaged",
+    ),
     "a shard missing": (
-        cut("model.safetensors.index.json", 0, b'{"weight_map": {"a": "1.safetensors"}}'), "raw",
-        "1.safetensors is damaged or missing"),
+        cut("model.safetensors.index.json", 0, b'{"weight_map": {"a": "1.safetensors"}}'),
+        "raw",
+        "1.safetensors is damaged or missing",
+    ),
     "bad index": (
-        cut("model.safetensors.index.json", 0, b"{"), "raw", "model.safetensors.index.json"),
+        cut("model.safetensors.index.json", 0, b"{"),
+        "raw",
+        "model.safetensors.index.json",
+    ),
     "no tokenizer": (
-        remove("tokenizer.json", "tokenizer_config.json"), "raw", "tokenizer is missing"),
-    "cut tokenizer": (cut("tokenizer.json", 99), "raw", "tokenizer is missing, damaged"),
-    "odd tokenizer": (cut("tokenizer.json", 0, b"[]"), "raw", "tokenizer is missing, damaged"),
+        remove("tokenizer.json", "tokenizer_config.json"),
+        "raw",
+        "tokenizer is missing",
+    ),
+    "cut tokenizer": (
+        cut("tokenizer.json", 99),
+        "raw",
+        "tokenizer is missing, damaged",
+    ),
+    "odd tokenizer": (
+        cut("tokenizer.json", 0, b"[]"),
+        "raw",
+        "tokenizer is missing, damaged",
+    ),
     "another's tokenizer": (
-        larger_tokenizer, "raw", "has a token of id 5000, beyond the model's 128"),
-    "no config": (remove("config.json"), "raw", "has no config.json: is it the folder of a model"),
+        larger_tokenizer,
+        "raw",
+        "has a token of id 5000, beyond the model's 128",
+    ),
+    "no config": (
+        remove("config.json"),
+        "raw",
+        "has no config.json: is it the folder of a model",
+    ),
     "cut config": (cut("config.json", 99), "raw", "config.json cannot be read"),
-    "config of bytes": (cut("config.json", 0, b"\xff\xfe"), "raw", "config.json cannot be read"),
-    "config of a list": (cut("config.json", 0, b"[]"), "raw", "config.json cannot be read"),
+    "config of bytes": (
+        cut("config.json", 0, b"\xff\xfe"),
+        "raw",
+        "config.json cannot be read",
+    ),
+    "config of a list": (
+        cut("config.json", 0, b"[]"),
+        "raw",
+        "config.json cannot be read",
+    ),
     "quantised": (
-        edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "raw",
-        "is quantised .gptq., as the quantization_config of its config.json says"),
+        edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        "raw",
+        "is quantised .gptq., as the quantization_config of its config.json says",
+    ),
     "text part quantised": (
-        edit("config.json", text_config={"quantization_config": {"load_in_4bit": True}}), "raw",
-        "is quantised .its method is not named., as the quantization_config"),
+        edit("config.json", text_config={"quantization_config": {"load_in_4bit": True}}),
+        "raw",
+        "is quantised .its method is not named., as the quantization_config",
+    ),
     "adapter": (
         several(cut("adapter_config.json", 0, b"{}"), remove("config.json", "model.safetensors")),
-        "raw", "has an adapter_config.json.* merge the adapter into its base model"),
+        "raw",
+        "has an adapter_config.json.* merge the adapter into its base model",
+    ),
     "adapter beside a model": (
-        cut("adapter_config.json", 0, b'{"peft_type": "LORA"}'), "raw",
-        "has an adapter_config.json.* merge the adapter into its base model"),
+        cut("adapter_config.json", 0, b'{"peft_type": "LORA"}'),
+        "raw",
+        "has an adapter_config.json.* merge the adapter into its base model",
+    ),
     "wrong type": (edit("config.json", hidden_size="x"), "raw", "hidden_size"),
     "unknown kind": (
-        edit("config.json", model_type=f"kind{ESCAPE}"), "raw", r"model type `kind\\x1b\]0"),
+        edit("config.json", model_type=f"kind{ESCAPE}"),
+        "raw",
+        r"model type `kind\\x1b\]0",
+    ),
     "not built": (gpt2, "raw", "a GPT2Model cannot be trained here"),
     "code": (
-        edit("config.json", model_type="kind", auto_map=CODE), "raw",
-        "code of its own .auto_map., and such code is never run"),
+        edit("config.json", model_type="kind", auto_map=CODE),
+        "raw",
+        "code of its own .auto_map., and such code is never run",
+    ),
     "tokenizer's code": (
-        chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"), "raw",
-        "code of its own .auto_map., which is never run"),
+        chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"),
+        "raw",
+        "code of its own .auto_map., which is never run",
+    ),
     "no end": (
         several(chat(eos_token=None), edit("generation_config.json", eos_token_id=None),
-                edit("config.json", eos_token_id=None)), "raw",
-        "names no end-of-text token"),
+                edit("config.json", eos_token_id=None)),
+        "raw",
+        "names no end-of-text token",
+    ),
     "end beyond": (
-        edit("generation_config.json", eos_token_id=[2, 10**9]), "raw",
-        "end-of-text token 1000000000 is"),
+        edit("generation_config.json", eos_token_id=[2, 10**9]),
+        "raw",
+        "end-of-text token 1000000000 is",
+    ),
     "end of text": (
-        edit("generation_config.json", eos_token_id="x"), "raw", "end-of-text token 'x' is not one"),
-    "cut generation": (cut("generation_config.json", 9), "raw", "generation_config.json"),
-    "no template": (lambda folder: None, "chat", "has no chat template: choose --prompt-template"),
+        edit("generation_config.json", eos_token_id="x"),
+        "raw",
+        "end-of-text token 'x' is not one",
+    ),
+    "cut generation": (
+        cut("generation_config.json", 9),
+        "raw",
+        "generation_config.json",
+    ),
+    "no template": (
+        lambda folder: None,
+        "chat",
+        "has no chat template: choose --prompt-template",
+    ),
     "bad template": (
-        chat(chat_template="{% if %}"), "chat", "chat template or tokenizer cannot make a prompt"),
+        chat(chat_template="{% if %}"),
+        "chat",
+        "chat template or tokenizer cannot make a prompt",
+    ),
     "refusing template": (
-        chat(chat_template=f"{{{{ raise_exception('no{ESCAPE}') }}}}"), "chat", r"no\\x1b"),
-    "prying template": (chat(chat_template="{{ ''.__class__.__mro__ }}"), "chat", "unsafe"),
-    "empty template": (chat(chat_template="{{ '' }}"), "chat", "leaves the problem out"),
+        chat(chat_template=f"{{{{ raise_exception('no{ESCAPE}') }}}}"),
+        "chat",
+        r"no\\x1b",
+    ),
+    "prying template": (
+        chat(chat_template="{{ ''.__class__.__mro__ }}"),
+        "chat",
+        "unsafe",
+    ),
+    "empty template": (
+        chat(chat_template="{{ '' }}"),
+        "chat",
+        "leaves the problem out",
+    ),
     "template of parts": (
-        chat(chat_template="> {% for part in messages[0].content if part.text %}{{ part.text }}{% endfor %}"),
-        "chat", "leaves the problem out"),
+        chat(chat_template=(
+            "> {% for part in messages[0].content if part.text %}"
+            "{{ part.text }}"
+            "{% endfor %}")),
+        "chat",
+        "leaves the problem out",
+    ),
     "no turns": (lambda folder: None, "qwen-math", "needs the token <.im_end.>, which"),
 }
 
@@ -470,7 +580,8 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(cli, "get_session", lambda: mock.Mock(head=head))
     monkeypatch.setattr(cli, "is_offline_mode", lambda: False)
-    with pytest.raises(SystemExit, match="some/model is not a folder here.*HF_HUB_OFFLINE=1") as stop:
+    message = "some/model is not a folder here.*HF_HUB_OFFLINE=1"
+    with pytest.raises(SystemExit, match=message) as stop:
         cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", "some/model"), Config)
     assert "no network" in refused(stop.value) and len(asked) == 1
 
@@ -487,7 +598,9 @@ def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
 def nested(folder):
     """Gives the folder the config of a model for text and images, whose text part names the
     end-of-text tokens."""
-    text = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1,
+    text = {"vocab_size": VOCABULARY,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
             "eos_token_id": [6, 8]}
     Gemma3Config(text_config=text).save_pretrained(folder)
 
@@ -501,10 +614,12 @@ ENDS = {  # case: (change to the model's folder, whose tokenizer ends at 2, resu
     "beyond the vocabulary": (edit("config.json", eos_token_id=[5, 10**6]), [2, 5]),
     "config.json alone": (
         several(edit("config.json", eos_token_id=[5, 9]), remove("generation_config.json"),
-                chat(eos_token=None)), [5, 9]),
+                chat(eos_token=None)),
+        [5, 9]),
     "each file another": (
         several(edit("config.json", eos_token_id=5), chat(eos_token=":"),
-                edit("generation_config.json", eos_token_id=7)), [5, 7, ":"]),
+                edit("generation_config.json", eos_token_id=7)),
+        [5, 7, ":"]),
 }
 
 
@@ -629,8 +744,11 @@ def test_what_a_model_or_file_says_does_not_steer_the_terminal(run, tmp_path, ca
     assert r"test\x1b]0;owned" in shown[0] and r"\u202e\u2028\ud800" in shown[0]
     name = tmp_path / f"{ESCAPE}.jsonl"
     for module, *words in (
-            (verify, name), (tables, name), (plots, name, "-o", tmp_path),
-            (plots, "--follow", name), (plots, f"a={folder}", "--path", 0, "-o", tmp_path),
+            (verify, name),
+            (tables, name),
+            (plots, name, "-o", tmp_path),
+            (plots, "--follow", name),
+            (plots, f"a={folder}", "--path", 0, "-o", tmp_path),
             (data, tmp_path, f"aime24={name}")):
         monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
@@ -675,8 +793,10 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
         main(resume)
     formats = cli.MEMORY_FORMATS
     for arguments, allowed in (
-            ((formats, "TORCH_PRESERVE_FORMAT"), True), ((formats, "__subclasses__"), False),
-            ((torch.Size, "mro"), False), ((formats, "mro", None), False)):
+            ((formats, "TORCH_PRESERVE_FORMAT"), True),
+            ((formats, "__subclasses__"), False),
+            ((torch.Size, "mro"), False),
+            ((formats, "mro", None), False)):
         changed = dataclasses.replace(whole, planner_data=Attribute(*arguments))
         path.write_bytes(pickle.dumps(changed))
         ends = pytest.raises(SystemExit, match=f"{path} calls getattr")
@@ -738,8 +858,13 @@ def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
     shutil.copy(run[0] / "metrics.jsonl", tmp_path)
     path = tmp_path / "metrics.jsonl"
     (row,) = map(json.loads, path.read_text().splitlines())
-    odd = {"step": 2, "grad_norm": math.nan, "loss": -math.inf, "logp_gap": math.inf,
-           "entropy_histogram": [0.5, math.nan]}
+    odd = {
+        "step": 2,
+        "grad_norm": math.nan,
+        "loss": -math.inf,
+        "logp_gap": math.inf,
+        "entropy_histogram": [0.5, math.nan],
+    }
     Log(tmp_path, 1, Config())(row | odd)
     cli.check_log(path)
     Log(tmp_path, 2, Config())  # as when a run resumes
@@ -748,8 +873,13 @@ def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
         pytest.fail(f"{name} is no JSON")
 
     rows = [json.loads(line, parse_constant=no_number) for line in path.read_text().splitlines()]
-    null = {"step": 2, "grad_norm": None, "loss": None, "logp_gap": None,
-            "entropy_histogram": [0.5, None]}
+    null = {
+        "step": 2,
+        "grad_norm": None,
+        "loss": None,
+        "logp_gap": None,
+        "entropy_histogram": [0.5, None],
+    }
     assert rows == [row, row | null]
 
 
@@ -763,7 +893,8 @@ def test_a_log_that_lost_rows_goes_on(run, tmp_path):
 
 @pytest.mark.parametrize("output, message", [
     ("/proc/run", "--output-dir /proc/run cannot be used"),
-    ("x" * 300, "--output-dir x+ cannot be used"), ("/dev/null", "/dev/null is a file"),
+    ("x" * 300, "--output-dir x+ cannot be used"),
+    ("/dev/null", "/dev/null is a file"),
     ("/dev/null/run", "/dev/null/run is a file, or lies in one")])
 @pytest.mark.skipif(sys.platform != "linux", reason="these places are Linux's")
 def test_an_output_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypatch, output, message):
@@ -806,9 +937,10 @@ def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignore
         tmp_path / "base")
     arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
                        "--rollout", "hf", "--steps", 1, "--prompt-template", "chat")
-    for given, message in (({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
-                           ({"tokenize": 1}, "'tokenize' cannot be passed to the template"),
-                           ({"messages": []}, "'messages' cannot be passed to the template")):
+    for given, message in (
+            ({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
+            ({"tokenize": 1}, "'tokenize' cannot be passed to the template"),
+            ({"messages": []}, "'messages' cannot be passed to the template")):
         with pytest.raises(SystemExit, match=message) as stop:
             main([*arguments, "--chat-template-kwargs", json.dumps(given)])
         refused(stop.value)
@@ -874,18 +1006,28 @@ def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(
 def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "rows.jsonl").write_text('{"problem": "p", "answer": "1"}\n')
-    evaluation = {"set": "a", "n": 2, "temperature": 1, "top_p": 1, "max_tokens": 1,
-                  "problems": 1, "truncated": 0, "correct": {"1": 1}}
+    evaluation = {
+        "set": "a",
+        "n": 2,
+        "temperature": 1,
+        "top_p": 1,
+        "max_tokens": 1,
+        "problems": 1,
+        "truncated": 0,
+        "correct": {"1": 1},
+    }
     report = {"settings": {"prompt_template": "raw"}, "sets": {"a": evaluation}}
     (tmp_path / "eval.json").write_text(json.dumps(report))
     place = f"{tmp_path}/file/x"
-    for module, words in ((laptop, [place]), (data, [place, f"aime24={tmp_path}/rows.jsonl"]),
-                          (plots, [tmp_path, "-o", place])):
+    for module, *words in (
+            (laptop, place),
+            (data, place, f"aime24={tmp_path}/rows.jsonl"),
+            (plots, tmp_path, "-o", place)):
         monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
         with pytest.raises(SystemExit, match=f"{place} cannot be") as stop:
             module.main()
         refused(stop.value)
-    done = subprocess.run(["bash", workers.ROOT / "train.sh", "nosuch"],
-                          capture_output=True, text=True, check=False)
+    command = ["bash", workers.ROOT / "train.sh", "nosuch"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("train.sh: error: no recipe 'nosuch': choose one of")

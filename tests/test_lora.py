@@ -28,13 +28,17 @@ def lora_config(folder, **changes):
 
 def adapters(tensors):
     """Returns the adapters among {name: tensor}, with the names that PEFT gives them."""
-    return {f"base_model.model.{name}": x for name, x in tensors.items() if ".lora_" in name}
+    return {
+        f"base_model.model.{name}": x
+        for name, x in tensors.items()
+        if ".lora_" in name
+    }
 
 
 def peft_model(folder, start, *seeds):
     """Returns PEFT's own model in float64, with the adapters `start`, moved by `seeds`."""
-    model = get_peft_model(plain_model(folder), LoraConfig(
-        r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
+    settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+    model = get_peft_model(plain_model(folder), settings)
     for name, x in start.items():
         model.get_parameter(name).data = x.clone()
     for seed in seeds:
@@ -54,15 +58,23 @@ def update(folder, dtype=torch.float64, **changes):
     trainer.compute_old_logp(samples, quiet)
     move(trainer.policy, 2)
     sums = trainer.update(samples, cfg.method, None, quiet)
-    gradient = {name: p.grad.full_tensor() for name, p in trainer.policy.named_parameters()
-                if p.grad is not None}
-    return {"start": adapters(start), "gradient": adapters(gradient), "all": len(gradient),
-            "sums": dict(sums), "merged": dict(trainer.named_weights())}
+    gradient = {}
+    for name, parameter in trainer.policy.named_parameters():
+        if parameter.grad is not None:
+            gradient[name] = parameter.grad.full_tensor()
+    return {
+        "start": adapters(start),
+        "gradient": adapters(gradient),
+        "all": len(gradient),
+        "sums": dict(sums),
+        "merged": dict(trainer.named_weights()),
+    }
 
 
 @pytest.mark.parametrize("changes", [
-    {"gradient_checkpointing": False}, {"beta": 0.3, "temperature": 0.8, "loss_type": "dapo"}],
-    ids=["grpo", "kl"])
+    {"gradient_checkpointing": False},
+    {"beta": 0.3, "temperature": 0.8, "loss_type": "dapo"},
+], ids=["grpo", "kl"])
 def test_adapters_have_the_gradient_of_a_plain_peft_model(base, group, changes):
     with mock.patch.object(simko, "load_model", wraps=simko.load_model) as load_model:
         seen = update(base, **changes)
@@ -74,12 +86,15 @@ def test_adapters_have_the_gradient_of_a_plain_peft_model(base, group, changes):
     assert distance(seen["gradient"], want) < 1e-6
     # Two blocks have seven linear layers each, with two matrices. Nothing else is trained.
     assert len(want) == seen["all"] == 2 * 7 * 2
-    assert len(branches) == 5 and min(branches.values()) >= 3
+    assert len(branches) == 5
+    assert min(branches.values()) >= 3
 
 
 def test_two_processes_have_the_gradient_of_one(base, two_ranks, group):
-    one, two = update(base), two_ranks["lora", str(base)]
-    assert all(torch.equal(x, two["start"][name]) for name, x in one["start"].items())
+    one = update(base)
+    two = two_ranks["lora", str(base)]
+    for name, x in one["start"].items():
+        assert torch.equal(x, two["start"][name])
     assert distance(two["gradient"], one["gradient"]) < 1e-6
     assert distance(two["merged"], one["merged"]) < 1e-12
     near(two["sums"], one["sums"], 1e-5)
@@ -103,24 +118,27 @@ def test_the_merged_weights_are_the_policy(checkpoint, group):
     move(trainer.policy, 1)
     samples = load_samples(checkpoint)
     trainer.compute_old_logp(samples, quiet)
-    plain, changed = plain_model(checkpoint), 0
+    plain = plain_model(checkpoint)
     own = dict(plain.named_parameters())
     weights = dict(trainer.named_weights())
     assert weights.keys() == own.keys()
+    changed = 0
     for name, weight in weights.items():
         changed += not torch.equal(own[name], weight)
         own[name].data = weight
     assert changed == 7 * 2
-    for s in samples:
-        logp = plain_logits(plain, s).log_softmax(-1)[range(len(s.response_ids)), s.response_ids]
-        near(s.old_logp, logp.detach(), 1e-6)
+    for sample in samples:
+        ids = sample.response_ids
+        log_pi = plain_logits(plain, sample).log_softmax(-1)
+        near(sample.old_logp, log_pi[range(len(ids)), ids].detach(), 1e-6)
 
 
 def test_frozen_weights_are_in_the_dtype_of_the_computation_and_have_no_optimizer_state(
         base, group):
     trainer = simko.Trainer(lora_config(base, learning_rate=1e-3), CPU, torch.bfloat16)
-    before = {name: p.detach().full_tensor().clone()
-              for name, p in trainer.policy.named_parameters()}
+    before = {}
+    for name, parameter in trainer.policy.named_parameters():
+        before[name] = parameter.detach().full_tensor().clone()
     samples = load_samples(base)
     trainer.compute_old_logp(samples, quiet)
     trainer.update(samples, "simko", None, quiet)
@@ -154,20 +172,26 @@ def runs(taught, tmp_path_factory):
 def test_a_run_goes_on_bit_for_bit(runs):
     straight, stopped = runs
     assert metrics(straight) == metrics(stopped)
-    for path in ("hf/model.safetensors", "hf/config.json", "adapter/adapter_model.safetensors",
-                 "adapter/adapter_config.json"):
+    for path in (
+            "hf/model.safetensors",
+            "hf/config.json",
+            "adapter/adapter_model.safetensors",
+            "adapter/adapter_config.json"):
         assert (straight / path).read_bytes() == (stopped / path).read_bytes()
     rows = metrics(straight)
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
-        assert row["grad_norm"] > 0 and row["logp_gap"] < 1e-5
+        assert row["grad_norm"] > 0
+        assert row["logp_gap"] < 1e-5
 
 
 def test_a_checkpoint_holds_adapters_and_optimizer_alone(runs, taught):
     folder = runs[0] / "checkpoints/step_000003"
     names = FileSystemReader(folder).read_metadata().state_dict_metadata
     weights = [name for name in names if name.startswith("model.")]
-    assert len(weights) == 2 * 7 * 2 and all(".lora_" in name for name in weights)
+    assert len(weights) == 2 * 7 * 2
+    for name in weights:
+        assert ".lora_" in name
     moments = [name for name in names if name.startswith("optimizer.state.")]
     assert len(moments) == 3 * len(weights)  # AdamW's two, and the number of steps
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -177,7 +201,9 @@ def test_a_checkpoint_holds_adapters_and_optimizer_alone(runs, taught):
 def test_a_checkpoint_leaves_out_a_tied_head(base, group):
     trainer = simko.Trainer(lora_config(base), CPU, torch.float32)
     names = checkpoint_state(trainer)["model"]
-    assert len(names) == 2 * 7 * 2 and all(".lora_" in name for name in names)
+    assert len(names) == 2 * 7 * 2
+    for name in names:
+        assert ".lora_" in name
 
 
 def test_the_exported_model_and_the_exported_adapter_agree(runs, taught):
@@ -188,7 +214,8 @@ def test_the_exported_model_and_the_exported_adapter_agree(runs, taught):
     with torch.no_grad():
         before = load(taught / "base")(ids).logits
         merged = load(runs[0] / "hf")(ids).logits
-        adapted = PeftModel.from_pretrained(load(taught / "base"), runs[0] / "adapter")(ids).logits
+        model = PeftModel.from_pretrained(load(taught / "base"), runs[0] / "adapter")
+        adapted = model(ids).logits
     near(adapted, merged, 1e-4)
     assert (merged - before).abs().max() > 0.01
     named = json.loads((runs[0] / "adapter/adapter_config.json").read_text())
@@ -199,7 +226,8 @@ def test_a_generation_config_that_transformers_cannot_save_does_not_stop_the_exp
         taught, tmp_path):
     shutil.copytree(taught, tmp_path / "taught")
     path = tmp_path / "taught/base/generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": False, "top_p": 0.5}))
+    settings = json.loads(path.read_text()) | {"do_sample": False, "top_p": 0.5}
+    path.write_text(json.dumps(settings))
     main(short_recipe(tmp_path / "taught", tmp_path / "run", *LORA, "--steps", 1))
     assert (tmp_path / "run/hf/model.safetensors").exists()
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
@@ -216,7 +244,8 @@ def test_an_adapter_is_written_whole_or_not_at_all(taught, tmp_path):
     with (mock.patch.object(PreTrainedModel, "save_pretrained", side_effect=cut_off),
           pytest.raises(KeyboardInterrupt)):
         main(arguments)
-    assert not (tmp_path / "adapter").exists() and not (tmp_path / "hf").exists()
+    assert not (tmp_path / "adapter").exists()
+    assert not (tmp_path / "hf").exists()
     main(arguments)
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= names
@@ -239,7 +268,9 @@ def test_what_cannot_be_is_refused(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.parse_config(["train", *flags], simko.Config)
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+    assert stop.value.code == 2
+    assert words in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -250,4 +281,6 @@ def test_a_run_does_not_go_on_with_another_rank(runs, taught, flags, words):
     options = ["--save-steps", 1, "--learning-rate", 1e-2, "--beta", 0.01, "--steps", 3]
     with pytest.raises(SystemExit) as stop:
         main(short_recipe(taught, runs[0], *flags, *options))
-    assert words in str(stop.value.code) and "Choose another --output-dir" in str(stop.value.code)
+    message = str(stop.value.code)
+    assert words in message
+    assert "Choose another --output-dir" in message

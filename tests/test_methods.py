@@ -393,7 +393,14 @@ def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(
     warning = "step 1: --max-sampling-rounds 2 found only 0 of 8 groups with unequal rewards"
     assert warning in capsys.readouterr().out
     unmeasured = {name for name, x in row.items() if x is None}
-    assert unmeasured == {"Lambda", "Lambda_1", "Lambda_2", "Lambda_3", "entropy", "distinct_tokens"}
+    assert unmeasured == {
+        "Lambda",
+        "Lambda_1",
+        "Lambda_2",
+        "Lambda_3",
+        "entropy",
+        "distinct_tokens",
+    }
     assert (row["sampling_rounds"], row["reward"], row["grad_norm"]) == (2, 0, 0)
     assert distance(weights, weights_of(taught / "base")) == 0
 

@@ -19,28 +19,36 @@ from tests.conftest import near, randn
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4)])
 def test_any_float_dtype_and_any_leading_shape(dtype, shape):
-    results = []
-    for kind, leading in ((dtype, shape), (torch.float64, (math.prod(shape),))):
-        sizes = [shape] * 4 + [(*shape, 3)]
-        tensors = [(0.3 * randn(*size, seed=i)).to(dtype).to(kind) for i, size in enumerate(sizes)]
+    sizes = [shape] * 4 + [(*shape, 3)]
+    tensors = [(0.3 * randn(*size, seed=i)).to(dtype) for i, size in enumerate(sizes)]
+
+    def compute(kind, leading):
+        """Returns ratio, loss and gradients of the tensors in this dtype and leading shape."""
         logp, old, A, mark, topk = (
-            x.reshape(leading + x.shape[len(shape):]).requires_grad_() for x in tensors)
+            x.to(kind, copy=True).reshape(leading + x.shape[len(shape):]).requires_grad_()
+            for x in tensors)
         ratio = simko.simko_ratio(logp, old, topk, mark > 0.2, A, mark > -0.2, 0.3, 1.7)
         loss = simko.clipped_loss(ratio, A, 0.2, 0.28)
-        results.append([ratio, loss, *torch.autograd.grad(loss.sum(), (logp, topk))])
-        assert {x.dtype for x in results[-1]} == {kind}
         assert ratio.shape == loss.shape == leading
+        results = [ratio, loss, *torch.autograd.grad(loss.sum(), (logp, topk))]
+        assert {x.dtype for x in results} == {kind}
+        return results
+
+    results = compute(dtype, shape)
+    flat = compute(torch.float64, (math.prod(shape),))
     # They differ by a few roundings, each up to 2^-8 in bfloat16.
     tolerance = {8: 1e-15, 4: 1e-6, 2: 0.02}[dtype.itemsize]
-    for got, want in zip(*results):
+    for got, want in zip(results, flat, strict=True):
         near(got.double().flatten(), want.flatten(), tolerance)
 
 
 def test_gradcheck_where_nothing_is_detached():
     shapes = [(6,), (6,), (5, 4), (9, 4)]
     leaves = [randn(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
-    rank_1, gate = torch.tensor([[1, 0, 1, 1, 0, 1], [1, 1, 0, 1, 0, 0]]).bool()
-    signs, token = torch.tensor([-1.0, -1, -1, 0, 0, 1]), torch.tensor([0, 8, 3, 3, 5])
+    rank_1 = torch.tensor([1, 0, 1, 1, 0, 1]).bool()
+    gate = torch.tensor([1, 1, 0, 1, 0, 0]).bool()
+    signs = torch.tensor([-1.0, -1, -1, 0, 0, 1])
+    token = torch.tensor([0, 8, 3, 3, 5])
 
     def ratio(logp, old):
         return simko.simko_ratio(logp, old, logp[:, None], rank_1, signs, gate, 0.3, 1.4)
@@ -58,7 +66,8 @@ def test_gradcheck_where_nothing_is_detached():
 
 
 def test_there_are_no_thresholds_without_responses():
-    none = simko.entropy_threshold(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.8)
+    lengths = torch.zeros(0, dtype=torch.int64)
+    none = simko.entropy_threshold(torch.zeros(0), lengths, 0.8)
     assert none.shape == (0,)
 
 
@@ -66,24 +75,36 @@ def test_a_threshold_depends_on_its_own_response_alone():
     rows = [randn(n, seed=n) for n in (3, 1, 7, 3)]
     lengths = torch.tensor([len(row) for row in rows])
     together = simko.entropy_threshold(torch.cat(rows), lengths, 0.7)
-    for row, tau in zip(rows, together.split(lengths.tolist())):
-        assert torch.equal(simko.entropy_threshold(row, torch.tensor([len(row)]), 0.7), tau)
+    for row, length, tau in zip(rows, lengths, together.split(lengths.tolist())):
+        alone = simko.entropy_threshold(row, length[None], 0.7)
+        assert torch.equal(alone, tau)
 
 
-@given(entropies=st.lists(st.integers(0, 9), max_size=40), q=st.floats(0, 1),
-       scope=st.sampled_from(["response", "batch"]))
+@given(
+    entropies=st.lists(st.integers(0, 9), max_size=40),
+    q=st.floats(0, 1),
+    scope=st.sampled_from(["response", "batch"]),
+)
 def test_tau_of_a_batch_is_the_quantile_over_the_tokens_of_all_ranks(entropies, q, scope):
-    own, others = torch.tensor(entropies).float() / 4, torch.tensor([1.75, 0.5])
+    own = torch.tensor(entropies).float() / 4
+    others = torch.tensor([1.75, 0.5]).double()
     cfg = simko.Config(q=q, tau_scope=scope)
-    with mock.patch.object(baselines, "gather", lambda items: [*items, others.double()]):
+    with mock.patch.object(baselines, "gather", lambda items: [*items, others]):
         tau = baselines.batch_threshold(own, METHODS["simko"], cfg)
-    everyone = np.concatenate([own.double(), others.double()])
-    assert tau == (np.quantile(everyone, q) if scope == "batch" else None)
+    if scope == "response":
+        assert tau is None
+    else:
+        everyone = np.concatenate([own.double(), others])
+        assert tau == np.quantile(everyone, q)
+
+
+def exact_pass_at_k(n, c, k):
+    return float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
 
 
 def test_pass_at_k_is_exact_at_every_count():
     for k in (1, 2, 128, 256, 300):
-        want = [float(1 - Fraction(math.comb(300 - c, k), math.comb(300, k))) for c in range(301)]
+        want = [exact_pass_at_k(300, c, k) for c in range(301)]
         assert simko.pass_at_k(300, torch.arange(301), k).tolist() == want
 
 

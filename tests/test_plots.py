@@ -1,5 +1,5 @@
-"""Tests of tools/plots.py and tools/report.py. They read the data back from the figures and compare
-it with plain computations on rows that they write themselves."""
+"""Tests of tools/plots.py and tools/report.py. They read the data back from the figures and
+compare it with plain computations on rows that they write themselves."""
 import base64
 import json
 import math
@@ -38,24 +38,39 @@ def evaluation(folder, *temperatures, **sets):
     """Writes an eval.json from {set: (n, correct samples of each problem)}. With temperatures, it
     contains each set once for each temperature."""
     folder.mkdir(parents=True, exist_ok=True)
-    report = {}
+    entries = {}
     for name, (n, right) in sets.items():
         for t in temperatures or [1.0]:
-            report[name + (f"@T{t}" if temperatures else "")] = {
-                "set": name, "n": n, "temperature": t, "top_p": 1.0, "max_tokens": 12,
-                "problems": len(right), "truncated": 0.0,
-                "correct": {f"{name}-{i}": c for i, c in enumerate(right)}}
-    report = {"settings": {"prompt_template": "raw"}, "sets": report}
+            label = f"{name}@T{t}" if temperatures else name
+            entries[label] = {
+                "set": name,
+                "n": n,
+                "temperature": t,
+                "top_p": 1.0,
+                "max_tokens": 12,
+                "problems": len(right),
+                "truncated": 0.0,
+                "correct": {f"{name}-{i}": c for i, c in enumerate(right)},
+            }
+    report = {"settings": {"prompt_template": "raw"}, "sets": entries}
     (folder / "eval.json").write_text(json.dumps(report))
 
 
 def metrics(steps):
     """Returns rows of metrics.jsonl with random values."""
     rng = random.Random(0)
-    return [{"step": step, "reward": rng.random(), "entropy": rng.random(),
-             "Lambda": -rng.random(), "Lambda_1": -rng.random(), "Lambda_2": -5 - rng.random(),
-             "entropy_histogram": [rng.randrange(9) for _ in range(40)] + [0]}
-            for step in range(1, steps + 1)]
+    rows = []
+    for step in range(1, steps + 1):
+        rows.append({
+            "step": step,
+            "reward": rng.random(),
+            "entropy": rng.random(),
+            "Lambda": -rng.random(),
+            "Lambda_1": -rng.random(),
+            "Lambda_2": -5 - rng.random(),
+            "entropy_histogram": [rng.randrange(9) for _ in range(40)] + [0],
+        })
+    return rows
 
 
 def lines(axis):
@@ -68,8 +83,12 @@ def points(axis):
     a list of those of x and those of y."""
     found = {}
     for bars in axis.containers:
-        x, y = map(list, bars.lines[0].get_data())
-        errors = [[math.dist(*ends) / 2 for ends in part.get_segments()] for part in bars.lines[2]]
+        marks, _, parts = bars.lines
+        x, y = map(list, marks.get_data())
+        errors = [
+            [math.dist(*ends) / 2 for ends in part.get_segments()]
+            for part in parts
+        ]
         found[bars.get_label()] = x, y, errors if len(errors) > 1 else errors[0]
     return found
 
@@ -96,7 +115,8 @@ def call(tmp_path, monkeypatch, capsys):
         plots.main()
         printed = capsys.readouterr().out.splitlines()[0].removeprefix("figures: ")
         paths = [Path(name) for name in printed.split(", ")]
-        assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+        for path in paths:
+            assert path.read_bytes().startswith(b"\x89PNG")
         return [path.stem for path in paths]
     return run
 
@@ -124,14 +144,17 @@ def test_pass_at_k_by_set_and_temperature(tmp_path):
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
     x, y = lines(figure.axes[0])["x"]
     assert x == [1, 2, 4, 8]
-    assert y == pytest.approx([
-        100 * statistics.mean(1 - math.comb(8 - c, k) / math.comb(8, k) for c in right)
-        for k in (1, 2, 4, 8)])
+    for k, value in zip(x, y, strict=True):
+        rates = [1 - math.comb(8 - c, k) / math.comb(8, k) for c in right]
+        assert value == pytest.approx(100 * statistics.mean(rates))
     rows = load([f"x={tmp_path / 'x'}", f"sweep={tmp_path / 'sweep'}"])
     figure = plots.pass_figure(rows, styles("x", "sweep"))
     shown = {axis.get_title(): set(lines(axis)) for axis in figure.axes if axis.axison}
     assert shown == {
-        "a, T = 0.2": {"sweep"}, "a, T = 1.0": {"x", "sweep"}, "b, T = 1.0": {"x"}}
+        "a, T = 0.2": {"sweep"},
+        "a, T = 1.0": {"x", "sweep"},
+        "b, T = 1.0": {"x"},
+    }
 
 
 def test_candidates_are_geometric_means_of_the_last_steps():
@@ -150,11 +173,17 @@ def test_dynamics_are_means_of_the_steps_before():
     old = pd.DataFrame([{"step": step, "reward": 0.25} for step in (1, 2)])
     curves = {"x": plots.run_curves(pd.DataFrame(rows)), "old": plots.run_curves(old)}
     axes = plots.dynamics_figure(curves, styles("x", "old")).axes
-    assert [axis.get_title() for axis in axes if axis.axison] == [
-        "reward", "entropy, nats", r"$\Lambda$, sampled tokens", r"$\Lambda^{(1)}$",
-        r"$\Lambda^{(2)}$"]
-    assert lines(axes[0])["old"] == ([1, 2], [0.25, 0.25]) and list(lines(axes[4])) == ["x"]
-    for axis, name in zip(axes, ("reward", "entropy", "Lambda", "Lambda_1", "Lambda_2")):
+    titles = {
+        "reward": "reward",
+        "entropy": "entropy, nats",
+        "Lambda": r"$\Lambda$, sampled tokens",
+        "Lambda_1": r"$\Lambda^{(1)}$",
+        "Lambda_2": r"$\Lambda^{(2)}$",
+    }
+    assert [axis.get_title() for axis in axes if axis.axison] == list(titles.values())
+    assert lines(axes[0])["old"] == ([1, 2], [0.25, 0.25])
+    assert list(lines(axes[4])) == ["x"]
+    for axis, name in zip(axes, titles):
         steps, values = lines(axis)["x"]
         assert steps == list(range(1, 61))
         for i in (0, 1, 2, 59):
@@ -166,11 +195,14 @@ def test_entropies_of_the_last_steps_as_shares():
     rows = metrics(30)
     (axis,) = plots.entropy_figure({"x": pd.DataFrame(rows)}, styles("x")).axes
     (steps,) = axis.patches
-    assert steps.get_label() == "x" and axis.get_yscale() == "log"
-    counts = [sum(row["entropy_histogram"][i] for row in rows[5:]) for i in range(41)]
+    assert steps.get_label() == "x"
+    assert axis.get_yscale() == "log"
+    histograms = [row["entropy_histogram"] for row in rows[5:]]
+    counts = list(map(sum, zip(*histograms)))
+    shares = [100 * count / sum(counts) for count in counts]
     values, edges, _ = steps.get_data()
     assert list(edges) == pytest.approx([i / 10 for i in range(42)])
-    assert list(values[:40]) == pytest.approx([100 * c / sum(counts) for c in counts[:40]])
+    assert list(values[:40]) == pytest.approx(shares[:40])
     assert math.isnan(values[40])  # a logarithmic scale cannot show 0
 
 
@@ -178,7 +210,8 @@ def test_entropies_of_the_last_steps_as_shares():
 CHOSEN = {
     "grpo": [{"learning_rate": 2e-3}, 400],
     "simko": [{"learning_rate": 1e-3, "alpha": 0.05, "lambda_top1": 1.5, "q": 0.5}, 200],
-    "psr": [{"learning_rate": 1e-3}, 300]}
+    "psr": [{"learning_rate": 1e-3}, 300],
+}
 RUNS = {method: run_name(method, settings) for method, (settings, _) in CHOSEN.items()}
 SAME_RATE = {method: run_name(method, settings) for method, settings in SHARED.items()}
 
@@ -187,10 +220,12 @@ def rates(run, seed, step):
     """Returns {K: pass@K}, random but fixed by the arguments, and increasing with K. At step 0 all
     runs are the base model."""
     rng = random.Random(repr((seed, step and run, step)))
-    return dict(zip(("1", "2", "16", "256"), sorted(rng.random() for _ in range(4))))
+    values = sorted(rng.random() for _ in range(4))
+    return dict(zip(("1", "2", "16", "256"), values))
 
 
 def expected(run, step, k, seeds=range(3)):
+    """Returns mean and standard error of pass@k, in %, over the seeds."""
     return naive([100 * rates(run, seed, step)[str(k)] for seed in seeds])
 
 
@@ -199,9 +234,16 @@ def study_rows(run, method, settings, seeds, steps):
     rows, curves = [], []
     for seed in seeds:
         about = {"run": run, "method": method, "settings": settings, "seed": seed}
-        rows += [{**about, "step": step, "pass": rates(run, seed, step)} for step in steps]
-        curves.append({"stage": "main", **about, "steps": [25, 50], "reward": [seed, seed ** 2],
-                       "Lambda_1": [-seed, -2 * seed], "gate_share": [0, 0]})
+        for step in steps:
+            rows.append({**about, "step": step, "pass": rates(run, seed, step)})
+        curves.append({
+            "stage": "main",
+            **about,
+            "steps": [25, 50],
+            "reward": [seed, seed ** 2],
+            "Lambda_1": [-seed, -2 * seed],
+            "gate_share": [0, 0],
+        })
     return rows, curves
 
 
@@ -210,47 +252,66 @@ def study(tmp_path):
     """Returns the folder of an unfinished study. In main, three methods have the seeds 0 to 2, and
     GRPO also has 3. In the ablation, all runs have the seeds 0 and 1, and one run also has 2."""
     main, curves, changed = [], [], []
+
+    def add(run, method, settings, seeds, steps):
+        rows, own_curves = study_rows(run, method, settings, seeds, steps)
+        main.extend(rows)
+        curves.extend(own_curves)
+
     for method, (settings, end) in CHOSEN.items():
         steps = [0, 100, 200, end] if method == "psr" else [0, 100, 200, 300, 400]
         seeds = range(4 if method == "grpo" else 3)
-        rows = study_rows(RUNS[method], method, settings, seeds, steps)
-        main, curves = main + rows[0], curves + rows[1]
+        add(RUNS[method], method, settings, seeds, steps)
     for method, settings in SHARED.items():
-        rows = study_rows(SAME_RATE[method], method, settings, range(3), range(0, 550, 50))
-        main, curves = main + rows[0], curves + rows[1]
+        add(SAME_RATE[method], method, settings, range(3), range(0, 550, 50))
     curves.append({**curves[0], "stage": "tune", "reward": [99, 99]})
     main.append({**main[-1], "run": "simko learning_rate=9"})  # no figure may show this run
-    for i, job in enumerate(ablation()):
-        if job.seed < 2 or i == len(ablation()) - 1:
-            steps = 0, ABLATION_STEPS
-            changed += study_rows(job.run, job.method, job.settings, [job.seed], steps)[0]
+    jobs = ablation()
+    for job in jobs:
+        if job.seed < 2 or job is jobs[-1]:
+            rows, _ = study_rows(
+                job.run, job.method, job.settings, [job.seed], [0, ABLATION_STEPS])
+            changed += rows
     folder = tmp_path / "laptop"
     folder.mkdir()
-    for name, rows in (("main", main), ("ablation", changed), ("curves", curves)):
-        write_rows(folder / f"{name}.jsonl", rows)
+    write_rows(folder / "main.jsonl", main)
+    write_rows(folder / "ablation.jsonl", changed)
+    write_rows(folder / "curves.jsonl", curves)
     (folder / "chosen.json").write_text(json.dumps(CHOSEN))
     return folder
+
+
+def path_of(run, steps, k):
+    """Returns mean and standard error of pass@k, in %, at each step of a run."""
+    return near(expected(run, step, k) for step in steps)
 
 
 def test_frontier_shows_means_over_the_seeds_that_all_have(study):
     axes = plots.study_figures(study)["frontier"].axes
     seeds = "mean ± s.e. over 3 seeds"
     assert [axis.get_ylabel() for axis in axes] == ["pass@16, %", "pass@256, %"] * 2
+    marks = {
+        "grpo": range(100, 500, 100),
+        "simko": range(100, 500, 100),
+        "psr": [300],
+    }
     for axis, k in zip(axes[:2], (16, 256)):
         assert axis.get_title() == f"settings as chosen: learning rates differ\n{seeds}"
-        assert list(points(axis)) == ["GRPO", "SimKO", "PSR"]
-        for label, method, steps in (
-                ("GRPO", "grpo", range(100, 500, 100)), ("SimKO", "simko", range(100, 500, 100)),
-                ("PSR", "psr", [300])):
-            x, y, (dx, dy) = points(axis)[label]
-            assert list(zip(x, dx)) == near(expected(RUNS[method], step, 1) for step in steps)
-            assert list(zip(y, dy)) == near(expected(RUNS[method], step, k) for step in steps)
+        found = points(axis)
+        assert list(found) == ["GRPO", "SimKO", "PSR"]
+        for (x, y, (dx, dy)), (method, steps) in zip(found.values(), marks.items()):
+            assert list(zip(x, dx)) == path_of(RUNS[method], steps, 1)
+            assert list(zip(y, dy)) == path_of(RUNS[method], steps, k)
     for axis, k in zip(axes[2:], (16, 256)):
         assert axis.get_title() == f"both at learning rate 0.0004\n{seeds}"
         assert list(points(axis)) == ["GRPO", "SimKO"]
         _, y, (_, dy) = points(axis)["SimKO"]
-        steps = range(50, 550, 50)
-        assert list(zip(y, dy)) == near(expected(SAME_RATE["simko"], step, k) for step in steps)
+        assert list(zip(y, dy)) == path_of(SAME_RATE["simko"], range(50, 550, 50), k)
+
+
+def drawn(axis):
+    """Returns the lines of an axis that are visible as lines and not as marks."""
+    return [line for line in axis.lines if line.get_linestyle() != "None"]
 
 
 def test_each_way_begins_at_the_base_model(study):
@@ -258,32 +319,46 @@ def test_each_way_begins_at_the_base_model(study):
     for axis, k in zip(axes, (16, 256, 16, 256)):
         base = [expected("base", 0, i)[0] for i in (1, k)]
         assert [value for (value,) in lines(axis)["base"]] == pytest.approx(base)
-        ways = [line for line in axis.lines if line.get_linestyle() != "None"
-                and len(line.get_xdata()) > 1]
+        ways = [line for line in drawn(axis) if len(line.get_xdata()) > 1]
         assert len(ways) == len(points(axis))
-        assert all([*way.get_xydata()[0]] == pytest.approx(base) for way in ways)
+        for way in ways:
+            assert list(way.get_xydata()[0]) == pytest.approx(base)
     # PSR has only one mark, at its last step, but its line passes through every step.
-    (way,) = (line for line in axes[0].lines if line.get_color() == plots.METHODS["psr"][0]
-              and line.get_linestyle() != "None")
+    color = plots.METHODS["psr"][0]
+    (way,) = (line for line in drawn(axes[0]) if line.get_color() == color)
     ends = [expected(RUNS["psr"], step, 16)[0] for step in (0, 100, 200, 300)]
     assert list(way.get_ydata()) == pytest.approx(ends)
+
+    def place(method, step):
+        x, _ = expected(RUNS[method], step, 1)
+        y, _ = expected(RUNS[method], step, 16)
+        return pytest.approx((x, y))
+
     found = {text.get_text(): text.xy for text in axes[0].texts}
-    assert found == {f"{plots.NAMES[method]}, step {step}": pytest.approx(
-        tuple(expected(RUNS[method], step, k)[0] for k in (1, 16)))
-        for method, step in (("grpo", 400), ("simko", 200))}
+    assert found == {
+        f"{plots.NAMES['grpo']}, step 400": place("grpo", 400),
+        f"{plots.NAMES['simko']}, step 200": place("simko", 200),
+    }
 
 
 def test_methods_are_compared_at_their_chosen_steps(study):
     axes = plots.study_figures(study)["fig3d_methods"].axes
-    assert ticks(axes[0].get_yticklabels()) == ["base", "GRPO, 0.002", "SimKO, 0.001", "PSR, 0.001"]
-    shown = [("base", 0), *((RUNS[method], step) for method, (_, step) in CHOSEN.items())]
+    names = ["base", "GRPO, 0.002", "SimKO, 0.001", "PSR, 0.001"]
+    assert ticks(axes[0].get_yticklabels()) == names
+    shown = [("base", 0)]
+    for method, (_, step) in CHOSEN.items():
+        shown.append((RUNS[method], step))
     for axis, k in zip(axes, (1, 16, 256)):
         assert axis.get_xlabel() == f"pass@{k}, %"
-        for place, (bars, (run, step)) in enumerate(zip(axis.containers, shown, strict=True)):
+        assert len(axis.containers) == len(shown)
+        for place, (run, step) in enumerate(shown):
+            bars = axis.containers[place]
             (x,), (y,) = bars.lines[0].get_data()
             ((start, end),) = bars.lines[2][0].get_segments()
             mean, error = expected(run, step, k)
-            assert y == place and (x, (end[0] - start[0]) / 2) == pytest.approx((mean, error))
+            assert y == place
+            assert x == pytest.approx(mean)
+            assert (end[0] - start[0]) / 2 == pytest.approx(error)
             assert axis.texts[place].get_text() == f"{mean:.1f}"
 
 
@@ -302,17 +377,21 @@ def test_ablation_changes_one_setting_at_a_time(study):
     assert figure.get_suptitle() == "mean ± s.e. over 2 seeds"
     panels = {"α": "alpha", "q of τ(q)": "q", "λ": "lambda_top1", "K": "K"}
     assert [axis.get_xlabel() for axis in figure.axes[4:]] == list(panels)
-    for i, name in enumerate(panels.values()):
-        values = [float(text) for text in ticks(figure.axes[4 + i].get_xticklabels())]
-        assert values == sorted(values) and len(values) > 3
-        for axis, k in ((figure.axes[i], 1), (figure.axes[4 + i], 256)):
+    for upper, lower, name in zip(figure.axes[:4], figure.axes[4:], panels.values()):
+        values = list(map(float, ticks(lower.get_xticklabels())))
+        assert values == sorted(values)
+        assert len(values) > 3
+        scopes = ["response", "batch"] if name == "q" else ["response"]
+        for axis, k in ((upper, 1), (lower, 256)):
             found = points(axis)
-            scopes = ["response", "batch"] if name == "q" else ["response"]
             assert list(found) == [f"one setting changed, τ(q) over the {it}" for it in scopes]
             for scope, (x, y, errors) in zip(scopes, found.values()):
-                runs = [changed_run(**{name: value, "tau_scope": scope}) for value in values]
+                means = []
+                for value in values:
+                    run = changed_run(**{name: value, "tau_scope": scope})
+                    means.append(expected(run, 200, k, range(2)))
                 assert x == list(range(len(values)))
-                assert list(zip(y, errors)) == near(expected(run, 200, k, range(2)) for run in runs)
+                assert list(zip(y, errors)) == near(means)
             for label, method in (("GRPO", "grpo"), ("SimKO, nothing changed", "simko")):
                 mean, _ = expected(SAME_RATE[method], 200, k, range(2))
                 assert lines(axis)[label][1] == pytest.approx([mean] * 2)
@@ -320,14 +399,18 @@ def test_ablation_changes_one_setting_at_a_time(study):
 
 def test_dynamics_over_seeds(study):
     figures = plots.study_figures(study)
+    chosen = "settings as chosen: learning rates differ"
+    shared = "both at learning rate 0.0004"
     for name, title, labels in (
-            ("fig3_5_study", "settings as chosen: learning rates differ", ["GRPO", "SimKO", "PSR"]),
-            ("fig3_5_shared", "both at learning rate 0.0004", ["GRPO", "SimKO"])):
+            ("fig3_5_study", chosen, ["GRPO", "SimKO", "PSR"]),
+            ("fig3_5_shared", shared, ["GRPO", "SimKO"])):
         figure = figures[name]
         assert figure.get_suptitle() == f"{title}; mean ± s.e. over 3 seeds"
         reward, first = (axis for axis in figure.axes if axis.axison)
-        assert (reward.get_title(), first.get_title()) == ("reward", r"$\Lambda^{(1)}$")
-        assert lines(reward) == dict.fromkeys(labels, ([25, 50], pytest.approx([1, 5 / 3])))
+        assert reward.get_title() == "reward"
+        assert first.get_title() == r"$\Lambda^{(1)}$"
+        curve = [25, 50], pytest.approx([1, 5 / 3])
+        assert lines(reward) == dict.fromkeys(labels, curve)
         mean, error = naive([0, 1, 4])
         edge = reward.collections[0].get_paths()[0].vertices
         found = {round(y, 9) for x, y in edge if x == 50}
@@ -336,7 +419,12 @@ def test_dynamics_over_seeds(study):
 
 def test_a_study_is_drawn_as_far_as_it_is(study, call):
     assert call("--study", study) == [
-        "frontier", "fig3d_methods", "fig3_5_study", "fig3_5_shared", "fig7_ablation"]
+        "frontier",
+        "fig3d_methods",
+        "fig3_5_study",
+        "fig3_5_shared",
+        "fig7_ablation",
+    ]
     for name in ("ablation", "curves"):
         (study / f"{name}.jsonl").unlink()
     rows = map(json.loads, (study / "main.jsonl").read_text().splitlines())
@@ -352,48 +440,74 @@ def runs(tmp_path):
     """Returns {label: folder} of two runs of a tiny base model in the layout of simko.py's output,
     with the laptop's tokenizer."""
     problems = tmp_path / "test.jsonl"
-    write_rows(problems, [{"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": "9"}
-                          for i in range(3)])
+    write_rows(problems, [
+        {"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": "9"}
+        for i in range(3)
+    ])
     for number, folder in enumerate(("base", "GRPO/hf", "SimKO/hf")):
         torch.manual_seed(number)
         config = LlamaConfig(
-            vocab_size=len(VOCABULARY), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, initializer_range=0.6, max_position_embeddings=32)
+            vocab_size=len(VOCABULARY),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            initializer_range=0.6,
+            max_position_embeddings=32,
+        )
         LlamaForCausalLM(config).save_pretrained(tmp_path / folder)
         laptop.make_tokenizer().save_pretrained(tmp_path / folder)
     folders = {label: tmp_path / label for label in ("GRPO", "SimKO")}
     settings = {
-        "model": str(tmp_path / "base"), "eval_data": [str(problems)], "task": "countdown",
-        "prompt_template": "raw", "max_prompt_length": 16, "temperature": 0.7, "steps": 4}
+        "model": str(tmp_path / "base"),
+        "eval_data": [str(problems)],
+        "task": "countdown",
+        "prompt_template": "raw",
+        "max_prompt_length": 16,
+        "temperature": 0.7,
+        "steps": 4,
+    }
     for folder in folders.values():
         (folder / "config.json").write_text(json.dumps(settings))
-    answers = [("p0", 1, "7"), ("p1", 0, "4"), ("p1", 1, "2 + 3 = 5"), ("p1", 1, "8")]
-    for step, rows in (("eval_000000", answers), ("eval_000004", [("p2", 1, "6 * 6")])):
+    answers = {
+        "eval_000000": [
+            {"id": "p0", "correct": 1, "response": "7"},
+            {"id": "p1", "correct": 0, "response": "4"},
+            {"id": "p1", "correct": 1, "response": "2 + 3 = 5"},
+            {"id": "p1", "correct": 1, "response": "8"},
+        ],
+        "eval_000004": [
+            {"id": "p2", "correct": 1, "response": "6 * 6"},
+        ],
+    }
+    for step, rows in answers.items():
         folder = folders["SimKO"] / step
         folder.mkdir()
-        names = "id", "correct", "response"
-        write_rows(folder / "test.jsonl", [{"set": "test"}, *(dict(zip(names, r)) for r in rows)])
+        write_rows(folder / "test.jsonl", [{"set": "test"}, *rows])
     return folders
 
 
 def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
     title, response, found, word = plots.read_path(runs, 1)
     prompt = [VOCABULARY[token] for token in "<bos> 1 2 3 > 9 :".split()]
-    assert [word(id) for id in response] == "2 + 3 = 5".split() and "test, problem 1" in title
+    assert [word(id) for id in response] == "2 + 3 = 5".split()
+    assert "test, problem 1" in title
     figure = plots.path_figure(title, response, found, word)
     assert [axis.get_ylabel() for axis in figure.axes] == ["base", "GRPO", "SimKO"]
     for axis, folder in zip(figure.axes, ("base", "GRPO/hf", "SimKO/hf")):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
         bars = iter(axis.patches)
-        for i in range(5):  # one forward pass for each token
+        for i, sampled in enumerate(response):  # one forward pass for each token
             logits = model(torch.tensor([prompt + response[:i]])).logits[0, -1] / 0.7
-            best, below = logits.softmax(-1).sort(descending=True), 0
-            for value, id in zip(best.values[:3].tolist(), best.indices[:3].tolist()):
+            best = logits.softmax(-1).topk(3)
+            below = 0
+            for value, id in zip(best.values.tolist(), best.indices.tolist()):
                 bar = next(bars)
                 place = bar.get_x() + bar.get_width() / 2, bar.get_y()
                 assert place == pytest.approx((i, below), abs=1e-5)
                 assert bar.get_height() == pytest.approx(value, abs=1e-5)
-                assert (bar.get_edgecolor()[:3] == (0, 0, 0)) == (id == response[i])
+                black = bar.get_edgecolor()[:3] == (0, 0, 0)
+                assert black == (id == sampled)
                 below += value
 
 
@@ -405,9 +519,11 @@ def test_path_takes_a_runs_response_where_the_base_model_had_none_that_is_right(
 def test_path_shows_the_tokens_of_a_long_response_at_which_the_base_model_wavers(runs):
     title, response, found, word = plots.read_path(runs, 1)
     figure = plots.path_figure(title, response, found, word, most=2)
-    places = sorted(sorted(range(5), key=lambda i: -found["base"][2][i])[:2])
-    assert ticks(figure.axes[-1].get_xticklabels()) == [
-        f"{word(response[i])}\n{i + 1}" for i in places]
+    entropy = found["base"][2]
+    by_entropy = sorted(range(5), key=lambda i: -entropy[i])
+    places = sorted(by_entropy[:2])
+    expected_ticks = [f"{word(response[i])}\n{i + 1}" for i in places]
+    assert ticks(figure.axes[-1].get_xticklabels()) == expected_ticks
 
 
 def test_path_leaves_out_folders_that_are_no_runs(runs, tmp_path):
@@ -423,14 +539,41 @@ def rewrite(run, before, after):
 
 
 @pytest.mark.parametrize("index, change, message", [
-    (3, None, "--path 3: .*test.jsonl has the problems 0 to 2"),
-    (-1, None, "--path -1"),
-    (1, lambda run: shutil.rmtree(run / "hf"), "GRPO/hf does not exist: the run is unfinished"),
-    (1, lambda run: shutil.rmtree(run.parent / "base"), "base or a run's hf cannot be loaded"),
-    (1, lambda run: shutil.rmtree(run.parent / "SimKO" / "eval_000000"),
-     "correct response to p1 of test"),
-    (1, lambda run: rewrite(run, "raw", "plain"), "the same model, prompt_template, chat_template_kwargs, eval_data"),
-    (1, lambda run: rewrite(run, "{", "["), "GRPO/config.json cannot be read"),
+    (
+        3,
+        None,
+        "--path 3: .*test.jsonl has the problems 0 to 2",
+    ),
+    (
+        -1,
+        None,
+        "--path -1",
+    ),
+    (
+        1,
+        lambda run: shutil.rmtree(run / "hf"),
+        "GRPO/hf does not exist: the run is unfinished",
+    ),
+    (
+        1,
+        lambda run: shutil.rmtree(run.parent / "base"),
+        "base or a run's hf cannot be loaded",
+    ),
+    (
+        1,
+        lambda run: shutil.rmtree(run.parent / "SimKO" / "eval_000000"),
+        "correct response to p1 of test",
+    ),
+    (
+        1,
+        lambda run: rewrite(run, "raw", "plain"),
+        "the same model, prompt_template, chat_template_kwargs, eval_data",
+    ),
+    (
+        1,
+        lambda run: rewrite(run, "{", "["),
+        "GRPO/config.json cannot be read",
+    ),
 ])
 def test_what_path_cannot_show(runs, index, change, message):
     if change:
@@ -440,15 +583,32 @@ def test_what_path_cannot_show(runs, index, change, message):
 
 
 # ------------------------------------------------------------------------------------ walkthrough
+PROBABILITIES = 0.2, 0.5, 0.25, 0.03, 0.01, 0.01
+RANKED = sorted(PROBABILITIES, reverse=True)
 MEASURED = {
-    "vocabulary": list("wxyzab"), "first_token_log_pi": [math.log(p) for p in (0.2, 0.5, 0.25, 0.03, 0.01, 0.01)],
-    "response": ["x", "y", "<eos>"], "entropy": [0.9, 0.5, 0.1], "gate_q": 0.5,
-    "models": {"base": {"percentiles": {f"rank {k}": [i / 10 - 10 - k for i in range(101)] for k in (2, 3)}},
-               "SimKO": {"method": "simko", "alpha": 0.03, "K": 3,
-                         "percentiles": {f"rank {k}": [i / 20 - 5 - k for i in range(101)] for k in (2, 3)}}}}
-
-
-RANKED = 0.5, 0.25, 0.2, 0.03, 0.01, 0.01
+    "vocabulary": list("wxyzab"),
+    "first_token_log_pi": [math.log(p) for p in PROBABILITIES],
+    "response": ["x", "y", "<eos>"],
+    "entropy": [0.9, 0.5, 0.1],
+    "gate_q": 0.5,
+    "models": {
+        "base": {
+            "percentiles": {
+                "rank 2": [i / 10 - 12 for i in range(101)],
+                "rank 3": [i / 10 - 13 for i in range(101)],
+            },
+        },
+        "SimKO": {
+            "method": "simko",
+            "alpha": 0.03,
+            "K": 3,
+            "percentiles": {
+                "rank 2": [i / 20 - 7 for i in range(101)],
+                "rank 3": [i / 20 - 8 for i in range(101)],
+            },
+        },
+    },
+}
 
 
 def heights(container):
@@ -459,12 +619,16 @@ def test_the_walkthroughs_two_distributions_have_one_entropy():
     left, right = plots.equal_entropy_figure(MEASURED).axes
     assert heights(left.containers[0]) == pytest.approx(RANKED)
     first, *others = heights(right.containers[0])
+    other = others[0]
+    assert others == pytest.approx([other] * 5)
+    assert first + 50 * other == pytest.approx(1)
     entropy = -sum(p * math.log(p) for p in RANKED)
-    assert first + 50 * others[0] == pytest.approx(1) and others == pytest.approx([others[0]] * 5)
-    assert -first * math.log(first) - 50 * others[0] * math.log(others[0]) == pytest.approx(entropy)
-    for axis, second in ((left, 0.25), (right, others[0])):
+    spread = -first * math.log(first) - 50 * other * math.log(other)
+    assert spread == pytest.approx(entropy)
+    for axis, second in ((left, 0.25), (right, other)):
+        in_8_samples = 100 * (1 - (1 - second) ** 8)
         assert f"entropy {entropy:.3f}" in axis.get_title()
-        assert f"8 samples: {100 * (1 - (1 - second) ** 8):.0f} %" in axis.get_title()
+        assert f"8 samples: {in_8_samples:.0f} %" in axis.get_title()
 
 
 def one_step(push):
@@ -475,32 +639,42 @@ def one_step(push):
 
 def test_the_walkthroughs_steps_follow_the_formulas():
     gate, correct, wrong_1, wrong_3 = plots.one_step_figure(MEASURED).axes
-    assert [line.get_ydata()[0] for line in gate.lines] == [pytest.approx(0.74)]  # q = 0.8
+    (tau,) = gate.lines
+    assert tau.get_ydata()[0] == pytest.approx(0.74)  # q = 0.8
     assert [bar.get_hatch() for bar in gate.containers[0]] == ["", "////", "////"]
 
     def push(rank, A, alpha, scale):
-        target = [(1 - alpha) * (k == rank) + (alpha / 3 if k < 3 else 0) for k in range(6)]
+        target = [alpha / 3] * 3 + [0] * 3
+        target[rank] += 1 - alpha
         return [A * scale * (e - p) for e, p in zip(target, RANKED)]
 
     for axis, rank, A, settings in (
-            (correct, 0, 1, ((0, 1), (0.01, 1), (0.3, 1))), (wrong_1, 0, -1, ((0, 1), (0, 1.1), (0, 1.5))),
-            (wrong_3, 2, -1, ((0, 1),))):
+            (correct, 0, 1, [(0, 1), (0.01, 1), (0.3, 1)]),
+            (wrong_1, 0, -1, [(0, 1), (0, 1.1), (0, 1.5)]),
+            (wrong_3, 2, -1, [(0, 1)])):
         before, *after = axis.containers
         assert heights(before) == pytest.approx(RANKED[:3])
-        assert [heights(bars) for bars in after] == [one_step(push(rank, A, *own)) for own in settings]
+        for bars, own in zip(after, settings, strict=True):
+            assert heights(bars) == one_step(push(rank, A, *own))
         assert ticks(axis.get_xticklabels()) == ["x", "y", "w"]
 
 
 def test_the_floor_is_where_the_push_changes_its_sign():
     pushes, *ranks = plots.floor_figure(MEASURED).axes
-    for label, alpha in (("GRPO", 0), ("SimKO, α = 0.01", 0.01), ("SimKO, α = 0.05", 0.05)):
+    alphas = {
+        "GRPO": 0,
+        "SimKO, α = 0.01": 0.01,
+        "SimKO, α = 0.05": 0.05,
+    }
+    for label, alpha in alphas.items():
         x, y = lines(pushes)[label]
         assert y == pytest.approx([alpha / 3 - p for p in x])
     for k, axis in zip((2, 3), ranks):
         for label, own in MEASURED["models"].items():
-            assert lines(axis)[label] == (own["percentiles"][f"rank {k}"], list(range(101)))
-        levels = [line.get_xdata() for line in axis.lines if list(line.get_ydata()) == [0, 1]]
-        assert levels == [pytest.approx([math.log(0.01)] * 2)]
+            values = own["percentiles"][f"rank {k}"]
+            assert lines(axis)[label] == (values, list(range(101)))
+        (level,) = (line for line in axis.lines if list(line.get_ydata()) == [0, 1])
+        assert level.get_xdata() == pytest.approx([math.log(0.01)] * 2)
 
 
 def test_the_walkthroughs_figures_need_its_measurements(tmp_path, call):
@@ -508,7 +682,8 @@ def test_the_walkthroughs_figures_need_its_measurements(tmp_path, call):
     path.write_text(json.dumps(MEASURED))
     assert call("--walkthrough", path) == ["fig2_equal_entropy", "fig4_one_step", "floor"]
     path.write_text("{")
-    with pytest.raises(SystemExit, match="measured.json cannot be read .*tools.walkthrough --measure"):
+    message = "measured.json cannot be read .*tools.walkthrough --measure"
+    with pytest.raises(SystemExit, match=message):
         call("--walkthrough", path)
 
 
@@ -518,7 +693,10 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.pictures, self.tags, self.words = [], [], [None], []
+        self.tables = []
+        self.pictures = []
+        self.tags = [None]
+        self.words = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -540,25 +718,29 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def reported(tmp_path, call, capsys):
-    """Returns the page about two runs, the names of its figures and its folder. The name of one run
-    is HTML."""
+    """Returns the page about two runs, the names of its figures and its folder. The name of one
+    run is HTML."""
+    seconds = {"seconds_rollout": 3.0, "seconds_update": 1.0}
     for name, alpha in (("one", 0.05), ("two", 0.2)):
         run = tmp_path / name
         evaluation(run / "eval_000004", a=(4, [1, 2]))
-        rows = [row | {"seconds_rollout": 3.0, "seconds_update": 1.0} for row in metrics(4)]
-        write_rows(run / "metrics.jsonl", rows)
+        write_rows(run / "metrics.jsonl", [row | seconds for row in metrics(4)])
         settings = {"alpha": alpha, "model": "<img src=x>", "steps": 4}
         if name == "one":  # older runs did not record their versions
             settings["versions"] = {"commit": "c0ffee", "torch": "2.0"}
         (run / "config.json").write_text(json.dumps(settings))
     names = call(f"one={tmp_path / 'one'}", f"<b>two</b>={tmp_path / 'two'}")
-    return Page((tmp_path / "figures" / "report.html").read_text()), names, tmp_path / "figures"
+    folder = tmp_path / "figures"
+    page = Page((folder / "report.html").read_text())
+    return page, names, folder
 
 
 def test_a_report_holds_the_figures_themselves(reported):
     page, names, folder = reported
-    held = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.pictures]
-    assert len(names) == 4 and held == [(folder / f"{name}.png").read_bytes() for name in names]
+    assert len(names) == 4
+    for name, source in zip(names, page.pictures, strict=True):
+        held = base64.b64decode(source.removeprefix("data:image/png;base64,"))
+        assert held == (folder / f"{name}.png").read_bytes()
 
 
 def test_a_report_says_what_was_measured_and_set(reported):
@@ -568,10 +750,15 @@ def test_a_report_says_what_was_measured_and_set(reported):
     assert tables_[0][1][1].startswith("37.5 ± ")  # 1 and 2 of 4 samples are correct
     seconds, changed, defaults, versions = tables_[2:]
     assert seconds[1:4] == [
-        ["one", "rollout", "12.0", "3.00", "75 %"], ["one", "update", "4.0", "1.00", "25 %"],
-        ["one", "all 4 steps", "16.0", "4.00", ""]]
+        ["one", "rollout", "12.0", "3.00", "75 %"],
+        ["one", "update", "4.0", "1.00", "25 %"],
+        ["one", "all 4 steps", "16.0", "4.00", ""],
+    ]
     assert {line[0]: line[1:] for line in changed[1:]} == {
-        "alpha": ["0.05", "0.2"], "model": ["<img src=x>"] * 2, "steps": ["4"] * 2}
+        "alpha": ["0.05", "0.2"],
+        "model": ["<img src=x>"] * 2,
+        "steps": ["4"] * 2,
+    }
     assert ["K", "3", "3"] in defaults
     assert versions[0] == ["what", "one", "<b>two</b>", "this page"]
     assert ["torch", "2.0", "", torch.__version__] in versions
@@ -592,7 +779,9 @@ def test_a_report_warns_of_evaluations_that_are_not_alike(tmp_path, call):
     assert call(f"x={tmp_path / 'x'}", f"y={tmp_path / 'y'}") == ["fig1_pass_at_k"]
     page = Page((tmp_path / "figures" / "report.html").read_text())
     assert "a: n 4 (x), 8 (y)" in page.words
-    assert not any(word in page.words for word in ("Time", "Settings"))  # the folders are not runs
+    # The folders are not runs.
+    assert "Time" not in page.words
+    assert "Settings" not in page.words
 
 
 # --------------------------------------------------------------------------------- follow, errors
@@ -629,13 +818,17 @@ def test_follow_prints_once_without_a_terminal(followed, monkeypatch, capsys):
 
 def test_follow_goes_on_to_the_last_step_in_a_terminal(followed, monkeypatch, capsys):
     sizes = iter((5, 8))
-    monkeypatch.setattr(plots.time, "sleep", lambda seconds: write_rows(
-        followed / "metrics.jsonl", metrics(next(sizes))))
+
+    def train(seconds):
+        """Stands in for a pause, during which the run goes on."""
+        write_rows(followed / "metrics.jsonl", metrics(next(sizes)))
+
+    monkeypatch.setattr(plots.time, "sleep", train)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     plots.main()
     charts = capsys.readouterr().out.split("\x1b[5A\x1b[J")  # moves up five lines and clears
-    assert [chart.split("\n")[0] for chart in charts] == [
-        f"step {step} of 8" for step in (3, 5, 8)]
+    first_lines = [chart.split("\n")[0] for chart in charts]
+    assert first_lines == ["step 3 of 8", "step 5 of 8", "step 8 of 8"]
 
 
 def test_null_in_a_log_is_nan(tmp_path):
@@ -644,12 +837,16 @@ def test_null_in_a_log_is_nan(tmp_path):
         row |= {"entropy": entropy, "Lambda_2": None}
     write_rows(tmp_path / "metrics.jsonl", rows)
     log = plots.read_log(tmp_path / "metrics.jsonl")
-    assert log["entropy"].mean() == 0.375 and math.isnan(log["Lambda_2"].mean())
-    assert "entropy" in plots.chart(log, 3, 3) and "Lambda_2" not in plots.chart(log, 3, 3)
+    assert log["entropy"].mean() == 0.375
+    assert math.isnan(log["Lambda_2"].mean())
+    chart = plots.chart(log, 3, 3)
+    assert "entropy" in chart
+    assert "Lambda_2" not in chart
     plots.candidates_figure({"x": log}, styles("x"))
     plots.dynamics_figure({"x": plots.run_curves(log)}, styles("x"))
     means = curve(tmp_path)
-    assert means["entropy"] == [0.375] and math.isnan(means["Lambda_2"][0])
+    assert means["entropy"] == [0.375]
+    assert math.isnan(means["Lambda_2"][0])
 
 
 @pytest.mark.parametrize("text, message", [
@@ -667,12 +864,13 @@ def test_a_damaged_log_is_named_by_file_and_line(tmp_path, call, text, message):
 def test_errors_name_the_file_and_what_to_do(tmp_path, study, call):
     with pytest.raises(SystemExit, match="config.json cannot be read .*name the folder of a run"):
         plots.follow(tmp_path / "nowhere")
-    rows = map(json.loads, (study / "main.jsonl").read_text().splitlines())
-    write_rows(study / "main.jsonl", [row for row in rows if row["run"] != RUNS["psr"]])
+    main = study / "main.jsonl"
+    rows = map(json.loads, main.read_text().splitlines())
+    write_rows(main, [row for row in rows if row["run"] != RUNS["psr"]])
     message = "main.jsonl has no seed with all runs of chosen.json: .* tools.study main"
     with pytest.raises(SystemExit, match=message):
         call("--study", study)
-    (study / "main.jsonl").unlink()
+    main.unlink()
     with pytest.raises(SystemExit, match=message):
         call("--study", study)
     (study / "chosen.json").unlink()

@@ -12,16 +12,26 @@ from tools import results, study
 
 
 def write_tune(folder):
-    """Writes a few rows in the format of stage tune. GRPO's mean is highest for rate 2, step 100."""
+    """Writes a few rows in the format of stage tune. GRPO's mean is highest for rate 2, step
+    100."""
     found = [
-        ("grpo", 1, 0, (0.90, 1.00)), ("grpo", 1, 100, (0.50, 0.60)),
-        ("grpo", 2, 100, (0.40, 0.72)), ("grpo", 2, 200, (0.55, 0.56)),
-        ("psr", 1, 100, (0.10, 0.20))]
-    write_rows(folder / "tune.jsonl", [
-        {"run": f"{method} learning_rate={rate}", "method": method,
-         "settings": {"learning_rate": rate}, "seed": 0, "step": step,
-         "pass": dict(zip("12", values))}
-        for method, rate, step, values in found])
+        ("grpo", 1, 0, (0.90, 1.00)),
+        ("grpo", 1, 100, (0.50, 0.60)),
+        ("grpo", 2, 100, (0.40, 0.72)),
+        ("grpo", 2, 200, (0.55, 0.56)),
+        ("psr", 1, 100, (0.10, 0.20)),
+    ]
+    rows = []
+    for method, rate, step, values in found:
+        rows.append({
+            "run": f"{method} learning_rate={rate}",
+            "method": method,
+            "settings": {"learning_rate": rate},
+            "seed": 0,
+            "step": step,
+            "pass": dict(zip("12", values)),
+        })
+    write_rows(folder / "tune.jsonl", rows)
 
 
 def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path):
@@ -29,7 +39,9 @@ def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path):
     rows = study.read("tune", tmp_path)
     assert rows[[1, 2]].iloc[0].tolist() == [90, 100]  # pass@K in %
     assert study.choose(rows) == {
-        "grpo": ({"learning_rate": 2}, 100), "psr": ({"learning_rate": 1}, 100)}
+        "grpo": ({"learning_rate": 2}, 100),
+        "psr": ({"learning_rate": 1}, 100),
+    }
 
 
 def test_nothing_is_chosen_before_all_settings_were_tried(tmp_path, monkeypatch):
@@ -62,25 +74,31 @@ def test_a_difference_has_students_interval():
     assert results.difference(pd.Series([-1, 0, 4]), 2) == "+1.00 [-5.57, +7.57] 1 of 3"
     assert results.with_error(values, 2) == "3.00 ± 0.71"
     one = pd.Series([2])
-    assert (results.difference(one), results.with_error(one)) == ("+2.0", "2.0")
+    assert results.difference(one) == "+2.0"
+    assert results.with_error(one) == "2.0"
 
 
 def test_differences_are_paired_by_seed():
     ours = pd.DataFrame({1: [5.0, 3.0, 9.0]}, index=[2, 0, 7])
     theirs = pd.DataFrame({1: [1.0, 1.0, 0.0]}, index=[0, 2, 5])
     # The differences are 3 - 1 for seed 0 and 5 - 1 for seed 2. Seeds 5 and 7 have no partner.
-    assert results.paired(ours, theirs, [1]) == [results.difference(pd.Series([2.0, 4.0]))]
+    expected = results.difference(pd.Series([2.0, 4.0]))
+    assert results.paired(ours, theirs, [1]) == [expected]
     assert results.paired(ours, theirs.loc[[5]], [1]) == []
 
 
 @pytest.mark.parametrize("target, expected", [
     (25, 100), (30, 95), (35, 90), (40, 80), (44, 65), (50, 70), (52, None), (20, None)])
 def test_a_path_is_met_where_it_first_reaches_pass_at_1(target, expected):
-    path = pd.DataFrame({1: [25, 35, 40, 38, 50], 16: [100, 90, 80, 60, 70]},
-                        index=[0, 50, 100, 150, 200])
+    path = pd.DataFrame(
+        {1: [25, 35, 40, 38, 50], 16: [100, 90, 80, 60, 70]},
+        index=[0, 50, 100, 150, 200])
     for rows in (path, path[::-1]):  # the order of the rows makes no difference
         found = results.at_equal_pass1(rows, target)
-        assert (found if found is None else found[16]) == expected
+        if expected is None:
+            assert found is None
+        else:
+            assert found[16] == expected
 
 
 def test_the_page_shows_what_the_rows_say():
@@ -89,9 +107,11 @@ def test_the_page_shows_what_the_rows_say():
     page = page.partition("\n# A real language model")[0]
     parts = printed.split("\n\n")  # title, table, title, table, ...
     tables = ["\n\n".join(parts[i:i + 2]) for i in range(0, len(parts), 2)]
-    assert len(tables) > 8 and [part for part in tables if part not in page] == []
+    assert len(tables) > 8
+    assert [part for part in tables if part not in page] == []
     # The page shows no outdated table.
-    assert len(re.findall(r"^\|---", page, re.MULTILINE)) == len(tables)
+    shown = re.findall(r"^\|---", page, re.MULTILINE)
+    assert len(shown) == len(tables)
 
 
 def test_the_chosen_settings_are_those_of_the_rows():

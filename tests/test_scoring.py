@@ -61,14 +61,16 @@ def test_bad_calls_name_the_row_or_the_task(verifier):
 
 
 @pytest.mark.parametrize("result", [
-    0.05, 1, 0, None, "yes", [True], ("1",), ("1", 2), re.match("a", "a"), np.bool_(True), np.float64(1),
+    0.05, 1, 0, None, "yes", [True], ("1",), ("1", 2), re.match("a", "a"),
+    np.bool_(True), np.float64(1),
 ], ids=repr)
 def test_a_reward_must_be_true_or_false(result):
     """A graded reward of 0.05 would count as a right response in pass@K."""
     class Pool(WorkerPool):
         tasks = {"graded": lambda response, answer: result}
 
-    with pytest.raises(TypeError, match="^task 'graded' must return True or False, .* but it returned ") as caught:
+    message = "^task 'graded' must return True or False, .* but it returned "
+    with pytest.raises(TypeError, match=message) as caught:
         Pool().score(["a"], ["1"], "graded")
     assert "\n" not in str(caught.value)
 
@@ -81,19 +83,26 @@ def test_a_task_with_graded_rewards_is_refused_when_problems_are_read(monkeypatc
 
 @pytest.mark.parametrize("answer", ["2", "Paris", "(C) Paris", "(AB)"])
 def test_an_answer_that_no_choice_can_match_is_refused_when_problems_are_read(answer):
-    with pytest.raises(SystemExit, match="is not a valid answer for the task choice: For the answer"):
-        check_problem("row 1", {"id": 1, "problem": "Which?", "answer": answer}, "choice")
+    problem = {"id": 1, "problem": "Which?", "answer": answer}
+    message = "is not a valid answer for the task choice: For the answer"
+    with pytest.raises(SystemExit, match=message):
+        check_problem("row 1", problem, "choice")
 
 
 def test_each_pair_is_asked_once(tmp_path):
     log = tmp_path / "asked"
-    with pool_of(f"open({str(log)!r}, 'a').write(pred)\nreturn pred != 'b'", tmp_path) as pool:
+    judge = f"open({str(log)!r}, 'a').write(pred)\nreturn pred != 'b'"
+    with pool_of(judge, tmp_path) as pool:
         assert pool.score(["a", "a", "b"], ["x"] * 3, "pairs") == [1.0, 1.0, 0.0]
         assert pool.score(["b", "a"], ["x"] * 2, "pairs") == [0.0, 1.0]
-    assert sorted(log.read_text()) == ["2", "a", "b"]  # 2: a worker must judge this before it is ready
+    # A worker must judge a 2 before it is ready.
+    assert sorted(log.read_text()) == ["2", "a", "b"]
 
 
-@pytest.mark.parametrize("busy", ["while pred == 'slow': pass", "pred == 'slow' and pow(3, 10 ** 9)"], ids=["Python", "one call"])
+@pytest.mark.parametrize("busy", [
+    "while pred == 'slow': pass",
+    "pred == 'slow' and pow(3, 10 ** 9)",
+], ids=["Python", "one call"])
 def test_an_overrun_of_processor_time_is_wrong_and_the_next_answer_is_judged(busy, tmp_path):
     with pool_of(f"{busy}\nreturn True", tmp_path, timeout_s=0.2, memory_mb=1 << 14) as pool:
         assert pool.score(["quick", "slow", "again"], ["x"] * 3, "pairs") == [1.0, 0.0, 1.0]
@@ -149,17 +158,25 @@ def test_from_threads(verifier):
 
     def score(n):
         scores[n] = verifier.score([box(rf"\log_e {n}")] * 8, answers, "math")
+
     threads = [threading.Thread(target=score, args=[n]) for n in range(2, 6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(LIMIT)
-    assert scores == {n: [float(n == other) for other in range(2, 10)] for n in range(2, 6)}
+    assert sorted(scores) == [2, 3, 4, 5]
+    for n, found in scores.items():
+        assert found == [float(n == other) for other in range(2, 10)]
 
 
 def run(code, **options):
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True,
-                            cwd=Path(verify.__file__).parent, **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(verify.__file__).parent,
+        **options,
+    )
 
 
 def gone(pid, patience=LIMIT):
@@ -204,7 +221,8 @@ def test_under_torchrun_the_ranks_share_the_cores(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Verifier().workers == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert Verifier().workers == 1 and Verifier(workers=3).workers == 3
+    assert Verifier().workers == 1
+    assert Verifier(workers=3).workers == 3
 
 
 def test_in_a_forked_child():

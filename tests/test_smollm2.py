@@ -12,21 +12,39 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from runtime.log import distinct_tokens
 from runtime.puzzles import countdown as judge
-from tests.conftest import near
+from tests.conftest import near, write_rows
 from tests.workers import ROOT
 from tools import countdown, laptop, smollm2
 
 LEGAL = laptop.all_chains()
 TINY = smollm2.Plan(
-    demonstrations=32, solving=1.0, batch=16, arms=("grpo", "simko"), if_time=("simko-0.05",),
-    steps=1, save_steps=1, prompts=4, seeds=1,
-    jobs=2, contexts=4, valid=4, test=4, eval_n=4, eval_arms=True, learning_rates=(1e-4, 1e-3),
-    tune_steps=1, minutes=(5, 5, 20))
+    demonstrations=32,
+    solving=1.0,
+    batch=16,
+    arms=("grpo", "simko"),
+    if_time=("simko-0.05",),
+    steps=1,
+    save_steps=1,
+    prompts=4,
+    seeds=1,
+    jobs=2,
+    contexts=4,
+    valid=4,
+    test=4,
+    eval_n=4,
+    eval_arms=True,
+    learning_rates=(1e-4, 1e-3),
+    tune_steps=1,
+    minutes=(5, 5, 20),
+)
 
 
 def demonstrations(seed, count, solving=1.0, held_out=()):
     rng = random.Random(seed)
-    return [countdown.demonstration(rng, LEGAL, solving, held_out) for _ in range(count)]
+    return [
+        countdown.demonstration(rng, LEGAL, solving, held_out)
+        for _ in range(count)
+    ]
 
 
 def asked(question):
@@ -43,36 +61,47 @@ def test_demonstrations_are_a_function_of_the_seed():
 
 @pytest.mark.parametrize("solving, low, high", [(1.0, 200, 200), (0.3, 50, 110)])
 def test_the_verifier_tells_demonstrations_that_solve_from_others(solving, low, high):
-    shown = demonstrations(0, 200, solving)
     right = 0
-    for question, answer in shown:
+    for question, answer in demonstrations(0, 200, solving):
         numbers, target = asked(question)
-        right += judge(answer, f"{target} = {' '.join(map(str, numbers))}")
-        assert not judge(answer, f"{target + 1} = {' '.join(map(str, numbers))}")
+        given = " ".join(map(str, numbers))
+        right += judge(answer, f"{target} = {given}")
+        assert not judge(answer, f"{target + 1} = {given}")
     assert low <= right <= high
 
 
+def key_of(row):
+    """Returns the key of the problem of a row, from its answer such as "48 = 4 7 20"."""
+    target, numbers = row["answer"].split("=")
+    return laptop.key(tuple(map(int, numbers.split())), int(target))
+
+
 def test_sets_share_no_problem_that_they_must_not():
-    rng, sizes = random.Random(1), {"valid": 20, "test": 30, "train": 300}
+    rng = random.Random(1)
     rows, held_out = countdown.held_out_rows(rng, LEGAL, {"valid": 20, "test": 30})
     rows["train"] = countdown.train_rows(rng, LEGAL, 300, held_out)
     shown = demonstrations(1, 300, held_out=held_out)
     taken = {laptop.key(*asked(question)) for question, _ in shown}
-    keys = {}
-    for name, size in sizes.items():
-        assert len(rows[name]) == size
-        keys[name] = {laptop.key(tuple(map(int, numbers.split())), int(target))
-                      for target, numbers in (row["answer"].split("=") for row in rows[name])}
-    assert len(keys["valid"]) == 20 and len(keys["test"]) == 30
-    assert not keys["valid"] & keys["test"] and keys["valid"] | keys["test"] == held_out
-    assert not (keys["valid"] | keys["test"]) & (keys["train"] | taken)
-    assert keys["train"] & taken
+    sizes = {name: len(some) for name, some in rows.items()}
+    assert sizes == {"valid": 20, "test": 30, "train": 300}
+    valid, test, train = (
+        set(map(key_of, rows[name])) for name in ("valid", "test", "train"))
+    assert len(valid) == 20
+    assert len(test) == 30
+    assert not valid & test
+    assert valid | test == held_out
+    assert not held_out & (train | taken)
+    assert train & taken
 
 
 # -------------------------------------------------------------------------------------- probe
 def test_expected_distinct_tokens_of_known_distributions():
-    topk = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.25, 0.25], [0.5, 0.3, 0.0]]).log()
-    one, four, three = distinct_tokens(topk, 8).tolist()
+    topk = torch.tensor([
+        [1.0, 0.0, 0.0],
+        [0.25, 0.25, 0.25],
+        [0.5, 0.3, 0.0],
+    ])
+    one, four, three = distinct_tokens(topk.log(), 8).tolist()
     near(one, 1.0, 1e-12)
     near(four, 4 * (1 - 0.75**8), 1e-6)
     near(three, (1 - 0.5**8) + (1 - 0.7**8) + (1 - 0.8**8), 1e-6)
@@ -81,62 +110,93 @@ def test_expected_distinct_tokens_of_known_distributions():
 def test_expected_distinct_tokens_is_the_mean_over_samples():
     p = torch.tensor([0.6, 0.25, 0.1, 0.05])  # all but the top three are one token
     generator = torch.Generator().manual_seed(0)
-    draws = torch.multinomial(p, 8 * 20000, replacement=True, generator=generator).view(-1, 8)
-    counted = torch.stack([(draws == token).any(1) for token in range(4)]).sum(0)
-    near(distinct_tokens(p[:3].log(), 8).item(), counted.double().mean().item(), 0.02)
+    draws = torch.multinomial(p, 8 * 20000, replacement=True, generator=generator)
+    draws = draws.view(-1, 8)
+    drawn = [(draws == token).any(1) for token in range(4)]
+    counted = torch.stack(drawn).sum(0).double().mean()
+    near(distinct_tokens(p[:3].log(), 8).item(), counted.item(), 0.02)
 
 
 def test_the_summary_is_over_the_gate_and_over_all():
     topk_logp = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
-    means = countdown.summary(topk_logp, torch.tensor([0.5, 1.5]), torch.tensor([False, True]), 8)
-    assert (means["Lambda_1"], means["Lambda_2"], means["entropy"]) == (-3, -4, 1.5)
-    assert (means["Lambda_1_all"], means["Lambda_2_all"], means["entropy_all"]) == (-2, -3, 1)
+    entropy = torch.tensor([0.5, 1.5])
+    gate = torch.tensor([False, True])
+    means = countdown.summary(topk_logp, entropy, gate, 8)
+    assert means["Lambda_1"] == -3
+    assert means["Lambda_2"] == -4
+    assert means["entropy"] == 1.5
+    assert means["Lambda_1_all"] == -2
+    assert means["Lambda_2_all"] == -3
+    assert means["entropy_all"] == 1
 
 
 # -------------------------------------------------------------------------------------- table
 def row(arm, seed, value, correct=None, n=256):
-    return {"arm": arm, "seed": seed, "probe": {"entropy": value}, "correct": correct or {}, "n": n}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "probe": {"entropy": value},
+        "correct": correct or {},
+        "n": n,
+    }
 
 
 def test_the_table_has_paired_differences(capsys):
     smollm2.show([
-        row("start", 0, 0.5), row("grpo", 0, 1.0), row("simko", 0, 1.5), row("grpo", 1, 3.0),
-        row("simko", 1, 3.7), row("simko", 2, 0.8)])  # seed 2 has no pair yet
-    line = ("| entropy | 0.500 | 2.000 | 2.000 | +1.500 [-11.206, +14.206] 2 of 2 "
-            "| +0.600 [-0.671, +1.871] 2 of 2 |")
+        row("start", 0, 0.5),
+        row("grpo", 0, 1.0),
+        row("simko", 0, 1.5),
+        row("grpo", 1, 3.0),
+        row("simko", 1, 3.7),
+        row("simko", 2, 0.8),  # seed 2 has no pair yet
+    ])
+    line = (
+        "| entropy | 0.500 | 2.000 | 2.000 "
+        "| +1.500 [-11.206, +14.206] 2 of 2 "
+        "| +0.600 [-0.671, +1.871] 2 of 2 |")
     assert line in capsys.readouterr().out
 
 
 def test_pass_rates_are_of_the_problems_that_all_have():
-    rows = [row("start", 0, 0, {"a": 0, "b": 256}), row("grpo", 0, 0, {"a": 256, "b": 256}),
-            row("simko", 0, 0, {"b": 0})]
+    rows = [
+        row("start", 0, 0, {"a": 0, "b": 256}),
+        row("grpo", 0, 0, {"a": 256, "b": 256}),
+        row("simko", 0, 0, {"b": 0}),
+    ]
     assert smollm2.values(rows)["pass@1"].tolist() == [100, 100, 0]
 
 
 def test_the_gap_at_equal_pass_1_is_to_the_line_through_start_and_grpo():
-    start, grpo = {"pass@1": 20, "pass@256": 90}, {"pass@1": 40, "pass@256": 80}
-    assert smollm2.gap_at_equal_pass_1(start, grpo, {"pass@1": 30, "pass@256": 88}) == 3
+    start = {"pass@1": 20, "pass@256": 90}
+    grpo = {"pass@1": 40, "pass@256": 80}
+    simko = {"pass@1": 30, "pass@256": 88}
+    assert smollm2.gap_at_equal_pass_1(start, grpo, simko) == 3
 
 
 def test_rows_of_other_days_are_compared_with_their_own_start(capsys):
     smollm2.show([
-        row("start", 0, 0.5), row("grpo", 0, 1.0), row("grpo", 1, 2.0),
-        row("start", 3, 5.0), row("grpo", 3, 6.0)])
+        row("start", 0, 0.5),
+        row("grpo", 0, 1.0),
+        row("grpo", 1, 2.0),
+        row("start", 3, 5.0),
+        row("grpo", 3, 6.0),
+    ])
     assert "| entropy | 2.750 | 3.000 | +1.000" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="the rows have no run of grpo"):
         smollm2.show([row("start", 0, 0.5)])
 
 
-def test_learning_rates_are_compared_on_the_problems_that_all_have(tmp_path):
+def test_learning_rates_are_compared_on_the_problems_that_all_have(monkeypatch):
     runner = object.__new__(smollm2.Study)
-    runner.plan, runner.end = TINY, 0
+    runner.plan = TINY
+    runner.end = 0
     found = {1e-4: {"a": 4, "b": 4, "c": 0}, 1e-3: {"c": 2}}
-    with (mock.patch.object(runner, "all"),
-          mock.patch.object(runner, "correct", lambda run: found[run.learning_rate])):
-        assert runner.choose_rate() == 1e-3
-        found[1e-3] = {}
-        with pytest.raises(SystemExit, match="--learning-rate sets it"):
-            runner.choose_rate()
+    monkeypatch.setattr(runner, "all", mock.Mock())
+    monkeypatch.setattr(runner, "correct", lambda run: found[run.learning_rate])
+    assert runner.choose_rate() == 1e-3
+    found[1e-3] = {}
+    with pytest.raises(SystemExit, match="--learning-rate sets it"):
+        runner.choose_rate()
 
 
 # ------------------------------------------------------------------------------------ dry run
@@ -147,44 +207,77 @@ def tiny(tmp_path_factory):
     texts = [" ".join([countdown.CHAT, *pair]) for pair in demonstrations(0, 2000)]
     words = Tokenizer(models.WordLevel(unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["?", "<|im_end|>"]))
+    trainer = trainers.WordLevelTrainer(special_tokens=["?", "<|im_end|>"])
+    words.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="?", eos_token="<|im_end|>", pad_token="<|im_end|>")
+        tokenizer_object=words,
+        unk_token="?",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+    )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
-        bos_token_id=None, eos_token_id=1, pad_token_id=1)).save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=1,
+    ))
+    model.save_pretrained(folder)
     return folder
 
 
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
+    rows = tmp_path / "rows.jsonl"
+    words = ["smollm2", "card", str(tiny), str(tmp_path / "work"), "--rows", str(rows)]
+
+    def start_command(*flags):
+        monkeypatch.setattr("sys.argv", [*words, *flags])
+        smollm2.main()
+
     monkeypatch.setitem(smollm2.PLANS, "card", TINY)
-    rows, words = tmp_path / "rows.jsonl", ["smollm2", "card", str(tiny), str(tmp_path / "work")]
-    monkeypatch.setattr("sys.argv", [*words, "--rows", str(rows)])
-    smollm2.main()
-    written = [json.loads(line) for line in rows.read_text().splitlines()]
-    assert {(r["arm"], r["seed"]) for r in written} == {
-        ("start", 0), ("grpo", 0), ("simko", 0), ("simko-0.05", 0)}
-    assert all(len(r["correct"]) == 4 and r["n"] == 4 for r in written)
-    assert all(r["learning_rate"] in TINY.learning_rates for r in written if r["arm"] != "start")
-    start, grpo, simko = (next(r for r in written if r["arm"] == arm) for arm in ("start", *TINY.arms))
+    start_command()
+    written = read_rows(rows)
+    assert {(row["arm"], row["seed"]) for row in written} == {
+        ("start", 0),
+        ("grpo", 0),
+        ("simko", 0),
+        ("simko-0.05", 0),
+    }
+    by_arm = {}
+    for row in written:
+        assert len(row["correct"]) == 4
+        assert row["n"] == 4
+        if row["arm"] != "start":
+            assert row["learning_rate"] in TINY.learning_rates
+        by_arm.setdefault(row["arm"], row)
+    start, grpo, simko = (by_arm[arm] for arm in ("start", *TINY.arms))
     assert grpo["rewards"] == simko["rewards"]  # the first step's samples are the start's
     assert grpo["probe"] != start["probe"] or not any(grpo["rewards"])
+
     before = rows.read_text()
-    smollm2.main()  # nothing is missing
+    start_command()  # nothing is missing
     assert rows.read_text() == before
-    monkeypatch.setattr("sys.argv", [*words, "--rows", str(rows), "--learning-rate", "0.5"])
     with pytest.raises(SystemExit, match="has runs at the learning rates"):
-        smollm2.main()
+        start_command("--learning-rate", "0.5")
+
     # A run whose evaluation was cut off is completed.
-    kept = [row | {"correct": {}} if row["arm"] == "simko" else row for row in written]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    monkeypatch.setattr("sys.argv", [*words, "--rows", str(rows)])
-    smollm2.main()
-    assert len(rows.read_text().splitlines()) == len(written) + 1
-    again = [json.loads(line) for line in rows.read_text().splitlines()]
+    simko["correct"] = {}
+    write_rows(rows, written)
+    start_command()
+    again = read_rows(rows)
+    assert len(again) == len(written) + 1
+    written = list(map(json.loads, before.splitlines()))
     assert smollm2.values(again).equals(smollm2.values(written))
     smollm2.show(written)
     assert "| pass@4 |" in capsys.readouterr().out
@@ -192,7 +285,10 @@ def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
 
 def test_after_the_end_no_run_goes_on_and_no_row_is_written(tmp_path, capsys):
     runner = object.__new__(smollm2.Study)  # without a start to probe
-    runner.plan, runner.folder, runner.rows, runner.end = TINY, tmp_path, tmp_path / "rows.jsonl", 0
+    runner.plan = TINY
+    runner.folder = tmp_path
+    runner.rows = tmp_path / "rows.jsonl"
+    runner.end = 0
     runner.finish(smollm2.Run("grpo", 0, 1, 1e-4, "test", 4))
     assert "grpo-0-0.0001: no row, the time was over" in capsys.readouterr().out
     assert not runner.rows.exists()
@@ -220,7 +316,6 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["cpu", "cpu_first_start"])
 def test_the_page_shows_what_the_rows_say(name, capsys):
-    rows = (ROOT / "docs" / "smollm2" / f"{name}.jsonl").read_text().splitlines()
-    smollm2.show([json.loads(row) for row in rows])
+    smollm2.show(read_rows(ROOT / "docs" / "smollm2" / f"{name}.jsonl"))
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() in page

@@ -18,8 +18,16 @@ def entry(name, right, n, **changes):
     """Returns a set's entry in eval.json. right: the correct samples of each problem."""
     counts = {f"{name}-{i}": c for i, c in enumerate(right)}
     return {
-        "set": name, "n": n, "temperature": 0.6, "top_p": 0.95, "max_tokens": 4096,
-        "problems": len(counts), "truncated": 0.0125, "correct": counts, "pass": {}} | changes
+        "set": name,
+        "n": n,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "max_tokens": 4096,
+        "problems": len(counts),
+        "truncated": 0.0125,
+        "correct": counts,
+        "pass": {},
+    } | changes
 
 
 def write(folder, *entries, **sets):
@@ -27,14 +35,17 @@ def write(folder, *entries, **sets):
     their keywords. Returns its contents."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"model": "m", "seed": 0, "task": "math", "prompt_template": "plain"}
-    report = {"settings": settings, "sets": {one["set"]: one for one in entries} | sets}
+    sets = {entry["set"]: entry for entry in entries} | sets
+    report = {"settings": settings, "sets": sets}
     (folder / "eval.json").write_text(json.dumps(report), encoding="utf-8")
     return report
 
 
 def naive(n, correct, k):
     """Returns pass@k by its definition, from binomial coefficients."""
-    return statistics.mean(1 - math.comb(n - c, k) / math.comb(n, k) for c in correct)
+    return statistics.mean(
+        1 - math.comb(n - c, k) / math.comb(n, k)
+        for c in correct)
 
 
 def parse(printed):
@@ -49,7 +60,10 @@ def parse(printed):
             found[title], head = {}, rest
         elif not first.startswith("--"):
             found[title][first] = dict(zip(head, rest))
-    return {key.removeprefix(TITLE).lstrip(": "): value for key, value in found.items()}
+    return {
+        title.removeprefix(TITLE).lstrip(": "): rows
+        for title, rows in found.items()
+    }
 
 
 @pytest.fixture
@@ -66,31 +80,41 @@ def run(monkeypatch, capsys):
 # ------------------------------------------------------------------------------------- statistics
 def test_a_mean_counts_each_set_the_same_and_stops_at_the_smallest_n(tmp_path, run):
     rng = random.Random(0)
-    a, b = [rng.randrange(9) for _ in range(30)], [rng.randrange(4) for _ in range(7)]
+    a = [rng.randrange(9) for _ in range(30)]
+    b = [rng.randrange(4) for _ in range(7)]
     write(tmp_path / "x", entry("a", a, 8), entry("b", b, 3))
-    _, found = run(f"X={tmp_path / 'x'}", "--paper", "logic")  # logic adds every K of each set
+    # The paper's tables for logic show every K of each set.
+    _, found = run(f"X={tmp_path / 'x'}", "--paper", "logic")
+
+    def value(row, k):
+        return row[f"K={k}"].split(" ± ")[0]
+
     mean = found["mean of a, b"]["X"]
     assert list(mean) == ["K=1", "K=2"]  # pass@4 cannot be estimated from n = 3
     for k in (1, 2):
         expected = 50 * (naive(8, a, k) + naive(3, b, k))
-        assert mean[f"K={k}"].split(" ± ")[0] == f"{expected:.1f}"
+        assert value(mean, k) == f"{expected:.1f}"
+    of_a = found["a"]["X"]
     for k in (1, 2, 4, 8):
-        assert found["a"]["X"][f"K={k}"].split(" ± ")[0] == f"{100 * naive(8, a, k):.1f}"
+        assert value(of_a, k) == f"{100 * naive(8, a, k):.1f}"
     by_set = found[""]["X"]
     assert list(by_set) == ["a @1 / @8", "b @1 / @2", "average @1 / @2"]
-    assert by_set["a @1 / @8"] == f"{found['a']['X']['K=1']} / {found['a']['X']['K=8']}"
+    assert by_set["a @1 / @8"] == f"{of_a['K=1']} / {of_a['K=8']}"
     assert by_set["average @1 / @2"] == f"{mean['K=1']} / {mean['K=2']}"
 
 
 def test_the_standard_error_is_that_of_problems_drawn_within_each_set():
     rng = random.Random(1)
-    sets = [([rng.randrange(17) for _ in range(size)], 16) for size in (40, 300)]
-    rates = tables.pass_rates([entry("s", correct, n) for correct, n in sets])
+    sets = [[rng.randrange(17) for _ in range(size)] for size in (40, 300)]
+    rates = tables.pass_rates([entry("s", correct, 16) for correct in sets])
     assert list(rates) == [1, 2, 4, 8, 16]
     for k, (mean, error) in rates.items():
-        each = [[naive(n, [c], k) for c in correct] for correct, n in sets]
-        assert mean == pytest.approx(statistics.mean(map(statistics.mean, each)), abs=1e-12)
-        errors = [statistics.pstdev(values) / math.sqrt(len(values)) for values in each]
+        means, errors = [], []
+        for correct in sets:
+            values = [naive(16, [c], k) for c in correct]
+            means.append(statistics.mean(values))
+            errors.append(statistics.pstdev(values) / math.sqrt(len(values)))
+        assert mean == pytest.approx(statistics.mean(means), abs=1e-12)
         # With 1000 samples, the bootstrap's typical error is 2 %.
         assert error == pytest.approx(math.hypot(*errors) / 2, rel=0.1)
 
@@ -103,21 +127,26 @@ def test_folders_are_compared_on_what_they_share(tmp_path, run):
     _, found = run(x, f"Y={y}")
     mean, by_set = found["mean of a, b"], found[""]
     assert mean["Y"]["K=8"] == "–" != mean[str(x)]["K=8"]
-    assert list(by_set["Y"]) == ["a @1 / @16", "b @1 / @4", "c @1 / @16", "average @1 / @4"]
+    columns = ["a @1 / @16", "b @1 / @4", "c @1 / @16"]
+    assert list(by_set["Y"]) == [*columns, "average @1 / @4"]
     assert by_set["Y"]["c @1 / @16"] == "–"
     write(z, entry("b", [4, 0], 4))
     _, found = run(f"X={x}", f"Z={z}")
     assert found["b"]["Z"]["K=1"].startswith("50.0")
-    assert list(found[""]["Z"]) == ["a @1 / @16", "b @1 / @4", "c @1 / @16"]
+    assert list(found[""]["Z"]) == columns
     write(z, entry("d", [1], 1))
     _, found = run(f"X={x}", f"Z={z}")
-    assert list(found) == ["", "Evaluated with"] and found[""]["Z"]["d @1"] == "100.0 ± 0.0"
+    assert list(found) == ["", "Evaluated with"]
+    assert found[""]["Z"]["d @1"] == "100.0 ± 0.0"
 
 
 def test_several_temperatures_are_a_row_each(tmp_path, run):
     x, y = tmp_path / "x", tmp_path / "y"
-    write(x, **{f"{name}@T{t}": entry(name, [c, 4], 4, temperature=t)
-                for name in ("aime24", "math500") for c, t in ((0, 1.0), (2, 0.2))})
+    sweep = {}
+    for name in ("aime24", "math500"):
+        sweep[f"{name}@T1.0"] = entry(name, [0, 4], 4, temperature=1.0)
+        sweep[f"{name}@T0.2"] = entry(name, [2, 4], 4, temperature=0.2)
+    write(x, **sweep)
     write(y, entry("aime24", [1, 1], 4), entry("math500", [1, 1], 4))
     printed, found = run(f"X={x}", f"Y={y}", "--paper", "qwen2.5-math-7b")
     mean, by_set = found["mean of aime24, math500"], found[""]
@@ -127,7 +156,8 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     assert [name for name in names if not name.startswith("paper")] == list(mean)
     # The paper has numbers for K = 1 and 256 only.
     assert by_set["paper v1: SimKO, T = 0.2"]["aime24 @1 / @4"] == "31.9 / –"
-    places = [names.index(name) for name in ("X, T = 0.2", "paper v1: GRPO, T = 0.2", "Y, T = 0.6")]
+    ordered = "X, T = 0.2", "paper v1: GRPO, T = 0.2", "Y, T = 0.6"
+    places = [names.index(name) for name in ordered]
     assert places == sorted(places)
     assert ": T " not in printed  # temperatures that differ on purpose need no warning
     _, found = run(f"Y={y}")
@@ -143,14 +173,17 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     ({"correct": {"math500-0": 1}, "problems": 1}, "problems 2 (X, Y), 1 (Z)"),
 ])
 def test_what_was_not_evaluated_alike_is_said(tmp_path, run, changes, line):
-    for name in "xyz":
-        write(tmp_path / name, entry("math500", [1, 2], 4) | (changes if name == "z" else {}))
-    folders = [f"{name.upper()}={tmp_path / name}" for name in "xyz"]
-    printed, _ = run(*folders)
-    assert "THESE EVALUATIONS DIFFER" in printed and f"- math500: {line}\n" in printed
-    printed, _ = run(*folders[:2])
+    usual = entry("math500", [1, 2], 4)
+    write(tmp_path / "x", usual)
+    write(tmp_path / "y", usual)
+    write(tmp_path / "z", usual | changes)
+    X, Y, Z = (f"{name.upper()}={tmp_path / name}" for name in "xyz")
+    printed, _ = run(X, Y, Z)
+    assert "THESE EVALUATIONS DIFFER" in printed
+    assert f"- math500: {line}\n" in printed
+    printed, _ = run(X, Y)
     assert "THESE EVALUATIONS DIFFER" not in printed
-    printed, _ = run(*folders[:2], "--paper", "qwen2.5-7b")
+    printed, _ = run(X, Y, "--paper", "qwen2.5-7b")
     assert "- math500: n 4 (X, Y), 256 (the paper)\n" in printed
 
 
@@ -159,11 +192,22 @@ def test_settings_are_printed_with_the_share_truncated(tmp_path, run):
     write(x, entry("a", [1, 2], 4, truncated=0.5), entry("b", [1], 8, temperature=0.7))
     write(y, entry("a", [1, 2], 4))
     _, found = run(f"X={x}", f"Y={y}")
-    usual = {"n": "4", "T": "0.6", "top-p": "0.95", "max tokens": "4096", "problems": "2",
-             "template": "plain"}
-    assert found["Evaluated with"] == {
-        "a": usual | {"truncated, %: X / Y": "50.0 / 1.2"},
-        "b": usual | {"n": "8", "T": "0.7", "problems": "1", "truncated, %: X / Y": "1.2 / –"}}
+    a = {
+        "n": "4",
+        "T": "0.6",
+        "top-p": "0.95",
+        "max tokens": "4096",
+        "problems": "2",
+        "template": "plain",
+        "truncated, %: X / Y": "50.0 / 1.2",
+    }
+    b = a | {
+        "n": "8",
+        "T": "0.7",
+        "problems": "1",
+        "truncated, %: X / Y": "1.2 / –",
+    }
+    assert found["Evaluated with"] == {"a": a, "b": b}
 
 
 def test_tables_are_aligned_markdown(tmp_path, run):
@@ -173,39 +217,59 @@ def test_tables_are_aligned_markdown(tmp_path, run):
     blocks = [block for block in blocks if block[0].startswith("|")]
     assert len(blocks) == len(found) == 3
     for _, rule, *rows in blocks:
-        assert {*rule} == {*"|-: "} and len({len(line) for line in (rule, *rows)}) == 1
-    assert [len(block) for block in blocks[:2]] == [2 + 7] * 2  # X and six rows of the paper
+        assert {*rule} == {*"|-: "}
+        widths = {len(line) for line in (rule, *rows)}
+        assert len(widths) == 1
+    # A head, a rule, X and six rows of the paper.
+    assert [len(block) for block in blocks[:2]] == [9, 9]
 
 
 def test_the_papers_rows_stand_where_they_apply(tmp_path, run):
     x, y, z = (tmp_path / name for name in "xyz")
     write(x, *(entry(name, [1, 200], 256) for name in SIX))
     printed, found = run(f"X={x}", "--paper", "qwen2.5-math-7b")
-    assert list(found[f"mean of {', '.join(SIX)}"]["paper v1: SimKO"].values()) == [
-        "43.4", "50.7", "56.7", "61.4", "65.6", "69.4", "73.1", "76.7", "80.5"]
-    assert list(found[""]["paper v1: GRPO"].values()) == [
-        "28.1 / 72.3", "11.5 / 52.1", "61.2 / 97.1", "76.6 / 96.2", "33.4 / 64.0", "39.1 / 74.7",
-        "41.7 / 76.1"]
+    mean, by_set = found[f"mean of {', '.join(SIX)}"], found[""]
+    assert list(mean["paper v1: SimKO"].values()) == [
+        "43.4", "50.7", "56.7", "61.4", "65.6", "69.4", "73.1", "76.7", "80.5",
+    ]
+    assert list(by_set["paper v1: GRPO"].values()) == [
+        "28.1 / 72.3",
+        "11.5 / 52.1",
+        "61.2 / 97.1",
+        "76.6 / 96.2",
+        "33.4 / 64.0",
+        "39.1 / 74.7",
+        "41.7 / 76.1",
+    ]
     assert "The paper reports no numbers" not in printed
-    rows = [name.partition(": ")[0] for name in found[""]]
-    assert rows == ["X"] + ["paper v1"] * 10 + ["paper v3"] * 6
-    assert found[""]["paper v3: CaSP, N = 2"] == {
-        **{f"{name} @1 / @256": "–" for name in SIX}, "average @1 / @256": "42.8 / 79.2"}
+    versions = [name.partition(": ")[0] for name in by_set]
+    assert versions == ["X"] + ["paper v1"] * 10 + ["paper v3"] * 6
+    assert by_set["paper v3: CaSP, N = 2"] == {
+        **{f"{name} @1 / @256": "–" for name in SIX},
+        "average @1 / @256": "42.8 / 79.2",
+    }
+
     write(y, *(entry(name, [1, 200], 256) for name in SIX[:2]))
     printed, found = run(f"Y={y}", "--paper", "qwen2.5-math-7b")
     assert list(found["mean of aime24, aime25"]) == ["Y"]
     assert "The paper reports no numbers for this combination of sets" in printed
     assert found[""]["paper v1: GRPO"]["average @1 / @256"] == "–"
+
     write(z, *(entry(name, [1, 100], 128) for name in ("synlogic", "bbh")))
     _, found = run(f"Z={z}", "--paper", "logic")
     assert list(found["bbh"]["paper v1: NSR"].values()) == [
-        "26.1", "41.6", "59.3", "74.9", "85.3", "90.5", "92.7", "93.5"]
+        "26.1", "41.6", "59.3", "74.9", "85.3", "90.5", "92.7", "93.5",
+    ]
     assert found[""]["paper v1: SimKO"] == {
-        "synlogic @1 / @128": "34.7 / 55.0", "bbh @1 / @128": "58.4 / 92.0",
-        "average @1 / @128": "–"}
+        "synlogic @1 / @128": "34.7 / 55.0",
+        "bbh @1 / @128": "58.4 / 92.0",
+        "average @1 / @128": "–",
+    }
     assert found[""]["paper v3: GRPO"] == {
-        "synlogic @1 / @128": "34.0 / 48.6", "bbh @1 / @128": "54.4 / 86.8",
-        "average @1 / @128": "–"}
+        "synlogic @1 / @128": "34.0 / 48.6",
+        "bbh @1 / @128": "54.4 / 86.8",
+        "average @1 / @128": "–",
+    }
 
 
 def test_a_model_of_the_third_version_alone_has_rows(tmp_path, run):
@@ -218,34 +282,52 @@ def test_a_model_of_the_third_version_alone_has_rows(tmp_path, run):
     write(tmp_path / "y", entry("livecodebench", [1, 8], 16))
     _, found = run(f"Y={tmp_path / 'y'}", "--paper", "r1-distill-qwen-7b")
     assert found["livecodebench"]["paper v3: CaSP"] == {
-        "K=1": "36.02", "K=2": "–", "K=4": "–", "K=8": "–", "K=16": "–"}
+        "K=1": "36.02",
+        "K=2": "–",
+        "K=4": "–",
+        "K=8": "–",
+        "K=16": "–",
+    }
 
 
 # ---------------------------------------------------------------------------------------- folders
 def test_a_run_stands_for_its_last_evaluation(tmp_path):
     for step in (5, 999999, 1000000):
         write(tmp_path / f"eval_{step:06d}", entry("a", [step % 7], 8))
-    row, = tables.load([str(tmp_path)])
-    assert row.sets["a"]["correct"] == {"a-0": 1000000 % 7} and row.folder == tmp_path
+    last = {"a-0": 1000000 % 7}
+    (row,) = tables.load([str(tmp_path)])
+    assert row.sets["a"]["correct"] == last
+    assert row.folder == tmp_path
     write(tmp_path, entry("a", [0], 8))  # a later evaluation does not hide the run's
-    row, = tables.load([str(tmp_path)])
-    assert row.sets["a"]["correct"] == {"a-0": 1000000 % 7}
+    (row,) = tables.load([str(tmp_path)])
+    assert row.sets["a"]["correct"] == last
 
 
 def test_a_label_ends_at_the_last_equals_sign_unless_the_whole_is_a_folder(tmp_path):
     whole, other = tmp_path / "learning_rate=1", tmp_path / "other"
     for folder in (whole, other):
         write(folder, entry("a", [1], 8))
-    rows = tables.load([str(whole), f"q=0.5={other}"])
-    assert [(row.label, row.folder) for row in rows] == [(str(whole), whole), ("q=0.5", other)]
+    one, two = tables.load([str(whole), f"q=0.5={other}"])
+    assert (one.label, one.folder) == (str(whole), whole)
+    assert (two.label, two.folder) == ("q=0.5", other)
 
 
 DAMAGE = [
-    ({"sets": {}}, {}), ({"sets": None}, {}), ({"sets": {"a": 7}}, {}), ({"settings": {}}, {}),
-    ({}, {"n": "8"}), ({}, {"n": 8.0}), ({}, {"n": None}), ({}, {"temperature": None}),
-    ({}, {"set": "b"}), ({}, {"problems": 1}), ({}, {"correct": {}}),
-    ({}, {"correct": {"x": 1, "y": 9}}), ({}, {"correct": {"x": 1, "y": -1}}),
-    ({}, {"correct": {"x": 1, "y": 1.0}})]
+    ({"sets": {}}, {}),
+    ({"sets": None}, {}),
+    ({"sets": {"a": 7}}, {}),
+    ({"settings": {}}, {}),
+    ({}, {"n": "8"}),
+    ({}, {"n": 8.0}),
+    ({}, {"n": None}),
+    ({}, {"temperature": None}),
+    ({}, {"set": "b"}),
+    ({}, {"problems": 1}),
+    ({}, {"correct": {}}),
+    ({}, {"correct": {"x": 1, "y": 9}}),
+    ({}, {"correct": {"x": 1, "y": -1}}),
+    ({}, {"correct": {"x": 1, "y": 1.0}}),
+]
 
 
 @pytest.mark.parametrize("report, sets", DAMAGE)
@@ -255,7 +337,9 @@ def test_a_damaged_evaluation_is_named_in_one_line(tmp_path, report, sets):
     with pytest.raises(SystemExit) as stop:
         tables.load([str(tmp_path)])
     message = stop.value.code
-    assert f"{tmp_path / 'eval.json'} " in message and "\n" not in message and len(message) < 400
+    assert f"{tmp_path / 'eval.json'} " in message
+    assert "\n" not in message
+    assert len(message) < 400
     assert message.endswith(("run the evaluation again", "evaluate again"))
 
 
@@ -274,27 +358,33 @@ def test_an_unfinished_evaluation_is_not_passed_over_for_an_earlier_one(tmp_path
 
 
 # -------------------------------------------------------------------------------------- the paper
-PRINTED, LATER = tables.PAPER["tables"], tables.PAPER["tables_v3"]
+PRINTED = tables.PAPER["tables"]
+LATER = tables.PAPER["tables_v3"]
 
 
 def paper_values(numbers, printed=PRINTED):
-    """Returns (table's number, model, method, lists of numbers) for each row of these tables."""
-    return [(number, model, method, values) for number in numbers
-            for model, methods in printed[number]["rows"].items()
-            for method, values in methods.items()]
+    """Yields (table's number, model, method, lists of numbers) for each row of these tables."""
+    for number in numbers:
+        for model, methods in printed[number]["rows"].items():
+            for method, values in methods.items():
+                yield number, model, method, values
 
 
 def test_the_papers_tables_are_whole():
-    rows = {number: [len(methods) for methods in table["rows"].values()]
-            for number, table in PRINTED.items()}
-    assert rows == {"1": [10, 6, 6], "2": [6], "4": [10, 6, 6], "5": [15]}
+    counts = {
+        number: [len(methods) for methods in table["rows"].values()]
+        for number, table in PRINTED.items()
+    }
+    assert counts == {"1": [10, 6, 6], "2": [6], "4": [10, 6, 6], "5": [15]}
     for printed in (PRINTED, LATER):
         for number, _, _, values in paper_values(printed, printed):
             table = printed[number]
             assert len(values) == len(table["sets"])
             for numbers in values:
-                assert len(numbers) == len(table["K"]) and numbers == sorted(numbers)
-                assert 0 < numbers[0] and numbers[-1] <= 100
+                assert len(numbers) == len(table["K"])
+                assert numbers == sorted(numbers)
+                assert 0 < numbers[0]
+                assert numbers[-1] <= 100
 
 
 def test_the_papers_tables_agree_with_each_other():
@@ -305,8 +395,9 @@ def test_the_papers_tables_agree_with_each_other():
             assert values[-1] == [curves[method][0][i] for i in (0, -1)]
     # GRPO and SimKO at T = 0.6 come from different runs or evaluations in Tables 4 and 5.
     one, five = (PRINTED[number]["rows"]["qwen2.5-math-7b"] for number in "45")
-    methods = "Base Model", "GRPO", "SimKO"
-    assert [name for name in methods if five[f"{name}@T0.6"] == one[name]] == ["Base Model"]
+    for method in ("Base Model", "GRPO", "SimKO"):
+        same = five[f"{method}@T0.6"] == one[method]
+        assert same == (method == "Base Model")
     # The third version calls SimKO CaSP. Its N is the first version's K, which is 3.
     casp = LATER["math"]["rows"]["qwen2.5-math-7b"]["CaSP, N = 3"][0]
     assert casp == one["SimKO"][-1]
@@ -323,4 +414,5 @@ def test_four_of_the_papers_averages_are_not_the_mean_of_their_row():
         ("4", "llama3.2-3b", "GRPO", 1): (22.8, 23.3),
         ("5", "qwen2.5-math-7b", "Base Model@T0.8", 1): (26.0, 23.5),
         ("5", "qwen2.5-math-7b", "Base Model@T0.8", 256): (78.4, 76.7),
-        ("5", "qwen2.5-math-7b", "GRPO@T1.0", 256): (76.5, 76.6)}
+        ("5", "qwen2.5-math-7b", "GRPO@T1.0", 256): (76.5, 76.6),
+    }

@@ -97,11 +97,16 @@ class Box:
                      if name not in ("CC", "CUDA_VISIBLE_DEVICES")}
         path = f"{self.folder / 'programs'}{os.pathsep}{os.environ['PATH']}"
         environment = {
-            **inherited, "PATH": path, "BOX": str(self.folder),
-            "PYTHON": sys.executable, "REAL_CHECK": "", "REFUSES": "",
+            **inherited,
+            "PATH": path,
+            "BOX": str(self.folder),
+            "PYTHON": sys.executable,
+            "REAL_CHECK": "",
+            "REFUSES": "",
             "HF_HUB_OFFLINE": "1",
             "TORCH_CARDS": " ".join(map(str, cards)),
-            "SMI_CARDS": " ".join(map(str, smi)), **environment}
+            "SMI_CARDS": " ".join(map(str, smi)),
+            **environment}
         return subprocess.run(
             ["bash", self.folder / "train.sh", *map(str, words)],
             capture_output=True, text=True, env=environment, check=False)
@@ -277,7 +282,8 @@ def test_a_driver_that_pytorch_cannot_use(box):
 
 
 @pytest.mark.parametrize("cards, name", [
-    ([80] * 4, "qwen2.5-math-7b"), ([80] * 8, "qwen2.5-math-7b")])
+    ([80] * 4, "qwen2.5-math-7b"),
+    ([80] * 8, "qwen2.5-math-7b")])
 def test_the_default_is_the_largest_that_fits(box, cards, name):
     done = box.run("--method", "grpo", cards=cards)
     assert done.returncode == 0, done.stderr
@@ -297,7 +303,8 @@ def test_one_gpu_trains_with_lora_and_the_user_is_told(box, gb, name):
     assert done.returncode == 0, done.stderr
     plan, note = done.stdout.splitlines()
     assert f"The recipe is {name}, the largest that fits 1 GPU of {gb} GB" in plan
-    assert note.startswith("LoRA is ours, not the paper's. The recipe has --lora-rank 32 --learning-rate 1e-5")
+    ours = "LoRA is ours, not the paper's. The recipe has --lora-rank 32 --learning-rate 1e-5"
+    assert note.startswith(ours)
     _, words = box.started()
     assert value(words, "--output-dir") == f"runs/{name}"
     assert value(words, "--lora-rank") == "32"
@@ -346,7 +353,8 @@ def test_a_recipe_that_cannot_fit(box):
 
 
 @pytest.mark.parametrize("words", [
-    ["--force", "qwen2.5-math-7b"], ["qwen2.5-math-7b", "--force"]])
+    ["--force", "qwen2.5-math-7b"],
+    ["qwen2.5-math-7b", "--force"]])
 def test_force(box, words):
     done = box.run(*words, cards=[24], CC="/no/compiler")
     assert done.returncode == 0, done.stderr
