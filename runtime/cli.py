@@ -760,11 +760,13 @@ def read_settings(path, text):
 def differences(before, settings):
     """Returns {name: "was this, is that"} for each setting that has changed."""
     # Older runs and evaluations do not have these settings.
-    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0,
-              "dtype": "auto", "rollout": "auto", **before}
+    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0, **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
             if before.get(name) != value}
+
+
+RENAMED = {"weights_of": "weights_written", "problems": "problems_sha256"}
 
 
 def check_responses(path, settings):
@@ -772,6 +774,9 @@ def check_responses(path, settings):
     settings according to the first line of the file."""
     with path.open("rb") as file:
         before = read_settings(path, file.readline())
+        # An older file has other names, and leaves dtype and rollout open.
+        before = {RENAMED.get(name, name): value for name, value in before.items()}
+        before = {"dtype": settings["dtype"], "rollout": settings["rollout"], **before}
         changed = [f"{name} {change}"
                    for name, change in differences(before, settings).items()]
         if changed:

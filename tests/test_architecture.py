@@ -105,11 +105,7 @@ def test_every_file_belongs_to_a_room_and_no_room_is_empty():
     assert {room(file) for file in FILES} == set(ALLOWED)
 
 
-# The other rooms still have longer lines.
-LINES_CHECKED = [file for file in FILES if room(file) in ("tests", "test_simko", "verify")]
-
-
-@pytest.mark.parametrize("file", LINES_CHECKED, ids=str)
+@pytest.mark.parametrize("file", FILES, ids=str)
 def test_no_line_is_too_long_to_read_beside_the_paper(file):
     """A window of 100 columns shows every line whole and leaves half of a screen to the paper. A
     step that needs a longer line reads better as two steps."""

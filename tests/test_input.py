@@ -1002,6 +1002,14 @@ def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(
         with pytest.raises(SystemExit, match="other settings: (dtype|rollout) was auto, is"):
             cli.check_responses(path, benchmark.settings(changed))
 
+    # A file of an earlier version has neither, and two other names.
+    older = benchmark.settings(Config())
+    del older["dtype"], older["rollout"]
+    older["weights_of"] = older.pop("weights_written")
+    older["problems"] = older.pop("problems_sha256")
+    path.write_text(json.dumps(older) + "\n")
+    cli.check_responses(path, benchmark.settings(Config(rollout="hf")))
+
 
 def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
