@@ -14,11 +14,16 @@ import pandas as pd
 
 from tools import command_line
 from tools.study import (
-    ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS, comparisons, describe, pass_rates, read, run_name)
+    ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS,
+    comparisons, describe, pass_rates, read, run_name)
 
 KS = [1, 4, 16, 64, 256]
+FEW_KS = [1, 16, 256]  # for tables with many lines or columns
 # The 97.5 % quantile of Student's t, by degrees of freedom.
-T975 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469, 7: 2.3646, 8: 2.3060, 9: 2.2622}
+T975 = {
+    1: 12.7062, 2: 4.3027, 3: 3.1824,
+    4: 2.7764, 5: 2.5706, 6: 2.4469,
+    7: 2.3646, 8: 2.3060, 9: 2.2622}
 RATE = SHARED["grpo"]["learning_rate"]
 
 
@@ -26,8 +31,15 @@ RATE = SHARED["grpo"]["learning_rate"]
 # Values are Series over seeds, rates are DataFrames (seeds, K).
 def with_error(values, digits=1):
     """Returns "mean ± standard error"."""
-    error = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{error}"
+    mean = f"{values.mean():.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {values.sem():.{digits}f}"
+
+
+def means(rates, columns, digits=1):
+    """Returns a cell `with_error` for each column."""
+    return [with_error(rates[column], digits) for column in columns]
 
 
 def difference(values, digits=1):
@@ -36,23 +48,19 @@ def difference(values, digits=1):
     if count < 2:
         return f"{mean:+.{digits}f}"
     half = T975[count - 1] * values.sem()
-    low, high = f"{mean - half:+.{digits}f}", f"{mean + half:+.{digits}f}"
-    return f"{mean:+.{digits}f} [{low}, {high}] {(values > 0).sum()} of {count}"
+    low = f"{mean - half:+.{digits}f}"
+    high = f"{mean + half:+.{digits}f}"
+    positive = (values > 0).sum()
+    return f"{mean:+.{digits}f} [{low}, {high}] {positive} of {count}"
 
 
 def paired(ours, theirs, columns, digits=1):
     """Returns a cell for each column, over the seeds that both share."""
     seeds = ours.index.intersection(theirs.index)
+    if seeds.empty:
+        return []
     gaps = ours.loc[seeds] - theirs.loc[seeds]
-    return [difference(gaps[column], digits) for column in columns] if len(seeds) else []
-
-
-def table(title, head, lines):
-    """Prints a markdown table, unless it has no lines."""
-    if lines:
-        print(f"\n**{title}**\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-        for line in lines:
-            print(f"| {' | '.join(map(str, line))} |")
+    return [difference(gaps[column], digits) for column in columns]
 
 
 def at_equal_pass1(path, target):
@@ -61,7 +69,8 @@ def at_equal_pass1(path, target):
     steps = [row for _, row in path.sort_index().iterrows()]
     for start, stop in pairwise(steps):
         if start[1] <= target <= stop[1]:
-            share = (target - start[1]) / ((stop[1] - start[1]) or 1)
+            rise = stop[1] - start[1]
+            share = (target - start[1]) / (rise or 1)
             return start + share * (stop - start)
     return None
 
@@ -69,32 +78,62 @@ def at_equal_pass1(path, target):
 def reached(rows, run, targets):
     """Returns pass@K (seeds, K) at the targets {seed: pass@1}, for the seeds
     that reach them."""
-    paths = {seed: path.set_index("step")[KS] for seed, path in rows[rows.run == run].groupby("seed")}
-    found = {seed: at_equal_pass1(paths[seed], target) for seed, target in targets.items() if seed in paths}
-    return pd.DataFrame({seed: row for seed, row in found.items() if row is not None}).T
+    own = rows[rows.run == run].set_index("step")
+    paths = {seed: path[KS] for seed, path in own.groupby("seed")}
+    found = {}
+    for seed, target in targets.items():
+        if seed in paths:
+            found[seed] = at_equal_pass1(paths[seed], target)
+    met = {seed: row for seed, row in found.items() if row is not None}
+    return pd.DataFrame(met).T
 
 
 # ----------------------------------------------------------------- tables
+def table(title, head, lines):
+    """Prints a markdown table, unless it has no lines."""
+    if not lines:
+        return
+    print(f"\n**{title}**\n")
+    print(f"| {' | '.join(head)} |")
+    print(f"|{'---|' * len(head)}")
+    for line in lines:
+        print(f"| {' | '.join(map(str, line))} |")
+
+
+def pass_at(ks):
+    return [f"pass@{k}" for k in ks]
+
+
 def tuning(folder, chosen):
     rows = read("tune", folder).dropna(axis=1)
-    rows["mean"] = rows[[name for name in rows if isinstance(name, int)]].mean(axis=1)
+    ks = [name for name in rows if isinstance(name, int)]
+    rows["mean"] = rows[ks].mean(axis=1)
+    head = ["step", "mean", "pass@1", "@16", "@64"]
 
     def best(found):
         row = found.loc[found["mean"].idxmax()]
-        return [row.step, *(f"{row[name]:.1f}" for name in ("mean", 1, 16, 64))]
+        rates = [f"{row[name]:.1f}" for name in ("mean", 1, 16, 64)]
+        return [row.step, *rates]
 
     lines = []
     for method, (run, step) in chosen.items():
         tried = rows[rows.method == method].run.nunique()
+        settings = run.partition(" ")[2]
         found = rows[(rows.run == run) & (rows.step == step)]
-        lines.append([NAMES[method], tried, run.partition(" ")[2], *best(found)])
-    head = ["step", "mean", "pass@1", "@16", "@64"]
-    table("Settings chosen on validation problems (seed 0, n = 64): highest mean over K = 1, 2, 4, ..., 64",
+        lines.append([NAMES[method], tried, settings, *best(found)])
+    table("Settings chosen on validation problems (seed 0, n = 64): "
+          "highest mean over K = 1, 2, 4, ..., 64",
           ["method", "settings tried", "chosen", *head], lines)
+
     lines = []
-    for method, rate in [*((method, 1e-4) for method in chosen), *((method, RATE) for method in SHARED)]:
-        settings = {**(SIMKO if method == "simko" else {}), "learning_rate": rate}
-        found = rows[(rows.run == run_name(method, settings)) & (rows.step > 0)]
+    at_rate = [(method, 1e-4) for method in chosen]
+    at_rate += [(method, RATE) for method in SHARED]
+    for method, rate in at_rate:
+        settings = {"learning_rate": rate}
+        if method == "simko":
+            settings |= SIMKO
+        run = run_name(method, settings)
+        found = rows[(rows.run == run) & (rows.step > 0)]
         if len(found):
             lines.append([NAMES[method], f"{rate:g}", *best(found)])
     table("The same with one learning rate, each method at its best step",
@@ -103,47 +142,71 @@ def tuning(folder, chosen):
 
 def methods(title, rates, ks=KS):
     """Prints a line for each method of {name: rates}."""
-    table(title, ["", "seeds", *(f"pass@{k}" for k in ks)],
-          [[name, len(own), *(with_error(own[k]) for k in ks)] for name, own in rates.items() if len(own)])
+    lines = []
+    for name, own in rates.items():
+        if len(own):
+            lines.append([name, len(own), *means(own, ks)])
+    table(title, ["", "seeds", *pass_at(ks)], lines)
 
 
 def main_tables(folder, chosen, shared):
-    main, cool = read("main", folder), read("cool", folder)
+    main = read("main", folder)
+    cool = read("cool", folder)
     grpo = chosen["grpo"][0]
 
     def rates(rows, runs):
         found = {"base": pass_rates(rows, grpo, 0)}
-        return found | {NAMES[method]: pass_rates(rows, *own) for method, own in runs.items()}
+        for method, (run, step) in runs.items():
+            found[NAMES[method]] = pass_rates(rows, run, step)
+        return found
 
-    usual, same = rates(main, chosen), rates(main, shared)
+    usual = rates(main, chosen)
+    same = rates(main, shared)
     cooler = rates(cool, {method: chosen[method] for method in SHARED})
     rate = f"both at learning rate {RATE:g}"
     methods("Test problems, T = 1.0, n = 256, settings as chosen (%)", usual)
     methods(f"GRPO and SimKO, {rate}, step {STEPS}, T = 1.0 (%)", same)
     methods("Settings as chosen, T = 0.6 (%)", cooler)
-    lines = [[name, *paired(found["SimKO"], found["GRPO"], KS)] for name, found in (
-        ("settings as chosen", usual), ("as chosen, T = 0.6", cooler), (f"{rate}, step {STEPS}", same))]
+
+    comparison = {
+        "settings as chosen": usual,
+        "as chosen, T = 0.6": cooler,
+        f"{rate}, step {STEPS}": same}
+    lines = []
+    for name, found in comparison.items():
+        cells = paired(found["SimKO"], found["GRPO"], KS)
+        if cells:
+            lines.append([name, *cells])
     lines += equal_pass1("as chosen", main, chosen, usual["SimKO"])
     lines += equal_pass1(rate, main, shared, same["SimKO"])
     table("SimKO - GRPO, percentage points: mean [95 % interval], seeds above 0",
-          ["", *(f"pass@{k}" for k in KS)], [line for line in lines if len(line) > 1])
+          ["", *pass_at(KS)], lines)
 
 
 def equal_pass1(name, rows, runs, last):
     """Returns lines that compare SimKO with GRPO at equal pass@1: GRPO
     where it first had the pass@1 of SimKO's `last` step, and both where
     they first had a fixed pass@1."""
-    lines, count = [], len(last)
-    met = reached(rows, runs["grpo"][0], last[1])
+    grpo, simko = runs["grpo"][0], runs["simko"][0]
+    lines = []
+
+    def compare(how, ours, theirs):
+        cells = paired(ours, theirs, KS[1:])
+        lines.append([f"{name}, {how}", "0 by construction", *cells])
+
+    count = len(last)
     if count:
-        how = f"GRPO where it first had SimKO's pass@1 ({len(met)} of {count} seeds came that high)"
-        lines.append([f"{name}, {how}", "0 by construction", *paired(last, met, KS[1:])])
+        met = reached(rows, grpo, last[1])
+        seeds = f"{len(met)} of {count} seeds came that high"
+        compare(f"GRPO where it first had SimKO's pass@1 ({seeds})", last, met)
     for target in (46, 47, 48):
-        ours, theirs = (reached(rows, runs[m][0], dict.fromkeys(last.index, target)) for m in ("simko", "grpo"))
+        targets = dict.fromkeys(last.index, target)
+        ours = reached(rows, simko, targets)
+        theirs = reached(rows, grpo, targets)
         both = len(ours.index.intersection(theirs.index))
         if both > 1:
-            how = f"both where they first had pass@1 = {target} % ({both} of {count} seeds)"
-            lines.append([f"{name}, {how}", "0 by construction", *paired(ours, theirs, KS[1:])])
+            seeds = f"{both} of {count} seeds"
+            compare(f"both where they first had pass@1 = {target} % ({seeds})", ours, theirs)
     return lines
 
 
@@ -155,71 +218,107 @@ def dynamics(folder, chosen, shared):
     rows = rows[rows.stage == "main"].explode(["steps", *names])
     rows = rows.astype(dict.fromkeys(names, float)).set_index("seed")
     ends = {NAMES[method]: own for method, own in chosen.items()}
-    ends |= {f"{NAMES[method]}, {RATE:g}": own for method, own in shared.items()}
+    for method, own in shared.items():
+        ends[f"{NAMES[method]}, {RATE:g}"] = own
+
     own = rows[rows.run == chosen["grpo"][0]]
-    found = {"steps 1-25, GRPO": own[own.steps == own.steps.min()]}
+    shown = {"steps 1-25, GRPO": own[own.steps == own.steps.min()]}
+    last = {}
     for label, (run, step) in ends.items():
-        own = rows[(rows.run == run) & (rows.steps == step)]
-        found[f"{label}, step {step}"] = found[label] = own
-    lines = [[label, *(with_error(own[name], 2) for name in names)]
-             for label, own in found.items() if "step" in label and len(own)]
+        last[label] = rows[(rows.run == run) & (rows.steps == step)][names]
+        shown[f"{label}, step {step}"] = last[label]
+
+    lines = []
+    for label, own in shown.items():
+        if len(own):
+            lines.append([label, *means(own, names, 2)])
+    # The last two entries are GRPO and SimKO at one learning rate.
     for theirs, ours in (("GRPO", "SimKO"), [*ends][-2:]):
-        cells = paired(found[ours][names], found[theirs][names], names, 2)
-        lines += [[f"{ours} - {theirs}", *cells]] if cells else []
-    table("Mean log-probability of the rank-k candidate and entropy in training, all tokens of rollouts at T = 1",
+        cells = paired(last[ours], last[theirs], names, 2)
+        if cells:
+            lines.append([f"{ours} - {theirs}", *cells])
+    table("Mean log-probability of the rank-k candidate and entropy in training, "
+          "all tokens of rollouts at T = 1",
           ["", "Lambda^(1)", "Lambda^(2)", "Lambda^(3)", "entropy"], lines)
 
 
 def variants(title, head, rates, reference):
     """Prints a line for each of {name: rates}, with the differences to the
     rates of reference(name). The reference itself gets no differences."""
-    ks, lines = [1, 16, 256], []
+    lines = []
     for name, own in rates.items():
         theirs = reference(name)
-        cells = paired(own, theirs, ks) if theirs is not None and theirs is not own else ["-"] * len(ks)
-        lines.append([name, *(with_error(own[k]) for k in ks), *cells])
-    table(title, ["", *(f"pass@{k}" for k in ks), *(f"{head} @{k}" for k in ks)], lines)
+        if theirs is None or theirs is own:
+            cells = ["-"] * len(FEW_KS)
+        else:
+            cells = paired(own, theirs, FEW_KS)
+        lines.append([name, *means(own, FEW_KS), *cells])
+    gaps = [f"{head} @{k}" for k in FEW_KS]
+    table(title, ["", *pass_at(FEW_KS), *gaps], lines)
 
 
 def stage_rates(folder, stage, step):
     """Returns {run: rates} of a stage, in the order of its jobs."""
     rows = read(stage, folder)
-    found = {job.run: pass_rates(rows, job.run, step) for job in STAGES[stage]()}
-    return {run: rates for run, rates in found.items() if len(rates)}
+    found = {}
+    for job in STAGES[stage]():
+        rates = pass_rates(rows, job.run, step)
+        if len(rates):
+            found[job.run] = rates
+    return found
 
 
 def wordy_and_short(folder):
     rows = read("wordy", folder)
     base = rows[rows.step == 0].drop_duplicates("seed").set_index("seed")
-    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": base}, [1, 16, 256])
-    for stage, responses in (("wordy", "Wordy responses"), ("short", "The usual responses with the same settings")):
+    methods("Wordy responses, step 300, T = 1.0 (%): base", {"base": base}, FEW_KS)
+    stages = {
+        "wordy": "Wordy responses",
+        "short": "The usual responses with the same settings"}
+    for stage, responses in stages.items():
         rates = stage_rates(folder, stage, 300)
-        variants(f"{responses}, step 300, T = 1.0; differences to GRPO with the same learning rate", "difference",
-                 rates, lambda run: rates.get("grpo " + re.search(r"learning_rate=\S+", run)[0]))
+
+        def grpo_at_its_rate(run):
+            rate = re.search(r"learning_rate=\S+", run)[0]
+            return rates.get(f"grpo {rate}")
+
+        variants(f"{responses}, step 300, T = 1.0; "
+                 "differences to GRPO with the same learning rate",
+                 "difference", rates, grpo_at_its_rate)
 
 
 def ablation(folder):
-    found, main = stage_rates(folder, "ablation", ABLATION_STEPS), read("main", folder)
+    found = stage_rates(folder, "ablation", ABLATION_STEPS)
     if not found:
         return
     seeds = next(iter(found.values())).index
+    main = read("main", folder)
     main = main[main.seed.isin(seeds)]
-    grpo, unchanged = (pass_rates(main, run_name(method, settings), ABLATION_STEPS)
-                       for method, settings in SHARED.items())
-    usual = run_name("simko", SHARED["simko"]).split()
+    grpo, unchanged = (
+        pass_rates(main, run_name(method, settings), ABLATION_STEPS)
+        for method, settings in SHARED.items())
     rates = {"GRPO": grpo, "SimKO, nothing changed": unchanged}
+    usual = run_name("simko", SHARED["simko"]).split()
     for run, own in found.items():
         words = [word for word in run.split() if word not in usual]
         if "tau_scope" in run:  # show q as well, even if it is unchanged
             words = run.split()[-2:]
         rates[" ".join(words)] = own
-    title = f"SimKO ({describe(SHARED['simko'])} K=3), step {ABLATION_STEPS}, with one setting changed"
-    variants(f"{title}; differences to GRPO", "to GRPO", rates, lambda name: grpo)
-    parts = {"without γ^pos": "alpha=0", "without γ^neg": "lambda_top1=1",
-             "the rank-1 token as only candidate": "K=1"}
-    variants("Without a part; differences to SimKO with nothing changed", "to SimKO",
-             {f"{what}: {part}": rates[part] for what, part in parts.items() if part in rates},
-             lambda name: unchanged)
+    settings = describe(SHARED["simko"])
+    variants(f"SimKO ({settings} K=3), step {ABLATION_STEPS}, with one setting changed; "
+             "differences to GRPO",
+             "to GRPO", rates, lambda name: grpo)
+
+    parts = {
+        "without γ^pos": "alpha=0",
+        "without γ^neg": "lambda_top1=1",
+        "the rank-1 token as only candidate": "K=1"}
+    without = {}
+    for what, part in parts.items():
+        if part in rates:
+            without[f"{what}: {part}"] = rates[part]
+    variants("Without a part; differences to SimKO with nothing changed",
+             "to SimKO", without, lambda name: unchanged)
 
 
 def main():
