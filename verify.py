@@ -34,7 +34,7 @@ Graders differ on some conventions. These are ours:
 - Numbers in a base are compared as text. A response may omit the base only if
   the gold answer omits it.
 - A response may omit the unit or add one, wholly or in part, but a different unit is
-  wrong: m/s matches m, but not km/s. Units are the words of a closed list and those
+  wrong: m/s matches m, but not s or km/s. Units are the words of a closed list and those
   of the gold answer: "5 tenths" is not 5.
 - log is the natural logarithm. Letters stand for real numbers, except e, i, π.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.

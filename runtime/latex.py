@@ -254,7 +254,7 @@ SPELLINGS = [
              r"_{\2}",
              r"204\text{ base }5", "204_{5}"),
     Spelling("ordinal numbers",
-             r"(?<=[0-9])\s*(\^\s*\{\s*)?\\text\s*\{\s*(?:st|nd|rd|th)\s*\}(?(1)\s*\})", "",
+             r"(?<=[0-9])\s*(\^\s*\{\s*)?\\text\s*\{\s*(?:st|nd|rd|th)\s*\}(?(1)\s*\})\s*$", "",
              r"12^{\text{th}}", "12"),
     Spelling("choice with its value",
              r"^\(([A-E])\)[\s:]+[0-9][0-9./]*$", r"(\1)",
@@ -431,7 +431,7 @@ g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound £, oz ounce, ton
 l liter litre 升, ml milliliter millilitre, gal gallon, qt quart, pt pint,
 s second sec 秒, ms millisecond, ns nanosecond, min minute 分钟, h hour hr 小时, day 天,
 week, month 月, yr year 年 岁, decade, century, ct cent, dollar usd buck $, euro eur €,
-rupee rs inr ₹, yuan 元 rmb yen ¥, peso, % percent pct percentage, ° degree deg 度,
+rupee rs inr ₹, yuan 元 rmb, yen ¥, peso, % percent pct percentage, ° degree deg 度,
 c celsius, f fahrenheit, k kelvin, rad radian, hz hertz, khz, mhz, megahz megahertz,
 ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev, megaev, gev, w watt, kw,
 mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm, pa pascal, kpa, atm, bar,
@@ -459,9 +459,10 @@ job task hole store shop school town city country state star planet layer level 
 segment stick rod log rope string ribbon bolt nail screw battery widget pupil sweet
 chip pill seat leg wing page cookie shell stone rock ring key hour
 个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对"""
+PER = "/", "per", "每"
 CONNECTIVES = set(
-    "per a an of the each sq square cubic cu total long wide tall high deep old distinct "
-    "different real positive possible ordered red blue green white black 平方 立方 每".split())
+    "a an of the each sq square cubic cu total long wide tall high deep old distinct "
+    "different real positive possible ordered red blue green white black 平方 立方".split())
 QUOTIENTS = {"mph": "miles per hour", "kph": "km per hour", "kmh": "km per hour"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 UNITS = {alias: names.split()[0]
@@ -495,21 +496,29 @@ def split_unit(text, own=frozenset()):
         return text, frozenset()
     if "°" in match["words"] and TRIGONOMETRIC.search(match["value"]):
         return text, frozenset()  # \sin 1° is not \sin 1
-    words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", match["words"])
+    words = re.sub(r"([A-Za-z]+)\s*\^\s*\{-1\}", r"/\1", match["words"])  # s^{-1}
+    if r"\frac" in words:
+        words = re.sub(r"\}\s*\{", "}/{", words)
+    powers = re.findall(r"\^\s*\{-?([0-9])\}", words)
+    words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", words)
     words = re.sub("[A-Za-z]+", lambda m: QUOTIENTS.get(m[0].lower(), m[0]), words)
-    words = re.findall(rf"[°%]|[A-Za-z'-]+|{CJK}+", words)
-    units = [unit_of(word, own) for word in words]
-    if None in units or not any(units):
+    words = re.findall(rf"[°%/]|[A-Za-z'-]+|{CJK}+", words)
+    units, per = [], ""  # what follows "per" is marked, so that m/s is not s/m
+    for word in words:
+        if word in PER or word in ("a", "an") and units:  # 5 miles an hour
+            per = "/"
+        elif (unit := unit_of(word, own)) != "":
+            units.append(unit and per + unit)
+    if None in units or not units:
         return text, frozenset()
-    powers = re.findall(r"\^\s*\{-?([0-9])\}", match["words"])
     powers += [POWERS[word.lower()] for word in words if word.lower() in POWERS]
     units += [f"^{power}" for power in powers]
-    return match["value"], frozenset(units) - {""}
+    return match["value"], frozenset(units)
 
 
 def same_units(one, other):
     """Returns whether one set of units contains the other and, if both have powers,
-    the same powers: m/s matches m, but neither km/s nor m^2/s."""
+    the same powers: m/s matches m, but neither s, s/m, km/s nor m^2/s."""
     powers = [{unit for unit in units if unit[0] == "^"} for units in (one, other)]
     one, other = one - powers[0], other - powers[1]
     return (one <= other or other <= one) and (not all(powers) or powers[0] == powers[1])

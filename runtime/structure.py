@@ -83,7 +83,9 @@ def readings(gold, pred):
         pred = FOR_INTEGERS.sub(r"\1", pred)
     numbers = without_grouping(gold), without_grouping(pred)
     gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},(?!0)", gold)
-    if gold_is_number or numbers == (gold, pred):
+    grouped = re.findall(GROUPED, gold) + re.findall(GROUPED, pred)
+    leading_zero = any(",0" in number for number in grouped)
+    if gold_is_number or leading_zero or numbers == (gold, pred):
         return [numbers]
     return [numbers, (gold, pred)]
 

@@ -95,7 +95,7 @@ def test_each_command_of_the_sign_table_becomes_its_sign():
     ("5 cm", "5", {"cm"}),
     (r"5 \text{cm}^{2}", "5", {"cm", "^2"}),
     ("5 square feet", "5", {"ft", "^2"}),
-    (r"5\frac{\text{km}}{\text{h}}", "5", {"km", "h"}),
+    (r"5\frac{\text{km}}{\text{h}}", "5", {"km", "/h"}),
     ("5°", "5", {"°"}),
     ("5 tenths", "5 tenths", set()),
     (r"\sin 1°", r"\sin 1°", set()),
@@ -364,6 +364,8 @@ x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 \text{25\% decrease} ¦ 25\%\text{ decrease}
 (5\%, 10\%) ¦ (5, 10)
 60\text{ miles per hour} ¦ 60 ¦ 60\text{ mph} ¦ 60\text{ mi/h} ¦ 60\text{ miles}
+ ¦ 60\text{ miles an hour}
+5 \text{ m/s} ¦ 5 \text{ m} ¦ 5\frac{\text{m}}{\text{s}} ¦ 5\,\mathrm{m\,s^{-1}}
 5^\circ\text{C} ¦ 5 ¦ 5^\circ ¦ 5\text{ degrees Celsius} ¦ 5℃ ¦ 5\text{ C}
 864 \mbox{ inches}^2 ¦ 864\text{ in}^2 ¦ 864\text{ square inches} ¦ 864\text{ in.}^2
 5\text{ MeV} ¦ 5 ¦ 5\,\mathrm{MeV}
@@ -518,7 +520,13 @@ x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 90^\circ ¦ 90\% ¦ \$90
 8\text{ cm} ¦ 8\% ¦ \$8
 36 ¦ (1+5\%)^2
-5 \text{ m/s} ¦ 5\text{ m/h} ¦ 5\text{ km/s}
+5 \text{ m/s} ¦ 5\text{ m/h} ¦ 5\text{ km/s} ¦ 5\text{ s/m} ¦ 5\text{ s}
+60\text{ mph} ¦ 60\text{ hours}
+5\text{ yuan} ¦ 5\text{ yen}
+12 ¦ 12^{\text{th}}\text{ root}
+12\text{ hours} ¦ 12^{\text{th}}\text{ hour}
+1,0 ¦ 1,000
+1, 20 ¦ 1,020
 60\text{ miles per hour} ¦ 60\text{ miles per minute} ¦ 60\text{ km per hour} ¦ 60\text{ kph}
 5^\circ\text{C} ¦ 5^\circ\text{F} ¦ 5\text{ degrees Fahrenheit}
 5\text{ MeV} ¦ 5\text{ meV}
