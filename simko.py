@@ -484,7 +484,7 @@ class Trainer:
         warmup = min(1, self.updates / (cfg.warmup_steps + 1))
         self.optimizer.param_groups[0]["lr"] = cfg.learning_rate * warmup
         if not denominator:
-            return Counter()  # psr and nsr have dropped all responses
+            return Counter()  # no response is left; a step would be momentum alone
         # Samples without a gradient count above, and need no pass.
         samples = [s for s in samples if baselines.has_gradient(s, method, cfg.beta)]
         self.optimizer.zero_grad()

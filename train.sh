@@ -146,7 +146,7 @@ train_laptop() {
   for name in ${method:-grpo simko}; do
     [[ -e runs/laptop/$name/config.json ]] || continue
     laptop_words "$name" "$@"
-    check prepare "${words[@]}" || stop "runs/laptop/$name is of another command: repeat that one, or move the folder away"
+    check prepare "${words[@]}" || stop "runs/laptop/$name: repeat the command that began it, or move it away"
   done
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
   if [[ $method ]]; then

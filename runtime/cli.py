@@ -795,8 +795,8 @@ def check_sets(file, benchmarks):
     sets = read_settings(file, file.read_bytes()).get("sets", {})
     lost = sets.keys() - {benchmark.label for benchmark in benchmarks}
     if lost:
-        fail(f"{file} also has the results of {', '.join(sorted(lost))}: "
-             "name these sets as well, or another --output-dir")
+        fail(f"{file} has the results of {', '.join(sorted(lost))}, which this "
+             "command would remove: choose another --output-dir")
 
 
 # ------------------------------------------------------------- all of them

@@ -986,7 +986,7 @@ def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
     a, b = (Benchmark(name, name, [], 1, 1.0, 1.0, 1, "") for name in "ab")
     cli.check_sets(file, [a])
     file.write_text(json.dumps({"settings": {}, "sets": {"a": {}, "c@T0.5": {}}}))
-    with pytest.raises(SystemExit, match="eval.json also has the results of c@T0.5: name") as stop:
+    with pytest.raises(SystemExit, match="eval.json has the results of c@T0.5, which") as stop:
         cli.check_sets(file, [a, b])
     assert refused(stop.value)
     file.write_text(json.dumps({"settings": {}, "sets": {"a": {}}}))

@@ -243,7 +243,7 @@ def test_a_laptop_run_of_another_command_is_refused_before_any_run_starts(box):
     run.mkdir(parents=True)
     (run / "config.json").touch()
     message = refused(box.run("laptop", "--alpha", "0.1", REFUSES="prepare"))
-    assert "runs/laptop/simko is of another command: repeat that one, or move" in message
+    assert "runs/laptop/simko: repeat the command that began it, or move it away" in message
     assert not [line for line in box.log() if line.startswith("torchrun")]
     # There is no run of GRPO yet.
     done = box.run("laptop", "--method", "grpo", REFUSES="prepare")
