@@ -545,7 +545,7 @@ class Trainer:
         # Both are the same on all ranks.
         if not np.isfinite(sums["loss"] + sums["grad_norm"]):
             faults.refuse_update(self, finite, sums["loss"], sums["grad_norm"])
-            return Counter(updates=1, grad_norm=math.nan)
+            return Counter(grad_norm=math.nan)
         self.refused = 0
         self.optimizer.step()
         return Counter(sums)

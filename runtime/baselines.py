@@ -94,9 +94,9 @@ def kl_cov_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
 
 def choose_by_covariance(samples, share=0.002):
     """Sets `chosen`, (T,) bool, in each sample. It is true for the `share` of
-    tokens over all ranks (at least one token) where the product of A and
-    log pi_old, each minus its mean, is largest. If all A are equal, it is
-    true for none.
+    tokens over all ranks (at least one token, and more where values tie)
+    where the product of A and log pi_old, each minus its mean, is largest.
+    If all A are equal, it is true for none.
 
     The choice uses pi_old so that it depends neither on micro-batches nor
     on earlier updates."""

@@ -585,11 +585,12 @@ def encode(source, rows, tokenizer, vocabulary, cfg):
     with fail_as(f"{cfg.model}: its chat template or tokenizer cannot make "
                  f"a prompt of {source}; another --prompt-template may work"):
         problems, dropped = encode_prompts(rows, tokenizer, cfg)
-    texts = {problem["problem"] for problem in problems}
+    texts = {problem["problem"].strip() for problem in problems}
     prompts = {problem["prompt_ids"].tobytes() for problem in problems}
     if len(texts) > 1 and len(prompts) == 1:
-        fail(f"{source}: all prompts are the same, so the chat template of "
-             f"{cfg.model} leaves the problem out: choose another --prompt-template")
+        fail(f"{source}: all prompts are the same, so the tokenizer of {cfg.model} "
+             f"or --prompt-template {cfg.prompt_template} leaves the problem out: "
+             "choose another template")
     for problem in problems:
         ids = problem["prompt_ids"]
         what = None
@@ -838,7 +839,8 @@ def prepare(arguments, Config):
             name = f"{glob.escape(benchmark.label)}.jsonl"
             for path in folder.glob(f"eval_*/{name}" if training else name):
                 check_responses(path, benchmark.settings(cfg))
-        check_sets(folder / "eval.json", benchmarks)
+        last = folder / f"eval_{cfg.steps:06d}" if training else folder
+        check_sets(last / "eval.json", benchmarks)
     if training and os.environ.get("RANK", "0") == "0":
         if idle := idle_flags(cfg):
             print(f"note: --method {cfg.method} does not use "

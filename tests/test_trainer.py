@@ -303,6 +303,10 @@ def test_the_log_has_means_over_the_updates_that_were_made(base, group):
     assert row["loss"] == made["loss"]
     assert log.update_metrics(Counter())["grad_norm"] == 0
 
+    totals.update(Counter(grad_norm=math.nan))  # an update that was refused
+    row = log.update_metrics(totals)
+    assert math.isnan(row["grad_norm"]) and row["loss"] == made["loss"]
+
 
 # --------------------------------------------------------------------------------- two processes
 def gradients(folder):
