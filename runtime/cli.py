@@ -777,7 +777,8 @@ def check_responses(path, settings):
         before = read_settings(path, file.readline())
         # An older file has other names, and leaves dtype and rollout open.
         before = {RENAMED.get(name, name): value for name, value in before.items()}
-        before = {"dtype": settings["dtype"], "rollout": settings["rollout"], **before}
+        for name in ("dtype", "rollout"):
+            before.setdefault(name, settings.get(name))
         changed = [f"{name} {change}"
                    for name, change in differences(before, settings).items()]
         if changed:
