@@ -114,6 +114,16 @@ def test_the_page_shows_what_the_rows_say():
     assert len(shown) == len(tables)
 
 
+@pytest.mark.parametrize("missing", ["tune", "main", "curves"])
+def test_a_study_that_is_not_finished_is_one_line(missing, tmp_path, monkeypatch):
+    for path in study.RESULTS.glob("*.json*"):
+        if path.stem != missing:
+            (tmp_path / path.name).symlink_to(path)
+    monkeypatch.setattr("sys.argv", ["results.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"/{missing}.jsonl has no rows: finish python -m"):
+        results.main()
+
+
 def test_the_chosen_settings_are_those_of_the_rows():
     chosen = json.loads((study.RESULTS / "chosen.json").read_text())
     assert chosen == json.loads(json.dumps(study.choose(study.read("tune"))))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from runtime.common import fail
 from tools import command_line
 from tools.study import (
     ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS,
@@ -326,6 +327,9 @@ def main():
     parser.add_argument("folder", type=Path, help="the folder that tools.study writes to")
     folder = parser.parse_args().folder
     chosen, shared = comparisons(folder)
+    for name in ("tune", "main", "curves"):
+        if read(name, folder).empty:
+            fail(f"{folder}/{name}.jsonl has no rows: finish python -m tools.study first")
     tuning(folder, chosen)
     main_tables(folder, chosen, shared)
     dynamics(folder, chosen, shared)
