@@ -231,6 +231,26 @@ def taught(tmp_path_factory):
     return folder
 
 
+def save_tiny_models(*folders):
+    """Saves a random model of 16 dimensions with the laptop's tokenizer in each folder. The models
+    differ."""
+    vocabulary = laptop_program.vocabulary()
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            initializer_range=0.6,
+            max_position_embeddings=32,
+            eos_token_id=vocabulary["<eos>"],
+        ))
+        model.save_pretrained(folder)
+        laptop_program.make_tokenizer().save_pretrained(folder)
+
+
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

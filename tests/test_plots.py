@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from tests.conftest import write_rows
+from tests.conftest import save_tiny_models, write_rows
 from tools import laptop, plots
 from tools.study import ABLATION_STEPS, SHARED, ablation, curve, run_name
 from tools.tables import load
@@ -444,19 +444,7 @@ def runs(tmp_path):
         {"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": "9"}
         for i in range(3)
     ])
-    for number, folder in enumerate(("base", "GRPO/hf", "SimKO/hf")):
-        torch.manual_seed(number)
-        config = LlamaConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            initializer_range=0.6,
-            max_position_embeddings=32,
-        )
-        LlamaForCausalLM(config).save_pretrained(tmp_path / folder)
-        laptop.make_tokenizer().save_pretrained(tmp_path / folder)
+    save_tiny_models(*(tmp_path / name for name in ("base", "GRPO/hf", "SimKO/hf")))
     folders = {label: tmp_path / label for label in ("GRPO", "SimKO")}
     settings = {
         "model": str(tmp_path / "base"),

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from tests.conftest import write_rows
+from tests.conftest import save_tiny_models, write_rows
 from tests.workers import ROOT
 from tools import laptop, walkthrough
 
@@ -81,20 +81,7 @@ def runs(tmp_path):
         {"id": "p1", "problem": "1 2 3 > 9 :", "answer": "9"},
     ]
     write_rows(tmp_path / "test.jsonl", problems)
-    for number, folder in enumerate(("base", "one/hf", "two/hf")):
-        torch.manual_seed(number)
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            initializer_range=0.6,
-            max_position_embeddings=32,
-            eos_token_id=VOCABULARY["<eos>"],
-        ))
-        model.save_pretrained(tmp_path / folder)
-        laptop.make_tokenizer().save_pretrained(tmp_path / folder)
+    save_tiny_models(*(tmp_path / name for name in ("base", "one/hf", "two/hf")))
     rows = [
         {"set": "test"},
         {"id": "p0", "correct": 1, "response": "2 + 7 = 9", "truncated": False},
