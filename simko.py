@@ -452,7 +452,7 @@ class Trainer:
             sums["entropy"] += (entropy / length).sum().double()
             # The engine's log-probs show whether it has the same policy.
             engine_logp = [torch.from_numpy(s.engine_logp) for s in batch]
-            gap = logp.cpu() - join(engine_logp, like=logp.cpu())
+            gap = logp.cpu() - join(engine_logp, like=logp[:0].cpu())
             sums["logp_gap"] += gap.abs().sum().double()
             sums["tokens"] += len(logp)
             sums["responses"] += len(batch)

@@ -17,7 +17,6 @@ is the peak above what is in use before: on GPUs the memory that PyTorch allocat
 process's resident size (on Linux with glibc).
 """
 import itertools
-import json
 import math
 import os
 import random
@@ -44,6 +43,7 @@ from transformers import AttentionInterface
 import simko
 from runtime import chunked, common
 from runtime.common import fail
+from runtime.data import read_jsonl
 from runtime.packing import packed_attention
 from tools import command_line, heads
 from tools.bench_step import CASES, step
@@ -467,8 +467,7 @@ def labelled(path):
     """Returns [(gold, response, whether it is right)] of the labelled math rows in a file of JSON
     lines."""
     found = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line) if line.strip() else {"label": None}
+    for _, row in read_jsonl(path):
         is_math = row.get("task", "math") == "math"
         if is_math and row["label"] is not None and row["gold"].strip():
             found.append((row["gold"], row["response"], bool(row["label"])))

@@ -16,7 +16,7 @@ from runtime.common import fail
 from tools import command_line
 from tools.study import (
     ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS,
-    comparisons, describe, pass_rates, read, run_name)
+    comparisons, describe, ks_of, pass_rates, read, run_name)
 
 KS = [1, 4, 16, 64, 256]
 FEW_KS = [1, 16, 256]  # for tables with many lines or columns
@@ -107,8 +107,7 @@ def pass_at(ks):
 
 def tuning(folder, chosen):
     rows = read("tune", folder).dropna(axis=1)
-    ks = [name for name in rows if isinstance(name, int)]
-    rows["mean"] = rows[ks].mean(axis=1)
+    rows["mean"] = rows[ks_of(rows)].mean(axis=1)
     head = ["step", "mean", "pass@1", "@16", "@64"]
 
     def best(found):

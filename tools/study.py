@@ -84,10 +84,15 @@ def read(name, folder=RESULTS):
     return pd.DataFrame(rows or None, columns=None if rows else columns)
 
 
+def ks_of(rows):
+    """Returns the names of the columns that hold pass@K."""
+    return [name for name in rows if isinstance(name, int)]
+
+
 def pass_rates(rows, run, step):
     """Returns pass@K in % of a run at a step, (seeds, K)."""
     rows = rows[(rows.run == run) & (rows.step == step)].set_index("seed")
-    return rows[[name for name in rows if isinstance(name, int)]]
+    return rows[ks_of(rows)]
 
 
 def describe(settings):
@@ -117,7 +122,7 @@ def choose(rows):
     """Returns {method: (settings, steps)} of each method's row with the
     highest mean over K. rows: the rows of stage tune."""
     rows = rows[rows.step > 0]
-    scores = rows[[name for name in rows if isinstance(name, int)]].mean(axis=1)
+    scores = rows[ks_of(rows)].mean(axis=1)
     best = rows.loc[scores.groupby(rows.method, sort=False).idxmax()]
     return {row.method: (row.settings, int(row.step)) for row in best.itertuples()}
 
