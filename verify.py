@@ -25,17 +25,15 @@ Graders differ on some conventions. These are ours:
 - The last box counts. Of nested boxes, the outermost counts. A response
   without a box is wrong.
 - A rounded value is wrong: 0.33 is not 1/3, and 3.14 is not π.
-- Any formula with the right value is right, also one copied from the question:
-  √245 for 7√5.
+- Any formula with the right value is right, also one copied from the question.
 - x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
   x = -1, y = 6 and -1 < x < 6 both match it.
-- Percent, degrees and currencies are units: 28% is 28, and not 0.28; 90° is 90, and
-  not π/2.
 - Numbers in a base are compared as text. A response may omit the base only if
   the gold answer omits it.
-- A response may omit the unit or add one, wholly or in part, but a different unit is
-  wrong: m/s matches m, but not s or km/s. Units are the words of a closed list and those
-  of the gold answer: "5 tenths" is not 5.
+- A response may omit the unit or add one, wholly or in part, but a different unit
+  is wrong: m/s matches m, but not s or km/s. Units are percent (28% is not 0.28),
+  degrees (90° is not π/2), currencies, the words of a closed list and those of the
+  gold answer: "5 tenths" is not 5.
 - log is the natural logarithm. Letters stand for real numbers, except e, i, π.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.
 
@@ -63,12 +61,8 @@ class Verdict(NamedTuple):
     reason: str  # "rung: what it found", of the rung that decided
 
 
-def right(reason):
-    return Verdict(True, reason)
-
-
-def wrong(reason):
-    return Verdict(False, reason)
+right = functools.partial(Verdict, True)
+wrong = functools.partial(Verdict, False)
 
 
 @functools.lru_cache(1 << 14)
