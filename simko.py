@@ -37,17 +37,18 @@ import torch.distributed as dist
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method)
 
-from runtime import baselines, chunked, cli, faults, log, lora, responses
+from runtime import baselines, chunked, cli, faults, log, lora, responses, run_folder
 from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, TrainSystemConfig, setting
 from runtime.common import device_mesh, gather, process_group, seed_everything, sum_over_ranks
 from runtime.data import prompt_order
 from runtime.log import Clock, Log, Progress
+from runtime.models import load_model
 from runtime.packing import (
-    Sample, balance_across_ranks, groups_to_train_on, join, load_model, micro_batches, pack)
+    Sample, balance_across_ranks, groups_to_train_on, join, micro_batches, pack)
 from runtime.probe import check_log_probs
-from runtime.vllm_setup import prepare_vllm, repack_heads
+from runtime.vllm_setup import prepare_vllm, repack_heads, uses_vllm
 from verify import Verifier
 
 
@@ -675,7 +676,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
 # -------------------------------------------------------------------- main
 def make_engine(cfg, *arguments):
     """Builds the engine that --rollout chooses. Its arguments are VLLMEngine's."""
-    if cli.uses_vllm(cfg):
+    if uses_vllm(cfg):
         return VLLMEngine(cfg, *arguments)
     from runtime.hf_engine import HFEngine
     return HFEngine(cfg, *arguments)
@@ -688,7 +689,7 @@ def main(arguments):
     folder = Path(cfg.output_dir)
     with (process_group() as device, Verifier() as verifier,
           faults.explained(cfg, verifier) as stack):
-        stack.enter_context(faults.claimed(folder))
+        stack.enter_context(run_folder.claimed(folder))
         rank = dist.get_rank()
         dtype = cli.compute_dtype(cfg, device)
         progress = Progress(rank == 0 and sys.stderr.isatty())
@@ -709,8 +710,7 @@ def main(arguments):
         engine.sleep()
         with faults.phase("loading of the policy"):
             trainer = Trainer(cfg, device, dtype)
-            settings = cli.run_settings(cfg, job.problems)
-            first = start_or_resume(folder, settings, trainer)
+            first = start_or_resume(folder, job.problems, trainer)
         write_row = Log(folder, first, cfg) if rank == 0 else None
         engine.load_weights(trainer.named_weights())
         faults.try_sampling(cfg, job.benchmarks, engine, progress)

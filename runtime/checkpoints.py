@@ -1,53 +1,98 @@
 """Saves and loads checkpoints, and exports the result as an ordinary
 Hugging Face folder."""
+import io
 import json
 import os
+import pickle
 import shutil
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING as MEMORY_FORMATS)
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict)
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from runtime import faults, lora
+from runtime import lora
 from runtime.common import fail, gather, write_whole
+from runtime.faults import reason
+from runtime.run_folder import check_shared, rewind, run_settings
 from runtime.versions import versions
 
 
-def start_or_resume(folder, settings, trainer):
+# -------------------------------------------------------- save and resume
+def start_or_resume(folder, problems, trainer):
     """Creates the run folder, or loads its last checkpoint. Returns the
-    number of steps made so far."""
+    number of steps made so far. problems: those that the run trains on."""
     if trainer.rank == 0:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        settings = run_settings(trainer.cfg, problems)
         # The versions are those of the last start.
         text = json.dumps({**settings, "versions": versions()}, indent=1)
         write_whole(folder / "config.json", text)
-    faults.check_shared(folder)
+    check_shared(folder)
     first = load_checkpoint(folder / "checkpoints", trainer)
-    steps = trainer.cfg.steps
-    if first > steps:
-        fail(f"{folder} has reached step {first} already, which is beyond "
-             f"--steps {steps}")
     if trainer.rank == 0:
-        faults.rewind(folder, first, steps)
+        rewind(folder, first, trainer.cfg.steps)
     return first
 
 
-def checkpoint_state(trainer):
-    """Returns the states of model and optimizer, which share their tensors."""
-    # An optimizer that has made no step gets its state from get_state_dict,
-    # by a step with learning rate 0, which must not count.
-    fresh = not trainer.optimizer.state
-    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
-    if fresh:
-        for state in trainer.optimizer.state.values():
-            state["step"].zero_()
-    if trainer.cfg.lora_rank:  # --model has the frozen weights
-        model = {name: weight for name, weight in model.items() if ".lora_" in name}
-    return {"model": model, "optimizer": optimizer}
+def load_checkpoint(folder, trainer):
+    """Loads the last checkpoint that can be read. Returns its step, or 0
+    if there is none. A different number of ranks may have saved it."""
+    # Otherwise the planner's torch.load would run a checkpoint's code.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    own = []
+    if trainer.rank == 0:
+        own = sorted(folder.glob("step_" + 6 * "[0-9]"), reverse=True)
+    found = gather(own)
+    for path in found:
+        state = checkpoint_state(trainer)
+        try:
+            dcp.load(state, checkpoint_id=path)
+        except dcp.CheckpointException as error:
+            # An error on any rank is raised on all of them.
+            skip_checkpoint(path, error, last=path == found[-1])
+            continue
+        set_state_dict(
+            trainer.policy, trainer.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(strict=False))  # LoRA saves adapters alone
+        step = int(path.name.removeprefix("step_"))
+        cfg = trainer.cfg
+        trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
+        return step
+    return 0
+
+
+def skip_checkpoint(path, error, last):
+    """Renames a checkpoint that cannot be read and prints why.
+
+    error: a CheckpointException. last: whether there is no other checkpoint.
+    Then the program ends, since the user must decide whether to start over.
+    It also ends if the error may be temporary."""
+    causes = [cause for cause, _ in error.failures.values()]
+    temporary = torch.OutOfMemoryError | OSError
+    if any(isinstance(cause, temporary)
+           and not isinstance(cause, FileNotFoundError) for cause in causes):
+        fail(f"{path} could not be read this time ({reason(error)}). Nothing "
+             "has changed: run the same command again")
+    if last:
+        fail(f"{path} cannot be read, and neither can any later checkpoint "
+             f"({reason(error)}). Repair it, or move it away to start the run "
+             "from the beginning")
+    if dist.get_rank() == 0:
+        aside = next(
+            name for i in count(1)
+            if not (name := path.with_suffix(f".unreadable{i}")).exists())
+        path.rename(aside)
+        print(f"{path} cannot be read; skipped it and renamed it to "
+              f"{aside.name}: {reason(error)}", flush=True)
 
 
 def save_checkpoint(folder, step, trainer):
@@ -74,6 +119,20 @@ def save_checkpoint(folder, step, trainer):
     dist.barrier()
 
 
+def checkpoint_state(trainer):
+    """Returns the states of model and optimizer, which share their tensors."""
+    # An optimizer that has made no step gets its state from get_state_dict,
+    # by a step with learning rate 0, which must not count.
+    fresh = not trainer.optimizer.state
+    model, optimizer = get_state_dict(trainer.policy, trainer.optimizer)
+    if fresh:
+        for state in trainer.optimizer.state.values():
+            state["step"].zero_()
+    if trainer.cfg.lora_rank:  # --model has the frozen weights
+        model = {name: weight for name, weight in model.items() if ".lora_" in name}
+    return {"model": model, "optimizer": optimizer}
+
+
 def reach_disk(folder):
     """Makes sure that the folder's entries survive a power cut, as
     dcp.save does for its files."""
@@ -82,35 +141,7 @@ def reach_disk(folder):
     os.close(descriptor)
 
 
-def load_checkpoint(folder, trainer):
-    """Loads the last checkpoint that can be read. Returns its step, or 0
-    if there is none. A different number of ranks may have saved it."""
-    # Otherwise the planner's torch.load would run a checkpoint's code.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    own = []
-    if trainer.rank == 0:
-        own = sorted(folder.glob("step_" + 6 * "[0-9]"), reverse=True)
-    found = gather(own)
-    for path in found:
-        state = checkpoint_state(trainer)
-        try:
-            dcp.load(state, checkpoint_id=path)
-        except dcp.CheckpointException as error:
-            # An error on any rank is raised on all of them.
-            faults.skip_checkpoint(path, error, last=path == found[-1])
-            continue
-        set_state_dict(
-            trainer.policy, trainer.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(strict=False))  # LoRA saves adapters alone
-        step = int(path.name.removeprefix("step_"))
-        cfg = trainer.cfg
-        trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
-        return step
-    return 0
-
-
+# ----------------------------------------------------------------- export
 def save_hf(folder, trainer, tokenizer, stop_ids):
     """Writes an ordinary Hugging Face folder, in the dtype of the run's
     computation. Its responses end at the same tokens as the run's. LoRA's
@@ -149,3 +180,60 @@ def whole_folder(folder):
     yield temporary
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+# ---------------------------------------------- what a checkpoint may hold
+# All that the .metadata file of a checkpoint names, apart from dtypes.
+PICKLED = {
+    "torch.Size", "torch.serialization._get_layout",
+    "pathlib.PosixPath", "pathlib._local.PosixPath",
+    *(f"torch.distributed.checkpoint.{name}" for name in (
+        "filesystem._StorageInfo", "metadata.Metadata",
+        "metadata.MetadataIndex", "metadata.StorageMeta",
+        "metadata.TensorStorageMetadata", "metadata.BytesStorageMetadata",
+        "metadata.ChunkStorageMetadata", "metadata.TensorProperties",
+        "metadata._MEM_FORMAT_ENCODING"))}
+# Fixed before any pickle could change the class.
+MEMORY_FORMAT_NAMES = frozenset(MEMORY_FORMATS.__members__)
+
+
+class UnsafePickle(Exception):
+    """A pickle calls something that no checkpoint of simko.py contains."""
+
+
+class MetadataUnpickler(pickle.Unpickler):
+    """Loads the names of PICKLED and dtypes, and nothing else."""
+
+    def find_class(self, module, name):
+        if (module, name) == ("builtins", "getattr"):
+            return self.member
+        is_dtype = (module == "torch" and
+                    isinstance(getattr(torch, name, None), torch.dtype))
+        if is_dtype or f"{module}.{name}" in PICKLED:
+            return super().find_class(module, name)
+        raise UnsafePickle(f"{module}.{name}")
+
+    @staticmethod
+    def member(*arguments):
+        """getattr, as which some Pythons (3.11.2 of Debian 12) pickle a
+        member of an enumeration."""
+        match arguments:
+            case (owner, str(name)):
+                if owner is MEMORY_FORMATS and name in MEMORY_FORMAT_NAMES:
+                    return getattr(owner, name)
+        raise UnsafePickle("getattr")
+
+
+def check_checkpoints(folder):
+    """Refuses checkpoints that would run code when they are loaded.
+
+    torch.distributed.checkpoint unpickles .metadata without a question.
+    A damaged one is left to the loader, which names it."""
+    for path in folder.glob("checkpoints/step_??????/.metadata"):
+        try:
+            MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+        except UnsafePickle as error:
+            fail(f"{path} calls {error}, as no checkpoint of this program "
+                 "does: delete its folder, or choose another --output-dir")
+        except Exception:  # noqa: BLE001, S110
+            pass

@@ -48,6 +48,20 @@ def fail(message):
     raise SystemExit(error_line(message))
 
 
+@contextmanager
+def fail_as(what):
+    """Turns any error of a library, such as that of a damaged file, into
+    one line that begins with `what`."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        fail(f"{what}: {one_line(error) or repr(error)}")
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
 def write_whole(path, text):
     """Replaces a file's content atomically: if anything goes wrong, the file
     keeps its old content. Overwrites the file with the suffix .tmp beside it."""

@@ -4,6 +4,7 @@ JSONL files, and decides which of them a step trains on.
 A problem is {"id", "problem", "answer"}. If it is not mathematics, it also
 has "task", a name in verify.TASKS. tools/data.py writes the paper's data sets
 to files for machines without a network."""
+import hashlib
 import json
 import math
 import os
@@ -336,3 +337,10 @@ def prompt_order(step, batch_size, count, seed):
         permutation = rng.permutation(count)
         order += permutation[positions[epochs == epoch] % count].tolist()
     return order
+
+
+def digest(problems):
+    """Returns the SHA-256 of the problems, their answers and their tasks."""
+    names = "id", "problem", "answer", "task"
+    content = json.dumps([[p[name] for name in names] for p in problems])
+    return hashlib.sha256(content.encode()).hexdigest()

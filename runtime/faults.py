@@ -3,22 +3,17 @@ disk space, unreadable checkpoints, an engine that hangs, and ranks that die.
 docs/reliability.md lists what a run promises in each case."""
 import errno
 import faulthandler
-import fcntl
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
 import traceback
-import uuid
 import weakref
 from collections import deque
 from contextlib import ExitStack, contextmanager
-from itertools import count
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +24,7 @@ from tqdm import tqdm
 
 from runtime.common import (
     error_line, fail, gather, one_line, printable, seed_everything)
+from runtime.run_folder import disk_space, drop_unfinished
 from runtime.vllm_setup import last_lines
 
 # Seconds that an engine may take to start, since it may download its model.
@@ -190,14 +186,6 @@ def reason(error):
     return f"rank {rank}: {type(cause).__name__}: {one_line(cause)}"
 
 
-def disk_space(folder):
-    free = shutil.disk_usage(folder).free / 2**30
-    return (f"{free:.1f} GiB are free there. The checkpoints in {folder} "
-            "are complete. If the disk is full, free some space (delete "
-            "checkpoints of finished runs, for example) and run the same "
-            "command again")
-
-
 # ----------------------------------------------------------------- signals
 class Unbroken:
     """Wraps a stream so that writing never fails when its reader has gone.
@@ -352,36 +340,6 @@ def try_sampling(cfg, benchmarks, engine, progress):
 
 
 # ---------------------------------------------------------- the run folder
-def drop_unfinished(folder):
-    """Removes incomplete saves. They were never checkpoints."""
-    for path in Path(folder, "checkpoints").glob("step_*.tmp"):
-        print(f"{path}: removed, because this save was cut off", flush=True)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def skip_checkpoint(path, error, last):
-    """Renames a checkpoint that cannot be read and prints why.
-
-    error: a CheckpointException. last: whether there is no other checkpoint.
-    Then the program ends, since the user must decide whether to start over.
-    It also ends if the error may be temporary."""
-    causes = [cause for cause, _ in error.failures.values()]
-    temporary = torch.OutOfMemoryError | OSError
-    if any(isinstance(cause, temporary)
-           and not isinstance(cause, FileNotFoundError) for cause in causes):
-        fail(f"{path} could not be read this time ({reason(error)}). Nothing "
-             "has changed: run the same command again")
-    if last:
-        fail(f"{path} cannot be read, and neither can any later checkpoint "
-             f"({reason(error)}). Repair it, or move it away to start the run "
-             "from the beginning")
-    if dist.get_rank() == 0:
-        aside = next(
-            name for i in count(1)
-            if not (name := path.with_suffix(f".unreadable{i}")).exists())
-        path.rename(aside)
-        print(f"{path} cannot be read; skipped it and renamed it to "
-              f"{aside.name}: {reason(error)}", flush=True)
 
 
 # The variables that torchrun sets for each process.
@@ -424,60 +382,6 @@ def check_restart():
         fail("torchrun --max-restarts needs "
              "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, on "
              "every node")
-
-
-@contextmanager
-def claimed(folder):
-    """Locks the run folder. Two runs in one folder, such as a job and its
-    requeued copy, would destroy each other's saves."""
-    if dist.get_rank() > 0:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            # The lock belongs to this process; forked children do not keep it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            fail(f"another process uses {folder}: wait until it ends, "
-                 "stop it, or choose another --output-dir")
-        except OSError as error:
-            print(f"note: {folder} cannot be locked ({one_line(error)}), so "
-                  "make sure that no other run writes there", flush=True)
-        yield
-
-
-def check_shared(folder):
-    """Ends the program if the nodes do not share the run folder. Every rank
-    writes its part of each checkpoint there."""
-    if int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size():
-        return
-    rank = dist.get_rank()
-    # A random name, so that no file system cache can have an entry for it.
-    mine = [f".shared-{uuid.uuid4().hex}"] if rank == 0 else []
-    (name,) = gather(mine)
-    if rank == 0:
-        (folder / name).touch()
-    dist.barrier()
-    blind = gather([] if (folder / name).exists() else [rank])
-    if rank == 0:
-        (folder / name).unlink(missing_ok=True)
-    if blind:
-        fail(f"ranks {blind} do not see what rank 0 writes to {folder}: "
-             "--output-dir must be on a disk that all nodes share")
-
-
-def rewind(folder, first, steps):
-    """Removes incomplete saves and the outputs that a run which resumes after
-    step `first` will write again."""
-    drop_unfinished(folder)
-    if first < steps:
-        for name in ("hf", "adapter"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.glob("eval_" + 6 * "[0-9]"):
-        # On GPUs, repeated steps do not reproduce the same weights.
-        if int(path.name.removeprefix("eval_")) > first:
-            shutil.rmtree(path)
 
 
 # ----------------------------------------------------------------- numbers

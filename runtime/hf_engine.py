@@ -5,7 +5,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor
 
-from runtime.packing import Sample, load_model, use_attention_of_transformers
+from runtime.models import load_model, use_attention_of_transformers
+from runtime.packing import Sample
 
 
 class SampledLogp(LogitsProcessor):

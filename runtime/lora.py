@@ -6,8 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
-from runtime.cli import fail_as
-from runtime.common import seed_everything
+from runtime.common import fail_as, seed_everything
 
 
 def add_adapters(model, cfg, dtype):

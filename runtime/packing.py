@@ -3,16 +3,13 @@ without padding, which the policy reads in one forward pass."""
 import inspect
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from runtime.common import fail, one_line
+from runtime.common import fail
 
 
 @dataclass
@@ -155,60 +152,3 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
         grouped = {"enable_gqa": q.shape[1] != k.shape[1]}
     return varlen_attn(q, k, v, bounds, bounds, longest, longest,
                        scale=scaling, window_size=(-1, 0), **grouped)
-
-
-def holds_float32(folder):
-    """Returns whether some weights in a model's folder are float32.
-    With dtype="auto" transformers would give all weights the dtype of the
-    first, and round them if it is lower."""
-    for file in Path(folder).glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            for name in weights.keys():
-                if weights.get_slice(name).get_dtype() == "F32":
-                    return True
-    return False
-
-
-def load_model(path, dtype):
-    """Returns a causal language model with `packed_attention`.
-
-    dtype: a torch dtype, or "auto" for that of the stored weights. Only
-    safetensors are read, and no code of the checkpoint is run."""
-    AttentionInterface.register("packed", packed_attention)
-    no_code = {"trust_remote_code": False}
-    if dtype == "auto" and holds_float32(path):
-        dtype = torch.float32
-    try:
-        config = AutoConfig.from_pretrained(path, **no_code)
-        # "auto" would otherwise mean the dtype that config.json names,
-        # and reading weights in a lower precision would round them.
-        config.dtype = None
-        switch_off_dropout(config)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype,
-            attn_implementation="packed", use_safetensors=True,
-            output_loading_info=True, **no_code)
-    except (OSError, ValueError, RuntimeError) as error:
-        fail(f"--model {path}: {one_line(error)}")
-    if found["missing_keys"]:
-        # transformers would initialise these at random.
-        names = ", ".join(sorted(found["missing_keys"])[:3])
-        fail(f"--model {path} lacks weights: {names} ...")
-    return model
-
-
-def switch_off_dropout(config):
-    """Sets all dropout rates to 0, because pi_old and pi_theta must be
-    functions of their input. Not every model has its dropout in modules,
-    but all of them read its rate from the config."""
-    config = config.get_text_config()
-    for name, value in config.to_dict().items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
-
-
-def use_attention_of_transformers(model):
-    try:
-        model.set_attn_implementation("sdpa")
-    except ValueError:  # the architecture has no sdpa
-        model.set_attn_implementation("eager")

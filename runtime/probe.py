@@ -10,9 +10,9 @@ import inspect
 import numpy as np
 import torch
 
-from runtime.cli import check_finite
 from runtime.common import fail
-from runtime.packing import Sample, pack, use_attention_of_transformers
+from runtime.models import check_finite, use_attention_of_transformers
+from runtime.packing import Sample, pack
 
 # The largest difference that rounding in float32 may cause, in nats. Supported
 # models differed by at most 2e-6 (34 tiny models) and 1.2e-5 (SmolLM2-135M),

@@ -3,7 +3,7 @@ from datetime import datetime
 
 import numpy as np
 
-from runtime.common import fail
+from runtime.common import fail, fail_as
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 # The problems of other tasks contain their own instructions.
@@ -62,3 +62,29 @@ def encode_prompts(problems, tokenizer, cfg):
         fail(f"all {len(problems)} prompts are longer than --max-prompt-length "
              f"{cfg.max_prompt_length}")
     return kept, len(problems) - len(kept)
+
+
+def encode(source, rows, tokenizer, vocabulary, cfg):
+    """Calls encode_prompts, and checks that the model knows all tokens."""
+    with fail_as(f"{cfg.model}: its chat template or tokenizer cannot make "
+                 f"a prompt of {source}; another --prompt-template may work"):
+        problems, dropped = encode_prompts(rows, tokenizer, cfg)
+    texts = {problem["problem"].strip() for problem in problems}
+    prompts = {problem["prompt_ids"].tobytes() for problem in problems}
+    if len(texts) > 1 and len(prompts) == 1:
+        fail(f"{source}: all prompts are the same, so the tokenizer of {cfg.model} "
+             f"or --prompt-template {cfg.prompt_template} leaves the problem out: "
+             "choose another template")
+    for problem in problems:
+        ids = problem["prompt_ids"]
+        what = None
+        if not len(ids):
+            what = "has no tokens"
+        elif ids.max() >= vocabulary:
+            what = (f"has a token of id {ids.max()}, beyond the model's "
+                    f"{vocabulary}")
+        if what:
+            fail(f"{source}: the prompt of {problem['id']!r:.80} {what}: check "
+                 f"that the tokenizer belongs to {cfg.model}, and that "
+                 f"--prompt-template {cfg.prompt_template} contains the problem")
+    return problems, dropped

@@ -1,18 +1,12 @@
 """Writes the results of an evaluation: each response with its verdict, and
 pass@K in eval.json."""
-import hashlib
 import json
 from typing import NamedTuple
 
 from runtime.common import fail, write_whole
+from runtime.data import digest
+from runtime.run_folder import differences, read_settings
 from runtime.versions import versions
-
-
-def digest(problems):
-    """Returns the SHA-256 of the problems, their answers and their tasks."""
-    names = "id", "problem", "answer", "task"
-    content = json.dumps([[p[name] for name in names] for p in problems])
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 class Benchmark(NamedTuple):
@@ -71,7 +65,7 @@ def resume(path, benchmark, cfg, chunk):
     its file if there is none.
 
     Rows after the last complete chunk of `chunk` responses are removed from
-    the file. cli.check_responses has already compared the settings."""
+    the file. `check_responses` has already compared the settings."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(benchmark.settings(cfg)) + "\n")
@@ -115,3 +109,37 @@ def report(folder, cfg, results):
         print("{:16}{:>5}{:>5}{:>7}{:>8}     ".format(label[:16], *how)
               + "".join(f"{100 * value:7.1f}" for value in row["pass"].values()),
               flush=True)
+
+
+RENAMED = {"weights_of": "weights_written", "problems": "problems_sha256"}
+
+
+def check_responses(path, settings):
+    """Refuses responses that are damaged, or that were made with other
+    settings according to the first line of the file."""
+    with path.open("rb") as file:
+        before = read_settings(path, file.readline())
+        # An older file has other names, and leaves dtype and rollout open.
+        before = {RENAMED.get(name, name): value for name, value in before.items()}
+        for name in ("dtype", "rollout"):
+            before.setdefault(name, settings.get(name))
+        changed = [f"{name} {change}"
+                   for name, change in differences(before, settings).items()]
+        if changed:
+            fail(f"{path} was evaluated with other settings: "
+                 f"{'; '.join(changed)}. Repeat these settings, choose another "
+                 "--output-dir, or delete the file")
+        if not (path.parent / "eval.json").exists():
+            for number, line in enumerate(file, 2):
+                read_row(path, number, line)
+
+
+def check_sets(file, benchmarks):
+    """Refuses to replace an eval.json that has the results of other sets."""
+    if not file.exists():
+        return
+    sets = read_settings(file, file.read_bytes()).get("sets", {})
+    lost = sets.keys() - {benchmark.label for benchmark in benchmarks}
+    if lost:
+        fail(f"{file} has the results of {', '.join(sorted(lost))}, which this "
+             "command would remove: choose another --output-dir")

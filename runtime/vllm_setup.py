@@ -9,7 +9,23 @@ from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.common import printable
+from runtime.common import fail, one_line, printable
+
+
+def uses_vllm(cfg):
+    """Returns whether vLLM generates."""
+    if cfg.rollout == "hf":
+        return False
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
+            fail(f"vLLM cannot be imported ({one_line(error)}). Install "
+                 "it, or choose --rollout hf")
+        print("vLLM cannot be imported, so transformers' generate makes "
+              f"the rollouts: {one_line(error)}", flush=True)
+        return False
+    return True
 
 
 class Tail(logging.Handler):

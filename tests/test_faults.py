@@ -35,7 +35,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
-from runtime import common, faults, packing, vllm_setup
+from runtime import common, faults, packing, run_folder, vllm_setup
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from runtime.responses import Benchmark
@@ -183,7 +183,7 @@ def see_folder(folder, rank, port):
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     with common.process_group():
-        faults.check_shared(folder)
+        run_folder.check_shared(folder)
 
 
 def free_port():
@@ -446,10 +446,10 @@ def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path)
     for name in ("eval_000000", "eval_000040", "eval_000041", "hf", "adapter", "evaluations",
                  "checkpoints/step_000050.tmp"):
         (tmp_path / name).mkdir(parents=True)
-    faults.rewind(tmp_path, 40, 40)
+    run_folder.rewind(tmp_path, 40, 40)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"eval_000000", "eval_000040", "hf", "adapter", "checkpoints", "evaluations"}
-    faults.rewind(tmp_path, 40, 41)
+    run_folder.rewind(tmp_path, 40, 41)
     assert not (tmp_path / "hf").exists() and not (tmp_path / "adapter").exists()
     assert not list((tmp_path / "checkpoints").iterdir())
 

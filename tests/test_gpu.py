@@ -39,7 +39,8 @@ from runtime.checkpoints import load_checkpoint, save_checkpoint, save_hf
 from runtime.chunked import token_statistics
 from runtime.common import process_group, seed_everything
 from runtime.log import Clock
-from runtime.packing import Sample, load_model, packed_attention
+from runtime.models import load_model
+from runtime.packing import Sample, packed_attention
 from tests import workers
 from tests.conftest import eager_vllm, quiet, write_rows
 from tools import zoo

@@ -30,11 +30,12 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import verify
-from runtime import cli
+from runtime import checkpoints, cli, models, responses, run_folder
+from runtime.common import flag
 from runtime.data import load_problems
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
-from runtime.packing import load_model
+from runtime.models import load_model
 from runtime.responses import Benchmark
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
@@ -134,7 +135,7 @@ def test_help_names_each_flag_once_and_with_dashes(capsys):
         names = [flag.rstrip(",") for flag, _ in flags]
         assert len(names) == len(set(names)) and not any("_" in name for name in names)
         switches = {"--no-gradient-checkpointing", "--no-resume"} & set(names)
-        assert set(names) - switches == {cli.flag(field.name) for field in fields_of(command)}
+        assert set(names) - switches == {flag(field.name) for field in fields_of(command)}
         if command == "train":
             assert "do not resume from the last checkpoint" in " ".join(shown.split())
     _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
@@ -224,7 +225,7 @@ def command_lines(draw):
     command, words = draw(st.sampled_from(["train", "train", "eval", None])), []
     fields = st.sampled_from(fields_of(command or "train"))
     for field in draw(st.lists(fields, min_size=1, max_size=4)):
-        name, odd = cli.flag(field.name), draw(st.integers(0, 39))
+        name, odd = flag(field.name), draw(st.integers(0, 39))
         changed = {0: name[:7], 1: f"--{field.name}", 3: draw(JUNK)}.get(odd, name)
         given = draw(JUNK if odd == 4 else values(field))
         words += [f"{name}={given}"] if odd == 2 else [changed, given]
@@ -297,9 +298,10 @@ def readers(path):
     yield lambda: plots.read_log(path)
     yield lambda: plots.run_settings(path.parent)
     yield lambda: study.read("main", path.parent)
-    yield lambda: cli.check_log(path)
-    yield lambda: cli.differences(cli.read_settings(path, path.read_bytes()), {"lambda_top1": 1})
-    yield lambda: cli.check_responses(path, {})
+    yield lambda: run_folder.check_log(path)
+    yield lambda: run_folder.differences(
+        run_folder.read_settings(path, path.read_bytes()), {"lambda_top1": 1})
+    yield lambda: responses.check_responses(path, {})
     with mock.patch.object(sys, "argv", ["verify.py", str(path)]):
         yield verify.main
     with mock.patch.object(sys, "argv", ["laptop.py", str(path.parent)]):
@@ -578,8 +580,8 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch)
         asked.append(url)
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(cli, "get_session", lambda: mock.Mock(head=head))
-    monkeypatch.setattr(cli, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(models, "get_session", lambda: mock.Mock(head=head))
+    monkeypatch.setattr(models, "is_offline_mode", lambda: False)
     message = "some/model is not a folder here.*HF_HUB_OFFLINE=1"
     with pytest.raises(SystemExit, match=message) as stop:
         cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", "some/model"), Config)
@@ -784,14 +786,14 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
     resume = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 2)
     path = folder / "checkpoints" / "step_000001" / ".metadata"
     whole = pickle.loads(path.read_bytes())
-    cli.check_checkpoints(folder)
+    checkpoints.check_checkpoints(folder)
     path.write_bytes(pickle.dumps(Trap(trap)))
     with pytest.raises(SystemExit, match=rf"{path} calls pathlib.Path.*delete its folder"):
         main(resume)
     path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Trap(trap))))
     with pytest.raises(SystemExit, match=f"{path} calls"):
         main(resume)
-    formats = cli.MEMORY_FORMATS
+    formats = checkpoints.MEMORY_FORMATS
     for arguments, allowed in (
             ((formats, "TORCH_PRESERVE_FORMAT"), True),
             ((formats, "__subclasses__"), False),
@@ -801,10 +803,10 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
         path.write_bytes(pickle.dumps(changed))
         ends = pytest.raises(SystemExit, match=f"{path} calls getattr")
         with contextlib.nullcontext() if allowed else ends:
-            cli.check_checkpoints(folder)
+            checkpoints.check_checkpoints(folder)
     path.write_bytes(b"\x80\x04damaged")
     # The readable part calls nothing. Loading will fail, because this is not a checkpoint.
-    cli.check_checkpoints(folder)
+    checkpoints.check_checkpoints(folder)
     shards = folder / "checkpoints" / "step_000001" / "__0_0.distcp"
     index, place = next(
         (i, place) for i, place in whole.storage_data.items() if i.fqn.endswith(".lr"))
@@ -866,7 +868,7 @@ def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
         "entropy_histogram": [0.5, math.nan],
     }
     Log(tmp_path, 1, Config())(row | odd)
-    cli.check_log(path)
+    run_folder.check_log(path)
     Log(tmp_path, 2, Config())  # as when a run resumes
 
     def no_number(name):
@@ -961,9 +963,9 @@ def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignore
 
     # A run from before this setting existed resumes.
     before = settings | {"chat_template_kwargs": {}}
-    assert cli.differences(settings, before)
+    assert run_folder.differences(settings, before)
     del settings["chat_template_kwargs"]
-    assert not cli.differences(settings, before)
+    assert not run_folder.differences(settings, before)
 
 
 def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
@@ -984,23 +986,23 @@ def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
 def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
     file = tmp_path / "eval.json"
     a, b = (Benchmark(name, name, [], 1, 1.0, 1.0, 1, "") for name in "ab")
-    cli.check_sets(file, [a])
+    responses.check_sets(file, [a])
     file.write_text(json.dumps({"settings": {}, "sets": {"a": {}, "c@T0.5": {}}}))
     with pytest.raises(SystemExit, match="eval.json has the results of c@T0.5, which") as stop:
-        cli.check_sets(file, [a, b])
+        responses.check_sets(file, [a, b])
     assert refused(stop.value)
     file.write_text(json.dumps({"settings": {}, "sets": {"a": {}}}))
-    cli.check_sets(file, [a, b])
+    responses.check_sets(file, [a, b])
 
 
 def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(tmp_path):
     benchmark = Benchmark("a", "a", [], 1, 1.0, 1.0, 1, "")
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(benchmark.settings(Config())) + "\n")
-    cli.check_responses(path, benchmark.settings(Config()))
+    responses.check_responses(path, benchmark.settings(Config()))
     for changed in (Config(dtype="bfloat16"), Config(rollout="hf")):
         with pytest.raises(SystemExit, match="other settings: (dtype|rollout) was auto, is"):
-            cli.check_responses(path, benchmark.settings(changed))
+            responses.check_responses(path, benchmark.settings(changed))
 
     # A file of an earlier version has neither, and two other names.
     older = benchmark.settings(Config())
@@ -1008,7 +1010,7 @@ def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(
     older["weights_of"] = older.pop("weights_written")
     older["problems"] = older.pop("problems_sha256")
     path.write_text(json.dumps(older) + "\n")
-    cli.check_responses(path, benchmark.settings(Config(rollout="hf")))
+    responses.check_responses(path, benchmark.settings(Config(rollout="hf")))
 
 
 def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypatch):

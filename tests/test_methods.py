@@ -22,7 +22,8 @@ import simko
 from runtime import baselines, cli
 from runtime.common import seed_everything
 from runtime.hf_engine import HFEngine
-from runtime.packing import Sample, load_model
+from runtime.models import load_model
+from runtime.packing import Sample
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, main, metrics, move, near, one_base,

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simko
+from runtime.models import load_model
 from runtime.packing import (
-    Sample, balance_across_ranks, load_model, micro_batches, pack, packed_attention)
+    Sample, balance_across_ranks, micro_batches, pack, packed_attention)
 from tests.conftest import (
     CPU, VOCABULARY, distance, load_samples, near, plain_logits, plain_model, randn)
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import simko
-from runtime.packing import load_model
+from runtime.models import load_model
 from runtime.probe import check_log_probs, first_of_each_kind, probes
 from tests.conftest import needs_vllm
 from tools import zoo

@@ -10,6 +10,7 @@ import pytest
 import simko
 import verify
 from runtime import baselines, chunked, cli
+from runtime.common import flag
 from tests.workers import ROOT
 
 
@@ -130,7 +131,7 @@ def test_every_flag_of_a_command_in_the_docs_exists(monkeypatch, capsys):
                 known[key] |= {"--list", "--force"}
             if words[0] == "step" or tool == "soak":  # both pass other flags on to simko.py
                 fields = dataclasses.fields(simko.Config)
-                known[key] |= {cli.flag(field.name) for field in fields}
+                known[key] |= {flag(field.name) for field in fields}
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
         missing = flags - known[key]
         assert not missing, f"{page}: {program} has no {missing}"

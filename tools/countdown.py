@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from runtime.log import distinct_tokens
-from runtime.packing import load_model, pack
+from runtime.models import load_model
+from runtime.packing import pack
 from simko import entropy_threshold, policy_forward
 from tools import laptop
 

@@ -45,10 +45,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from runtime.cli import check_log, set_name
+from runtime.cli import set_name
 from runtime.common import fail, one_line, printable
 from runtime.data import load_problems, read_jsonl
 from runtime.prompts import encode_prompts
+from runtime.run_folder import check_log
 from simko import Config, entropy_threshold, simko_ratio
 from tools import command_line, report, tables
 from tools.study import (

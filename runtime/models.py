@@ -1,0 +1,301 @@
+"""Checks what --model names before it is loaded, and loads it: the config,
+the weights and the tokenizer of a Hugging Face folder. What cannot be
+trained or evaluated here is refused with one line that gives the reason."""
+import inspect
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import get_session, is_offline_mode
+from huggingface_hub.constants import ENDPOINT
+from safetensors import safe_open
+from transformers import (
+    AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer,
+    GenerationConfig, PreTrainedConfig)
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from runtime.common import fail, fail_as, one_line
+from runtime.packing import packed_attention
+from runtime.prompts import TEMPLATES
+from runtime.vllm_setup import uses_vllm
+
+
+# ------------------------------------------------------------ the checkpoint
+def find_model(model):
+    """Refuses a --model that is not a folder, if the hub cannot be asked for
+    it either. The hub's own client would first retry for minutes."""
+    if os.path.isdir(model):  # unlike Path's, it takes names of any length
+        return
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        fail(f"--model {model}: there is no such folder")
+    if is_offline_mode():
+        return
+    with fail_as(f"--model {model} is not a folder here, and {ENDPOINT} cannot "
+                 "be reached. Name a folder, or set HF_HUB_OFFLINE=1 to use "
+                 "what was downloaded before"):
+        get_session().head(ENDPOINT, timeout=10)
+
+
+def refuse_adapter(model):
+    """Refuses a LoRA adapter, alone or beside a full model. The trainer
+    and vLLM would not both apply it."""
+    with fail_as(f"--model {model}"):
+        adapter = find_adapter_config_file(model)
+    if adapter:
+        fail(f"--model {model} has an adapter_config.json. Adapters (LoRA) "
+             "are not applied here: merge the adapter into its base model "
+             "(PEFT's merge_and_unload), and name the merged model's folder")
+
+
+def refuse_quantised(model, fields):
+    """Refuses a checkpoint whose config.json says that it is quantised."""
+    text = fields.get("text_config") or {}
+    settings = (fields.get("quantization_config")
+                or text.get("quantization_config"))
+    if settings:
+        kind = dict(settings).get("quant_method", "its method is not named")
+        fail(f"--model {model} is quantised ({kind}), as the "
+             "quantization_config of its config.json says. Only checkpoints "
+             "that are not quantised are read: name the original model")
+
+
+def load_config(command, cfg):
+    """Checks the model's config. Returns that of its text part."""
+    find_model(cfg.model)
+    refuse_adapter(cfg.model)
+    name = f"--model {cfg.model}"
+    file = os.path.join(cfg.model, "config.json")
+    if os.path.isdir(cfg.model) and not os.path.exists(file):
+        fail(f"{name} has no config.json: is it the folder of a model? "
+             "A run of this program exports its model to hf")
+    with fail_as(f"{name}: its config.json cannot be read"):
+        fields, _ = PreTrainedConfig.get_config_dict(cfg.model)
+        refuse_quantised(cfg.model, fields)
+
+    # With None, the default, transformers would ask at a terminal
+    # whether to run the checkpoint's code.
+    no_code = {"trust_remote_code": False}
+    failure = "transformers cannot build the model of its config.json"
+    if fields.get("auto_map"):
+        failure += (", which asks for code of its own (auto_map), and such "
+                    "code is never run")
+    with fail_as(f"{name}: {failure}"):
+        config = AutoConfig.from_pretrained(cfg.model, **no_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, **no_code)
+        body = model.base_model
+        config = config.get_text_config()
+    if command == "train" and not hasattr(body, "layers"):
+        fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
+             "trained here, since it has no .layers")
+    if cfg.K > config.vocab_size:
+        fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of "
+             "the model's vocabulary")
+    experts = any("experts" in name for name in config.to_dict())
+    if command == "train" and experts and (cfg.lora_rank or uses_vllm(cfg)):
+        fail(f"--model {cfg.model} is a mixture of experts, which vLLM packs "
+             "when it first loads them and does not replace at a sync, and "
+             "which --lora-rank does not adapt. Use --rollout hf without it")
+    parts = cfg.tensor_parallel_size
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        size = getattr(config, name, None)
+        # vLLM copies key heads where there are fewer than GPUs.
+        copied = name == "num_key_value_heads" and size and parts % size == 0
+        if isinstance(size, int) and size % parts and not copied:
+            fail(f"--tensor-parallel-size {parts} does not divide the "
+                 f"model's {name}, {size}")
+    return config
+
+
+def context_left(command, cfg, config):
+    """Returns how many tokens the model's context leaves for a response."""
+    context = getattr(config, "max_position_embeddings", None) or math.inf
+    left = context - cfg.max_prompt_length
+    needed = cfg.max_completion_length if command == "train" else 1
+    if left < needed:
+        lengths = f"--max-prompt-length {cfg.max_prompt_length}"
+        if command == "train":
+            lengths += f" and --max-completion-length {needed}"
+        fail(f"the model's context of {context} tokens is too short for "
+             + lengths)
+    return left
+
+
+def check_weights(command, folder):
+    """Refuses a model's folder unless it has sound .safetensors files.
+
+    An evaluation reads the weights for that. A training run does not: it
+    checks the weights when its trainer has loaded them."""
+    index = folder / "model.safetensors.index.json"
+    files = {*folder.glob("*.safetensors")}
+    if index.exists():
+        with fail_as(index):
+            names = json.loads(index.read_bytes())["weight_map"].values()
+            files = {folder / name for name in names}
+    if not files:
+        fail(f"--model {folder} has no weights in .safetensors. Other "
+             "formats are not read, since they can hold code. Save the "
+             "model with save_pretrained")
+    for file in files:
+        with fail_as(f"{file} is damaged or missing, fetch it again"):
+            # Reads the header and compares it with the file's size.
+            with safe_open(file, "pt") as weights:
+                if command == "eval":
+                    check_finite(folder, (
+                        (name, weights.get_tensor(name))
+                        for name in weights.keys()))  # noqa: SIM118
+
+
+def check_finite(model, tensors):
+    """Refuses weights, pairs of name and tensor, with NaN or infinity."""
+    for name, tensor in tensors:
+        if not tensor.isfinite().all():
+            fail(f"--model {model}: its weights are not finite: {name} has "
+                 "NaN or infinity in it. The training that saved them has "
+                 "diverged, or the file is damaged: choose another checkpoint")
+
+
+# ------------------------------------------------------------- the tokenizer
+def load_tokenizer(cfg, vocabulary):
+    with fail_as(f"--model {cfg.model}: its tokenizer is missing, damaged "
+                 "or asks for code of its own (auto_map), which is never run"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            cfg.model, trust_remote_code=False)
+        # The vocabulary may be padded beyond the tokenizer's tokens,
+        # and the padding may be sampled.
+        tokenizer.decode([vocabulary - 1])
+    has_turns = "<|im_end|>" in tokenizer.get_vocab()
+    if cfg.prompt_template == "qwen-math" and not has_turns:
+        fail(f"--prompt-template qwen-math needs the token <|im_end|>, which "
+             f"{cfg.model} lacks: choose chat, plain or raw")
+    if cfg.prompt_template == "chat" and not tokenizer.chat_template:
+        known = [name for name in TEMPLATES if name != "qwen-math" or has_turns]
+        fail(f"{cfg.model} has no chat template: choose --prompt-template "
+             f"{', '.join(known)}")
+    check_template_kwargs(cfg, tokenizer)
+    return tokenizer
+
+
+def check_template_kwargs(cfg, tokenizer):
+    """Refuses --chat-template-kwargs that the template would ignore, or
+    that are not for it."""
+    if not cfg.chat_template_kwargs:
+        return
+    with fail_as(f"--model {cfg.model}: its chat template"):
+        template = tokenizer.get_chat_template()
+    taken = inspect.signature(tokenizer.apply_chat_template).parameters
+    for name in cfg.chat_template_kwargs:
+        if name in {*taken, "messages"}:
+            fail(f"--chat-template-kwargs: {name!r:.80} cannot be passed to "
+                 "the template: leave it out")
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            fail(f"--chat-template-kwargs: the chat template of {cfg.model} "
+                 f"does not know {name!r:.80}: look for a misspelling")
+
+
+def end_tokens(cfg, tokenizer, vocabulary):
+    """Returns the sorted ids of the tokens that end a response: those that
+    the tokenizer, generation_config.json or config.json names."""
+    stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
+    if cfg.prompt_template in ("chat", "qwen-math"):
+        # Qwen's base models end a turn with it, though not their text.
+        stops.append(tokenizer.get_vocab().get("<|im_end|>"))
+    stops = [stop for stop in stops if stop is not None]
+    for stop in stops:
+        if not isinstance(stop, int) or not 0 <= stop < vocabulary:
+            fail(f"{cfg.model}: the end-of-text token {stop!r} is not one of "
+                 f"the {vocabulary} of the model's vocabulary: model and "
+                 "tokenizer, or config.json and generation_config.json, do "
+                 "not belong together")
+    if not stops:
+        fail(f"{cfg.model} names no end-of-text token, so no response "
+             "would end: give its tokenizer an eos_token")
+    return sorted(set(stops))
+
+
+def model_ends(model, vocabulary):
+    """Returns the end-of-text ids that a model's generation_config.json and
+    config.json name."""
+    def ids(settings):
+        named = settings.get("eos_token_id")
+        return named if isinstance(named, list) else [named]
+
+    with fail_as(f"--model {model}"):
+        config, _ = PreTrainedConfig.get_config_dict(model)
+        parts = [config, config.get("text_config") or {}]
+        try:
+            ends = ids(GenerationConfig.from_pretrained(model).to_dict())
+        except OSError:
+            if Path(model, "generation_config.json").exists():
+                raise
+            ends = []
+            # The file is optional. Without it vLLM also ends at the ids
+            # that are the defaults of the config's class.
+            defaults = GenerationConfig.from_model_config(
+                AutoConfig.from_pretrained(model, trust_remote_code=False))
+            parts.append(defaults.to_dict())
+    # A config.json often keeps the ids of the model it was copied from.
+    # What is beyond the vocabulary cannot be sampled, and does no harm.
+    named = [i for part in parts for i in ids(part)]
+    return ends + [i for i in named if i in range(vocabulary)]
+
+
+# ----------------------------------------------------------------- the model
+def load_model(path, dtype):
+    """Returns a causal language model with `packed_attention`.
+
+    dtype: a torch dtype, or "auto" for that of the stored weights. Only
+    safetensors are read, and no code of the checkpoint is run."""
+    AttentionInterface.register("packed", packed_attention)
+    no_code = {"trust_remote_code": False}
+    if dtype == "auto" and holds_float32(path):
+        dtype = torch.float32
+    try:
+        config = AutoConfig.from_pretrained(path, **no_code)
+        # "auto" would otherwise mean the dtype that config.json names,
+        # and reading weights in a lower precision would round them.
+        config.dtype = None
+        switch_off_dropout(config)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype,
+            attn_implementation="packed", use_safetensors=True,
+            output_loading_info=True, **no_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        fail(f"--model {path}: {one_line(error)}")
+    if found["missing_keys"]:
+        # transformers would initialise these at random.
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        fail(f"--model {path} lacks weights: {names} ...")
+    return model
+
+
+def holds_float32(folder):
+    """Returns whether some weights in a model's folder are float32.
+    With dtype="auto" transformers would give all weights the dtype of the
+    first, and round them if it is lower."""
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():
+                if weights.get_slice(name).get_dtype() == "F32":
+                    return True
+    return False
+
+
+def switch_off_dropout(config):
+    """Sets all dropout rates to 0, because pi_old and pi_theta must be
+    functions of their input. Not every model has its dropout in modules,
+    but all of them read its rate from the config."""
+    config = config.get_text_config()
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def use_attention_of_transformers(model):
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:  # the architecture has no sdpa
+        model.set_attn_implementation("eager")

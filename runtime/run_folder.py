@@ -1,0 +1,177 @@
+"""The run folder: what is checked before a run may use it, the lock that
+keeps other runs out, and what a run that resumes removes."""
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+
+from runtime.common import fail, flag, gather, one_line
+from runtime.data import digest
+
+# A run may resume with other values of these.
+CHANGEABLE = (
+    "output_dir", "steps", "resume", "save_steps", "micro_batch_tokens",
+    "gradient_checkpointing", "gpu_memory_utilization",
+    "tensor_parallel_size", "data_dir", "eval_steps", "eval_n",
+    "eval_temperature", "eval_top_p", "eval_max_tokens")
+
+
+# -------------------------------------------------- before anything is loaded
+def check_writable(folder):
+    """Refuses an --output-dir that is not a folder. Raises OSError if
+    nothing can be written there. Leaves nothing behind."""
+    paths = [folder, *folder.parents]
+    if any(path.exists() and not path.is_dir() for path in paths):
+        fail(f"--output-dir {folder} is a file, or lies in one: name a folder")
+    nearest = next(path for path in paths if path.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
+
+
+def run_settings(cfg, problems):
+    """Returns the settings that config.json holds, which a run that resumes
+    must share."""
+    settings = dataclasses.asdict(cfg)
+    return {**settings, "train_data_sha256": digest(problems)}
+
+
+def check_run(cfg, problems):
+    """Refuses a run folder that holds another run, or damage."""
+    folder = Path(cfg.output_dir)
+    if (folder / "metrics.jsonl").exists():
+        check_log(folder / "metrics.jsonl")
+    file = folder / "config.json"
+    if not file.exists():
+        if [*folder.glob("checkpoints/step_??????")]:
+            fail(f"{folder} holds checkpoints but no config.json that names "
+                 "their settings: choose another --output-dir")
+        return
+    if not cfg.resume:
+        fail(f"{folder} holds a run already: choose another --output-dir, "
+             "or leave out --no-resume to go on with it")
+    settings = run_settings(cfg, problems)
+    fixed = {name: v for name, v in settings.items() if name not in CHANGEABLE}
+    before = read_settings(file, file.read_bytes())
+    if "output_dir" not in before:
+        fail(f"{file} is of an earlier version of this program, whose runs "
+             "cannot be continued: choose another --output-dir")
+    changes = differences(before, fixed)
+    if "train_data_sha256" in changes:
+        fail(f"{folder} holds a run on other training data than --train-data "
+             f"{cfg.train_data} has now: choose another --output-dir")
+    changed = [f"{flag(name)} {change}" for name, change in changes.items()]
+    if changed:
+        fail(f"{folder} holds a run with other settings: "
+             f"{'; '.join(changed)}. Choose another --output-dir")
+    saved = folder.glob("checkpoints/step_" + 6 * "[0-9]")
+    steps = [int(path.name.removeprefix("step_")) for path in saved]
+    if max(steps, default=0) > cfg.steps:
+        fail(f"{folder} has reached step {max(steps)} already, which is "
+             f"beyond --steps {cfg.steps}: choose another --output-dir, or "
+             "more steps")
+
+
+def read_settings(path, text):
+    """Returns the JSON object in `text`, which comes from the file `path`."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        fail(f"{path} is damaged ({error}): repair it, or choose another "
+             "--output-dir")
+
+
+def differences(before, settings):
+    """Returns {name: "was this, is that"} for each setting that has changed."""
+    # Older runs and evaluations do not have these settings.
+    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0, **before}
+    return {name: f"was {before.get(name)}, is {value}"
+            for name, value in settings.items()
+            if before.get(name) != value}
+
+
+def check_log(path):
+    """Refuses a metrics.jsonl with a damaged line, apart from a last line
+    that was cut off."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        try:
+            int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            fail(f"{path}, line {number}, is damaged ({error!r}): remove it")
+
+
+# ------------------------------------------------------------- during a run
+@contextmanager
+def claimed(folder):
+    """Locks the run folder. Two runs in one folder, such as a job and its
+    requeued copy, would destroy each other's saves."""
+    if dist.get_rank() > 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            # The lock belongs to this process; forked children do not keep it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            fail(f"another process uses {folder}: wait until it ends, "
+                 "stop it, or choose another --output-dir")
+        except OSError as error:
+            print(f"note: {folder} cannot be locked ({one_line(error)}), so "
+                  "make sure that no other run writes there", flush=True)
+        yield
+
+
+def check_shared(folder):
+    """Ends the program if the nodes do not share the run folder. Every rank
+    writes its part of each checkpoint there."""
+    if int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size():
+        return
+    rank = dist.get_rank()
+    # A random name, so that no file system cache can have an entry for it.
+    mine = [f".shared-{uuid.uuid4().hex}"] if rank == 0 else []
+    (name,) = gather(mine)
+    if rank == 0:
+        (folder / name).touch()
+    dist.barrier()
+    blind = gather([] if (folder / name).exists() else [rank])
+    if rank == 0:
+        (folder / name).unlink(missing_ok=True)
+    if blind:
+        fail(f"ranks {blind} do not see what rank 0 writes to {folder}: "
+             "--output-dir must be on a disk that all nodes share")
+
+
+def rewind(folder, first, steps):
+    """Removes incomplete saves and the outputs that a run which resumes after
+    step `first` will write again."""
+    drop_unfinished(folder)
+    if first < steps:
+        for name in ("hf", "adapter"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob("eval_" + 6 * "[0-9]"):
+        # On GPUs, repeated steps do not reproduce the same weights.
+        if int(path.name.removeprefix("eval_")) > first:
+            shutil.rmtree(path)
+
+
+def drop_unfinished(folder):
+    """Removes incomplete saves. They were never checkpoints."""
+    for path in Path(folder, "checkpoints").glob("step_*.tmp"):
+        print(f"{path}: removed, because this save was cut off", flush=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def disk_space(folder):
+    free = shutil.disk_usage(folder).free / 2**30
+    return (f"{free:.1f} GiB are free there. The checkpoints in {folder} "
+            "are complete. If the disk is full, free some space (delete "
+            "checkpoints of finished runs, for example) and run the same "
+            "command again")
