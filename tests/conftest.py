@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shutil
 from functools import partial
 from unittest import mock
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -73,6 +75,22 @@ def eager_vllm():
     return mock.patch.object(vllm, "LLM", partial(vllm.LLM, enforce_eager=True))
 
 
+def made_once(tmp_path_factory, name, make):
+    """Returns a folder that make(folder) has filled. With pytest-xdist, the first process that
+    needs it makes it, and the others wait for it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, part = root / name, root / f"{name}.part"
+    with FileLock(root / f"{name}.lock"):
+        if not folder.exists():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
+
+
 # ----------------------------------------------------------- a policy and samples, without a run
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory):
@@ -81,12 +99,16 @@ def bases(tmp_path_factory):
 
     Each folder also contains samples.json: responses of 1 to 17 tokens, some of equal length.
     Those with a positive advantage are sampled from the model, the others are greedy."""
+    folder = made_once(tmp_path_factory, "bases", save_bases)
+    return {False: folder / "untied", True: folder / "tied"}
+
+
+def save_bases(root):
     lengths = [1, 7, 9, 7, 2, 17, 11, 9, 7, 5, 13]
     prompts = [3, 5, 3, 8, 4, 3, 6, 3, 5, 9, 4]
     advantages = [1.5, -0.9, 0.7, 1.1, -1.2, -0.6, 0.8, 0.0, -1.4, 1.0, 0.9]
-    folders = {}
     for tied in (False, True):
-        folder, samples = tmp_path_factory.mktemp("checkpoint"), []
+        folder, samples = root / ("tied" if tied else "untied"), []
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(
             vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
@@ -101,8 +123,6 @@ def bases(tmp_path_factory):
             samples.append([ids[:prompt], ids[prompt:], advantage])
         model.save_pretrained(folder)
         (folder / "samples.json").write_text(json.dumps(samples))
-        folders[tied] = folder
-    return folders
 
 
 @pytest.fixture(scope="session", params=[False, True], ids=["untied", "tied"])
@@ -168,10 +188,11 @@ def group():
 def two_ranks(bases, tmp_path_factory):
     """Returns what two ranks computed for test_trainer.py, test_methods.py and test_lora.py, by
     ("trainer", "methods" or "lora", folder of the base)."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
-    workers.run(workers.two_ranks(*workers.worker("gradients", folder)))
-    return torch.load(folder / "results.pt")
+    def compute(folder):
+        (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
+        workers.run(workers.two_ranks(*workers.worker("gradients", folder)))
+
+    return torch.load(made_once(tmp_path_factory, "two_ranks", compute) / "results.pt")
 
 
 # How two ranks divide the samples: evenly, or so that one rank has most of them, or all.
@@ -187,9 +208,11 @@ SHARES = {
 def laptop(tmp_path_factory):
     """Returns the laptop experiment's folder. Its base model is trained just enough to earn a
     reward now and then."""
-    folder = tmp_path_factory.mktemp("laptop") / "data"
-    workers.run(workers.python("-m", "tools.laptop", folder, "--seed", 0, "--steps", 250))
-    return folder
+    def make(folder):
+        command = "-m", "tools.laptop", folder / "data", "--seed", 0, "--steps", 250
+        workers.run(workers.python(*command))
+
+    return made_once(tmp_path_factory, "laptop", make) / "data"
 
 
 @pytest.fixture(scope="session")

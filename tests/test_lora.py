@@ -252,11 +252,9 @@ def test_an_adapter_is_written_whole_or_not_at_all(taught, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("name, flags, message", [
-    ("qwen3-moe", [], "is a mixture of experts"),
-    ("falcon-h1", zoo.ONE_BY_ONE, "--lora-rank: PEFT cannot adapt")])
-def test_models_that_cannot_have_adapters_are_refused(name, flags, message):
-    assert message in zoo.outcome(name, "hf", "--lora-rank", "2", *flags)
+def test_a_model_that_peft_cannot_adapt_is_refused():
+    outcome = zoo.outcome("falcon-h1", "hf", "--lora-rank", "2", *zoo.ONE_BY_ONE)
+    assert "--lora-rank: PEFT cannot adapt" in outcome
 
 
 @pytest.mark.parametrize("flags, words", [
