@@ -14,7 +14,7 @@ from runtime.common import fail, one_line, printable
 
 def uses_vllm(cfg):
     """Returns whether vLLM generates."""
-    if cfg.rollout == "hf":
+    if cfg.rollout not in ("auto", "vllm"):
         return False
     try:
         import vllm  # noqa: F401
