@@ -48,8 +48,13 @@ def check_run(cfg, problems):
     if (folder / "metrics.jsonl").exists():
         check_log(folder / "metrics.jsonl")
     file = folder / "config.json"
+    saved = [*folder.glob("checkpoints/step_" + 6 * "[0-9]")]
+    if (folder / "hf").exists() and not saved:
+        fail(f"{folder} holds a finished run without its checkpoints, so it "
+             "cannot be continued, and to begin again would delete its "
+             "results: choose another --output-dir, or remove this one")
     if not file.exists():
-        if [*folder.glob("checkpoints/step_??????")]:
+        if saved:
             fail(f"{folder} holds checkpoints but no config.json that names "
                  "their settings: choose another --output-dir")
         return
@@ -70,7 +75,6 @@ def check_run(cfg, problems):
     if changed:
         fail(f"{folder} holds a run with other settings: "
              f"{'; '.join(changed)}. Choose another --output-dir")
-    saved = folder.glob("checkpoints/step_" + 6 * "[0-9]")
     steps = [int(path.name.removeprefix("step_")) for path in saved]
     if max(steps, default=0) > cfg.steps:
         fail(f"{folder} has reached step {max(steps)} already, which is "

@@ -856,6 +856,16 @@ def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_
     assert refused(stop.value)
 
 
+def test_a_finished_run_without_its_checkpoints_is_not_begun_again(tiny, run, tmp_path):
+    """Starting over would delete the export and the evaluations."""
+    shutil.copytree(run[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    resume = recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2)
+    with pytest.raises(SystemExit, match="a finished run without its checkpoints") as stop:
+        cli.prepare(resume, Config)
+    assert refused(stop.value)
+
+
 def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
     shutil.copy(run[0] / "metrics.jsonl", tmp_path)
     path = tmp_path / "metrics.jsonl"
