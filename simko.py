@@ -41,14 +41,15 @@ from runtime import baselines, chunked, cli, faults, log, lora, responses, run_f
 from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, TrainSystemConfig, setting
-from runtime.common import device_mesh, gather, process_group, seed_everything, sum_over_ranks
+from runtime.common import seed_everything
 from runtime.data import prompt_order
 from runtime.log import Clock, Log, Progress
 from runtime.models import load_model
 from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, join, micro_batches, pack)
 from runtime.probe import check_log_probs
-from runtime.vllm_setup import prepare_vllm, repack_heads, uses_vllm
+from runtime.ranks import device_mesh, gather, process_group, sum_over_ranks
+from runtime.vllm_setup import prepare_vllm, repack_heads
 from verify import Verifier
 
 
@@ -676,14 +677,13 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
 # -------------------------------------------------------------------- main
 def make_engine(cfg, *arguments):
     """Builds the engine that --rollout chooses. Its arguments are VLLMEngine's."""
-    if uses_vllm(cfg):
+    if cfg.rollout == "vllm":
         return VLLMEngine(cfg, *arguments)
     from runtime.hf_engine import HFEngine
     return HFEngine(cfg, *arguments)
 
 
 def main(arguments):
-    faults.check_launch()
     job = cli.prepare(arguments, Config)
     cfg, tokenizer, training = job.cfg, job.tokenizer, job.command == "train"
     folder = Path(cfg.output_dir)
@@ -691,7 +691,7 @@ def main(arguments):
           faults.explained(cfg, verifier) as stack):
         stack.enter_context(run_folder.claimed(folder))
         rank = dist.get_rank()
-        dtype = cli.compute_dtype(cfg, device)
+        dtype = getattr(torch, cfg.dtype)
         progress = Progress(rank == 0 and sys.stderr.isatty())
         cli.announce(job, device, dtype)
         run_eval = partial(evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,

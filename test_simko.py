@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import simko
-from runtime.common import process_group
 from runtime.log import Progress
 from runtime.packing import Sample
+from runtime.ranks import process_group
 
 settings.register_profile("simko", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("simko")

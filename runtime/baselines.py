@@ -10,7 +10,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 import torch
 
-from runtime.common import gather
+from runtime.ranks import gather
 
 
 class Method(NamedTuple):

@@ -18,8 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from runtime import lora
-from runtime.common import fail, gather, write_whole
+from runtime.common import fail, write_whole
 from runtime.faults import reason
+from runtime.ranks import gather
 from runtime.run_folder import check_shared, rewind, run_settings
 from runtime.versions import versions
 

@@ -25,8 +25,10 @@ from runtime.data import (
 from runtime.models import (
     check_weights, context_left, end_tokens, load_config, load_tokenizer)
 from runtime.prompts import TEMPLATES, encode
+from runtime.ranks import check_launch
 from runtime.responses import Benchmark, check_responses, check_sets
 from runtime.run_folder import check_run, check_writable
+from runtime.vllm_setup import find_vllm
 from verify import TASKS
 
 
@@ -70,8 +72,7 @@ class TrainSystemConfig:
         True, "resume from the last checkpoint in the run folder")
 
 
-COMMANDS = "train", "eval"
-
+# --------------------------------------------------- what a setting may be
 # The choices of text settings that have no Literal type.
 CHOICES = {
     "method": tuple(METHODS),
@@ -80,46 +81,109 @@ CHOICES = {
     "task": tuple(TASKS),
     "prompt_template": ("chat", *TEMPLATES)}
 
-ABOVE_0 = (
-    "K", "steps", "batch_size", "mini_batch_size", "max_prompt_length",
-    "max_completion_length", "learning_rate", "temperature",
-    "max_grad_norm", "lora_alpha", "micro_batch_tokens", "save_steps",
-    "tensor_parallel_size", "eval_n", "eval_max_tokens")
-AT_LEAST_0 = (
-    "seed", "beta", "epsilon_high", "warmup_steps", "weight_decay",
-    "eval_steps", "grpo_warmup_steps", "max_sampling_rounds", "lora_rank",
-    "eval_temperature")
-SHARES = ("alpha", "q")
-
+# What a number must be, how that is tested, and for which settings.
+RANGES = (
+    ("be above 0", lambda v: v > 0, (
+        "K", "steps", "batch_size", "mini_batch_size", "max_prompt_length",
+        "max_completion_length", "learning_rate", "temperature",
+        "max_grad_norm", "lora_alpha", "micro_batch_tokens", "save_steps",
+        "tensor_parallel_size", "eval_n", "eval_max_tokens")),
+    ("be at least 0", lambda v: v >= 0, (
+        "seed", "beta", "epsilon_high", "warmup_steps", "weight_decay",
+        "eval_steps", "grpo_warmup_steps", "max_sampling_rounds", "lora_rank",
+        "eval_temperature")),
+    ("be at least 1", lambda v: v >= 1, ("lambda_top1",)),
+    ("lie in [0, 1]", lambda v: 0 <= v <= 1, ("alpha", "q")),
+    ("lie in [0, 1)", lambda v: 0 <= v < 1, ("epsilon",)),
+    ("lie in (0, 1]", lambda v: 0 < v <= 1, (
+        "gpu_memory_utilization", "eval_top_p")))
 
 # The objective's settings that only SimKO learns by.
 SIMKO_ONLY = ("alpha", "lambda_top1", "q", "tau_scope")
 
+
+def check_values(cfg, parser):
+    """Refuses values that no run can have."""
+    for name, value in vars(cfg).items():
+        for v in value if isinstance(value, list) else [value]:
+            if isinstance(v, str):
+                check_text(name, v, parser)
+            elif isinstance(v, int | float):
+                check_number(name, v, parser)
+    for name, choices in CHOICES.items():
+        if getattr(cfg, name) not in choices:
+            parser.error(f"{flag(name)} {getattr(cfg, name)} is not one of "
+                         f"{', '.join(choices)}")
+
+
+def check_text(name, text, parser):
+    if name in ("output_dir", "data_dir") and text.startswith("~"):
+        parser.error(f"{flag(name)} {text}: the shell replaces ~ only after "
+                     "a space: write the whole path")
+    empty = not text.strip() and name != "data_dir"
+    if empty or not text.isprintable():
+        parser.error(f"{flag(name)} {text!r} is empty, or has characters "
+                     "that cannot be printed")
+
+
+def check_number(name, number, parser):
+    if not abs(number) < 2**31:  # nan is not below it either
+        parser.error(f"{flag(name)} {number} is not a number below 2^31")
+    for must, holds, names in RANGES:
+        if name in names and not holds(number):
+            parser.error(f"{flag(name)} must {must}")
+
+
+def check_together(command, cfg, parser):
+    """Refuses settings that are in range, but not beside the others."""
+    temperatures = cfg.eval_temperature or []
+    names = [set_name(source) for source in cfg.eval_data]
+    parts = cfg.tensor_parallel_size
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if cfg.num_generations < 2:
+        parser.error("--num-generations must be at least 2: one response "
+                     "alone has no baseline")
+    if cfg.method == "pass-at-k" and cfg.num_generations <= 4:
+        parser.error("--method pass-at-k needs --num-generations above 4: "
+                     "with one set of 4 there is no advantage")
+    if cfg.batch_size % cfg.mini_batch_size:
+        parser.error(f"--mini-batch-size {cfg.mini_batch_size} does not "
+                     f"divide --batch-size {cfg.batch_size}")
+    if 0 in temperatures and cfg.eval_n != 1:
+        parser.error("--eval-temperature 0 makes all samples the same: "
+                     "choose --eval-n 1")
+    if len(set(temperatures)) < len(temperatures):
+        parser.error("--eval-temperature names one twice")
+    if not cfg.lora_rank and cfg.lora_alpha != type(cfg).lora_alpha:
+        parser.error("--lora-alpha needs a --lora-rank")
+    if cfg.chat_template_kwargs and cfg.prompt_template != "chat":
+        parser.error("--chat-template-kwargs are for --prompt-template chat")
+    if command == "eval" and not cfg.eval_data:
+        parser.error("eval needs --eval-data")
+    if len(set(names)) < len(names):
+        parser.error("two sets of --eval-data have the same name")
+    if parts > 1 and cfg.rollout == "hf":
+        parser.error(f"--tensor-parallel-size {parts} is for vLLM, and does "
+                     "not work with --rollout hf")
+    if ranks % parts:
+        parser.error(f"--tensor-parallel-size {parts} does not divide the "
+                     f"{ranks} processes of a node (torchrun's --nproc_per_node)")
+    if not os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1").isdecimal():
+        parser.error("VLLM_CPU_KVCACHE_SPACE must be a whole number of GiB")
+
+
+def idle_flags(cfg):
+    """Returns the flags of SimKO that differ from their defaults, if the method
+    is another one."""
+    if cfg.method == "simko":
+        return []
+    return [flag(name) for name in SIMKO_ONLY
+            if getattr(cfg, name) != getattr(type(cfg), name)]
+
+
+# -------------------------------------------------------------- the parser
+COMMANDS = "train", "eval"
 NUMBERS = re.compile(r"[0-9.]+(,[0-9.]+)+")
-
-
-# ------------------------------------------------------------ command line
-class Job(NamedTuple):
-    """A checked command line, and what it names."""
-    command: str        # train or eval
-    cfg: object
-    tokenizer: object
-    stop_ids: list      # token ids that end a response
-    sets: dict          # source -> (problems, number dropped as too long)
-    benchmarks: list    # of Benchmark
-
-    @property
-    def problems(self):
-        """The problems to train on."""
-        return self.sets[self.cfg.train_data][0]
-
-    @property
-    def max_tokens(self):
-        """The length of the longest response that will be requested."""
-        limits = [benchmark.max_tokens for benchmark in self.benchmarks]
-        if self.command == "train":
-            limits.append(self.cfg.max_completion_length)
-        return max(limits)
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter,
@@ -151,12 +215,14 @@ class Parser(HfArgumentParser):
 
 
 def groups_of(command, Config):
-    """The classes of settings that a command has."""
-    groups = Config.__bases__
-    if command == "eval":
-        names = "evaluation", "model and run", "system"
-        groups = [g for g in groups if g._argument_group_name in names]
-    return groups if command in COMMANDS else ()
+    """Returns the classes of settings that a command has. Without one, --help
+    shows none."""
+    if not command:
+        return ()
+    if command == "train":
+        return Config.__bases__
+    names = "evaluation", "model and run", "system"
+    return [group for group in Config.__bases__ if group._argument_group_name in names]
 
 
 def json_object(text):
@@ -220,101 +286,52 @@ def parse_config(arguments, Config):
     cfg.eval_data = [name for group in sources for name in group]
     if f"{cfg.train_data}-train" in DATASETS:
         cfg.train_data = f"{cfg.train_data}-train"
-    for message, holds in conditions(command, cfg):
-        if not holds:
-            parser.error(message)
+    check_together(command, cfg, parser)
     return command, cfg
 
 
-def check_values(cfg, parser):
-    """Refuses texts that cannot be printed, numbers out of range, and
-    texts that are not among the choices."""
-    for name, value in vars(cfg).items():
-        for v in value if isinstance(value, list) else [value]:
-            if isinstance(v, str):
-                if name in ("output_dir", "data_dir") and v.startswith("~"):
-                    parser.error(f"{flag(name)} {v}: the shell replaces ~ only "
-                                 "after a space: write the whole path")
-                empty = not v.strip() and name != "data_dir"
-                if empty or not v.isprintable():
-                    parser.error(f"{flag(name)} {v!r} is empty, or has "
-                                 "characters that cannot be printed")
-            elif isinstance(v, int | float):
-                if not abs(v) < 2**31:
-                    parser.error(f"{flag(name)} {v} is not a number below 2^31")
-                if name in ABOVE_0 and not v > 0:
-                    parser.error(f"{flag(name)} must be above 0")
-                if name in AT_LEAST_0 and not v >= 0:
-                    parser.error(f"{flag(name)} must be at least 0")
-                if name in SHARES and not 0 <= v <= 1:
-                    parser.error(f"{flag(name)} must lie in [0, 1]")
-    for name, choices in CHOICES.items():
-        if getattr(cfg, name) not in choices:
-            parser.error(f"{flag(name)} {getattr(cfg, name)} is not one of "
-                         f"{', '.join(choices)}")
+# --------------------------------------------- what the command line names
+class Job(NamedTuple):
+    """A checked command line, and what it names."""
+    command: str        # train or eval
+    cfg: object
+    tokenizer: object
+    stop_ids: list      # token ids that end a response
+    sets: dict          # source -> (problems, number dropped as too long)
+    benchmarks: list    # of Benchmark
+
+    @property
+    def problems(self):
+        """The problems to train on."""
+        return self.sets[self.cfg.train_data][0]
+
+    @property
+    def max_tokens(self):
+        """The length of the longest response that will be requested."""
+        limits = [benchmark.max_tokens for benchmark in self.benchmarks]
+        if self.command == "train":
+            limits.append(self.cfg.max_completion_length)
+        return max(limits)
 
 
-def conditions(command, cfg):
-    """Returns (message, whether it holds) for each rule that is more than
-    a range."""
-    temperatures = cfg.eval_temperature or []
-    names = [set_name(source) for source in cfg.eval_data]
-    parts = cfg.tensor_parallel_size
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return [
-        ("--lambda-top1 must be at least 1", cfg.lambda_top1 >= 1),
-        ("--epsilon must lie in [0, 1)", 0 <= cfg.epsilon < 1),
-        ("VLLM_CPU_KVCACHE_SPACE must be a whole number of GiB",
-         os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1").isdigit()),
-        ("--gpu-memory-utilization must lie in (0, 1]",
-         0 < cfg.gpu_memory_utilization <= 1),
-        ("--num-generations must be at least 2: one response alone has "
-         "no baseline", cfg.num_generations > 1),
-        ("--method pass-at-k needs --num-generations above 4: with one set "
-         "of 4 there is no advantage",
-         cfg.method != "pass-at-k" or cfg.num_generations > 4),
-        (f"--mini-batch-size {cfg.mini_batch_size} does not divide "
-         f"--batch-size {cfg.batch_size}",
-         cfg.batch_size % cfg.mini_batch_size == 0),
-        ("--eval-temperature 0 makes all samples the same: choose "
-         "--eval-n 1", 0 not in temperatures or cfg.eval_n == 1),
-        ("--eval-temperature names one twice",
-         len(set(temperatures)) == len(temperatures)),
-        ("--lora-alpha needs a --lora-rank",
-         cfg.lora_rank or cfg.lora_alpha == type(cfg).lora_alpha),
-        ("--chat-template-kwargs are for --prompt-template chat",
-         not cfg.chat_template_kwargs or cfg.prompt_template == "chat"),
-        ("--eval-top-p must lie in (0, 1]",
-         cfg.eval_top_p is None or 0 < cfg.eval_top_p <= 1),
-        ("two sets of --eval-data have the same name",
-         len(set(names)) == len(names)),
-        ("eval needs --eval-data", command == "train" or cfg.eval_data),
-        (f"--tensor-parallel-size {parts} is for vLLM, and does not work "
-         "with --rollout hf", parts == 1 or cfg.rollout != "hf"),
-        (f"--tensor-parallel-size {parts} does not divide the {ranks} "
-         "processes of a node (torchrun's --nproc_per_node)",
-         ranks % parts == 0)]
+def resolve_auto(cfg):
+    """Returns the settings with what `auto` stands for on this machine, so
+    that a run's files name it and a run that resumes elsewhere keeps it."""
+    dtype, rollout = cfg.dtype, cfg.rollout
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    if rollout in ("auto", "vllm"):
+        rollout = "vllm" if find_vllm(cfg) else "hf"
+    return dataclasses.replace(cfg, dtype=dtype, rollout=rollout)
 
 
 def set_name(source):
-    return Path(source.split(",")[0]).stem
+    """Returns the name of a set in tables and of its file of responses."""
+    if source.endswith(".jsonl"):
+        return Path(source).stem
+    return source.split(",")[0].split("/")[-1]  # hub/id,split=test has no suffix
 
 
-def idle_flags(cfg):
-    """Returns the flags of SimKO that were given, if the method is another."""
-    if cfg.method == "simko":
-        return []
-    return [flag(name) for name in SIMKO_ONLY
-            if getattr(cfg, name) != getattr(type(cfg), name)]
-
-
-def compute_dtype(cfg, device):
-    if cfg.dtype != "auto":
-        return getattr(torch, cfg.dtype)
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-# ------------------------------------------------------- what it names
 def plan_benchmarks(command, cfg, sets, room):
     """Returns the Benchmarks of --eval-data. What the flags leave open is
     as in the paper. Responses must fit into the room after a prompt."""
@@ -348,7 +365,9 @@ def prepare(arguments, Config):
     if sys.flags.optimize > 1:
         fail("Python was started with -OO or PYTHONOPTIMIZE=2, which drops "
              "the docstrings that transformers reads: start it without")
+    check_launch()
     command, cfg = parse_config(arguments, Config)
+    cfg = resolve_auto(cfg)
     config = load_config(command, cfg)
     vocabulary = config.vocab_size
     tokenizer = load_tokenizer(cfg, vocabulary)

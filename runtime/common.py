@@ -1,22 +1,12 @@
-"""Helpers that the other files share: error messages, atomic file writes,
-collectives over all ranks, random seeds and the process group."""
-import os
+"""Helpers that the other files share: messages to the user, atomic file
+writes and random seeds."""
 import random
 import sys
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-
-# How long ranks wait for each other to start. Under torchrun all start together.
-MEETING_LIMIT = timedelta(minutes=15)
-# The limit for collectives, in which ranks wait for the slowest rollout
-# and for rank 0 to export the model.
-ANSWER_LIMIT = timedelta(hours=2)
 
 
 def printable(text):
@@ -70,25 +60,6 @@ def write_whole(path, text):
     temporary.replace(path)
 
 
-def gather(items):
-    """Concatenates the lists of all ranks in the order of ranks. Every rank
-    receives the result."""
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
-
-
-def sum_over_ranks(sums):
-    """Sums {name: number or tensor} over all ranks. Every rank must pass the
-    same names in the same order. Returns {name: float or list}."""
-    totals = {}
-    for name, value in sums.items():
-        total = torch.as_tensor(value).detach().double().cpu()
-        dist.all_reduce(total)
-        totals[name] = total.tolist()
-    return totals
-
-
 def seed_everything(*key):
     """Seeds all global random generators from `key`, a few integers.
 
@@ -99,60 +70,3 @@ def seed_everything(*key):
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
-
-
-def meet():
-    """Waits for the ranks that a launcher has started. Returns (the store
-    that they share, this process's rank, the number of ranks). Ends the
-    program if not all ranks arrive within MEETING_LIMIT."""
-    try:
-        return next(dist.rendezvous("env://", timeout=MEETING_LIMIT))
-    except (dist.DistStoreError, dist.DistNetworkError) as error:
-        fail(f"rank {os.environ['RANK']}: not all of WORLD_SIZE="
-             f"{os.environ['WORLD_SIZE']} processes connected to "
-             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
-             f"{MEETING_LIMIT.total_seconds():.0f} s. If no launcher starts them, "
-             f"unset WORLD_SIZE. ({one_line(error)})")
-
-
-@contextmanager
-def process_group():
-    """Sets up torch.distributed, for the ranks of a launcher such as torchrun
-    or for a single process. Yields this rank's device, and cleans up in any
-    case."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        # With port 0 the store itself finds a free port, so
-        # no other process can take it first.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        rank, world = 0, 1
-        os.environ |= {
-            "RANK": "0", "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    else:
-        store, rank, world = meet()
-    device, backend = torch.device("cpu"), "gloo"
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(device)
-    store.set_timeout(ANSWER_LIMIT)
-    dist.init_process_group(
-        backend, timeout=ANSWER_LIMIT, store=store, rank=rank, world_size=world)
-    try:
-        yield device
-    finally:
-        # Closing vLLM's engine may have destroyed it already.
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def device_mesh(device):
-    """Returns the mesh that FSDP shards over. With several nodes, each node
-    has a replica of the model, which is sharded within the node."""
-    world = dist.get_world_size()
-    local = int(os.environ["LOCAL_WORLD_SIZE"])
-    if local == world:
-        return init_device_mesh(device.type, (world,))
-    return init_device_mesh(device.type, (world // local, local),
-                            mesh_dim_names=("replicate", "shard"))

@@ -290,8 +290,9 @@ def check_problem(where, row, task):
     try:
         result = TASKS[task]("", answer)
     except (ValueError, TypeError, RecursionError):
-        expected = " ".join(TASKS[task].__doc__.split())
-        fail(f"{where}: {answer!r:.80} is not a valid answer for the task {task}: {expected}")
+        expected = TASKS[task].__doc__ or "it has no docstring that says which are"
+        fail(f"{where}: {answer!r:.80} is not a valid answer for the task {task}: "
+             f"{' '.join(expected.split())}")
     try:
         check_result(task, result)
     except TypeError as error:

@@ -23,7 +23,8 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
 from runtime.common import (
-    error_line, fail, gather, one_line, printable, seed_everything)
+    error_line, fail, one_line, printable, seed_everything)
+from runtime.ranks import gather
 from runtime.run_folder import disk_space, drop_unfinished
 from runtime.vllm_setup import last_lines
 
@@ -337,51 +338,6 @@ def try_sampling(cfg, benchmarks, engine, progress):
         engine.generate(
             [prompt], 1, temperature, top_p, min(8, benchmark.max_tokens),
             progress, logprobs=False)
-
-
-# ---------------------------------------------------------- the run folder
-
-
-# The variables that torchrun sets for each process.
-LAUNCH_NUMBERS = "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"
-
-
-def check_launch():
-    """Ends the program if only some of torchrun's variables are set, as a
-    cluster's job may leave them. The run would wait for ranks that nobody
-    has started.
-
-    If all are set but not by torchrun, another launcher may have set them, or
-    a job may have left them. Only the other ranks can tell, so the run prints
-    that it is waiting, and `process_group` gives up after MEETING_LIMIT."""
-    check_restart()
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world == "1":
-        return
-    bad = [name for name in LAUNCH_NUMBERS
-           if not os.environ.get(name, "").isdecimal()]
-    if not os.environ.get("MASTER_ADDR"):
-        bad.append("MASTER_ADDR")
-    if bad:
-        fail(f"WORLD_SIZE={world} in the environment asks for several "
-             f"processes, but {', '.join(bad)} is missing or invalid: start "
-             "the run with torchrun, or unset WORLD_SIZE")
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        rank = os.environ["RANK"]
-        print(f"note: rank {rank} waits for the other ranks, because "
-              f"WORLD_SIZE={world} is set in the environment; if no launcher "
-              "starts them, unset WORLD_SIZE", flush=True)
-
-
-def check_restart():
-    """Ends the program if torchrun restarted this rank with its own store,
-    which would return the addresses of ranks that have died (PyTorch issue
-    135712)."""
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    if restarted and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        fail("torchrun --max-restarts needs "
-             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, on "
-             "every node")
 
 
 # ----------------------------------------------------------------- numbers

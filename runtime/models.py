@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_session, is_offline_mode
+from huggingface_hub import get_session, is_offline_mode, snapshot_download
 from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from transformers import (
@@ -20,10 +20,13 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from runtime.common import fail, fail_as, one_line
 from runtime.packing import packed_attention
 from runtime.prompts import TEMPLATES
-from runtime.vllm_setup import uses_vllm
+
+# No code of a checkpoint is run. With None, the default, transformers would
+# ask at a terminal whether to run it.
+NO_CODE = {"trust_remote_code": False}
 
 
-# ------------------------------------------------------------ the checkpoint
+# ---------------------------------------------------------- the checkpoint
 def find_model(model):
     """Refuses a --model that is not a folder, if the hub cannot be asked for
     it either. The hub's own client would first retry for minutes."""
@@ -63,51 +66,59 @@ def refuse_quantised(model, fields):
 
 
 def load_config(command, cfg):
-    """Checks the model's config. Returns that of its text part."""
+    """Returns the config of the model's text part. Refuses a model that cannot
+    be built, or that does not suit the command or its flags."""
     find_model(cfg.model)
     refuse_adapter(cfg.model)
-    name = f"--model {cfg.model}"
     file = os.path.join(cfg.model, "config.json")
     if os.path.isdir(cfg.model) and not os.path.exists(file):
-        fail(f"{name} has no config.json: is it the folder of a model? "
-             "A run of this program exports its model to hf")
-    with fail_as(f"{name}: its config.json cannot be read"):
+        fail(f"--model {cfg.model} has no config.json: is it the folder of a "
+             "model? A run of this program exports its model to hf")
+    with fail_as(f"--model {cfg.model}: its config.json cannot be read"):
         fields, _ = PreTrainedConfig.get_config_dict(cfg.model)
         refuse_quantised(cfg.model, fields)
 
-    # With None, the default, transformers would ask at a terminal
-    # whether to run the checkpoint's code.
-    no_code = {"trust_remote_code": False}
     failure = "transformers cannot build the model of its config.json"
     if fields.get("auto_map"):
         failure += (", which asks for code of its own (auto_map), and such "
                     "code is never run")
-    with fail_as(f"{name}: {failure}"):
-        config = AutoConfig.from_pretrained(cfg.model, **no_code)
+    with fail_as(f"--model {cfg.model}: {failure}"):
+        config = AutoConfig.from_pretrained(cfg.model, **NO_CODE)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, **no_code)
+            model = AutoModelForCausalLM.from_config(config, **NO_CODE)
         body = model.base_model
         config = config.get_text_config()
-    if command == "train" and not hasattr(body, "layers"):
-        fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
-             "trained here, since it has no .layers")
+    if command == "train":
+        check_trainable(cfg, config, body)
     if cfg.K > config.vocab_size:
         fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of "
              "the model's vocabulary")
-    experts = any("experts" in name for name in config.to_dict())
-    if command == "train" and experts and (cfg.lora_rank or uses_vllm(cfg)):
+    check_parallel(cfg.tensor_parallel_size, config)
+    return config
+
+
+def check_trainable(cfg, config, body):
+    if not hasattr(body, "layers"):
+        fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
+             "trained here, since it has no .layers")
+    experts = any("experts" in field for field in config.to_dict())
+    if experts and (cfg.lora_rank or cfg.rollout == "vllm"):
         fail(f"--model {cfg.model} is a mixture of experts, which vLLM packs "
              "when it first loads them and does not replace at a sync, and "
              "which --lora-rank does not adapt. Use --rollout hf without it")
-    parts = cfg.tensor_parallel_size
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        size = getattr(config, name, None)
+
+
+def check_parallel(parts, config):
+    """Refuses a --tensor-parallel-size that cannot divide the model."""
+    for field in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        size = getattr(config, field, None)
+        if not isinstance(size, int) or size % parts == 0:
+            continue
         # vLLM copies key heads where there are fewer than GPUs.
-        copied = name == "num_key_value_heads" and size and parts % size == 0
-        if isinstance(size, int) and size % parts and not copied:
-            fail(f"--tensor-parallel-size {parts} does not divide the "
-                 f"model's {name}, {size}")
-    return config
+        if field == "num_key_value_heads" and parts % size == 0:
+            continue
+        fail(f"--tensor-parallel-size {parts} does not divide the model's "
+             f"{field}, {size}")
 
 
 def context_left(command, cfg, config):
@@ -158,12 +169,11 @@ def check_finite(model, tensors):
                  "diverged, or the file is damaged: choose another checkpoint")
 
 
-# ------------------------------------------------------------- the tokenizer
+# ----------------------------------------------------------- the tokenizer
 def load_tokenizer(cfg, vocabulary):
     with fail_as(f"--model {cfg.model}: its tokenizer is missing, damaged "
                  "or asks for code of its own (auto_map), which is never run"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            cfg.model, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(cfg.model, **NO_CODE)
         # The vocabulary may be padded beyond the tokenizer's tokens,
         # and the padding may be sampled.
         tokenizer.decode([vocabulary - 1])
@@ -235,7 +245,7 @@ def model_ends(model, vocabulary):
             # The file is optional. Without it vLLM also ends at the ids
             # that are the defaults of the config's class.
             defaults = GenerationConfig.from_model_config(
-                AutoConfig.from_pretrained(model, trust_remote_code=False))
+                AutoConfig.from_pretrained(model, **NO_CODE))
             parts.append(defaults.to_dict())
     # A config.json often keeps the ids of the model it was copied from.
     # What is beyond the vocabulary cannot be sampled, and does no harm.
@@ -243,18 +253,17 @@ def model_ends(model, vocabulary):
     return ends + [i for i in named if i in range(vocabulary)]
 
 
-# ----------------------------------------------------------------- the model
+# --------------------------------------------------------------- the model
 def load_model(path, dtype):
     """Returns a causal language model with `packed_attention`.
 
     dtype: a torch dtype, or "auto" for that of the stored weights. Only
     safetensors are read, and no code of the checkpoint is run."""
     AttentionInterface.register("packed", packed_attention)
-    no_code = {"trust_remote_code": False}
-    if dtype == "auto" and holds_float32(path):
-        dtype = torch.float32
     try:
-        config = AutoConfig.from_pretrained(path, **no_code)
+        if dtype == "auto" and holds_float32(path):
+            dtype = torch.float32
+        config = AutoConfig.from_pretrained(path, **NO_CODE)
         # "auto" would otherwise mean the dtype that config.json names,
         # and reading weights in a lower precision would round them.
         config.dtype = None
@@ -262,7 +271,7 @@ def load_model(path, dtype):
         model, found = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=dtype,
             attn_implementation="packed", use_safetensors=True,
-            output_loading_info=True, **no_code)
+            output_loading_info=True, **NO_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         fail(f"--model {path}: {one_line(error)}")
     if found["missing_keys"]:
@@ -272,11 +281,13 @@ def load_model(path, dtype):
     return model
 
 
-def holds_float32(folder):
-    """Returns whether some weights in a model's folder are float32.
-    With dtype="auto" transformers would give all weights the dtype of the
-    first, and round them if it is lower."""
-    for file in Path(folder).glob("*.safetensors"):
+def holds_float32(path):
+    """Returns whether some weights of a folder or of a model on the hub are
+    float32. With dtype="auto" transformers would give all weights the dtype
+    of the first, and round them if it is lower."""
+    if not os.path.isdir(path):  # from_pretrained then finds them downloaded
+        path = snapshot_download(path, allow_patterns="model*.safetensors")
+    for file in Path(path).glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():
                 if weights.get_slice(name).get_dtype() == "F32":

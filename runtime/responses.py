@@ -111,6 +111,7 @@ def report(folder, cfg, results):
               flush=True)
 
 
+# Files of an earlier version have other names.
 RENAMED = {"weights_of": "weights_written", "problems": "problems_sha256"}
 
 
@@ -119,10 +120,7 @@ def check_responses(path, settings):
     settings according to the first line of the file."""
     with path.open("rb") as file:
         before = read_settings(path, file.readline())
-        # An older file has other names, and leaves dtype and rollout open.
         before = {RENAMED.get(name, name): value for name, value in before.items()}
-        for name in ("dtype", "rollout"):
-            before.setdefault(name, settings.get(name))
         changed = [f"{name} {change}"
                    for name, change in differences(before, settings).items()]
         if changed:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from runtime.common import fail, flag, gather, one_line
+from runtime.common import fail, flag, one_line
 from runtime.data import digest
+from runtime.ranks import gather
 
 # A run may resume with other values of these.
 CHANGEABLE = (
@@ -93,11 +94,12 @@ def read_settings(path, text):
 
 def differences(before, settings):
     """Returns {name: "was this, is that"} for each setting that has changed."""
-    # Older runs and evaluations do not have these settings.
-    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0, **before}
+    # Older runs and evaluations lack these settings, or leave them open.
+    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0,
+              "dtype": "auto", "rollout": "auto", **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
-            if before.get(name) != value}
+            if before.get(name) not in (value, "auto")}
 
 
 def check_log(path):

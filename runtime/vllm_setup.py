@@ -12,18 +12,18 @@ from pathlib import Path
 from runtime.common import fail, one_line, printable
 
 
-def uses_vllm(cfg):
-    """Returns whether vLLM generates."""
-    if cfg.rollout not in ("auto", "vllm"):
-        return False
+def find_vllm(cfg):
+    """Returns whether vLLM can be imported. Ends the program if it cannot and
+    the settings ask for it."""
     try:
         import vllm  # noqa: F401
     except ImportError as error:
         if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
             fail(f"vLLM cannot be imported ({one_line(error)}). Install "
                  "it, or choose --rollout hf")
-        print("vLLM cannot be imported, so transformers' generate makes "
-              f"the rollouts: {one_line(error)}", flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print("vLLM cannot be imported, so transformers' generate makes "
+                  f"the rollouts: {one_line(error)}", flush=True)
         return False
     return True
 

@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import simko
-from runtime.common import process_group
 from runtime.log import Progress
 from runtime.packing import Sample, balance_across_ranks
+from runtime.ranks import process_group
 # This import also sets hypothesis' profile, and PyTorch to one thread.
 from test_simko import near, randn, seeds  # noqa: F401
 from tests import workers

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import simko
-from runtime.common import process_group, seed_everything
+from runtime.common import seed_everything
+from runtime.ranks import process_group
 from tests import workers
 from tests.conftest import CPU, STOPS, config, load_samples, move, needs_vllm, quiet
 

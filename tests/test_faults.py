@@ -35,7 +35,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
-from runtime import common, faults, packing, run_folder, vllm_setup
+from runtime import faults, packing, ranks, run_folder, vllm_setup
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from runtime.responses import Benchmark
@@ -182,7 +182,7 @@ def see_folder(folder, rank, port):
     """Calls check_shared on this rank of two. Each rank is the only one on its node."""
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with common.process_group():
+    with ranks.process_group():
         run_folder.check_shared(folder)
 
 
@@ -210,7 +210,7 @@ def killed_runs(folder):
     while len(report["moments"]) < 10:
         moment = rng.uniform(0.1, 0.9) * seconds
         alarm = partial(signal.setitimer, signal.ITIMER_PROF, moment)
-        code = end_of(run(f"random_{number}", mock.patch.object(faults, "check_restart", alarm)))
+        code = end_of(run(f"random_{number}", mock.patch.object(ranks, "check_restart", alarm)))
         number += code == 0
         if code:
             report["moments"].append([number, round(moment, 2), code])
@@ -396,7 +396,7 @@ def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
 
 
 def save_elsewhere(path, state):
-    with mock.patch.dict(os.environ), common.process_group():
+    with mock.patch.dict(os.environ), ranks.process_group():
         dcp.save(state, checkpoint_id=path)
 
 
@@ -806,7 +806,7 @@ def faulty_rank(folder):
     if plan["faults"].get("0") in FAILURES:
         verifier = partial(BusyVerifier, folder)
     with (patch, mock.patch.object(simko, "Verifier", verifier),
-          mock.patch.object(common, "ANSWER_LIMIT", timedelta(**limit))):
+          mock.patch.object(ranks, "ANSWER_LIMIT", timedelta(**limit))):
         record(simko.main)(plan["arguments"])
 
 def start_ranks(data, folder, faults, *commands, output_dir="run", more=()):
@@ -1042,7 +1042,7 @@ def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
     assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
 
 
-TORCHRUN = dict.fromkeys(faults.LAUNCH_NUMBERS, "2") | {"MASTER_ADDR": "127.0.0.1"}
+TORCHRUN = dict.fromkeys(ranks.LAUNCH_NUMBERS, "2") | {"MASTER_ADDR": "127.0.0.1"}
 
 
 @pytest.mark.parametrize("left, named", [
@@ -1059,7 +1059,7 @@ def test_variables_that_a_cluster_left_behind_are_refused(monkeypatch, left, nam
     for name, value in left.items():
         monkeypatch.setenv(name, value)
     if not named:
-        faults.check_launch()
+        ranks.check_launch()
         return
     with pytest.raises(SystemExit, match=named) as stop:
         simko.main(["train"])
@@ -1070,27 +1070,27 @@ def test_a_run_says_that_it_waits_for_ranks_and_for_how_long(monkeypatch, capsys
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a job")
-    faults.check_launch()
+    ranks.check_launch()
     assert capsys.readouterr().out == ""
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    faults.check_launch()
+    ranks.check_launch()
     assert "rank 0 waits for the other ranks" in capsys.readouterr().out
-    monkeypatch.setattr(common, "MEETING_LIMIT", timedelta(seconds=1))
+    monkeypatch.setattr(ranks, "MEETING_LIMIT", timedelta(seconds=1))
     with pytest.raises(SystemExit, match="not all of WORLD_SIZE=2 processes connected"):
-        with common.process_group():
+        with ranks.process_group():
             pass
 
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    faults.check_restart()
+    ranks.check_restart()
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     with pytest.raises(SystemExit, match="needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        faults.check_restart()
+        ranks.check_restart()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    faults.check_restart()
+    ranks.check_restart()
 
 
 def test_a_run_folder_that_the_nodes_do_not_share_is_refused(forks):

@@ -37,10 +37,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 import simko
 from runtime.checkpoints import load_checkpoint, save_checkpoint, save_hf
 from runtime.chunked import token_statistics
-from runtime.common import process_group, seed_everything
+from runtime.common import seed_everything
 from runtime.log import Clock
 from runtime.models import load_model
 from runtime.packing import Sample, packed_attention
+from runtime.ranks import process_group
 from tests import workers
 from tests.conftest import eager_vllm, quiet, write_rows
 from tools import zoo

@@ -1005,17 +1005,38 @@ def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
     responses.check_sets(file, [a, b])
 
 
+def test_auto_is_what_the_machine_has(tiny, tmp_path, monkeypatch, capsys):
+    """Otherwise an evaluation that resumes elsewhere would mix two engines or dtypes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # importing it raises ImportError
+    arguments = recipe(tiny, "eval", tmp_path / "run")
+    cfg = cli.prepare(arguments, Config).cfg
+    assert (cfg.dtype, cfg.rollout) == ("float32", "hf")
+    assert "so transformers' generate makes the rollouts" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="vLLM cannot be imported .* choose --rollout hf") as stop:
+        cli.prepare([*arguments, "--rollout", "vllm"], Config)
+    assert refused(stop.value)
+    monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
+    assert cli.prepare(arguments, Config).cfg.rollout == "vllm"
+
+
 def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(tmp_path):
     benchmark = Benchmark("a", "a", [], 1, 1.0, 1.0, 1, "")
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps(benchmark.settings(Config())) + "\n")
-    responses.check_responses(path, benchmark.settings(Config()))
-    for changed in (Config(dtype="bfloat16"), Config(rollout="hf")):
-        with pytest.raises(SystemExit, match="other settings: (dtype|rollout) was auto, is"):
+    config = Config(dtype="float32", rollout="vllm")
+    path.write_text(json.dumps(benchmark.settings(config)) + "\n")
+    responses.check_responses(path, benchmark.settings(config))
+    for change, message in (
+            ({"dtype": "bfloat16"}, "dtype was float32, is bfloat16"),
+            ({"rollout": "hf"}, "rollout was vllm, is hf")):
+        changed = dataclasses.replace(config, **change)
+        with pytest.raises(SystemExit, match=f"other settings: {message}"):
             responses.check_responses(path, benchmark.settings(changed))
 
-    # A file of an earlier version has neither, and two other names.
+    # A file of an earlier version says auto, or neither, and has two other names.
     older = benchmark.settings(Config())
+    path.write_text(json.dumps(older) + "\n")
+    responses.check_responses(path, benchmark.settings(config))
     del older["dtype"], older["rollout"]
     older["weights_of"] = older.pop("weights_written")
     older["problems"] = older.pop("problems_sha256")

@@ -76,14 +76,13 @@ def test_vllm_leaves_the_classes_of_transformers_to_the_trainer():
     assert zoo.outcome("olmo2", "vllm").startswith("right, gap ")
 
 
-@pytest.mark.parametrize("vllm, rank", [(True, 0), (False, 2)])
+@pytest.mark.parametrize("rollout, rank", [("vllm", 0), ("hf", 2)])
 def test_a_mixture_of_experts_is_trained_neither_through_vllm_nor_with_adapters(
-        vllm, rank, tmp_path):
+        rollout, rank, tmp_path):
     cfg = simko.Config(
         model=str(zoo.save("qwen3-moe", tmp_path)), max_prompt_length=30,
-        max_completion_length=30, lora_rank=rank)
-    with (mock.patch("runtime.models.uses_vllm", return_value=vllm),
-          pytest.raises(SystemExit, match="is a mixture of experts")):
+        max_completion_length=30, rollout=rollout, lora_rank=rank)
+    with pytest.raises(SystemExit, match="is a mixture of experts"):
         load_config("train", cfg)
 
 

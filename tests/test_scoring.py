@@ -89,6 +89,13 @@ def test_an_answer_that_no_choice_can_match_is_refused_when_problems_are_read(an
         check_problem("row 1", problem, "choice")
 
 
+def test_an_invalid_answer_is_refused_although_its_task_has_no_docstring(monkeypatch):
+    monkeypatch.setitem(verify.TASKS, "even", lambda response, answer: int(answer) % 2 == 0)
+    message = "row 1: 'x' is not a valid answer for the task even: it has no docstring"
+    with pytest.raises(SystemExit, match=message):
+        check_problem("row 1", {"id": 1, "problem": "Which?", "answer": "x"}, "even")
+
+
 def test_each_pair_is_asked_once(tmp_path):
     log = tmp_path / "asked"
     judge = f"open({str(log)!r}, 'a').write(pred)\nreturn pred != 'b'"

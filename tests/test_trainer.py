@@ -9,15 +9,17 @@ from functools import cache
 from pathlib import Path
 from unittest import mock
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import simko
 from runtime import baselines, log
 from runtime.checkpoints import checkpoint_state
+from runtime.models import load_model
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet,
@@ -273,6 +275,23 @@ def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
     policy = trainer.policy
     tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
     assert tied == policy.config.tie_word_embeddings
+
+
+def test_weights_of_several_dtypes_are_not_rounded_in_a_folder_or_from_the_hub(
+        base, tmp_path, monkeypatch):
+    """The norms are float32, the first weight is bfloat16. The hub's copy is in its cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--one--model/snapshots/abc"
+    bfloat16_checkpoint(base, folder)
+    (folder.parents[1] / "refs").mkdir()
+    (folder.parents[1] / "refs/main").write_text("abc")
+    stored = load_file(folder / "model.safetensors")
+    stored["model.norm.weight"] = stored["model.norm.weight"].float() + 1e-3
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    for name in (folder, "one/model"):
+        model = load_model(name, "auto")
+        assert torch.equal(model.model.norm.weight, stored["model.norm.weight"]), name
 
 
 def test_a_checkpoint_before_the_first_update_leaves_no_trace_in_it(base, group):

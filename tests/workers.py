@@ -102,7 +102,7 @@ def gradients(folder):
     ranks, so that the ranks start only once."""
     import torch
 
-    from runtime.common import process_group
+    from runtime.ranks import process_group
     from tests import test_lora, test_methods, test_trainer
     results = {}
     with process_group():

@@ -41,7 +41,7 @@ from torch.utils.benchmark import Timer
 from transformers import AttentionInterface
 
 import simko
-from runtime import chunked, common
+from runtime import chunked, ranks
 from runtime.common import fail
 from runtime.data import read_jsonl
 from runtime.packing import packed_attention
@@ -161,7 +161,7 @@ def scale(*, shape=SMALL,
               "/ the first's", "GiB above weights, gradients, optimizer")
         cases = [(count // 512, 512) for count in tokens]
         cases += [(max(tokens) // size, size) for size in (128, 32)]
-        with common.process_group() as device:
+        with ranks.process_group() as device:
             trainer = random_trainer(
                 SHAPES[name], device, micro_batch_tokens=4096, gradient_checkpointing=False)
             runs = {}
@@ -283,7 +283,7 @@ def process_group(world):
     rank 0 and no other rank exists. The fake group takes this rank's data for what the others
     would send, so shapes, memory and computation are realistic but the numbers are not."""
     if world == 1:
-        with common.process_group() as device:
+        with ranks.process_group() as device:
             yield device
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -411,7 +411,7 @@ def generation_rates(name, tokens, rounds):
         samples = engine.generate(ids, n, 1.0, 1.0, tokens, QUIET)
         counts[case].append(sum(len(s.response_ids) for s in samples))
 
-    with (tempfile.TemporaryDirectory() as folder, common.process_group() as device):
+    with (tempfile.TemporaryDirectory() as folder, ranks.process_group() as device):
         SHAPES[name].save_pretrained(folder)
         cfg = simko.Config(model=folder, output_dir=folder, max_prompt_length=256)
         arguments = cfg, [2], device, DTYPE, "dummy", tokens

@@ -18,9 +18,10 @@ import torch
 
 import simko
 from runtime import cli
-from runtime.common import fail, process_group
+from runtime.common import fail
 from runtime.data import prompt_order
 from runtime.log import Log
+from runtime.ranks import process_group
 from tools.measuring import DEVICE, QUIET, in_turn, ratio, show, table
 from verify import Verifier
 
