@@ -21,7 +21,8 @@ from runtime import lora
 from runtime.common import fail, write_whole
 from runtime.faults import reason
 from runtime.ranks import gather
-from runtime.run_folder import check_shared, rewind, run_settings
+from runtime.run_folder import (
+    check_shared, rewind, run_settings, saved_checkpoints)
 from runtime.versions import versions
 
 
@@ -36,35 +37,34 @@ def start_or_resume(folder, problems, trainer):
         text = json.dumps({**settings, "versions": versions()}, indent=1)
         write_whole(folder / "config.json", text)
     check_shared(folder)
-    first = load_checkpoint(folder / "checkpoints", trainer)
+    first = load_checkpoint(folder, trainer)
     if trainer.rank == 0:
         rewind(folder, first, trainer.cfg.steps)
     return first
 
 
 def load_checkpoint(folder, trainer):
-    """Loads the last checkpoint that can be read. Returns its step, or 0
-    if there is none. A different number of ranks may have saved it."""
+    """Loads the run folder's last checkpoint that can be read. Returns its
+    step, or 0 if there is none. Another number of ranks may have saved it."""
     # Otherwise the planner's torch.load would run a checkpoint's code.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    own = []
+    own = []  # all ranks try what rank 0 sees
     if trainer.rank == 0:
-        own = sorted(folder.glob("step_" + 6 * "[0-9]"), reverse=True)
+        own = [*reversed(saved_checkpoints(folder).items())]
     found = gather(own)
-    for path in found:
+    for step, path in found:
         state = checkpoint_state(trainer)
         try:
             dcp.load(state, checkpoint_id=path)
         except dcp.CheckpointException as error:
             # An error on any rank is raised on all of them.
-            skip_checkpoint(path, error, last=path == found[-1])
+            skip_checkpoint(path, error, last=(step, path) == found[-1])
             continue
         set_state_dict(
             trainer.policy, trainer.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
             options=StateDictOptions(strict=False))  # LoRA saves adapters alone
-        step = int(path.name.removeprefix("step_"))
         cfg = trainer.cfg
         trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
         return step
@@ -104,8 +104,8 @@ def save_checkpoint(folder, step, trainer):
     show that the weights are to blame."""
     if trainer.refused:
         return
-    folder = folder / "checkpoints"
-    temporary = folder / f"step_{step:06d}.tmp"
+    final = folder / "checkpoints" / f"step_{step:06d}"
+    temporary = final.with_suffix(".tmp")
     if trainer.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     dist.barrier()
@@ -113,9 +113,9 @@ def save_checkpoint(folder, step, trainer):
     dcp.save(checkpoint_state(trainer), checkpoint_id=temporary)
     if trainer.rank == 0:
         reach_disk(temporary)
-        temporary.rename(folder / f"step_{step:06d}")
-        reach_disk(folder)
-        for old in sorted(folder.glob("step_??????"))[:-2]:
+        temporary.rename(final)
+        reach_disk(final.parent)
+        for old in [*saved_checkpoints(folder).values()][:-2]:
             shutil.rmtree(old)
     dist.barrier()
 
@@ -230,11 +230,12 @@ def check_checkpoints(folder):
 
     torch.distributed.checkpoint unpickles .metadata without a question.
     A damaged one is left to the loader, which names it."""
-    for path in folder.glob("checkpoints/step_??????/.metadata"):
+    for path in saved_checkpoints(folder).values():
+        file = path / ".metadata"
         try:
-            MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+            MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
         except UnsafePickle as error:
-            fail(f"{path} calls {error}, as no checkpoint of this program "
+            fail(f"{file} calls {error}, as no checkpoint of this program "
                  "does: delete its folder, or choose another --output-dir")
         except Exception:  # noqa: BLE001, S110
             pass

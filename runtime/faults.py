@@ -1,10 +1,9 @@
-"""Handles failures of a run: signals, non-finite numbers, lack of memory or
-disk space, unreadable checkpoints, an engine that hangs, and ranks that die.
-docs/reliability.md lists what a run promises in each case."""
+"""Handles failures of a run: a wrong launch, an engine that hangs, signals,
+lack of memory or disk space, ranks that die, and numbers that show that a run
+cannot learn. docs/reliability.md lists what a run promises in each case."""
 import errno
 import faulthandler
 import json
-import math
 import os
 import re
 import signal
@@ -117,7 +116,7 @@ def explain(error, cfg):
         return error
     where = f"rank {os.environ['RANK']}, during the {current_phase}"
     text = str(error)
-    help = MORE_MEMORY[current_phase].format(**vars(cfg))
+    advice = MORE_MEMORY[current_phase].format(**vars(cfg))
     if isinstance(error, CheckpointException):
         # This exception reaches all ranks, whichever of them failed.
         if os.environ["RANK"] == "0":
@@ -127,7 +126,7 @@ def explain(error, cfg):
     # vLLM's allocator raises a plain RuntimeError.
     if isinstance(error, torch.OutOfMemoryError) or (
             isinstance(error, RuntimeError) and "out of memory" in text):
-        return stop(f"{where}: out of GPU memory. To fix it: {help}. "
+        return stop(f"{where}: out of GPU memory. To fix it: {advice}. "
                     f"({one_line(error)})")
     # safetensors gives the error number only in the text.
     number = re.search(r"os error (\d+)", text)
@@ -147,7 +146,7 @@ def explain(error, cfg):
     if current_phase in ("engine start", "rollout"):
         error.add_note(
             f"simko.py: the engine failed during the {current_phase}."
-            f"{last_lines()}\nIf it ran out of memory: {help}. If the engine's "
+            f"{last_lines()}\nIf it ran out of memory: {advice}. If the engine's "
             "cache is too small: raise --gpu-memory-utilization, or on CPUs "
             "VLLM_CPU_KVCACHE_SPACE.")
     return error
@@ -268,8 +267,8 @@ class GuardedEngine:
         GuardedEngine.asked, self.signal = True, number
         sys.stdout, sys.stderr = map(Unbroken, self.streams)
         name = signal.Signals(number).name
-        text = (f"rank {self.rank}: {name}: stopping after the last complete "
-                "step; a second signal stops at once\n")
+        text = (f"rank {self.rank}: {name}: stopping; complete steps and "
+                "responses are kept; a second signal stops at once\n")
         try:
             os.write(2, text.encode())
         except BrokenPipeError:
@@ -326,6 +325,7 @@ class GuardedEngine:
         self.engine.close()
 
 
+# ------------------------------------------------------ the start of a run
 def try_sampling(cfg, benchmarks, engine, progress):
     """Samples a few tokens with the sampling settings of each benchmark, so
     that settings which fail do so in the first minute of a run rather than
@@ -345,12 +345,13 @@ def refuse_update(trainer, finite, loss, norm):
     """Prints which responses made a loss or gradient non-finite. Ends the run
     at the third such update in a row. All ranks must call it together.
 
-    finite: a pair for each micro-batch, its samples and a bool for each of
-    their tokens. loss, norm: the mini-batch's loss and gradient norm."""
+    finite: a pair for each micro-batch, its samples and whether the loss of
+    each of their tokens is finite. loss, norm: the mini-batch's loss and
+    gradient norm."""
     trainer.refused += 1
     found = []
-    for samples, tokens in finite:
-        parts = tokens.split([len(s.response_ids) for s in samples])
+    for samples, is_finite in finite:
+        parts = is_finite.split([len(s.response_ids) for s in samples])
         found += [s for s, part in zip(samples, parts) if not part.all()]
     rows = gather([
         f"rank {trainer.rank}, problem {s.id}: {ascii(s.text[:60])}"
@@ -417,21 +418,19 @@ def check_groups(step, groups, cfg):
 
 def check_rewards(path, steps=10):
     """Warns if all rewards of the last `steps` steps in metrics.jsonl, at path,
-    were equal. Warns once, and not at every step that follows."""
+    were 0 or all were 1. Warns once, and not at every step that follows."""
     with path.open() as file:
-        rows = [json.loads(line) for line in deque(file, steps + 1)]
-    rewards = [row["reward"] for row in rows]
-    last = rewards[-1]
+        rewards = [json.loads(line)["reward"] for line in deque(file, steps + 1)]
+    before, last = rewards[:-steps], rewards[-steps:]
     # A fork's own reward may have been nan, which the log contains as None.
-    known = last in (0.0, 1.0)
-    equal = [known and r is not None and math.isclose(r, last) for r in rewards]
-    # If the step before these had the same reward, the warning is not new.
-    new = len(rewards) == steps or not equal[0]
-    if len(rewards) >= steps and all(equal[-steps:]) and new:
-        tqdm.write(
-            f"warning: all rewards of {steps} steps were {last:.0f}, so "
-            "there is nothing to learn from. Read some responses (simko.py "
-            "eval --eval-n 4) and check --task, the format of the answers "
-            "in --train-data, --prompt-template, --max-completion-length "
-            "(`truncated` in metrics.jsonl), and how hard the problems are",
-            file=sys.stderr)
+    if len(last) < steps or set(last) not in ({0.0}, {1.0}):
+        return
+    if before == last[:1]:  # then the step before has warned already
+        return
+    tqdm.write(
+        f"warning: all rewards of {steps} steps were {last[0]:.0f}, so "
+        "there is nothing to learn from. Read some responses (simko.py "
+        "eval --eval-n 4) and check --task, the format of the answers "
+        "in --train-data, --prompt-template, --max-completion-length "
+        "(`truncated` in metrics.jsonl), and how hard the problems are",
+        file=sys.stderr)

@@ -50,7 +50,8 @@ def refuse_adapter(model):
     if adapter:
         fail(f"--model {model} has an adapter_config.json. Adapters (LoRA) "
              "are not applied here: merge the adapter into its base model "
-             "(PEFT's merge_and_unload), and name the merged model's folder")
+             "(PEFT's merge_and_unload), and name the merged model's folder. "
+             "A run of this program has merged it in hf")
 
 
 def refuse_quantised(model, fields):
@@ -77,6 +78,9 @@ def load_config(command, cfg):
     with fail_as(f"--model {cfg.model}: its config.json cannot be read"):
         fields, _ = PreTrainedConfig.get_config_dict(cfg.model)
         refuse_quantised(cfg.model, fields)
+    if "model_type" not in fields and os.path.isdir(os.path.join(cfg.model, "hf")):
+        fail(f"--model {cfg.model} is the folder of a run: name its model, "
+             f"{os.path.join(cfg.model, 'hf')}")
 
     failure = "transformers cannot build the model of its config.json"
     if fields.get("auto_map"):
@@ -98,14 +102,20 @@ def load_config(command, cfg):
 
 
 def check_trainable(cfg, config, body):
+    """Refuses a model that these settings cannot train."""
     if not hasattr(body, "layers"):
         fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
              "trained here, since it has no .layers")
-    experts = any("experts" in field for field in config.to_dict())
-    if experts and (cfg.lora_rank or cfg.rollout == "vllm"):
+    # Some families count none in their dense models: Granite 4.0 0, Gemma 4 None.
+    experts = any("experts" in field and count
+                  for field, count in config.to_dict().items())
+    if experts and cfg.lora_rank:
+        fail(f"--model {cfg.model} is a mixture of experts, which --lora-rank "
+             "does not adapt: leave it out, and add --rollout hf")
+    if experts and cfg.rollout == "vllm":
         fail(f"--model {cfg.model} is a mixture of experts, which vLLM packs "
-             "when it first loads them and does not replace at a sync, and "
-             "which --lora-rank does not adapt. Use --rollout hf without it")
+             "when it first loads them and does not replace at a sync: add "
+             "--rollout hf")
 
 
 def check_parallel(parts, config):

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -16,15 +17,33 @@ from runtime.common import fail, flag, one_line
 from runtime.data import digest
 from runtime.ranks import gather
 
-# A run may resume with other values of these.
+# A run may resume with other values of these. The training problems
+# themselves are compared, so their file may have moved.
 CHANGEABLE = (
     "output_dir", "steps", "resume", "save_steps", "micro_batch_tokens",
     "gradient_checkpointing", "gpu_memory_utilization",
-    "tensor_parallel_size", "data_dir", "eval_steps", "eval_n",
-    "eval_temperature", "eval_top_p", "eval_max_tokens")
+    "tensor_parallel_size", "train_data", "data_dir", "eval_data",
+    "eval_steps", "eval_n", "eval_temperature", "eval_top_p",
+    "eval_max_tokens")
 
 
-# -------------------------------------------------- before anything is loaded
+# ------------------------------------------------------- what a run leaves
+def saved_checkpoints(folder):
+    """Returns {step: path} of a run's complete checkpoints, in ascending order."""
+    return by_step(folder / "checkpoints", "step")
+
+
+def by_step(folder, kind):
+    """Returns {step: path} of what is named after a step: step_000020 or
+    eval_000020, but not step_000020.tmp."""
+    found = {}
+    for path in folder.glob(f"{kind}_*"):
+        if match := re.fullmatch(rf"{kind}_([0-9]{{6,}})", path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+# ------------------------------------------------ before anything is loaded
 def check_writable(folder):
     """Refuses an --output-dir that is not a folder. Raises OSError if
     nothing can be written there. Leaves nothing behind."""
@@ -49,7 +68,7 @@ def check_run(cfg, problems):
     if (folder / "metrics.jsonl").exists():
         check_log(folder / "metrics.jsonl")
     file = folder / "config.json"
-    saved = [*folder.glob("checkpoints/step_" + 6 * "[0-9]")]
+    saved = saved_checkpoints(folder)
     if (folder / "hf").exists() and not saved:
         fail(f"{folder} holds a finished run without its checkpoints, so it "
              "cannot be continued, and to begin again would delete its "
@@ -71,14 +90,15 @@ def check_run(cfg, problems):
     changes = differences(before, fixed)
     if "train_data_sha256" in changes:
         fail(f"{folder} holds a run on other training data than --train-data "
-             f"{cfg.train_data} has now: choose another --output-dir")
+             f"{cfg.train_data} has now, without the problems of --eval-data: "
+             "choose another --output-dir")
     changed = [f"{flag(name)} {change}" for name, change in changes.items()]
     if changed:
         fail(f"{folder} holds a run with other settings: "
              f"{'; '.join(changed)}. Choose another --output-dir")
-    steps = [int(path.name.removeprefix("step_")) for path in saved]
-    if max(steps, default=0) > cfg.steps:
-        fail(f"{folder} has reached step {max(steps)} already, which is "
+    reached = max(saved, default=0)
+    if reached > cfg.steps:
+        fail(f"{folder} has reached step {reached} already, which is "
              f"beyond --steps {cfg.steps}: choose another --output-dir, or "
              "more steps")
 
@@ -113,7 +133,7 @@ def check_log(path):
             fail(f"{path}, line {number}, is damaged ({error!r}): remove it")
 
 
-# ------------------------------------------------------------- during a run
+# ----------------------------------------------------------- during a run
 @contextmanager
 def claimed(folder):
     """Locks the run folder. Two runs in one folder, such as a job and its
@@ -156,28 +176,29 @@ def check_shared(folder):
 
 
 def rewind(folder, first, steps):
-    """Removes incomplete saves and the outputs that a run which resumes after
-    step `first` will write again."""
+    """Removes incomplete saves, and what a run that resumes after step `first`
+    will write again."""
     drop_unfinished(folder)
     if first < steps:
         for name in ("hf", "adapter"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.glob("eval_" + 6 * "[0-9]"):
+    for step, path in by_step(folder, "eval").items():
         # On GPUs, repeated steps do not reproduce the same weights.
-        if int(path.name.removeprefix("eval_")) > first:
+        if step > first:
             shutil.rmtree(path)
 
 
 def drop_unfinished(folder):
-    """Removes incomplete saves. They were never checkpoints."""
+    """Removes saves that were cut off before their rename."""
     for path in Path(folder, "checkpoints").glob("step_*.tmp"):
         print(f"{path}: removed, because this save was cut off", flush=True)
         shutil.rmtree(path, ignore_errors=True)
 
 
 def disk_space(folder):
+    """Returns what to tell the user when a save has failed."""
     free = shutil.disk_usage(folder).free / 2**30
-    return (f"{free:.1f} GiB are free there. The checkpoints in {folder} "
-            "are complete. If the disk is full, free some space (delete "
-            "checkpoints of finished runs, for example) and run the same "
-            "command again")
+    return (f"{free:.1f} GiB are free there. Complete checkpoints and "
+            f"responses in {folder} are kept. If the disk is full, free some "
+            "space (delete checkpoints of finished runs, for example) and "
+            "run the same command again")

@@ -447,7 +447,7 @@ def test_h_checkpoint_has_the_same_bits(base, group, tmp_path):
     save_checkpoint(tmp_path, 1, trainers[0])
 
     assert not same_weights(*trainers)
-    assert load_checkpoint(tmp_path / "checkpoints", trainers[1]) == 1
+    assert load_checkpoint(tmp_path, trainers[1]) == 1
     assert same_weights(*trainers)
     states = [get_optimizer_state_dict(t.policy, t.optimizer)["state"] for t in trainers]
     assert states[0].keys() == states[1].keys() != set()

@@ -993,6 +993,25 @@ def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
         train.write_bytes(content)
 
 
+def test_a_run_goes_on_where_its_problems_have_moved_and_with_other_evaluations(
+        tiny, run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    moved = shutil.copy(tiny / "train.jsonl", tmp_path / "moved.jsonl")
+    write_rows(tmp_path / "other.jsonl", [{"problem": "3 5 7 > 11 :", "answer": "11 = 3 5 7"}])
+    resume = recipe(
+        tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2, "--train-data", moved,
+        "--eval-data", tmp_path / "other.jsonl")
+    job = cli.prepare(resume, Config)
+    assert [benchmark.set for benchmark in job.benchmarks] == ["other"]
+
+
+def test_the_folder_of_a_run_is_not_taken_for_its_model(tiny, run, tmp_path):
+    flags = "--model", run[0], "--rollout", "hf"
+    with pytest.raises(SystemExit, match="is the folder of a run: name its model, .*/hf") as stop:
+        cli.prepare(recipe(tiny, "eval", tmp_path / "eval", *flags), Config)
+    assert refused(stop.value)
+
+
 def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
     file = tmp_path / "eval.json"
     a, b = (Benchmark(name, name, [], 1, 1.0, 1.0, 1, "") for name in "ab")
