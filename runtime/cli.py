@@ -24,7 +24,7 @@ from runtime.data import (
     DATASETS, GROUPS, PROTOCOL, load_problems, without_tests)
 from runtime.models import (
     check_weights, context_left, end_tokens, load_config, load_tokenizer)
-from runtime.prompts import TEMPLATES, encode
+from runtime.prompts import TEMPLATES, make_prompts
 from runtime.ranks import check_launch
 from runtime.responses import Benchmark, check_responses, check_sets
 from runtime.run_folder import check_run, check_writable
@@ -381,7 +381,7 @@ def prepare(arguments, Config):
     rows = {s: load_problems(s, cfg.data_dir, cfg.task) for s in sources}
     if training:
         rows[cfg.train_data] = without_tests(cfg, rows)
-    sets = {source: encode(source, problems, tokenizer, vocabulary, cfg)
+    sets = {source: make_prompts(source, problems, tokenizer, vocabulary, cfg)
             for source, problems in rows.items()}
     benchmarks = plan_benchmarks(command, cfg, sets, room)
     job = Job(command, cfg, tokenizer, stop_ids, sets, benchmarks)

@@ -1,12 +1,15 @@
 """Finds out what this machine has, what each recipe needs, and which fits.
 
-train.sh asks for the list of recipes, and for a plan before it starts one:
+train.sh asks for the list of recipes, before it installs anything whether a
+recipe fits, and for a plan before it starts one:
 
     python -m runtime.hardware list
+    python -m runtime.hardware check --recipe qwen2.5-0.5b
     python -m runtime.hardware plan --recipe qwen2.5-0.5b
 
-Everything in GB is in units of 10^9 bytes. Before the packages are installed
-there is no PyTorch to ask, so the standard library alone is imported here.
+A GB is 10^9 bytes. `cards` is a list of the GB of each GPU, `count` how many
+there are. Before the packages are installed there is no PyTorch to ask, so
+the standard library alone is imported here.
 """
 import argparse
 import math
@@ -66,13 +69,13 @@ RECIPES += tuple(
 
 
 # ------------------------------------------------------------- the formula
-def memory_gb(recipe, cards):
-    """Estimates the GB that a recipe needs on each of its cards.
+def memory_gb(recipe, count):
+    """Estimates the GB that a recipe needs on each of `count` cards.
 
     What must fit changes during a step of a recipe that trains all weights:
 
     - In the update a card holds its shard of the float32 weights, gradients
-      and AdamW's two moments: 16 bytes a parameter, divided by the cards.
+      and AdamW's two moments: 16 bytes a parameter, divided by their number.
       The engine sleeps, but the layers that FSDP has gathered, activations
       and a chunk of logits lie beside the shard (one H100 showed 3.3 GB of
       them at 0.5B and 5.0 GB at 1.5B), and so do CUDA's and NCCL's buffers.
@@ -82,10 +85,10 @@ def memory_gb(recipe, cards):
 
     16 P / g + 2 P + 12 is above both. With LoRA, 2.5 replaces 16.
     """
-    return (recipe.update_bytes / cards + 2) * recipe.parameters + 12
+    return (recipe.update_bytes / count + 2) * recipe.parameters + 12
 
 
-def engine_memory(recipe, cards, card_gb):
+def engine_memory(recipe, count, card_gb):
     """Returns the share of a card that the engine may take in the rollout:
     the default, or what the trainer leaves if that is less.
 
@@ -93,12 +96,12 @@ def engine_memory(recipe, cards, card_gb):
     graphs, which do not count as the engine's, and the tensors that a sync
     gathers get 4 GB.
     """
-    free = card_gb - recipe.rollout_bytes * recipe.parameters / cards - 4
+    free = card_gb - recipe.rollout_bytes * recipe.parameters / count - 4
     return min(ENGINE_MEMORY, math.floor(100 * free / card_gb) / 100)
 
 
-def hours(recipe, cards):
-    """Estimates the hours of training on so many H100 cards.
+def hours(recipe, count):
+    """Estimates the hours of training on `count` H100s.
 
     For each token: 10 FLOP a parameter for old log-probs, forward pass,
     recomputation and backward pass, at 4e14 a second; generation at
@@ -108,15 +111,15 @@ def hours(recipe, cards):
     """
     seconds_a_token = recipe.parameters * 1e9 * (10 / 4e14 + 1 / 4e13) + 45e-6
     tokens = recipe.steps * recipe.responses * recipe.tokens
-    return tokens * seconds_a_token / cards / 3600
+    return tokens * seconds_a_token / count / 3600
 
 
-def arithmetic(recipe, cards):
+def arithmetic(recipe, count):
     """Returns the formula with its figures, for a message."""
     size = recipe.parameters
-    where = "one GPU" if cards == 1 else f"each of {cards} GPUs"
-    return (f"about {memory_gb(recipe, cards):.0f} GB on {where} "
-            f"({recipe.update_bytes} x {size} / {cards} + 2 x {size} + 12)")
+    where = "one GPU" if count == 1 else f"each of {count} GPUs"
+    return (f"about {memory_gb(recipe, count):.0f} GB on {where} "
+            f"({recipe.update_bytes} x {size} / {count} + 2 x {size} + 12)")
 
 
 # ------------------------------------------------- what is in the machine
@@ -278,8 +281,8 @@ def print_plan(recipe, reason, cards, model, force):
     GPUs and, where the default is too much, the engine's share of their
     memory. The second tells the user what was chosen and what it will take.
 
-    recipe: None is the laptop's. cards: GB of each. model: of --model, or
-    None. Only the size of the recipe's own model is known.
+    recipe: None for the laptop's. model: the value of --model, or None.
+    Only the size of the recipe's own model is known.
     """
     if recipe is None:
         print("laptop", len(cards))

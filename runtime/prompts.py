@@ -1,4 +1,5 @@
-"""Turns problems into prompts: applies a template and tokenizes the result."""
+"""Turns problems into prompts: applies a template, tokenizes the result, and
+checks that the model can read it."""
 from datetime import datetime
 
 import numpy as np
@@ -64,11 +65,19 @@ def encode_prompts(problems, tokenizer, cfg):
     return kept, len(problems) - len(kept)
 
 
-def encode(source, rows, tokenizer, vocabulary, cfg):
-    """Calls encode_prompts, and checks that the model knows all tokens."""
+def make_prompts(source, problems, tokenizer, vocabulary, cfg):
+    """`encode_prompts`, which ends the program with one line about `source` if
+    the template, the tokenizer or the model cannot do it."""
     with fail_as(f"{cfg.model}: its chat template or tokenizer cannot make "
                  f"a prompt of {source}; another --prompt-template may work"):
-        problems, dropped = encode_prompts(rows, tokenizer, cfg)
+        kept, dropped = encode_prompts(problems, tokenizer, cfg)
+    check_prompts(source, kept, vocabulary, cfg)
+    return kept, dropped
+
+
+def check_prompts(source, problems, vocabulary, cfg):
+    """Refuses a prompt that is empty or has tokens that the model lacks, and
+    prompts that are all the same although their problems differ."""
     texts = {problem["problem"].strip() for problem in problems}
     prompts = {problem["prompt_ids"].tobytes() for problem in problems}
     if len(texts) > 1 and len(prompts) == 1:
@@ -77,14 +86,12 @@ def encode(source, rows, tokenizer, vocabulary, cfg):
              "choose another template")
     for problem in problems:
         ids = problem["prompt_ids"]
-        what = None
-        if not len(ids):
-            what = "has no tokens"
-        elif ids.max() >= vocabulary:
+        if len(ids) and ids.max() < vocabulary:
+            continue
+        what = "has no tokens"
+        if len(ids):
             what = (f"has a token of id {ids.max()}, beyond the model's "
                     f"{vocabulary}")
-        if what:
-            fail(f"{source}: the prompt of {problem['id']!r:.80} {what}: check "
-                 f"that the tokenizer belongs to {cfg.model}, and that "
-                 f"--prompt-template {cfg.prompt_template} contains the problem")
-    return problems, dropped
+        fail(f"{source}: the prompt of {problem['id']!r:.80} {what}: check "
+             f"that the tokenizer belongs to {cfg.model}, and that "
+             f"--prompt-template {cfg.prompt_template} contains the problem")

@@ -1,5 +1,6 @@
-"""Writes the results of an evaluation: each response with its verdict, and
-pass@K in eval.json."""
+"""The files of an evaluation: LABEL.jsonl, with the settings in its first line
+and then a row for each response, and eval.json with pass@K. `check_...` are
+called before anything is loaded, the others during the evaluation."""
 import json
 from typing import NamedTuple
 
@@ -7,6 +8,9 @@ from runtime.common import fail, write_whole
 from runtime.data import digest
 from runtime.run_folder import differences, read_settings
 from runtime.versions import versions
+
+# The settings of the run that its responses depend on.
+RUN = ("model", "seed", "prompt_template", "chat_template_kwargs", "dtype", "rollout")
 
 
 class Benchmark(NamedTuple):
@@ -25,93 +29,13 @@ class Benchmark(NamedTuple):
         line of their file."""
         own = ("set", "n", "temperature", "top_p", "max_tokens", "weights_written")
         return {
-            "model": cfg.model, "seed": cfg.seed,
-            "prompt_template": cfg.prompt_template,
-            "chat_template_kwargs": cfg.chat_template_kwargs,
-            "dtype": cfg.dtype, "rollout": cfg.rollout,
+            **{name: getattr(cfg, name) for name in RUN},
             **{name: getattr(self, name) for name in own},
             "problems_sha256": digest(self.problems)}
 
 
-def row(sample):
-    """Converts a sample to a row of the file of responses."""
-    return {
-        "id": sample.id, "correct": int(sample.reward > 0),
-        "tokens": len(sample.response_ids),
-        "truncated": bool(sample.truncated), "response": sample.text}
-
-
-def append(path, rows):
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def read_row(path, number, line):
-    """Returns the row in a line, or None if the line was cut off. Ends the
-    program if the line is damaged."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-        return {"id": row["id"], "correct": int(row["correct"]),
-                "truncated": bool(row["truncated"])}
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        fail(f"{path}, line {number}, is damaged ({error!r}). Remove this "
-             "line and all that follow; the evaluation generates them again")
-
-
-def resume(path, benchmark, cfg, chunk):
-    """Returns the rows that an interrupted evaluation has written. Creates
-    its file if there is none.
-
-    Rows after the last complete chunk of `chunk` responses are removed from
-    the file. `check_responses` has already compared the settings."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(benchmark.settings(cfg)) + "\n")
-    whole = benchmark.n * len(benchmark.problems)
-    rows = []
-    with path.open("rb+") as file:
-        ends = [len(file.readline())]
-        for number, line in enumerate(file, 2):
-            if found := read_row(path, number, line):
-                rows.append(found)
-                ends.append(ends[-1] + len(line))
-        count = len(rows) // chunk * chunk
-        if len(rows) >= whole:
-            count = whole
-        file.truncate(ends[count])
-    return rows[:count]
-
-
-def report(folder, cfg, results):
-    """Writes eval.json and prints a table of pass@K in %."""
-    names = ("model", "seed", "prompt_template", "chat_template_kwargs",
-             "dtype", "rollout")
-    settings = {name: getattr(cfg, name) for name in names}
-    contents = {
-        "settings": settings, "versions": versions(), "sets": results}
-    write_whole(folder / "eval.json", json.dumps(contents))
-    by_length = sorted((row["pass"] for row in results.values()), key=len)
-    print(f"{folder}: pass@K in %")
-    print(f"{'set':16}{'n':>5}{'T':>5}{'top-p':>7}{'tokens':>8}{'K =':>5}"
-          + "".join(f"{k:>7}" for k in by_length[-1]))
-    rows = list(results.items())
-    sets = {row["set"] for row in results.values()}
-    if 1 < len(results) == len(sets):
-        average = {
-            k: sum(row["pass"][k] for row in results.values()) / len(results)
-            for k in by_length[0]}
-        rows.append(("average", {"pass": average}))
-    for label, row in rows:
-        how = [row.get(name, "")
-               for name in ("n", "temperature", "top_p", "max_tokens")]
-        print("{:16}{:>5}{:>5}{:>7}{:>8}     ".format(label[:16], *how)
-              + "".join(f"{100 * value:7.1f}" for value in row["pass"].values()),
-              flush=True)
-
-
-# Files of an earlier version have other names.
+# ------------------------------------------------ before anything is loaded
+# Files of an earlier version have the names on the left.
 RENAMED = {"weights_of": "weights_written", "problems": "problems_sha256"}
 
 
@@ -141,3 +65,80 @@ def check_sets(file, benchmarks):
     if lost:
         fail(f"{file} has the results of {', '.join(sorted(lost))}, which this "
              "command would remove: choose another --output-dir")
+
+
+def read_row(path, number, line):
+    """Returns the row in a line, or None if the line was cut off. Ends the
+    program if the line is damaged."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+        return {"id": row["id"], "correct": int(row["correct"]),
+                "truncated": bool(row["truncated"])}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        fail(f"{path}, line {number}, is damaged ({error!r}). Remove this "
+             "line and all that follow; the evaluation generates them again")
+
+
+# ---------------------------------------------------- during an evaluation
+def row(sample):
+    """Converts a sample to a row of the file of responses."""
+    return {
+        "id": sample.id, "correct": int(sample.reward > 0),
+        "tokens": len(sample.response_ids),
+        "truncated": bool(sample.truncated), "response": sample.text}
+
+
+def append(path, rows):
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def resume(path, benchmark, cfg, size):
+    """Returns the rows that an interrupted evaluation has written. Creates
+    its file if there is none.
+
+    Rows after the last complete chunk, of `size` responses, are removed from
+    the file. `check_responses` has already compared the settings."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(benchmark.settings(cfg)) + "\n")
+    whole = benchmark.n * len(benchmark.problems)
+    rows = []
+    with path.open("rb+") as file:
+        ends = [len(file.readline())]
+        for number, line in enumerate(file, 2):
+            if found := read_row(path, number, line):
+                rows.append(found)
+                ends.append(ends[-1] + len(line))
+        count = len(rows) // size * size
+        if len(rows) >= whole:
+            count = whole
+        file.truncate(ends[count])
+    return rows[:count]
+
+
+def report(folder, cfg, results):
+    """Writes eval.json and prints a table of pass@K in %."""
+    settings = {name: getattr(cfg, name) for name in RUN}
+    contents = {
+        "settings": settings, "versions": versions(), "sets": results}
+    write_whole(folder / "eval.json", json.dumps(contents))
+
+    table = [*results.items()]
+    curves = [result["pass"] for result in results.values()]
+    fewest, most = min(curves, key=len), max(curves, key=len)  # values of K
+    sets = {result["set"] for result in results.values()}
+    if 1 < len(results) == len(sets):  # no set at several temperatures
+        mean = {k: sum(curve[k] for curve in curves) / len(curves) for k in fewest}
+        table.append(("average", {"pass": mean}))
+    print(f"{folder}: pass@K in %")
+    print(f"{'set':16}{'n':>5}{'T':>5}{'top-p':>7}{'tokens':>8}{'K =':>5}"
+          + "".join(f"{k:>7}" for k in most))
+    for label, result in table:
+        how = [result.get(name, "")
+               for name in ("n", "temperature", "top_p", "max_tokens")]
+        print("{:16}{:>5}{:>5}{:>7}{:>8}     ".format(label[:16], *how)
+              + "".join(f"{100 * share:7.1f}" for share in result["pass"].values()),
+              flush=True)

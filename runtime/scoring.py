@@ -61,7 +61,7 @@ class WorkerPool:
         names = [task] * len(responses) if isinstance(task, str) else task
         self.check(answers, {task} if isinstance(task, str) else {*task})
         results = [
-            self.tasks[name](response, answer)
+            self.judge(name, response, answer)
             for name, response, answer in zip(names, responses, answers, strict=True)
         ]
         for name, result in zip(names, results):
@@ -71,6 +71,15 @@ class WorkerPool:
             self.start_workers(len(pairs))
             equal = dict(zip(pairs, threads.map(self.cached_ask, pairs)))
         return [float(equal.get(result, result)) for result in results]
+
+    def judge(self, name, response, answer):
+        """Returns what a task finds. An error in it names the response."""
+        try:
+            return self.tasks[name](response, answer)
+        except Exception as error:
+            error.add_note(f"The task {name!r} failed for the answer {answer!r:.80} and "
+                           f"the response {response!r:.300}")
+            raise
 
     def check(self, answers, names):
         for name in names:

@@ -1,6 +1,6 @@
-"""Prepares vLLM to run inside the training process, where its public options
-do not suffice: environment variables, its log, its compile cache, and a fix
-for CPUs."""
+"""Whether vLLM generates, and what it needs inside the training process where
+its public options do not suffice: environment variables, its log, its compile
+cache, and a fix for CPUs."""
 import logging
 import os
 import shutil
@@ -26,20 +26,6 @@ def find_vllm(cfg):
                   f"the rollouts: {one_line(error)}", flush=True)
         return False
     return True
-
-
-class Tail(logging.Handler):
-    """Keeps the last lines of a log."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = deque(maxlen=30)
-
-    def emit(self, record):
-        self.lines.append(f"{self.format(record)}\n")
-
-
-tail = Tail()
 
 
 @contextmanager
@@ -121,6 +107,20 @@ def compile_cache(cfg):
     mark.unlink()
 
 
+class Tail(logging.Handler):
+    """Keeps the last lines of a log."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = deque(maxlen=30)
+
+    def emit(self, record):
+        self.lines.append(f"{self.format(record)}\n")
+
+
+tail = Tail()
+
+
 def keep_log(path):
     """Writes vLLM's log to a file and keeps its last lines in memory. The
     screen shows errors only, unless VLLM_LOGGING_LEVEL names another level.
@@ -132,7 +132,6 @@ def keep_log(path):
     shown = logging.StreamHandler(sys.stdout)
     shown.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper())
     logger = logging.getLogger("vllm")
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path)
     logger.handlers, logger.propagate = [shown, tail, file], False
     logger.setLevel(min(shown.level, logging.INFO))

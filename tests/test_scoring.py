@@ -84,16 +84,34 @@ def test_a_task_with_graded_rewards_is_refused_when_problems_are_read(monkeypatc
 @pytest.mark.parametrize("answer", ["2", "Paris", "(C) Paris", "(AB)"])
 def test_an_answer_that_no_choice_can_match_is_refused_when_problems_are_read(answer):
     problem = {"id": 1, "problem": "Which?", "answer": answer}
-    message = "is not a valid answer for the task choice: For the answer"
+    message = "is not a valid answer for the task choice, .*For the answer"
     with pytest.raises(SystemExit, match=message):
         check_problem("row 1", problem, "choice")
 
 
-def test_an_invalid_answer_is_refused_although_its_task_has_no_docstring(monkeypatch):
-    monkeypatch.setitem(verify.TASKS, "even", lambda response, answer: int(answer) % 2 == 0)
-    message = "row 1: 'x' is not a valid answer for the task even: it has no docstring"
+@pytest.mark.parametrize("answer, error", [
+    ("x", "invalid literal for int"),
+    ("4", "list index out of range"),
+])
+def test_a_task_of_a_forks_own_that_fails_is_named_before_anything_loads(
+        monkeypatch, answer, error):
+    """It has no docstring, and an empty response has no last word."""
+    def last(response, answer):
+        return int(answer) == response.split()[-1]
+
+    monkeypatch.setitem(verify.TASKS, "last", last)
+    message = f"row 1: '{answer}' is not a valid answer for the task last, .*{error}"
     with pytest.raises(SystemExit, match=message):
-        check_problem("row 1", {"id": 1, "problem": "Which?", "answer": "x"}, "even")
+        check_problem("row 1", {"id": 1, "problem": "Which?", "answer": answer}, "last")
+
+
+def test_a_task_that_fails_in_a_run_names_the_response():
+    pool = WorkerPool()
+    pool.tasks = {"length": lambda response, answer: 1 / len(response) > 0.5}
+    with pool, pytest.raises(ZeroDivisionError) as error:
+        pool.score(["a", ""], ["x", "7"], "length")
+    (note,) = error.value.__notes__
+    assert note == "The task 'length' failed for the answer '7' and the response ''"
 
 
 def test_each_pair_is_asked_once(tmp_path):
