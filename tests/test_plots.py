@@ -17,9 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import save_tiny_models, write_rows
-from tools import laptop, plots
+from tools import laptop, plots, tables
 from tools.study import ABLATION_STEPS, SHARED, ablation, curve, run_name
-from tools.tables import load
 
 VOCABULARY = laptop.vocabulary()
 
@@ -140,14 +139,14 @@ def test_pass_at_k_by_set_and_temperature(tmp_path):
     right = 0, 1, 5, 8
     evaluation(tmp_path / "x", a=(8, right), b=(300, [3]))
     evaluation(tmp_path / "sweep", 0.2, 1.0, a=(4, [1, 2]))
-    figure = plots.pass_figure(load([f"x={tmp_path / 'x'}"]), styles("x"))
+    figure = plots.pass_figure(tables.load({"x": tmp_path / "x"}), styles("x"))
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
     x, y = lines(figure.axes[0])["x"]
     assert x == [1, 2, 4, 8]
     for k, value in zip(x, y, strict=True):
         rates = [1 - math.comb(8 - c, k) / math.comb(8, k) for c in right]
         assert value == pytest.approx(100 * statistics.mean(rates))
-    rows = load([f"x={tmp_path / 'x'}", f"sweep={tmp_path / 'sweep'}"])
+    rows = tables.load({name: tmp_path / name for name in ("x", "sweep")})
     figure = plots.pass_figure(rows, styles("x", "sweep"))
     shown = {axis.get_title(): set(lines(axis)) for axis in figure.axes if axis.axison}
     assert shown == {

@@ -3,6 +3,7 @@ paper's numbers are consistent with each other."""
 import json
 import math
 import random
+import re
 import statistics
 import sys
 
@@ -39,6 +40,10 @@ def write(folder, *entries, **sets):
     report = {"settings": settings, "sets": sets}
     (folder / "eval.json").write_text(json.dumps(report), encoding="utf-8")
     return report
+
+
+def load(arguments):
+    return tables.load(tables.labelled(arguments))
 
 
 def naive(n, correct, k):
@@ -117,6 +122,52 @@ def test_the_standard_error_is_that_of_problems_drawn_within_each_set():
         assert mean == pytest.approx(statistics.mean(means), abs=1e-12)
         # With 1000 samples, the bootstrap's typical error is 2 %.
         assert error == pytest.approx(math.hypot(*errors) / 2, rel=0.1)
+
+
+def test_a_difference_has_the_interval_of_problems_that_both_answered(tmp_path, run):
+    """Its width is that of the differences of single problems, and the folder with fewer samples
+    decides how many K there are."""
+    rng, x, y, z = random.Random(2), *(tmp_path / name for name in "xyz")
+    before = [rng.randrange(17) for _ in range(300)]
+    after = [max(0, count - rng.randrange(3)) for count in before]
+    write(x, entry("a", before, 16))
+    write(y, entry("a", after, 16))
+    _, found = run(f"X={x}", f"Y={y}")
+    line = found["Differences in points [95 % interval over problems]: a"]["Y − X"]
+    assert list(line) == ["K=1", "K=2", "K=4", "K=8", "K=16"]
+    for k in (1, 4, 16):
+        shifts = [100 * (naive(16, [b], k) - naive(16, [a], k)) for a, b in zip(before, after)]
+        point, low, high = map(float, re.findall(r"[-+][0-9.]+", line[f"K={k}"]))
+        assert point == pytest.approx(statistics.mean(shifts), abs=0.051)
+        width = 2 * 1.96 * statistics.pstdev(shifts) / math.sqrt(300)
+        assert high - low == pytest.approx(width, rel=0.15, abs=0.11)
+
+    write(z, entry("a", [1] * 300, 4))
+    _, found = run(f"X={x}", f"Z={z}", f"Y={y}")
+    lines = found["Differences in points [95 % interval over problems]: a"]
+    assert list(lines) == ["Z − X", "Y − Z"]
+    assert list(lines["Z − X"]) == ["K=1", "K=2", "K=4"]
+    # Problems of other ids, or with other contents, are not paired.
+    write(z, entry("a", after, 16, problems_sha256="1"))
+    write(x, entry("a", before, 16, problems_sha256="2"))
+    printed, found = run(f"X={x}", f"Z={z}")
+    assert "- a: the same ids for other problems or answers (X, Z)" in printed
+    assert not any("Differences" in title for title in found)
+
+
+@pytest.mark.parametrize("name, values, word", [
+    ("dtype", ("float32", "bfloat16"), "dtype"),
+    ("rollout", ("vllm", "hf"), "engine"),
+])
+def test_evaluations_in_another_dtype_or_by_another_engine_are_not_compared_without_a_word(
+        tmp_path, run, name, values, word):
+    for folder, value in zip(("x", "y"), values):
+        write(tmp_path / folder, entry("a", [1], 4, **{name: value}))
+    printed, _ = run(f"X={tmp_path / 'x'}", f"Y={tmp_path / 'y'}")
+    assert f"- a: {word} {values[0]} (X), {values[1]} (Y)" in printed
+    write(tmp_path / "y", entry("a", [1], 4, **{name: "auto"}))  # a file of an earlier version
+    printed, _ = run(f"X={tmp_path / 'x'}", f"Y={tmp_path / 'y'}")
+    assert "DIFFER" not in printed
 
 
 # ------------------------------------------------------------------------------------- the tables
@@ -295,11 +346,11 @@ def test_a_run_stands_for_its_last_evaluation(tmp_path):
     for step in (5, 999999, 1000000):
         write(tmp_path / f"eval_{step:06d}", entry("a", [step % 7], 8))
     last = {"a-0": 1000000 % 7}
-    (row,) = tables.load([str(tmp_path)])
+    (row,) = load([str(tmp_path)])
     assert row.sets["a"]["correct"] == last
     assert row.folder == tmp_path
     write(tmp_path, entry("a", [0], 8))  # a later evaluation does not hide the run's
-    (row,) = tables.load([str(tmp_path)])
+    (row,) = load([str(tmp_path)])
     assert row.sets["a"]["correct"] == last
 
 
@@ -307,7 +358,7 @@ def test_a_label_ends_at_the_last_equals_sign_unless_the_whole_is_a_folder(tmp_p
     whole, other = tmp_path / "learning_rate=1", tmp_path / "other"
     for folder in (whole, other):
         write(folder, entry("a", [1], 8))
-    one, two = tables.load([str(whole), f"q=0.5={other}"])
+    one, two = load([str(whole), f"q=0.5={other}"])
     assert (one.label, one.folder) == (str(whole), whole)
     assert (two.label, two.folder) == ("q=0.5", other)
 
@@ -335,7 +386,7 @@ def test_a_damaged_evaluation_is_named_in_one_line(tmp_path, report, sets):
     report = write(tmp_path, a=entry("a", [1, 2], 8) | sets) | report
     (tmp_path / "eval.json").write_text(json.dumps(report))
     with pytest.raises(SystemExit) as stop:
-        tables.load([str(tmp_path)])
+        load([str(tmp_path)])
     message = stop.value.code
     assert f"{tmp_path / 'eval.json'} " in message
     assert "\n" not in message
@@ -347,14 +398,14 @@ def test_an_unfinished_evaluation_is_not_passed_over_for_an_earlier_one(tmp_path
     write(tmp_path / "eval_000010", entry("a", [1], 8))
     (tmp_path / "eval_000020").mkdir()
     with pytest.raises(SystemExit, match=r"eval_000020/eval.json does not exist: .* unfinished"):
-        tables.load([str(tmp_path)])
+        load([str(tmp_path)])
     (tmp_path / "eval_000020" / "eval.json").write_text('{"settings": {"mo')
     with pytest.raises(SystemExit, match=r"eval_000020/eval.json is damaged"):
-        tables.load([str(tmp_path)])
+        load([str(tmp_path)])
     with pytest.raises(SystemExit, match="nowhere/eval.json does not exist"):
-        tables.load(["x=nowhere"])
+        load(["x=nowhere"])
     with pytest.raises(SystemExit, match="two folders have the label x: "):
-        tables.load([f"x={tmp_path / 'eval_000010'}"] * 2)
+        load([f"x={tmp_path / 'eval_000010'}"] * 2)
 
 
 # -------------------------------------------------------------------------------------- the paper

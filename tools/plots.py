@@ -170,6 +170,12 @@ def pass_panel(axis, name, rows, styles):
     axis.set_xticks([*ks], [*ks])
 
 
+def last_steps(logs):
+    """Returns which steps of the logs count as the end of training."""
+    longest = max(map(len, logs.values()))
+    return f"last {LAST} steps" if longest > LAST else "all steps"
+
+
 def candidates_figure(logs, styles):
     figure, ((axis,),) = grid(1, 1, 4.6, 3.6)
     for label, log in logs.items():
@@ -179,7 +185,7 @@ def candidates_figure(logs, styles):
         axis.set_xticks(x)
     axis.set(yscale="log", xlabel="k")
     axis.set_ylabel(r"$\exp\,\Lambda^{(k)}$" + "\n(geometric mean probability)")
-    axis.set_title(f"k-th candidate, last {LAST} steps")
+    axis.set_title(f"k-th candidate, {last_steps(logs)}")
     return legend(figure)
 
 
@@ -228,7 +234,7 @@ def entropy_figure(logs, styles):
         edges = np.arange(len(share) + 1) / 10
         axis.stairs(share, edges, baseline=None, label=label,
                     color=colour, linestyle=line, linewidth=1.6)
-    axis.set(yscale="log", ylabel="tokens, %", title=f"last {LAST} steps")
+    axis.set(yscale="log", ylabel="tokens, %", title=last_steps(logs))
     axis.set_xlabel("token entropy, nats (last bin: 4 and above)")
     return legend(figure)
 
@@ -809,11 +815,14 @@ def main():
     options = parse_arguments()
     if options.follow:
         return follow(options.follow)
-    rows = tables.load(options.folders)
-    folders = {row.label: row.folder for row in rows}
+    folders = tables.labelled(options.folders)
     if len(folders) > len(STYLES):
         fail(f"{len(folders)} folders are too many: a figure shows at most {len(STYLES)}")
     logs = read_logs(folders)
+    unfinished = [label for label in logs if not tables.last_report(folders[label]).exists()]
+    for label in unfinished:
+        print(f"{label}: pass@K is not drawn, because its last evaluation is not finished")
+    rows = tables.load({label: f for label, f in folders.items() if label not in unfinished})
     figures = {}
     if options.path is not None:
         arguments = read_path(folders, options.path)

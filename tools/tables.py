@@ -7,10 +7,14 @@ Tables 1, 2, 4 and 5.
 A [LABEL=]FOLDER holds an evaluation, or a run, whose last evaluation is
 used. A mean over sets weights all sets equally. ± is the standard error
 over problems, from 1000 bootstrap samples of the problems of each set.
+A difference between two folders has an interval from the same samples of
+the problems that both answered, so it is narrower than the two ± suggest.
+Neither says how much another seed of the training would change.
 --paper adds the paper's rows, labelled with the version that reports them.
 The third version calls SimKO CaSP, and its N is the first version's K.
 """
 import json
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +22,7 @@ import numpy as np
 import torch
 
 from runtime.common import fail, printable
+from runtime.run_folder import by_step
 from simko import pass_at_k
 from tools import ROOT, command_line
 
@@ -26,6 +31,7 @@ AVERAGED = {*PAPER["tables"]["4"]["sets"]}  # the math sets and "average"
 SETTINGS = {
     "n": "n", "temperature": "T", "top_p": "top-p", "max_tokens": "max tokens",
     "problems": "problems", "prompt_template": "template"}
+COMPARED = SETTINGS | {"dtype": "dtype", "rollout": "engine"}
 NUMBERS = "n", "temperature", "top_p", "max_tokens", "problems", "truncated"
 
 
@@ -69,33 +75,42 @@ def read(path):
     return report["sets"]
 
 
-def load(arguments):
-    """Returns a row for each [LABEL=]FOLDER argument or, for a folder with
-    several temperatures, a row for each temperature."""
-    rows = []
+def labelled(arguments):
+    """Returns {label: folder} of [LABEL=]FOLDER arguments."""
+    folders = {}
     for argument in arguments:
         label, _, folder = argument.rpartition("=")
         if Path(argument).is_dir():
             label, folder = "", argument
         folder = Path(folder)
         label = printable(label or str(folder))
-        if any(row.label == label for row in rows):
+        if label in folders:
             fail(f"two folders have the label {label}: give each its own, as LABEL=FOLDER")
-        steps = {}
-        for path in folder.glob("eval_*"):
-            step = path.name.removeprefix("eval_")
-            if step.isdigit():
-                steps[int(step)] = path
-        last = steps[max(steps)] if steps else folder
+        folders[label] = folder
+    return folders
+
+
+def last_report(folder):
+    """Returns the path of the eval.json of a run's last evaluation, or of
+    the evaluation in the folder itself."""
+    steps = by_step(folder, "eval")
+    return (steps[max(steps)] if steps else folder) / "eval.json"
+
+
+def load(folders):
+    """Returns a row for each folder of {label: folder} or, for a folder
+    with several temperatures, a row for each temperature."""
+    rows = []
+    for label, folder in folders.items():
         groups = {}
-        for key, entry in read(last / "eval.json").items():
+        for key, entry in read(last_report(folder)).items():
             temperature = None if key == entry["set"] else entry["temperature"]
             groups.setdefault(temperature, {})[printable(entry["set"])] = entry
         for sets in groups.values():
             temperatures = {entry["temperature"] for entry in sets.values()}
             only = temperatures.pop() if len(temperatures) == 1 else None
             rows.append(Row(label, folder, only, sets))
-    if len(rows) == len(arguments):
+    if len(rows) == len(folders):
         rows = [row._replace(temperature=None) for row in rows]
     return sorted(rows, key=lambda row: row.temperature or 0)
 
@@ -126,9 +141,11 @@ def paper_rows(model, sweep):
 
 
 # ----------------------------------------------------------------- tables
-def pass_rates(entries):
-    """Returns {K: (mean, standard error)} of pass@K over one or more sets,
-    for K = 1, 2, 4, ... up to the smallest n."""
+def bootstrap(entries):
+    """Returns (Ks, mean, draws) of pass@K over one or more sets, for K = 1,
+    2, 4, ... up to the smallest n: the mean (Ks,) over the problems and over
+    1000 bootstrap samples of them (1000, Ks). Evaluations of sets of the
+    same sizes get the same samples."""
     ks = [2**i for i in range(min(entry["n"] for entry in entries).bit_length())]
     rng, mean, draws = np.random.default_rng(0), 0, 0
     for entry in entries:
@@ -139,6 +156,12 @@ def pass_rates(entries):
         times_drawn = rng.multinomial(count, np.full(count, 1 / count), 1000)
         mean = mean + rates.mean(0) / len(entries)
         draws = draws + times_drawn @ rates / count / len(entries)
+    return ks, mean, draws
+
+
+def pass_rates(entries):
+    """Returns {K: (mean, standard error)} of pass@K over one or more sets."""
+    ks, mean, draws = bootstrap(entries)
     return dict(zip(ks, zip(mean.tolist(), draws.std(0).tolist())))
 
 
@@ -162,6 +185,44 @@ def curve_table(rows, names):
     ks = sorted({k for texts in found.values() for k in texts})
     lines = [[name, *(texts.get(k, "–") for k in ks)] for name, texts in found.items()]
     return [["", *(f"K={k}" for k in ks)], *lines]
+
+
+def difference_table(rows, names):
+    """Returns a table of each folder's mean over sets minus that of the
+    folder above it, in points with a 95 % interval. There is no line for
+    folders that differ in problems or temperature."""
+    own = [row for row in rows if row.folder and row.sets.keys() >= {*names}]
+    found, ks = {}, []
+    for above, row in zip(own, own[1:]):
+        before = [above.sets[name] for name in names]
+        after = [row.sets[name] for name in names]
+        paired = [*map(problems, before)] == [*map(problems, after)]
+        if not paired or above.temperature != row.temperature:
+            continue
+        shared, texts = difference(before, after)
+        found[f"{row.name} − {above.name}"] = texts
+        ks = max(ks, shared, key=len)
+    lines = [[name, *texts, *["–"] * (len(ks) - len(texts))] for name, texts in found.items()]
+    return [["", *(f"K={k}" for k in ks)], *lines]
+
+
+def difference(before, after):
+    """Returns (Ks, texts) of pass@K after minus before, over one or more
+    sets, for each K that both have."""
+    ks_before, mean_before, draws_before = bootstrap(before)
+    ks_after, mean_after, draws_after = bootstrap(after)
+    ks = min(ks_before, ks_after, key=len)
+    count = len(ks)
+    points = 100 * (mean_after[:count] - mean_before[:count])
+    draws = 100 * (draws_after[:, :count] - draws_before[:, :count])
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    return ks, [f"{point:+.1f} [{a:+.1f}, {b:+.1f}]" for point, a, b in zip(points, low, high)]
+
+
+def problems(entry):
+    """Returns what two evaluations must share to be paired: the ids, in
+    order, and the digest of the problems, which older files lack."""
+    return [*entry["correct"]], entry.get("problems_sha256")
 
 
 def set_table(rows, columns):
@@ -205,12 +266,17 @@ def differences(rows, names, paper):
                  if row.temperature == temperature and name in row.sets}
         if len({frozenset(entry["correct"]) for entry in group.values()}) > 1:
             lines.append(f"{name}: different problem ids ({', '.join(group)})")
+        elif len({entry.get("problems_sha256") for entry in group.values()} - {None}) > 1:
+            lines.append(f"{name}: the same ids for other problems or answers "
+                         f"({', '.join(group)})")
         if group and paper:
             group["the paper"] = PAPER["protocol"].get(name, {})
-        for key, word in SETTINGS.items():
+        for key, word in COMPARED.items():
             values = {}
             for label, entry in group.items():
-                if key in entry and (key != "temperature" or temperature is None):
+                # Older files say auto, which may be anything.
+                known = entry.get(key, "auto") != "auto"
+                if known and (key != "temperature" or temperature is None):
                     values.setdefault(entry[key], []).append(label)
             if len(values) > 1:
                 texts = (f"{value} ({', '.join(labels)})" for value, labels in values.items())
@@ -239,7 +305,7 @@ def main():
         help="add the rows for this model from the paper's first (v1) and third (v3) "
         "version; logic also adds tables of every K for each set, as in Table 2")
     options = parser.parse_args()
-    rows = load(options.folders)
+    rows = load(labelled(options.folders))
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     common = [name for name in names if all(name in row.sets for row in rows)]
     settings = settings_table(rows, names)
@@ -254,6 +320,8 @@ def main():
     for sets in mean + (columns if options.paper == "logic" else []):
         what = sets[0] if len(sets) == 1 else f"mean of {', '.join(sets)}"
         show(f"{title}: {what}", curve_table(rows, sets))
+        if len(table := difference_table(rows, sets)) > 1:
+            show(f"Differences in points [95 % interval over problems]: {what}", table)
     if columns:
         show(title, set_table(rows, columns + (mean if len(common) > 1 else [])))
     show("Evaluated with", settings)
@@ -262,4 +330,6 @@ def main():
 
 
 if __name__ == "__main__":
+    # `... | head` closes the pipe, which is no error.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()
