@@ -34,18 +34,19 @@ TAU = 2.5  # nats: the rollout batch's threshold if tau_scope is "batch"
 
 @cache
 def naive_gradient(folder, case):
-    """Returns the gradient of the paper's objective for a case, and the number of tokens in each
-    of its branches."""
+    """Returns the gradient of the paper's objective for a case, the number of tokens in each of
+    its branches, and what the log should show of it."""
     policy = plain_model(folder, 1, 2)
-    branches = naive_backward(
+    branches, row = naive_backward(
         config(folder, **CASES[case]), plain_model(folder), plain_model(folder, 1), policy)
-    return {name: p.grad for name, p in policy.named_parameters()}, branches
+    return {name: p.grad for name, p in policy.named_parameters()}, branches, row
 
 
 def naive_backward(cfg, reference, old, policy):
     """Leaves the gradient of the paper's objective in `policy`, computed for one response and one
-    token at a time. Returns the number of tokens in each of the objective's branches."""
-    samples, branches, losses = load_samples(Path(cfg.model)), Counter(), []
+    token at a time. Returns the number of tokens in each of the objective's branches, and what the
+    log should show: the loss, and KL(pi_old || pi_theta) over the tokens that need a pass."""
+    samples, branches, losses, kl = load_samples(Path(cfg.model)), Counter(), [], []
     for s in samples:
         z, z_old, z_ref = (
             plain_logits(model, s) / cfg.temperature for model in (policy, old, reference))
@@ -60,6 +61,9 @@ def naive_backward(cfg, reference, old, policy):
             J = min(gamma * A, gamma.clamp(1 - cfg.epsilon, 1 + cfg.epsilon_high) * A)
             J = J - cfg.beta * (rho - rho.log() - 1)
             losses.append(-J / length if cfg.loss_type == "grpo" else -J)
+            if A or cfg.beta:
+                ratio = (z[l].softmax(0)[y] / z_old[l].softmax(0)[y]).item()
+                kl.append(ratio - 1 - math.log(ratio))
             in_branch = {
                 "pos": gate and A > 0,
                 "neg": gate and A < 0 and y == z[l].argmax(),
@@ -69,8 +73,9 @@ def naive_backward(cfg, reference, old, policy):
             }
             branches.update(name for name, yes in in_branch.items() if yes)
     count = len(samples) if cfg.loss_type == "grpo" else len(losses)
-    (sum(losses) / count).backward()
-    return branches
+    loss = sum(losses) / count
+    loss.backward()
+    return branches, {"loss": loss.item(), "approx_kl": sum(kl) / len(kl)}
 
 
 def gradient_of(trainer):
@@ -101,7 +106,7 @@ def real_update(folder, cfg, samples):
 @pytest.mark.parametrize("tokens, order", [(1, 1), (40, -1), (10**6, 1)])
 def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
         base, group, case, tokens, order):
-    want, branches = naive_gradient(base, case)
+    want, branches, row = naive_gradient(base, case)
     cfg = config(base, micro_batch_tokens=tokens, **CASES[case])
     gradient, sums, _ = real_update(base, cfg, load_samples(base)[::order])
     assert distance(gradient, want) < 1e-6
@@ -111,6 +116,8 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
     near(sums["grad_norm"], norm, 1e-6)
     assert sums["gated_tokens"] == branches["gate"]
     assert sums["clipped_tokens"] == branches["low"] + branches["high"]
+    logged = log.update_metrics(sums)
+    near({name: logged[name] for name in row}, row, 1e-6)
 
 
 @pytest.mark.parametrize("zeros", [5, 11])
