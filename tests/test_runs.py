@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
+from runtime import responses
 from runtime.baselines import METHODS
 from runtime.hf_engine import HFEngine
 from tests import workers
@@ -125,14 +126,21 @@ def spy(owner, name):
 
 
 def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_path):
-    arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf")
-    responses, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
+    flags = "--eval-temperature", 1.5, "--eval-top-p", 0.99, "--eval-max-tokens", 11
+    arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf", *flags)
+    rows, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
     with spy(HFEngine, "generate") as generate:
         main(arguments)
-        whole, result = responses.read_bytes(), report.read_bytes()
+        whole, result = rows.read_bytes(), report.read_bytes()
         lines = whole.splitlines(keepends=True)
         assert len(lines) == 1 + 4 * 200
         assert generate.call_count == 4  # 64 problems a call
+        for call in generate.call_args_list:
+            n, temperature, top_p, max_tokens = call.args[2:6]
+            assert (n, temperature, top_p, max_tokens) == (4, 1.5, 0.99, 11)
+        cut = [json.loads(line)["truncated"] for line in lines[1:]]
+        assert 0 < sum(cut) < len(cut)
+        assert json.loads(result)["sets"]["test"]["truncated"] == sum(cut) / len(cut)
         for kept, rest, calls in [
                 (701, b"", 2),
                 (301, b'{"id"', 3),
@@ -141,10 +149,10 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
                 (801, b"", 0)]:
             generate.reset_mock()
             report.unlink()
-            responses.write_bytes(b"".join(lines[:kept]) + rest)
+            rows.write_bytes(b"".join(lines[:kept]) + rest)
             main(arguments)
             assert generate.call_count == calls
-            assert responses.read_bytes() == whole
+            assert rows.read_bytes() == whole
             assert report.read_bytes() == result
     with pytest.raises(SystemExit, match="other settings"):
         main([*arguments, "--eval-top-p", "0.5"])
@@ -155,7 +163,27 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
     other.write_text("".join(problems[1:]))
     with pytest.raises(SystemExit, match="other settings"):
         main([*arguments, "--eval-data", str(other)])
-    assert responses.read_bytes() == whole
+    assert rows.read_bytes() == whole
+
+
+def test_an_evaluation_shows_pass_at_k_and_its_average_over_the_sets(tmp_path, capsys):
+    one = {"set": "one", "n": 4, "temperature": 0.6, "top_p": 0.95, "max_tokens": 64,
+           "pass": {1: 0.25, 2: 0.5, 4: 1.0}}
+    two = one | {"set": "two", "n": 2, "temperature": 1.0, "pass": {1: 0.75, 2: 0.8}}
+
+    def shown(results):
+        responses.report(tmp_path, simko.Config(), results)
+        _, *lines = capsys.readouterr().out.splitlines()
+        return [line.split() for line in lines]
+
+    head = "set n T top-p tokens K = 1 2 4".split()
+    of_one = "one 4 0.6 0.95 64 25.0 50.0 100.0".split()
+    of_two = "two 2 1.0 0.95 64 75.0 80.0".split()
+    average = "average 50.0 65.0".split()
+    assert shown({"one": one, "two": two}) == [head, of_one, of_two, average]
+    assert shown({"one": one}) == [head, of_one]
+    # Two temperatures of a set have no average.
+    assert len(shown({"one": one, "one@T1.0": one})) == 3
 
 
 def test_all_nine_methods_train_three_steps_on_the_laptop_recipe(laptop, tmp_path):
