@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 import simko
@@ -257,6 +258,35 @@ def test_the_log_describes_a_rollout_by_its_responses_and_groups():
         "response_length": 36 / 8,
         "truncated": 1 / 8,
     }
+
+
+def test_the_screen_and_tensorboard_show_the_rows_of_the_log(tmp_path, capsys):
+    """A run that resumes after step 3 replaces what it had shown of step 4."""
+    row = {
+        "Lambda_1": -0.5,
+        "Lambda_2": -2.25,
+        "entropy": 0.75,
+        "entropy_histogram": [1, 2],
+        "response_length": 12.0,
+        "grad_norm": 1.5,
+        "logp_gap": 1e-6,
+        "seconds_rollout": 2.0,
+        "seconds_update": 1.3,
+    }
+    cfg = simko.Config(steps=9, K=2)
+    for first, step, reward in [(2, 3, 0.5), (3, 4, 0.875), (3, 4, 0.25)]:
+        write_row = log.Log(tmp_path, first, cfg)
+        write_row({"step": step, "reward": reward} | row)
+        write_row.board.close()
+    words = ("step 4/9 reward = pass@1 0.250 Lambda^(k) -0.50 -2.25 entropy 0.750 "
+             "tokens 12 grad 1.50 gap 1e-06 3.3 s")
+    assert capsys.readouterr().out.splitlines()[-1].split() == words.split()
+
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    numbers = {"step", "reward", *row} - {"entropy_histogram"}
+    assert {*board.Tags()["scalars"]} == numbers
+    shown = [(event.step, event.value) for event in board.Scalars("reward")]
+    assert shown == [(3, 0.5), (4, 0.25)]
 
 
 # ------------------------------------------------------------------------------------- precision
