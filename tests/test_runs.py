@@ -249,14 +249,15 @@ def spy_on_seeds():
 
 
 def one_rank(folder):
-    """Runs `simko.py train` on this rank of two. Records the keys of its random streams and the
-    threshold tau of its updates."""
+    """Runs `simko.py train` on this rank of two. Records the keys of its random streams, and the
+    threshold tau and the prompts of its updates."""
     arguments = json.loads((folder / "arguments.json").read_text())
     with spy_on_seeds() as seed, spy(simko.Trainer, "update") as updates:
         simko.main(arguments)
     keys = [call.args for call in seed.call_args_list]
     tau = [call.args[3] for call in updates.call_args_list]
-    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps([keys, tau]))
+    prompts = [[s.prompt for s in call.args[1]] for call in updates.call_args_list]
+    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps([keys, tau, prompts]))
 
 
 def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on(
@@ -271,8 +272,8 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     train = partial(recipe, laptop, "train", tmp_path, *flags, "--steps")
     (tmp_path / "arguments.json").write_text(json.dumps(train(1)))
     workers.run(workers.two_ranks(*workers.worker("one rank", tmp_path)))
-    first, tau = json.loads((tmp_path / "rank_0.json").read_text())
-    second, same_tau = json.loads((tmp_path / "rank_1.json").read_text())
+    first, tau, prompts = json.loads((tmp_path / "rank_0.json").read_text())
+    second, same_tau, others = json.loads((tmp_path / "rank_1.json").read_text())
     with spy_on_seeds() as seed:
         main(train(2))
     keys = [*map(tuple, first + second), seed.call_args_list[0].args]
@@ -280,6 +281,9 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     assert len(tau) == 4
     assert tau == same_tau
     assert min(tau) > 0
+    # Together the ranks train on 8 responses to each of the mini-batch's 8 prompts.
+    for update, (own, other) in enumerate(zip(prompts, others)):
+        assert sorted(own + other) == [8 * update + i // 8 for i in range(64)]
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
