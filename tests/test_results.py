@@ -3,6 +3,7 @@ tools/results.py, and whether docs/results.md shows the tables that it prints.""
 import json
 import re
 
+import mpmath
 import pandas as pd
 import pytest
 
@@ -76,6 +77,16 @@ def test_a_difference_has_students_interval():
     one = pd.Series([2])
     assert results.difference(one) == "+2.0"
     assert results.with_error(one) == "2.0"
+
+
+@pytest.mark.parametrize("freedom", results.T975)
+def test_the_quantiles_of_students_t_are_right_to_their_last_digit(freedom):
+    def probability_above(t):
+        tails = mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)
+        return tails / 2
+
+    t = results.T975[freedom]
+    assert probability_above(t + 5e-5) < 0.025 < probability_above(t - 5e-5)
 
 
 def test_differences_are_paired_by_seed():
