@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import statistics
+from collections import Counter
 from functools import partial
 from unittest import mock
 
@@ -126,7 +127,7 @@ def spy(owner, name):
 
 
 def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_path):
-    flags = "--eval-temperature", 1.5, "--eval-top-p", 0.99, "--eval-max-tokens", 11
+    flags = "--eval-temperature", 1.1, "--eval-top-p", 0.99, "--eval-max-tokens", 11
     arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf", *flags)
     rows, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
     with spy(HFEngine, "generate") as generate:
@@ -137,10 +138,14 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
         assert generate.call_count == 4  # 64 problems a call
         for call in generate.call_args_list:
             n, temperature, top_p, max_tokens = call.args[2:6]
-            assert (n, temperature, top_p, max_tokens) == (4, 1.5, 0.99, 11)
-        cut = [json.loads(line)["truncated"] for line in lines[1:]]
-        assert 0 < sum(cut) < len(cut)
-        assert json.loads(result)["sets"]["test"]["truncated"] == sum(cut) / len(cut)
+            assert (n, temperature, top_p, max_tokens) == (4, 1.1, 0.99, 11)
+        made = [json.loads(line) for line in lines[1:]]
+        entry = json.loads(result)["sets"]["test"]
+        right = Counter(row["id"] for row in made if row["correct"])
+        assert entry["correct"] == {row["id"]: right[row["id"]] for row in made}
+        assert entry["pass"]["1"] == pytest.approx(right.total() / len(made)) != 0
+        cut = sum(row["truncated"] for row in made)
+        assert entry["truncated"] == cut / len(made) != 0
         for kept, rest, calls in [
                 (701, b"", 2),
                 (301, b'{"id"', 3),
