@@ -45,6 +45,11 @@ def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path):
     }
 
 
+def test_the_name_of_a_run_does_not_depend_on_the_order_of_its_settings():
+    for settings in ({"q": 0.5, "K": 3, "alpha": 0.05}, {"alpha": 0.05, "K": 3, "q": 0.5}):
+        assert study.run_name("simko", settings) == "simko K=3 alpha=0.05 q=0.5"
+
+
 def test_nothing_is_chosen_before_all_settings_were_tried(tmp_path, monkeypatch):
     write_tune(tmp_path)
     monkeypatch.setattr(study, "read", lambda name, read=study.read: read(name, tmp_path))

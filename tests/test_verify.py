@@ -340,7 +340,7 @@ x_1+x_2 ¦ x₁+x₂
 # units
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C}
  ¦ 5\text{ gallons per minute} ¦ 5\ 
-12\text{ widgets} ¦ 12 ¦ 12 widgets
+12\text{ pineapples} ¦ 12 ¦ 12 pineapples
 10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
 # roundings
 \frac13,\frac23 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.\overline{3}; \frac23
@@ -495,6 +495,7 @@ A\setminus B ¦ B\setminus A
 # words behind a value
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
+5 ¦ 5\text{ pineapples} ¦ x = 5\text{ pineapples}
 5 ¦ 5 or so ¦ 5 to 7 ¦ 5\text{ base }8 ¦ 5\text{ oder sechs} ¦ 5 for 6
 n\text{ even} ¦ n\text{ odd} ¦ n
 2\text{ million} ¦ 2
