@@ -73,6 +73,19 @@ def test_rows_of_a_study_are_read_or_named(tmp_path):
         study.comparisons(tmp_path)
 
 
+def test_a_curve_consists_of_means_over_25_steps(tmp_path):
+    log = [{"step": step, "reward": step, "Lambda_1": -step, "entropy": 2 * step,
+            "gate_share": 0.5, "loss": 1.0} for step in range(1, 61)]
+    write_rows(tmp_path / "metrics.jsonl", log)
+    assert study.curve(tmp_path) == {
+        "steps": [25, 50, 60],
+        "reward": [13, 38, 55.5],
+        "Lambda_1": [-13, -38, -55.5],
+        "entropy": [26, 76, 111],
+        "gate_share": [0.5, 0.5, 0.5],
+    }
+
+
 def test_a_difference_has_students_interval():
     values = pd.Series([1, 2, 3, 4, 5])
     # 3 ± 2.776 * sqrt(2.5 / 5) and 1 ± 4.303 * sqrt(7 / 3)

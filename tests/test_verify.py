@@ -340,7 +340,7 @@ x_1+x_2 ¦ x₁+x₂
 # units
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C}
  ¦ 5\text{ gallons per minute} ¦ 5\ 
-12\text{ pineapples} ¦ 12 ¦ 12 pineapples
+12\text{ widgets} ¦ 12 ¦ 12 widgets
 10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
 # roundings
 \frac13,\frac23 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.\overline{3}; \frac23
