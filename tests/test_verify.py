@@ -309,6 +309,7 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
  ¦ x \ge -2 \text{ and } x<1
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
+x\ne5\text{ cm} ¦ 5\text{ cm}\ne x
 x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
