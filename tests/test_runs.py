@@ -17,6 +17,7 @@ import simko
 from runtime import responses
 from runtime.baselines import METHODS
 from runtime.hf_engine import HFEngine
+from runtime.puzzles import countdown
 from tests import workers
 from tests.conftest import checkpoints, distance, main, metrics, near, needs_vllm, recipe
 
@@ -130,6 +131,8 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
     flags = "--eval-temperature", 1.1, "--eval-top-p", 0.99, "--eval-max-tokens", 11
     arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf", *flags)
     rows, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
+    problems = (laptop / "test.jsonl").read_text().splitlines(keepends=True)
+    answers = {row["id"]: row["answer"] for row in map(json.loads, problems)}
     with spy(HFEngine, "generate") as generate:
         main(arguments)
         whole, result = rows.read_bytes(), report.read_bytes()
@@ -141,7 +144,8 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
             assert (n, temperature, top_p, max_tokens) == (4, 1.1, 0.99, 11)
         made = [json.loads(line) for line in lines[1:]]
         entry = json.loads(result)["sets"]["test"]
-        right = Counter(row["id"] for row in made if row["correct"])
+        right = Counter(row["id"] for row in made if countdown(row["response"], answers[row["id"]]))
+        assert right == Counter(row["id"] for row in made if row["correct"])
         assert entry["correct"] == {row["id"]: right[row["id"]] for row in made}
         assert entry["pass"]["1"] == pytest.approx(right.total() / len(made)) != 0
         cut = sum(row["truncated"] for row in made)
@@ -164,7 +168,6 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
     # Old verdicts must not count for a set of the same name with one problem fewer.
     other = tmp_path / "other" / "test.jsonl"
     other.parent.mkdir()
-    problems = (laptop / "test.jsonl").read_text().splitlines(keepends=True)
     other.write_text("".join(problems[1:]))
     with pytest.raises(SystemExit, match="other settings"):
         main([*arguments, "--eval-data", str(other)])
