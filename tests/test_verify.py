@@ -316,6 +316,7 @@ x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
 \text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
 # braces, spaces and Unicode
+\text{odd} ¦ (\text{odd}) ¦ \{\text{odd}\}
 \frac{a}{b} ¦ \frac ab ¦ a/b ¦ \frac{a}b ¦ {a \over b}
 10 ¦ \tbinom52 ¦ \binom 5 2 ¦ {5 \choose 2}
 x \equiv 3 \pmod 7 ¦ x\equiv3\pmod{7}
@@ -331,6 +332,7 @@ x_1+x_2 ¦ x₁+x₂
 3\pm\sqrt2 ¦ 3\mp\sqrt2
 1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM
 # numerals
+1,234_8 ¦ 1234_8 ¦ (1234_8)
 111, \! 111, \! 111 ¦ 111111111 ¦ 111,111,111 ¦ 111\,111\,111
 1000 ¦ 1 000 ¦ 1\;000 ¦ 1~000 ¦ 10³
 \frac13 ¦ 0.\dot3 ¦ 0.\bar3 ¦ 0.\overline3
