@@ -163,8 +163,15 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
             assert generate.call_count == calls
             assert rows.read_bytes() == whole
             assert report.read_bytes() == result
-    with pytest.raises(SystemExit, match="other settings"):
-        main([*arguments, "--eval-top-p", "0.5"])
+    for flag, value, name in [
+            ("--seed", 1, "seed"),
+            ("--dtype", "bfloat16", "dtype"),
+            ("--eval-n", 2, "n"),
+            ("--eval-temperature", 1, "temperature"),
+            ("--eval-top-p", 0.5, "top_p"),
+            ("--eval-max-tokens", 12, "max_tokens")]:
+        with pytest.raises(SystemExit, match=f"other settings: {name} was"):
+            main([*arguments, flag, str(value)])
     # Old verdicts must not count for a set of the same name with one problem fewer.
     other = tmp_path / "other" / "test.jsonl"
     other.parent.mkdir()
