@@ -217,7 +217,7 @@ def pass_at_k(n, c, k):
 
 
 # -------------------------------------------------------- token statistics
-def token_statistics(hidden, weight, token, K, temperature=1.0):
+def token_statistics(hidden, weight, token, K, temperature):
     """The quantities of pi_theta that the loss needs at each token.
 
     hidden: (T, D), the state that predicts each token.

@@ -20,7 +20,7 @@ LOGITS_ON_GPU = 2**28
 LOGITS_ON_CPU = 2**26
 
 
-def token_statistics(hidden, weight, token, K, temperature=1.0, chunk=None):
+def token_statistics(hidden, weight, token, K, temperature, chunk=None):
     """Returns (logp, topk_logp, entropy, is_top1) of every token at the given
     temperature.
 

@@ -248,6 +248,22 @@ def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys
         data.without_tests(cfg, {**problems, "other": train})
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 120])
+def test_every_epoch_trains_on_each_prompt_once_in_an_order_of_its_own(batch_size):
+    """The order does not depend on the size of the batches."""
+    count, epochs = 50, []
+    for seed in (0, 1):
+        steps = range(-(-3 * count // batch_size))
+        batches = [data.prompt_order(step, batch_size, count, seed) for step in steps]
+        assert {len(batch) for batch in batches} == {batch_size}
+        order = sum(batches, [])
+        assert order[:3 * count] == [
+            i for step in range(3) for i in data.prompt_order(step, count, count, seed)]
+        epochs += [order[i:i + count] for i in (0, count, 2 * count)]
+    assert all(sorted(epoch) == [*range(count)] for epoch in epochs)
+    assert len({*map(tuple, epochs)}) == 6
+
+
 def test_gold_answers_in_a_box_are_right(hub):
     with Verifier(workers=1) as verifier:
         for name in DATASETS:

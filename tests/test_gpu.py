@@ -340,7 +340,7 @@ def test_e_token_statistics_are_those_of_their_own_logits():
     token = torch.randint(vocabulary, (tokens,), device=DEVICE)
 
     before = start_of_peak()
-    logp, topk_logp, entropy, _ = token_statistics(states, weight, token, K)
+    logp, topk_logp, entropy, _ = token_statistics(states, weight, token, K, 1.0)
     (logp.sum() + topk_logp.sum()).backward()
     peak = peak_since(before)
 

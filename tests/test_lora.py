@@ -81,7 +81,7 @@ def test_adapters_have_the_gradient_of_a_plain_peft_model(base, group, changes):
     assert load_model.call_count == 1  # the KL penalty needs no second model
     policy = peft_model(base, seen["start"], 1, 2)
     old = peft_model(base, seen["start"], 1)
-    branches = naive_backward(lora_config(base, **changes), plain_model(base), old, policy)
+    branches, _ = naive_backward(lora_config(base, **changes), plain_model(base), old, policy)
     want = {name: p.grad for name, p in policy.named_parameters() if p.requires_grad}
     assert distance(seen["gradient"], want) < 1e-6
     # Two blocks have seven linear layers each, with two matrices. Nothing else is trained.

@@ -77,6 +77,8 @@ def test_micro_batches_keep_to_their_budget_and_none_is_closed_too_early(lengths
     assert_whole(batches, samples)
     assert all(len(batch) == 1 or size(batch) <= budget for batch in batches)
     assert all(size(a) + size(b[:1]) > budget for a, b in itertools.pairwise(batches))
+    sizes = [s.size() for batch in batches for s in batch]
+    assert sizes == sorted(sizes, reverse=True)  # equal lengths are neighbours
 
 
 @given(lengths=many_lengths, world=st.integers(1, 5), data=st.data())

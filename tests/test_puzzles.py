@@ -90,6 +90,8 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("choice", box("(C) I think so"), "(C)", True),
     ("choice", box("(C) or I"), "(C)", False),
     ("choice", box("(C) is unlikely"), "(C)", False),
+    ("choice", box("(C)D"), "(C)", False),
+    ("choice", box("(C)") + "```", "(C)", True),
     ("text", box("True"), "True", True),
     ("text", box(r"\text{yes}"), "Yes", True),
     ("text", box("False"), "True", False),
@@ -105,17 +107,20 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("text", box("> ) }"), "> ) }", True),
     ("text", box(r"\} ] >"), "} ] >", True),
     ("text", box("> )"), "> ) }", False),
+    ("text", box("> )") + box("> ) }"), "> ) }", True),
     ("synlogic", "<think>(E)</think><answer>C, D,E</answer>", "C,D,E", True),
     ("synlogic", box("C,D,E"), "C,D,E", True),
     ("synlogic", "<answer>E,D,C</answer>", "C,D,E", False),
     ("synlogic", "<think>C,D,E</think>", "C,D,E", False),
     ("synlogic", "<answer>X</answer> <answer>```python\n[[1, 2],\n [3, 4]]\n```</answer>",
      "[[1,2],[3,4]]", True),
+    ("synlogic", "```\nX\n``` <answer>C,D,E</answer>", "C,D,E", True),
     ("synlogic", "答案是 **是,否,是**。", "是, 否, 是", True),
     ("synlogic", "答案是 **否,是,是**。", "是, 否, 是", False),
     ("synlogic", "The answer is 9484 - 6622 = 2862.", "9484 - 6622 = 2862", True),
     ("synlogic", "答案是 **是，否、是**。", "是, 否, 是", True),
     ("synlogic", "So it is:\n[35, 1]", "[35, 1]", True),
+    ("synlogic", "So it is:\n[35, 1]\n", "[35, 1]", True),
     ("synlogic", "[35, 1]\nor so", "[35, 1]", False),
     ("synlogic", "[35, 2]", "[35, 1]", False),
     ("game24", "```python\n(7 - 3) * 8 - 8\n```", "24 = 3 7 8 8", True),
@@ -148,3 +153,15 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
 ])
 def test_other_tasks(task, response, answer, expected):
     assert is_correct(response, answer, task) == expected
+
+
+@pytest.mark.parametrize("solved, expected", [
+    ('[[1,"A"],["A","A"]]', True),
+    ('[["A",1],["A","A"]]', True),
+    ('[["A","A"],[1,"A"]]', True),
+    ('[["A","A"],["A",1]]', True),
+    ('[["A","A",2],["A","A","X"]]', False),
+])
+def test_three_walls_around_an_island_are_no_square(solved, expected):
+    clues = solved.replace("A", "X")
+    assert is_correct(f"```\n{solved}\n```", clues, "number_wall") == expected

@@ -3,6 +3,7 @@ tools/results.py, and whether docs/results.md shows the tables that it prints.""
 import json
 import re
 
+import mpmath
 import pandas as pd
 import pytest
 
@@ -44,6 +45,11 @@ def test_settings_are_chosen_by_the_mean_over_k_and_never_at_step_0(tmp_path):
     }
 
 
+def test_the_name_of_a_run_does_not_depend_on_the_order_of_its_settings():
+    for settings in ({"q": 0.5, "K": 3, "alpha": 0.05}, {"alpha": 0.05, "K": 3, "q": 0.5}):
+        assert study.run_name("simko", settings) == "simko K=3 alpha=0.05 q=0.5"
+
+
 def test_nothing_is_chosen_before_all_settings_were_tried(tmp_path, monkeypatch):
     write_tune(tmp_path)
     monkeypatch.setattr(study, "read", lambda name, read=study.read: read(name, tmp_path))
@@ -67,6 +73,19 @@ def test_rows_of_a_study_are_read_or_named(tmp_path):
         study.comparisons(tmp_path)
 
 
+def test_a_curve_consists_of_means_over_25_steps(tmp_path):
+    log = [{"step": step, "reward": step, "Lambda_1": -step, "entropy": 2 * step,
+            "gate_share": 0.5, "loss": 1.0} for step in range(1, 61)]
+    write_rows(tmp_path / "metrics.jsonl", log)
+    assert study.curve(tmp_path) == {
+        "steps": [25, 50, 60],
+        "reward": [13, 38, 55.5],
+        "Lambda_1": [-13, -38, -55.5],
+        "entropy": [26, 76, 111],
+        "gate_share": [0.5, 0.5, 0.5],
+    }
+
+
 def test_a_difference_has_students_interval():
     values = pd.Series([1, 2, 3, 4, 5])
     # 3 ± 2.776 * sqrt(2.5 / 5) and 1 ± 4.303 * sqrt(7 / 3)
@@ -76,6 +95,16 @@ def test_a_difference_has_students_interval():
     one = pd.Series([2])
     assert results.difference(one) == "+2.0"
     assert results.with_error(one) == "2.0"
+
+
+@pytest.mark.parametrize("freedom", results.T975)
+def test_the_quantiles_of_students_t_are_right_to_their_last_digit(freedom):
+    def probability_above(t):
+        tails = mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)
+        return tails / 2
+
+    t = results.T975[freedom]
+    assert probability_above(t + 5e-5) < 0.025 < probability_above(t - 5e-5)
 
 
 def test_differences_are_paired_by_seed():

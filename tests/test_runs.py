@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import statistics
+from collections import Counter
 from functools import partial
 from unittest import mock
 
@@ -13,8 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
+from runtime import responses
 from runtime.baselines import METHODS
 from runtime.hf_engine import HFEngine
+from runtime.puzzles import countdown
 from tests import workers
 from tests.conftest import checkpoints, distance, main, metrics, near, needs_vllm, recipe
 
@@ -125,14 +128,28 @@ def spy(owner, name):
 
 
 def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_path):
-    arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf")
-    responses, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
+    flags = "--eval-temperature", 1.1, "--eval-top-p", 0.99, "--eval-max-tokens", 11
+    arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf", *flags)
+    rows, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
+    problems = (laptop / "test.jsonl").read_text().splitlines(keepends=True)
+    answers = {row["id"]: row["answer"] for row in map(json.loads, problems)}
     with spy(HFEngine, "generate") as generate:
         main(arguments)
-        whole, result = responses.read_bytes(), report.read_bytes()
+        whole, result = rows.read_bytes(), report.read_bytes()
         lines = whole.splitlines(keepends=True)
         assert len(lines) == 1 + 4 * 200
         assert generate.call_count == 4  # 64 problems a call
+        for call in generate.call_args_list:
+            n, temperature, top_p, max_tokens = call.args[2:6]
+            assert (n, temperature, top_p, max_tokens) == (4, 1.1, 0.99, 11)
+        made = [json.loads(line) for line in lines[1:]]
+        entry = json.loads(result)["sets"]["test"]
+        right = Counter(row["id"] for row in made if countdown(row["response"], answers[row["id"]]))
+        assert right == Counter(row["id"] for row in made if row["correct"])
+        assert entry["correct"] == {row["id"]: right[row["id"]] for row in made}
+        assert entry["pass"]["1"] == pytest.approx(right.total() / len(made)) != 0
+        cut = sum(row["truncated"] for row in made)
+        assert entry["truncated"] == cut / len(made) != 0
         for kept, rest, calls in [
                 (701, b"", 2),
                 (301, b'{"id"', 3),
@@ -141,21 +158,47 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
                 (801, b"", 0)]:
             generate.reset_mock()
             report.unlink()
-            responses.write_bytes(b"".join(lines[:kept]) + rest)
+            rows.write_bytes(b"".join(lines[:kept]) + rest)
             main(arguments)
             assert generate.call_count == calls
-            assert responses.read_bytes() == whole
+            assert rows.read_bytes() == whole
             assert report.read_bytes() == result
-    with pytest.raises(SystemExit, match="other settings"):
-        main([*arguments, "--eval-top-p", "0.5"])
+    for flag, value, name in [
+            ("--seed", 1, "seed"),
+            ("--dtype", "bfloat16", "dtype"),
+            ("--eval-n", 2, "n"),
+            ("--eval-temperature", 1, "temperature"),
+            ("--eval-top-p", 0.5, "top_p"),
+            ("--eval-max-tokens", 12, "max_tokens")]:
+        with pytest.raises(SystemExit, match=f"other settings: {name} was"):
+            main([*arguments, flag, str(value)])
     # Old verdicts must not count for a set of the same name with one problem fewer.
     other = tmp_path / "other" / "test.jsonl"
     other.parent.mkdir()
-    problems = (laptop / "test.jsonl").read_text().splitlines(keepends=True)
     other.write_text("".join(problems[1:]))
     with pytest.raises(SystemExit, match="other settings"):
         main([*arguments, "--eval-data", str(other)])
-    assert responses.read_bytes() == whole
+    assert rows.read_bytes() == whole
+
+
+def test_an_evaluation_shows_pass_at_k_and_its_average_over_the_sets(tmp_path, capsys):
+    one = {"set": "one", "n": 4, "temperature": 0.6, "top_p": 0.95, "max_tokens": 64,
+           "pass": {1: 0.25, 2: 0.5, 4: 1.0}}
+    two = one | {"set": "two", "n": 2, "temperature": 1.0, "pass": {1: 0.75, 2: 0.8}}
+
+    def shown(results):
+        responses.report(tmp_path, simko.Config(), results)
+        _, *lines = capsys.readouterr().out.splitlines()
+        return [line.split() for line in lines]
+
+    head = "set n T top-p tokens K = 1 2 4".split()
+    of_one = "one 4 0.6 0.95 64 25.0 50.0 100.0".split()
+    of_two = "two 2 1.0 0.95 64 75.0 80.0".split()
+    average = "average 50.0 65.0".split()
+    assert shown({"one": one, "two": two}) == [head, of_one, of_two, average]
+    assert shown({"one": one}) == [head, of_one]
+    # Two temperatures of a set have no average.
+    assert len(shown({"one": one, "one@T1.0": one})) == 3
 
 
 def test_all_nine_methods_train_three_steps_on_the_laptop_recipe(laptop, tmp_path):
@@ -221,14 +264,15 @@ def spy_on_seeds():
 
 
 def one_rank(folder):
-    """Runs `simko.py train` on this rank of two. Records the keys of its random streams and the
-    threshold tau of its updates."""
+    """Runs `simko.py train` on this rank of two. Records the keys of its random streams, and the
+    threshold tau and the prompts of its updates."""
     arguments = json.loads((folder / "arguments.json").read_text())
     with spy_on_seeds() as seed, spy(simko.Trainer, "update") as updates:
         simko.main(arguments)
     keys = [call.args for call in seed.call_args_list]
     tau = [call.args[3] for call in updates.call_args_list]
-    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps([keys, tau]))
+    prompts = [[s.prompt for s in call.args[1]] for call in updates.call_args_list]
+    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps([keys, tau, prompts]))
 
 
 def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on(
@@ -243,8 +287,8 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     train = partial(recipe, laptop, "train", tmp_path, *flags, "--steps")
     (tmp_path / "arguments.json").write_text(json.dumps(train(1)))
     workers.run(workers.two_ranks(*workers.worker("one rank", tmp_path)))
-    first, tau = json.loads((tmp_path / "rank_0.json").read_text())
-    second, same_tau = json.loads((tmp_path / "rank_1.json").read_text())
+    first, tau, prompts = json.loads((tmp_path / "rank_0.json").read_text())
+    second, same_tau, others = json.loads((tmp_path / "rank_1.json").read_text())
     with spy_on_seeds() as seed:
         main(train(2))
     keys = [*map(tuple, first + second), seed.call_args_list[0].args]
@@ -252,6 +296,9 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     assert len(tau) == 4
     assert tau == same_tau
     assert min(tau) > 0
+    # Together the ranks train on 8 responses to each of the mini-batch's 8 prompts.
+    for update, (own, other) in enumerate(zip(prompts, others)):
+        assert sorted(own + other) == [8 * update + i // 8 for i in range(64)]
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:

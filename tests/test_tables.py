@@ -215,6 +215,17 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     assert list(found["mean of aime24, math500"]) == ["Y"]
 
 
+def test_sets_with_temperatures_of_their_own_stay_in_one_row(tmp_path, run):
+    x, y = tmp_path / "x", tmp_path / "y"
+    write(x, entry("a", [1, 2], 4), entry("b", [3, 4], 4, temperature=0.7))
+    sweep = {f"a@T{T}": entry("a", [1, 2], 4, temperature=T) for T in (0.2, 1.0)}
+    write(y, **sweep)
+    _, found = run(f"Z={x}", f"X={x}")
+    assert list(found["mean of a, b"]) == ["Z", "X"]  # in the order of the arguments
+    _, found = run(f"X={x}", f"Y={y}")
+    assert list(found["a"]) == ["X", "Y, T = 0.2", "Y, T = 1.0"]
+
+
 @pytest.mark.parametrize("changes, line", [
     ({"n": 8}, "n 4 (X, Y), 8 (Z)"),
     ({"temperature": 1.0}, "T 0.6 (X, Y), 1.0 (Z)"),

@@ -82,7 +82,7 @@ def test_many_tokens_and_a_larger_vocabulary():
 @pytest.mark.parametrize("function", [simko.token_statistics, chunked.token_statistics])
 def test_tokens_that_tie_for_the_highest_probability_are_all_rank_1(function):
     weight = torch.tensor([[1.0], [2.0], [2.0]])
-    is_top1 = function(torch.ones(3, 1), weight, torch.arange(3), 1)[3]
+    is_top1 = function(torch.ones(3, 1), weight, torch.arange(3), 1, 1.0)[3]
     assert is_top1.tolist() == [False, True, True]
 
 

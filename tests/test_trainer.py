@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 import simko
 from runtime import baselines, log
 from runtime.checkpoints import checkpoint_state
 from runtime.models import load_model
+from runtime.packing import Sample
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet,
@@ -36,18 +38,19 @@ TAU = 2.5  # nats: the rollout batch's threshold if tau_scope is "batch"
 
 @cache
 def naive_gradient(folder, case):
-    """Returns the gradient of the paper's objective for a case, and the number of tokens in each
-    of its branches."""
+    """Returns the gradient of the paper's objective for a case, the number of tokens in each of
+    its branches, and what the log should show of it."""
     policy = plain_model(folder, 1, 2)
-    branches = naive_backward(
+    branches, row = naive_backward(
         config(folder, **CASES[case]), plain_model(folder), plain_model(folder, 1), policy)
-    return {name: p.grad for name, p in policy.named_parameters()}, branches
+    return {name: p.grad for name, p in policy.named_parameters()}, branches, row
 
 
 def naive_backward(cfg, reference, old, policy):
     """Leaves the gradient of the paper's objective in `policy`, computed for one response and one
-    token at a time. Returns the number of tokens in each of the objective's branches."""
-    samples, branches, losses = load_samples(Path(cfg.model)), Counter(), []
+    token at a time. Returns the number of tokens in each of the objective's branches, and what the
+    log should show. Its means, such as KL(pi_old || pi_theta), are over tokens that need a pass."""
+    samples, branches, losses, kl = load_samples(Path(cfg.model)), Counter(), [], []
     for s in samples:
         z, z_old, z_ref = (
             plain_logits(model, s) / cfg.temperature for model in (policy, old, reference))
@@ -62,6 +65,9 @@ def naive_backward(cfg, reference, old, policy):
             J = min(gamma * A, gamma.clamp(1 - cfg.epsilon, 1 + cfg.epsilon_high) * A)
             J = J - cfg.beta * (rho - rho.log() - 1)
             losses.append(-J / length if cfg.loss_type == "grpo" else -J)
+            if A or cfg.beta:
+                ratio = (z[l].softmax(0)[y] / z_old[l].softmax(0)[y]).item()
+                kl.append(ratio - 1 - math.log(ratio))
             in_branch = {
                 "pos": gate and A > 0,
                 "neg": gate and A < 0 and y == z[l].argmax(),
@@ -71,8 +77,14 @@ def naive_backward(cfg, reference, old, policy):
             }
             branches.update(name for name, yes in in_branch.items() if yes)
     count = len(samples) if cfg.loss_type == "grpo" else len(losses)
-    (sum(losses) / count).backward()
-    return branches
+    loss = sum(losses) / count
+    loss.backward()
+    return branches, {
+        "loss": loss.item(),
+        "approx_kl": sum(kl) / len(kl),
+        "gate_share": branches["gate"] / len(kl),
+        "clip_frac": (branches["low"] + branches["high"]) / len(kl),
+    }
 
 
 def gradient_of(trainer):
@@ -103,7 +115,7 @@ def real_update(folder, cfg, samples):
 @pytest.mark.parametrize("tokens, order", [(1, 1), (40, -1), (10**6, 1)])
 def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
         base, group, case, tokens, order):
-    want, branches = naive_gradient(base, case)
+    want, branches, row = naive_gradient(base, case)
     cfg = config(base, micro_batch_tokens=tokens, **CASES[case])
     gradient, sums, _ = real_update(base, cfg, load_samples(base)[::order])
     assert distance(gradient, want) < 1e-6
@@ -111,8 +123,8 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
     assert len(branches) == 5 and min(branches.values()) >= 3
     norm = math.sqrt(sum(x.square().sum().item() for x in want.values()))
     near(sums["grad_norm"], norm, 1e-6)
-    assert sums["gated_tokens"] == branches["gate"]
-    assert sums["clipped_tokens"] == branches["low"] + branches["high"]
+    logged = log.update_metrics(sums)
+    near({name: logged[name] for name in row}, row, 1e-6)
 
 
 @pytest.mark.parametrize("zeros", [5, 11])
@@ -230,6 +242,55 @@ def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(
     assert len(entropies) == row["tokens"] == sum(row["entropy_histogram"]) == len(gaps)
 
 
+def test_entropies_are_counted_in_bins_of_a_tenth_of_a_nat():
+    entropy = torch.tensor([0.0, 0.05, 0.15, 3.95, 4.05, 9.0])
+    assert log.entropy_histogram(entropy).tolist() == [2, 1, *[0] * 37, 1, 2]
+
+
+def test_the_log_describes_a_rollout_by_its_responses_and_groups():
+    samples = []
+    for length, reward in enumerate([0, 0, 1, 0, 0, 1, 1, 1], start=1):
+        sample = Sample(0, np.zeros(3), np.zeros(length), np.zeros(length), truncated=length == 8)
+        sample.reward = float(reward)
+        samples.append(sample)
+    assert log.rollout_metrics(samples, num_generations=2) == {
+        "reward": 4 / 8,
+        "pass@2": 3 / 4,
+        "mixed_groups": 2 / 4,
+        "response_length": 36 / 8,
+        "truncated": 1 / 8,
+    }
+
+
+def test_the_screen_and_tensorboard_show_the_rows_of_the_log(tmp_path, capsys):
+    """A run that resumes after step 3 replaces what it had shown of step 4."""
+    row = {
+        "Lambda_1": -0.5,
+        "Lambda_2": -2.25,
+        "entropy": 0.75,
+        "entropy_histogram": [1, 2],
+        "response_length": 12.0,
+        "grad_norm": 1.5,
+        "logp_gap": 1e-6,
+        "seconds_rollout": 2.0,
+        "seconds_update": 1.3,
+    }
+    cfg = simko.Config(steps=9, K=2)
+    for first, step, reward in [(2, 3, 0.5), (3, 4, 0.875), (3, 4, 0.25)]:
+        write_row = log.Log(tmp_path, first, cfg)
+        write_row({"step": step, "reward": reward} | row)
+        write_row.board.close()
+    words = ("step 4/9 reward = pass@1 0.250 Lambda^(k) -0.50 -2.25 entropy 0.750 "
+             "tokens 12 grad 1.50 gap 1e-06 3.3 s")
+    assert capsys.readouterr().out.splitlines()[-1].split() == words.split()
+
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    numbers = {"step", "reward", *row} - {"entropy_histogram"}
+    assert {*board.Tags()["scalars"]} == numbers
+    shown = [(event.step, event.value) for event in board.Scalars("reward")]
+    assert shown == [(3, 0.5), (4, 0.25)]
+
+
 # ------------------------------------------------------------------------------------- precision
 def bfloat16_checkpoint(base, folder):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
@@ -247,7 +308,19 @@ def mislabelled_checkpoint(base, folder):
     return torch.float32
 
 
-@pytest.mark.parametrize("checkpoint", [bfloat16_checkpoint, mislabelled_checkpoint])
+def mixed_checkpoint(base, folder):
+    """Saves the layers in float32, and the weights that are read first in bfloat16."""
+    bfloat16_checkpoint(base, folder)
+    weights = load_file(base / "model.safetensors")
+    for name in weights:
+        if "layers" not in name:
+            weights[name] = weights[name].bfloat16()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return torch.float32
+
+
+@pytest.mark.parametrize(
+    "checkpoint", [bfloat16_checkpoint, mislabelled_checkpoint, mixed_checkpoint])
 def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
         base, group, tmp_path, checkpoint):
     """The weights are bit-identical. If each rank loaded a large model in float32, it would need
@@ -268,7 +341,7 @@ def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
     held = weights_of(trainer)
     assert held.keys() == loaded.keys() == stored.keys()
     for name, weight in stored.items():
-        assert weight.dtype == dtype and held[name].dtype == torch.float32
+        assert held[name].dtype == torch.float32
         assert torch.equal(held[name], weight.float()), name
     assert checkpoint is bfloat16_checkpoint or any(
         not torch.equal(weight, weight.bfloat16().float()) for weight in stored.values())
@@ -316,15 +389,18 @@ def test_the_log_has_means_over_the_updates_that_were_made(base, group):
     totals = Counter()
     made = trainer.update(samples, "simko", None, quiet)
     totals.update(made)
+    totals.update({name: 3 * value for name, value in made.items()} | {"updates": 1})
     totals.update(trainer.update([], "simko", None, quiet))  # a mini-batch without responses
     row = log.update_metrics(totals)
-    assert row["grad_norm"] == made["grad_norm"] > 0
-    assert row["loss"] == made["loss"]
+    near(row["grad_norm"], 2 * made["grad_norm"])
+    near(row["loss"], 2 * made["loss"])
+    assert made["grad_norm"] > 0
     assert log.update_metrics(Counter())["grad_norm"] == 0
 
     totals.update(Counter(grad_norm=math.nan))  # an update that was refused
     row = log.update_metrics(totals)
-    assert math.isnan(row["grad_norm"]) and row["loss"] == made["loss"]
+    assert math.isnan(row["grad_norm"])
+    near(row["loss"], 2 * made["loss"])
 
 
 # --------------------------------------------------------------------------------- two processes

@@ -309,12 +309,14 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
  ¦ x \ge -2 \text{ and } x<1
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
+x\ne5\text{ cm} ¦ 5\text{ cm}\ne x
 x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
 \text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
 # braces, spaces and Unicode
+\text{odd} ¦ (\text{odd}) ¦ \{\text{odd}\}
 \frac{a}{b} ¦ \frac ab ¦ a/b ¦ \frac{a}b ¦ {a \over b}
 10 ¦ \tbinom52 ¦ \binom 5 2 ¦ {5 \choose 2}
 x \equiv 3 \pmod 7 ¦ x\equiv3\pmod{7}
@@ -330,6 +332,7 @@ x_1+x_2 ¦ x₁+x₂
 3\pm\sqrt2 ¦ 3\mp\sqrt2
 1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM
 # numerals
+1,234_8 ¦ 1234_8 ¦ (1234_8)
 111, \! 111, \! 111 ¦ 111111111 ¦ 111,111,111 ¦ 111\,111\,111
 1000 ¦ 1 000 ¦ 1\;000 ¦ 1~000 ¦ 10³
 \frac13 ¦ 0.\dot3 ¦ 0.\bar3 ¦ 0.\overline3
@@ -495,6 +498,7 @@ A\setminus B ¦ B\setminus A
 # words behind a value
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
+5 ¦ 5\text{ pineapples} ¦ x = 5\text{ pineapples}
 5 ¦ 5 or so ¦ 5 to 7 ¦ 5\text{ base }8 ¦ 5\text{ oder sechs} ¦ 5 for 6
 n\text{ even} ¦ n\text{ odd} ¦ n
 2\text{ million} ¦ 2

@@ -106,7 +106,7 @@ def pass_at(ks):
 
 
 def tuning(folder, chosen):
-    rows = read("tune", folder).dropna(axis=1)
+    rows = read("tune", folder)
     rows["mean"] = rows[ks_of(rows)].mean(axis=1)
     head = ["step", "mean", "pass@1", "@16", "@64"]
 
