@@ -254,7 +254,7 @@ def by_value(gold, pred):
 def by_unit(gold, pred):
     """Returns the verdict on the values without their units, None without units."""
     own = own_words(gold)
-    gold_value, gold_units = split_unit(gold, own)
+    gold_value, gold_units = split_unit(gold, own, gold=True)
     pred_value, pred_units = split_unit(pred, own)
     if not gold_units and not pred_units:
         return None

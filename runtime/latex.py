@@ -475,6 +475,8 @@ TAIL = re.compile(  # a value, then how its words begin, then how they continue
     (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|[°%]|{CJK}|m\s*/\s*s
                  |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
     (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°%.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
+PRODUCT = re.compile(  # xy and mg, but not cm: these may be products of letters
+    r"(?!(?:[ckm]m|kg|ft|lb|sq|min|mph|[ap]m)\b)[A-Za-z]{2,3}(?![A-Za-z])")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
     "or and not no more less than at least most to if million billion trillion thousand "
@@ -484,15 +486,18 @@ NOT_UNITS = set(  # after a number, these words change its value
 
 
 @functools.lru_cache(4096)
-def split_unit(text, own=frozenset()):
+def split_unit(text, own=frozenset(), gold=False):
     """Returns (value, units), where units is the set of known units around the
     value. own names further words that count as units. If any other word follows
-    the value, it stays there."""
+    the value, it stays there, and so does what may be a product of letters if the
+    text is a gold answer: 2 is not 2mg."""
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
-        value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own)
+        value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own, gold)
         return value, units | {UNITS[sign] for sign in money}
     match = TAIL.fullmatch(text)
     if not match or r"\text" in match["value"]:
+        return text, frozenset()
+    if gold and PRODUCT.match(match["words"]):
         return text, frozenset()
     if "°" in match["words"] and TRIGONOMETRIC.search(match["value"]):
         return text, frozenset()  # \sin 1° is not \sin 1
@@ -517,11 +522,14 @@ def split_unit(text, own=frozenset()):
 
 
 def same_units(one, other):
-    """Returns whether one set of units contains the other and, if both have powers,
-    the same powers: m/s matches m, but neither s, s/m, km/s nor m^2/s."""
+    """Returns whether the units are equal, or one set has a part of the other's that
+    is more than "per h". Powers must be equal if both have some: m/s matches m, but
+    neither s, s/m, km/s, m^2/s nor /s."""
     powers = [{unit for unit in units if unit[0] == "^"} for units in (one, other)]
     one, other = one - powers[0], other - powers[1]
-    return (one <= other or other <= one) and (not all(powers) or powers[0] == powers[1])
+    shared = one & other
+    part = shared in (one, other) and any(unit[0] != "/" for unit in shared)
+    return (part or one == other) and (not all(powers) or powers[0] == powers[1])
 
 
 def unit_of(word, own):

@@ -341,6 +341,8 @@ x_1+x_2 ¦ x₁+x₂
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C}
  ¦ 5\text{ gallons per minute} ¦ 5\ 
 12\text{ widgets} ¦ 12 ¦ 12 widgets
+5cm ¦ 5 ¦ 5\text{ cm}
+\frac{1}{3}mL^2 ¦ \frac{mL^2}{3} ¦ \frac13 L^2 m
 10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
 # roundings
 \frac13,\frac23 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.\overline{3}; \frac23
@@ -522,6 +524,11 @@ x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 36 ¦ (1+5\%)^2
 5 \text{ m/s} ¦ 5\text{ m/h} ¦ 5\text{ km/s} ¦ 5\text{ s/m} ¦ 5\text{ s}
 60\text{ mph} ¦ 60\text{ hours}
+60\text{ mph} ¦ 60\text{ per hour} ¦ 60\text{ h}^{-1}
+2xy ¦ 2 ¦ 2XY ¦ 2\text{ cm}
+\frac{1}{3}mL^2 ¦ \frac13 ¦ \frac13 mL ¦ \frac13 ml^2
+x+2ab ¦ x+2
+2mg ¦ 2
 5\text{ yuan} ¦ 5\text{ yen}
 12 ¦ 12^{\text{th}}\text{ root}
 12\text{ hours} ¦ 12^{\text{th}}\text{ hour}
