@@ -17,6 +17,8 @@ from math import ceil, comb, factorial, floor
 
 import mpmath
 
+from runtime.latex import SHORT_WORDS
+
 MAX_BITS = 30_000  # of an exact number, and of the exponent of another
 POINTS, FAR = 6, 100  # from point FAR on, values range up to 100
 TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
@@ -74,7 +76,7 @@ BRACKETS = {  # opening: (closing, the function that the pair denotes)
 }
 WORDS = re.compile(  # words, as opposed to products of letters
     r"\\text|(?<![\\A-Za-z_{])"
-    r"(?:[A-Za-z]{4,}|(?:for|if|is|are|the|all|any|not|odd|when)\b)")
+    rf"(?:[A-Za-z]{{4,}}|(?:{'|'.join(SHORT_WORDS)})\b)")
 NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is no product
 
 

@@ -381,6 +381,8 @@ def strip_lead(text):
     return ROUNDED.sub("", text).replace("≈", "")
 
 
+SHORT_WORDS = set(  # are no products of letters, nor names of points
+    "all any are for if is no not odd on one six ten the two yes".split())
 ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
 CAPITALIZED = re.compile("(?<![A-Za-z])[A-Z][a-z]+(?![A-Za-z])")  # but not MeV
 
@@ -394,7 +396,7 @@ def letters(text):
     except between digits, and with words in lower case."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", lambda m: CAPITALIZED.sub(lower, m[1]), text)
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
-    if text.isalpha() and text[1:].islower() or text in ("YES", "NO"):
+    if text.isalpha() and text[1:].islower() or text.lower() in SHORT_WORDS:
         return text.lower()
     return ANY_CASE.sub(lower, text)
 

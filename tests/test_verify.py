@@ -373,6 +373,7 @@ x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 5\text{ MeV} ¦ 5 ¦ 5\,\mathrm{MeV}
 5\text{ ms} ¦ 5 ¦ 5\text{ milliseconds}
 \text{Yes} ¦ yes ¦ \text{YES} ¦ Yes
+\text{odd} ¦ ODD ¦ \text{Odd} ¦ odd
 # inequalities
 x^2>4 ¦ 4<x^2
 (4,\infty) ¦ x_1 > 4 ¦ \theta>4 ¦ f(x) > 4 ¦ AB > 4
@@ -547,6 +548,9 @@ x+2ab ¦ x+2
 mgh ¦ MGH
 PV ¦ pv
 ABC ¦ abc
+no ¦ on
+\text{odd} ¦ \text{even} ¦ ddo
+m ¦ M
 # inequalities of something else
 (4,\infty) ¦ x^2>4 ¦ \sqrt{x}>4 ¦ \ln x>4 ¦ xy>4
 (1,5) ¦ 1<x^2<5 ¦ 1<|x|<5 ¦ 1<\ln x<5
