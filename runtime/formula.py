@@ -306,8 +306,8 @@ def parse(text):
     """Returns the tree of a formula: ("number", Fraction), ("symbol", name),
     ("call", name, tree, ...) or (operator, tree, tree). Raises Unreadable, or
     RecursionError if the text is nested too deeply."""
-    if re.search("[0-9]_|:", text):
-        raise Unreadable("bases, ratios and times are compared as text")
+    if re.search(r"[0-9]_|:|^\([A-E]\)\s*[0-9]", text):
+        raise Unreadable("bases, ratios, times and choices are compared as text")
     if WORDS.search(text) or NAME_OF_POINTS.fullmatch(text):
         raise Unreadable("words are compared as text")
     reader = Reader(text)

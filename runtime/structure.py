@@ -78,7 +78,7 @@ def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
     the gold answer 1,234 is a number, but 101,234 may be a number or a list. A part
     of a list does not start with 0, as in 174,000."""
-    gold, pred = one_by_one(gold, pred), one_by_one(pred, gold)
+    gold, pred = in_form_of(pred, gold), in_form_of(gold, pred)
     if "∈" not in gold:
         pred = FOR_INTEGERS.sub(r"\1", pred)
     numbers = without_grouping(gold), without_grouping(pred)
@@ -90,9 +90,16 @@ def readings(gold, pred):
     return [numbers, (gold, pred)]
 
 
-def one_by_one(text, other):
-    """Rewrites (x,y)=(1,2) or (1,2) as x=1, y=2 if the other answer is a list of
-    equations. The letters of (1,2) are those of the list, in alphabetical order."""
+CHOICE = re.compile(r"\(?[A-E]\)?")
+CHOICE_WITH_VALUE = re.compile(r"(\([A-E]\))[\s:]*[0-9][0-9./]*$")
+
+
+def in_form_of(other, text):
+    """Rewrites (C) 5 as (C) if the other answer is a choice, and (x,y)=(1,2) or (1,2)
+    as x=1, y=2 if it is a list of equations. The letters of (1,2) are those of the
+    list, in alphabetical order."""
+    if CHOICE.fullmatch(other):
+        return CHOICE_WITH_VALUE.sub(r"\1", text)
     *left, right = split(text, "=")
     equations = split(other, ",")
     if len(left) > 1 or len(equations) < 2 or "=" not in other:

@@ -407,6 +407,7 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 12 ¦ 12^{\text{th}} ¦ 12\text{th}
 204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5}
 \text{(C)} ¦ \textbf{(C)}\ 5
+\textbf{(C)}\ 5 ¦ C ¦ (C) ¦ (C) 5
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
 """
@@ -582,6 +583,8 @@ n^{\underline{3}} ¦ n^3
 \text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong}
 53 ¦ 5\$3
 A ¦ (A)-1 ¦ (A) + 5
+\text{(C)}\ 5 ¦ (C) 6 ¦ (D) 5 ¦ (D)
+(C) 0 ¦ (D) 0 ¦ 0
 174,000 ¦ 174, 0 ¦ 174
 """
 
