@@ -509,8 +509,10 @@ def samples(*trees):
         if not letters:
             raise
     points = range(1 if one_point else POINTS)
-    if not one_point and any(rounds(tree) for tree in trees):
-        points = range(FAR, FAR + 10 * POINTS)
+    if not one_point and any(calls(tree, "floor", "ceil") for tree in trees):
+        points = range(FAR, FAR + 10 * POINTS)  # nearby points may all round alike
+    elif not one_point and any(calls(tree, "abs") for tree in trees):
+        points = range(2 * POINTS)  # so that bd, too, is negative somewhere
     for real in (False,) if "i" in letters else (True, False):
         rows = [[value_or_none(tree, at, real) for tree in trees]
                 for at in points]
@@ -520,11 +522,10 @@ def samples(*trees):
     return rows
 
 
-def rounds(tree):
-    """Returns whether a tree contains floor or ceil. Then nearby points could all
-    round to the same value and hide a difference."""
-    return tree[:2] in (("call", "floor"), ("call", "ceil")) or any(
-        rounds(part) for part in tree if isinstance(part, tuple))
+def calls(tree, *names):
+    """Returns whether a tree contains one of these functions."""
+    return tree[0] == "call" and tree[1] in names or any(
+        calls(part, *names) for part in tree if isinstance(part, tuple))
 
 
 def value_or_none(tree, point, real):
@@ -545,8 +546,11 @@ def close(a, b):
 
 # ---- comparing --------------------------------------------------------------
 def equal(one, other):
-    """Returns whether two formulas have the same value wherever both have one."""
-    pairs = [row for row in samples(one, other) if None not in row]
+    """Returns whether two formulas have the same value wherever both have one. If the
+    first has an absolute value, the other must have a value wherever it has one."""
+    may_lack = not calls(one, "abs")
+    pairs = [(a, b) for a, b in samples(one, other)
+             if a is not None and not (b is None and may_lack)]
     letters = (symbols(one) | symbols(other)) - CONSTANTS
     return len(pairs) >= (2 if letters else 1) and all(close(a, b) for a, b in pairs)
 

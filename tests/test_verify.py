@@ -292,6 +292,9 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 \sin x\cos x ¦ \frac{1}{2}\sin 2x ¦ \cos x \sin x
 \log_{10}2 ¦ \lg 2 ¦ \frac{\ln2}{\ln10}
 |x| ¦ \sqrt{x^2} ¦ \left|x\right|
+|bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
+\ln x+C ¦ \ln|x|+C
+\ln|x|+C ¦ \frac{\ln x^2}{2}+C
 x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2}
 \binom{n}{2} ¦ \frac{n(n-1)}{2}
 e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
@@ -487,7 +490,10 @@ n^{\underline k} ¦ n^k
 f^{-1}(x) ¦ 1/f(x)
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
-\ln|x|+C ¦ \ln x ¦ \ln|x|
+\ln|x|+C ¦ \ln x+C ¦ \ln x ¦ \ln|x|
+|x| ¦ \sqrt{x}^2
+|x_0| ¦ x_0
+|bd| ¦ bd
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
