@@ -240,7 +240,7 @@ def real_set(text):
         named = found and bare(found[0] or "") == bare(head)
         return (None, found[1]) if named else None
     if len(pieces := split(text, "∪∨")) > 1:
-        return union([real_set(piece) for piece in pieces])
+        return union([point(piece) or real_set(piece) for piece in pieces])
     if len(pieces := split(text, "∖")) > 1:
         whole, points = pieces[0], pieces[-1]
         if len(pieces) > 2 or whole != r"\mathbb{R}" or not enclosed(points, "⦃⦄"):
@@ -258,6 +258,14 @@ def real_set(text):
     ends = [end.removeprefix("+") for end in split(text[1:-1], ",")]
     if re.fullmatch(r"[(\[].*[)\]]", text) and len(ends) == 2:
         return None, [(text[0], *ends, text[-1])]
+    return None
+
+
+def point(text):
+    """Returns the set that x=5 describes, else None."""
+    name, *values = split(text, "=")
+    if len(values) == 1 and VARIABLE.fullmatch(name) and not parts(values[0])[0]:
+        return name, [("[", *values, *values, "]")]
     return None
 
 

@@ -135,6 +135,7 @@ def test_parts(text, kind, parts):
     ("[1,5)", None, ["[1 5)"]),
     ("x>1, x<5", "x", ["(1 5)"]),
     ("x<1 ∨ x>5", "x", ["(-∞ 1)", "(5 ∞)"]),
+    ("x<1 ∨ x=5", "x", ["(-∞ 1)", "[5 5]"]),
     ("x≠5", "x", ["(-∞ 5)", "(5 ∞)"]),
     ("|x|<5", "x", ["(-(0)-(5) -(0)+(5))"]),
     (r"\mathbb{R}", None, ["(-∞ ∞)"]),
@@ -398,6 +399,7 @@ x=2,y=3 ¦ (2,3)
 # sets
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
 (-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
+(-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
 \{\{1,2\}\} ¦ \{\{2,1\}\}
 x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 # typography
@@ -573,6 +575,8 @@ x=2,x=3 ¦ (2,3)
 \begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}1\\2\end{pmatrix}
  ¦ \begin{pmatrix}x\\y\end{pmatrix}
 # sets and infinity
+(-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=2 ¦ x<0\text{ or }y=1 ¦ x\le0\text{ or }x=1
+ ¦ x<0\text{ and }x=1 ¦ x=0\text{ or }x<1
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1 ¦ x\neq 1, y\neq 3 ¦ x\neq1 \text{ or } x=3
 \{\{1,2\}\} ¦ \{1,2\} ¦ \{\{1\},\{2\}\}
 3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
