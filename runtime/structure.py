@@ -4,7 +4,7 @@ r"""Takes cleaned answers apart: lists, equations, inequalities, sets of numbers
     sides("x=5")               ["x", "5"]
     chain("c>b≥a")             (["a", "b", "c"], ["≤", "<"])
     real_set("|x-1|<2")        ("x", [("(", "1-(2)", "1+(2)", ")")])
-    set_builder("⦃3n|n∈Z⦄")    ["3k", "k∈Z"]
+    set_builder("⦃3n|n∈Z⦄")    [r"3\aleph", r"\aleph∈Z"]
 
 The parts are texts themselves, and verify.py compares them as it compares answers.
 """
@@ -77,7 +77,9 @@ FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
 def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
     the gold answer 1,234 is a number, but 101,234 may be a number or a list. A part
-    of a list does not start with 0, as in 174,000."""
+    of a list does not start with 0, as in 174,000. Of equal numbers, each is right."""
+    if re.fullmatch(r"[-+*/.%0-9\s]+(=[-+*/.%0-9\s]+)+", gold):  # 0.56 = 56%
+        return [(side, pred) for side in [gold, *split(gold, "=")]]
     gold, pred = in_form_of(pred, gold), in_form_of(gold, pred)
     if "∈" not in gold:
         pred = FOR_INTEGERS.sub(r"\1", pred)
@@ -200,8 +202,11 @@ def condition(text):
     return (head, rest) if rest else None
 
 
+BOUND = r"\aleph"  # no answer uses this letter
+
+
 def set_builder(text):
-    """Returns [expression, condition, ...] of a set, with k in place of the letter
+    """Returns [expression, condition, ...] of a set, with BOUND in place of the letter
     that ∈ binds, or [] if the text is no such set."""
     bare_set = re.fullmatch(r"(.*\S)\s*[,(]\s*([A-Za-z]\s*∈[^()]*)\)?", text)
     if not condition(text) and not bare_set:  # 3n, n∈Z is meant as a set too
@@ -217,7 +222,7 @@ def set_builder(text):
     bound = re.search(LETTER % "([A-Za-z])" + r"\s*∈", ",".join(conditions))
     if not bound or not re.search(LETTER % bound[1], head):
         return [head, *conditions]
-    return [re.sub(LETTER % bound[1], "k", part) for part in (head, *conditions)]
+    return [re.sub(LETTER % bound[1], lambda _: BOUND, part) for part in (head, *conditions)]
 
 
 # ---- sets of real numbers ---------------------------------------------------

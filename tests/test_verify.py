@@ -401,6 +401,8 @@ x=2,y=3 ¦ (2,3)
 (-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
 (-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
 \{\{1,2\}\} ¦ \{\{2,1\}\}
+\{n+k|n\in\mathbb{Z}\} ¦ \{m+k|m\in\mathbb{Z}\}
+0.56=56\% ¦ 0.56 ¦ 56\% ¦ \frac{14}{25} ¦ 56\%=0.56
 x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 # typography
 \frac{28}{3} ¦ 4\times 2\frac{1}{3} ¦ 4 \cdot 2 1/3
@@ -579,6 +581,8 @@ x=2,x=3 ¦ (2,3)
  ¦ x<0\text{ and }x=1 ¦ x=0\text{ or }x<1
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1 ¦ x\neq 1, y\neq 3 ¦ x\neq1 \text{ or } x=3
 \{\{1,2\}\} ¦ \{1,2\} ¦ \{\{1\},\{2\}\}
+\{n+k|n\in\mathbb{Z}\} ¦ \{2n|n\in\mathbb{Z}\} ¦ \{n+k|k\in\mathbb{Z}\}
+0.56=56\% ¦ 0.57 ¦ 57\% ¦ 0.56, 56\% ¦ 0.56=57\%
 3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
 0 ¦ \infty-\infty
 1 ¦ \frac{\infty}{\infty} ¦ 1^\infty
