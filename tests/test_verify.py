@@ -333,6 +333,9 @@ x_1+x_2 ¦ x₁+x₂
  ¦ \begin{pmatrix}2\\[1ex]4\end{pmatrix} ¦ 2\begin{pmatrix}1\\2\end{pmatrix}
 3\pm\sqrt2 ¦ 3\mp\sqrt2
 1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM
+8:34\text{ p.m.} ¦ 08:34 PM ¦ 8:34 PM
+\text{ham, egg, tea} ¦ \text{ham, egg, and tea} ¦ \text{tea}, \text{ham}, \text{egg}
+1,2,3,\ldots ¦ 1,2,3,.. ¦ 1,2,3,...
 # numerals
 111, \! 111, \! 111 ¦ 111111111 ¦ 111,111,111 ¦ 111\,111\,111
 1000 ¦ 1 000 ¦ 1\;000 ¦ 1~000 ¦ 10³
@@ -340,6 +343,7 @@ x_1+x_2 ¦ x₁+x₂
 \frac{1}{7} ¦ 0.\dot{1}4285\dot{7}
 54 ¦ 54_{10} ¦ 54_{\text{10}}
 204_5 ¦ (204)_5 ¦ 204_{5}
+ ¦ 204_{(5)}
 3.5 ¦ 3½ ¦ 3 1/2
 # units
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C}
@@ -594,6 +598,10 @@ x=2,x=3 ¦ (2,3)
 n^{\underline{3}} ¦ n^3
 12 ¦ 13^{\text{th}} ¦ 12^{\text{tons}}
 204_5 ¦ 204\text{ base }6
+ ¦ 204_{(6)}
+1,2,3 ¦ 1,2,3,..
+8:34\text{ p.m.} ¦ 08:43 PM
+\text{ham, egg, tea} ¦ \text{ham, egg, not tea} ¦ \text{ham, egg} ¦ \text{ham}
 \text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong}
 53 ¦ 5\$3
 A ¦ (A)-1 ¦ (A) + 5
