@@ -68,6 +68,7 @@ DERIVATIVE = re.compile(
     r"(?:d|\\partial)(?:\^\{?\d\}?)?\S*,"
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
 CONSTANTS = {"π", "e", "i"}
+WHOLE = "∈ℤ"  # ends the name of a letter that stands for integers
 ONE, MINUS_ONE = ("number", Fraction(1)), ("number", Fraction(-1))
 INFINITIES = (("symbol", "∞"), ("*", MINUS_ONE, ("symbol", "∞")))
 BRACKETS = {  # opening: (closing, the function that the pair denotes)
@@ -333,9 +334,9 @@ def derivatives(tree):
 
 
 def replace(tree, name, value):
-    """Returns the tree with a number in place of a symbol."""
+    """Returns the tree with another tree, the value, in place of a symbol."""
     if tree == ("symbol", name):
-        return ("number", Fraction(value))
+        return value
     return tuple(replace(x, name, value) if isinstance(x, tuple) else x
                  for x in tree)
 
@@ -366,7 +367,7 @@ def exact(tree, point):
     if kind == "number":
         return parts[0]
     if kind == "symbol":
-        if parts[0] == "i":
+        if parts[0] == "i" or parts[0].endswith(WHOLE):
             raise NotExact
         draw = random.Random(f"{parts[0]} at {point}")
         return Fraction(7 * draw.getrandbits(60) + 1, 7)
@@ -436,6 +437,7 @@ def letter(name, point, real):
     if point == 0:
         return size
     size = 100 * size if point >= FAR else 2 * size + mp.mpf(1) / 4
+    size = mp.ceil(size) if name.endswith(WHOLE) else size
     return size if point % FAR <= 1 else draw.choice((-1, 1)) * size
 
 
@@ -495,9 +497,12 @@ def call(name, values, real):
 
 def samples(*trees):
     """Returns [[value of each tree] at each point], with None for missing values.
+    Letters that must be integers in the first tree are integers in all trees.
 
     The values are fractions if all trees have exact values. Otherwise they are
     real numbers, or complex numbers if fewer than two points give real values."""
+    for name in integers(trees[0]):
+        trees = [replace(tree, name, ("symbol", name + WHOLE)) for tree in trees]
     letters = set().union(*map(symbols, trees))
     one_point = letters <= CONSTANTS
     points = range(1 if one_point else 3)
@@ -509,8 +514,9 @@ def samples(*trees):
         if not letters:
             raise
     points = range(1 if one_point else POINTS)
-    if not one_point and any(calls(tree, "floor", "ceil") for tree in trees):
-        points = range(FAR, FAR + 10 * POINTS)  # nearby points may all round alike
+    if not one_point and any(calls(tree, "floor", "ceil") for tree in trees) or any(
+            name.endswith(WHOLE) for name in letters):
+        points = range(FAR, FAR + 10 * POINTS)  # nearby values may all round alike
     elif not one_point and any(calls(tree, "abs") for tree in trees):
         points = range(2 * POINTS)  # so that bd, too, is negative somewhere
     for real in (False,) if "i" in letters else (True, False):
@@ -520,6 +526,13 @@ def samples(*trees):
         if len(valued) >= min(2, len(points)):
             return valued
     return rows
+
+
+def integers(tree):
+    """Returns the letters in the exponents of negative numbers, as in (-1)^{n}."""
+    if tree[0] == "^" and symbols(tree[2]) and (fraction_of(tree[1]) or 0) < 0:
+        return symbols(tree[2]) - CONSTANTS
+    return set().union(*(integers(x) for x in tree if isinstance(x, tuple)))
 
 
 def calls(tree, *names):
@@ -575,7 +588,7 @@ def proportional(one, other, positive=False):
 def same_solution(one, other, name):
     """Returns whether the equations one = 0 and other = 0 are linear in the symbol
     name and have the same solution for it."""
-    trees = [replace(tree, name, number)
+    trees = [replace(tree, name, ("number", Fraction(number)))
              for tree in (one, other) for number in (0, 1, 2)]
     for row in samples(*trees):
         if None in row:

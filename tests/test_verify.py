@@ -360,6 +360,9 @@ x_1+x_2 ¦ x₁+x₂
 \frac{2469}{2} ¦ \frac{2469}{2} \approx 1,234.5
 # large and unknown exponents
 2^{k-n} ¦ \frac{2^k}{2^n} ¦ 2^{-(n-k)} ¦ (1/2)^{n-k} ¦ 2^k\cdot2^{-n}
+(-1)^{n-k} ¦ (-1)^{k-n} ¦ (-1)^{n+k} ¦ \frac{(-1)^n}{(-1)^k}
+\frac{(-1)^{n+1}}{n} ¦ \frac{(-1)^{n-1}}{n} ¦ -\frac{\cos n\pi}{n}
+(-2)^n ¦ (-1)^n2^n ¦ (-\frac12)^{-n}
 e^{x-y} ¦ \frac{e^x}{e^y}
 x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 (x+1)^{2005} ¦ (1+x)^{2005}
@@ -530,6 +533,10 @@ x \in (0,1) ¦ x\not\in(0,1)
 8.2 ¦ \approx 8.2, \approx 8.2
 # large and unknown exponents
 2^{k-n} ¦ 2^{n-k} ¦ 2^{k-n}+2^{-n} ¦ 2^kn ¦ 2^{k+n}
+(-1)^{n-k} ¦ (-1)^{n-k+1} ¦ (-1)^n ¦ 1 ¦ (-1)^{2(n-k)}
+\frac{(-1)^{n+1}}{n} ¦ \frac{(-1)^n}{n} ¦ \frac1n
+(-2)^n ¦ 2^n ¦ -2^n
+\lfloor x\rfloor ¦ x\frac{(-1)^x}{(-1)^x}
 x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 # money, percent and other units
 5.4 \text{ cents} ¦ \$5.40 ¦ 5.4\%
