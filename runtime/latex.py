@@ -238,6 +238,10 @@ SPELLINGS = [
     Spelling("real variable",
              rf",\s*[A-Za-z]{IN_REALS}|[A-Za-z]{IN_REALS}\s*,", "",
              r"x∈\mathbb{R}, x>1", " x>1"),
+    Spelling("for all real numbers",
+             r"(?:\\forall|(?:\\text\s*\{[\s,]*)?for all(?: real(?: numbers)?)?(?:\s*\})?)"
+             rf"\s*[A-Za-z](?:{IN_REALS})?\s*$", "",
+             r"f(x)=x \text{ for all } x", "f(x)=x "),
     Spelling("real variable of a set",
              rf"(?<=[a-zA-Z]){IN_REALS}(?=\s*[|:])", "",
              r"x∈\mathbb{R} : x>1", "x : x>1"),

@@ -305,6 +305,7 @@ e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
 y=2x+3 ¦ y-3=2x ¦ 4x-2y+6=0
 MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
+ ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
 x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3
 y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
@@ -501,6 +502,7 @@ n^{\underline k} ¦ n^k
 f^{-1}(x) ¦ 1/f(x)
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
+ ¦ f(x)=x\text{ for all }x>0 ¦ f(x)=2x\text{ for all }x
 \ln|x|+C ¦ \ln x+C ¦ \ln x ¦ \ln|x|
 |x| ¦ \sqrt{x}^2
 |x_0| ¦ x_0
