@@ -532,14 +532,12 @@ def split_unit(text, own=frozenset(), gold=False):
 
 
 def same_units(one, other):
-    """Returns whether the units are equal, or one set has a part of the other's that
-    is more than "per h". Powers must be equal if both have some: m/s matches m, but
-    neither s, s/m, km/s, m^2/s nor /s."""
-    powers = [{unit for unit in units if unit[0] == "^"} for units in (one, other)]
-    one, other = one - powers[0], other - powers[1]
+    """Returns whether the units are equal, or have the same powers and one set has a
+    part of the other's that is more than "per h": m/s matches m, but neither s, s/m,
+    km/s, m^2/s nor /s."""
     shared = one & other
-    part = shared in (one, other) and any(unit[0] != "/" for unit in shared)
-    return (part or one == other) and (not all(powers) or powers[0] == powers[1])
+    part = shared in (one, other) and any(unit[0] not in "/^" for unit in shared)
+    return one == other or part and not any(unit[0] == "^" for unit in one ^ other)
 
 
 def unit_of(word, own):
