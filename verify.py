@@ -29,10 +29,10 @@ Graders differ on some conventions. These are ours:
 - x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
   x = -1, y = 6 and -1 < x < 6 both match it.
 - Numbers in a base are compared as text: 204_5 matches neither 204 nor 54.
-- A response may omit the unit or add one, wholly or in part, but a different unit
-  is wrong: m/s matches m, but not s, 1/s or km/s. Units are percent (28% is not 0.28),
-  degrees (90° is not π/2), currencies, the words of a closed list and those of the
-  gold answer: "5 tenths" is not 5.
+- A response may omit the unit or add one, wholly or in part, but a different unit is
+  wrong: m/s matches m, but not s, 1/s, km/s or m²/s. Units are percent (28% is not
+  0.28), degrees (90° is not π/2), currencies, the words of a closed list and those of
+  the gold answer. "5 tenths" is not 5, and 2xy is not 2.
 - log is the natural logarithm. Letters stand for real numbers, except e, i, π, or for
   integers as n in (-1)^n. \ln x is not \ln|x|, but \ln|x| is right for \ln x.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.

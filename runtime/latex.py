@@ -375,6 +375,10 @@ ROUNDED = re.compile(rf"(?<=[^\s(\[⦃,;∨])\s*≈(?:{GROUPED}|\([^()]*\)|[^]()
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
     r"(?!.*\bnot\b)(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}⟦⟧¶&\s]|"
     r"_\{[^{}]*\}|\^\{-?[0-9]+\})++")
+VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
+    r"\s*+(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*+")
+VARIABLES = re.compile(  # x or (x,y)
+    rf"(?:{VARIABLE.pattern}|\s*\({VARIABLE.pattern}(?:,{VARIABLE.pattern})*\)\s*)")
 SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
     rf"\[?{NAME.pattern}(?:[-+[\]]+{NAME.pattern})*\]?")
 
@@ -382,17 +386,16 @@ SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
 def strip_lead(text):
     """Removes what leads to the answer, or rounds it: "x ≈ 3.1" becomes 3.1,
     "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" becomes (0,1)."""
-    for sign in "≈∈":
+    for sign, name in ("≈", NAME), ("∈", VARIABLES):  # x^2 ∈ (0,1) is not (0,1)
         head, _, tail = text.partition(sign)
-        if tail and (not head.strip() or NAME.fullmatch(head)):
+        if tail and (not head.strip() or name.fullmatch(head)):
             text = tail
     return ROUNDED.sub("", text).replace("≈", "")
 
 
 SHORT_WORDS = set(  # are no products of letters, nor names of points
-    "all any are for if is no not odd on one six ten the two yes".split())
+    "all any are for if is may no not odd on one red six ten the two yes".split())
 ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
-CAPITALIZED = re.compile("(?<![A-Za-z])[A-Z][a-z]+(?![A-Za-z])")  # but not MeV
 
 
 def lower(match):
@@ -402,9 +405,9 @@ def lower(match):
 def letters(text):
     """Returns cleaned text in the form that is compared as text: without spaces,
     except between digits, and with words in lower case."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", lambda m: CAPITALIZED.sub(lower, m[1]), text)
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
-    if text.isalpha() and text[1:].islower() or text.lower() in SHORT_WORDS:
+    if text.lower() in SHORT_WORDS:
         return text.lower()
     return ANY_CASE.sub(lower, text)
 

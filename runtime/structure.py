@@ -11,7 +11,7 @@ The parts are texts themselves, and verify.py compares them as it compares answe
 import re
 
 from runtime.formula import Unreadable, order
-from runtime.latex import GROUPED, NAME, enclosed, letters, split
+from runtime.latex import GROUPED, NAME, VARIABLE, enclosed, letters, split
 
 LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 
@@ -45,7 +45,7 @@ def parts(text):
     for brackets in ("()", "[]", "(]", "[)"):
         if enclosed(text, brackets):
             kind, pieces = parts(inner)
-            if kind == ",":
+            if kind == "," and "∨" not in inner:
                 return brackets, pieces
             if kind or brackets == "()":  # (5) is 5, but [5] is not
                 return kind, pieces
@@ -79,7 +79,7 @@ def readings(gold, pred):
     the gold answer 1,234 is a number, but 101,234 may be a number or a list. A part
     of a list does not start with 0, as in 174,000. Of equal numbers, each is right."""
     if re.fullmatch(r"[-+*/.%0-9\s]+(=[-+*/.%0-9\s]+)+", gold):  # 0.56 = 56%
-        return [(side, pred) for side in [gold, *split(gold, "=")]]
+        return [(side, pred) for side in split(gold, "=")]
     gold, pred = in_form_of(pred, gold), in_form_of(gold, pred)
     if "∈" not in gold:
         pred = FOR_INTEGERS.sub(r"\1", pred)
@@ -227,8 +227,6 @@ def set_builder(text):
 
 # ---- sets of real numbers ---------------------------------------------------
 BRACKETS = {"<": "()", "≤": "[]"}
-VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
-    r"\s*(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)\s*(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*")
 DISTANCE = re.compile(r"\|\s*([A-Za-z])\s*([+-][^|]*)?\|")  # |x - 1|
 
 

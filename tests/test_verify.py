@@ -386,7 +386,12 @@ x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 5\text{ ms} ¦ 5 ¦ 5\text{ milliseconds}
 \text{Yes} ¦ yes ¦ \text{YES} ¦ Yes
 \text{odd} ¦ ODD ¦ \text{Odd} ¦ odd
+\text{May} ¦ May ¦ may ¦ \text{MAY}
+\text{Sun} ¦ Sun
 # inequalities
+(0,1) ¦ x\in(0,1) ¦ x_1\in(0,1) ¦ f(x)\in(0,1)
+(1,2),(3,4) ¦ (x,y)\in\{(3,4),(1,2)\}
+2,3 ¦ (2\text{ or }3)
 x^2>4 ¦ 4<x^2
 (4,\infty) ¦ x_1 > 4 ¦ \theta>4 ¦ f(x) > 4 ¦ AB > 4
 \$12 ¦ 3\times\$4=\$12 ¦ \$7+\$5
@@ -410,7 +415,7 @@ x=2,y=3 ¦ (2,3)
 (-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
 \{\{1,2\}\} ¦ \{\{2,1\}\}
 \{n+k|n\in\mathbb{Z}\} ¦ \{m+k|m\in\mathbb{Z}\}
-0.56=56\% ¦ 0.56 ¦ 56\% ¦ \frac{14}{25} ¦ 56\%=0.56
+0.56=56\% ¦ 0.56 ¦ 56\% ¦ \frac{14}{25}
 x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 # typography
 \frac{28}{3} ¦ 4\times 2\frac{1}{3} ¦ 4 \cdot 2 1/3
@@ -522,6 +527,7 @@ A\setminus B ¦ B\setminus A
 n\text{ even} ¦ n\text{ odd} ¦ n
 2\text{ million} ¦ 2
 144\text{ m}^3 ¦ 144\text{ m}^2
+15\text{ cm}^2 ¦ 15\text{ cm} ¦ 16\text{ cm}^2
 # boxes in boxes
 5 ¦ 3,4,\boxed{5} ¦ x\neq\boxed5 ¦ \text{not }\boxed{5}
 # negations, roundings and second answers
@@ -548,6 +554,7 @@ x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 8\text{ cm} ¦ 8\% ¦ \$8
 36 ¦ (1+5\%)^2
 5 \text{ m/s} ¦ 5\text{ m/h} ¦ 5\text{ km/s} ¦ 5\text{ s/m} ¦ 5\text{ s}
+ ¦ 5\text{ m}^2\text{/s} ¦ 5\text{ s}^{-1}
 60\text{ mph} ¦ 60\text{ hours}
 60\text{ mph} ¦ 60\text{ per hour} ¦ 60\text{ h}^{-1}
 2xy ¦ 2 ¦ 2XY ¦ 2\text{ cm}
@@ -575,7 +582,11 @@ ABC ¦ abc
 no ¦ on
 \text{odd} ¦ \text{even} ¦ ddo
 m ¦ M
+xyz ¦ Xyz
+mg ¦ Mg
 # inequalities of something else
+(0,1) ¦ x^2\in(0,1) ¦ |x|\in(0,1) ¦ \ln x\in(0,1) ¦ xy\in(0,1)
+(2,3) ¦ (2\text{ or }3)
 (4,\infty) ¦ x^2>4 ¦ \sqrt{x}>4 ¦ \ln x>4 ¦ xy>4
 (1,5) ¦ 1<x^2<5 ¦ 1<|x|<5 ¦ 1<\ln x<5
 (-\infty,4)\cup(4,\infty) ¦ x^2\ne4
@@ -595,7 +606,7 @@ x=2,x=3 ¦ (2,3)
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1 ¦ x\neq 1, y\neq 3 ¦ x\neq1 \text{ or } x=3
 \{\{1,2\}\} ¦ \{1,2\} ¦ \{\{1\},\{2\}\}
 \{n+k|n\in\mathbb{Z}\} ¦ \{2n|n\in\mathbb{Z}\} ¦ \{n+k|k\in\mathbb{Z}\}
-0.56=56\% ¦ 0.57 ¦ 57\% ¦ 0.56, 56\% ¦ 0.56=57\%
+0.56=56\% ¦ 0.57 ¦ 57\% ¦ 0.56, 56\% ¦ 0.56=57\% ¦ 0a=56
 3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
 0 ¦ \infty-\infty
 1 ¦ \frac{\infty}{\infty} ¦ 1^\infty
