@@ -216,6 +216,9 @@ SPELLINGS = [
              r"\\text\s*\{([^{}\s,][^{}]*,[^{}]*)\}",
              lambda m: r"\text{" + re.sub(r",\s*(?:and\s)?\s*", r"}, \\text{", m[1]) + "}",
              r"\text{ham, egg, and tea}", r"\text{ham}, \text{egg}, \text{tea}"),
+    Spelling("product in words",
+             r"\\text\s*\{\s*times\s*\}(?=\s*[0-9A-Za-z(])", "*",
+             r"5\text{ times }6", "5*6"),
     Spelling("number in text",
              rf"\\text\s*\{{\s*([{MONEY}]?[0-9][0-9.,]*%?)\s+([^{{}}]*)\}}", r"\1\\text{\2}",
              r"\text{25 cm}", r"25\text{cm}"),
@@ -527,7 +530,7 @@ def split_unit(text, own=frozenset(), gold=False):
             per = "/"
         elif (unit := unit_of(word, own)) != "":
             units.append(unit and per + unit)
-    if None in units or not units:
+    if None in units or not units or words[-1] in ("a", "an", *PER):
         return text, frozenset()
     powers += [POWERS[word.lower()] for word in words if word.lower() in POWERS]
     units += [f"^{power}" for power in powers]

@@ -353,6 +353,7 @@ x_1+x_2 ¦ x₁+x₂
 5cm ¦ 5 ¦ 5\text{ cm}
 \frac{1}{3}mL^2 ¦ \frac{mL^2}{3} ¦ \frac13 L^2 m
 10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
+30 ¦ 5\text{ times }6 ¦ 30\text{ times a week}
 # roundings
 \frac13,\frac23 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.\overline{3}; \frac23
 1\pm\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
@@ -522,6 +523,7 @@ x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
 A\setminus B ¦ B\setminus A
 # words behind a value
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
+ ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
 5 ¦ 5 or so ¦ 5 to 7 ¦ 5\text{ base }8 ¦ 5\text{ oder sechs} ¦ 5 for 6
 n\text{ even} ¦ n\text{ odd} ¦ n
