@@ -424,8 +424,8 @@ def numeric(tree, point, real):
 
 
 def letter(name, point, real):
-    """Returns a letter's value at a point. The first two points are positive, so
-    that roots and logarithms have real values there."""
+    """Returns a letter's value at a point. At the first two points it is positive, so
+    that roots and logarithms have real values, and at the third it is negative."""
     if name == "i":
         if real:
             raise NotReal
@@ -438,7 +438,8 @@ def letter(name, point, real):
         return size
     size = 100 * size if point >= FAR else 2 * size + mp.mpf(1) / 4
     size = mp.ceil(size) if name.endswith(WHOLE) else size
-    return size if point % FAR <= 1 else draw.choice((-1, 1)) * size
+    signs = {0: 1, 1: 1, 2: -1}
+    return (signs.get(point % FAR) or draw.choice((-1, 1))) * size
 
 
 def add(a, b):
@@ -481,7 +482,7 @@ def call(name, values, real):
     """Returns the value of a function. Raises ArithmeticError at a pole."""
     if name.endswith("()"):  # an unknown function f(x) is a new letter for each x
         seed = ", ".join(mp.nstr(value, 300) for value in values)
-        return letter(f"{name} of {seed}", 2, real)
+        return letter(f"{name} of {seed}", 3, real)
     if name in GROWING and max(map(abs, values)) > MAX_BITS:
         raise OverflowError("too large")
     if name in ("floor", "ceil") and not real:
@@ -518,7 +519,7 @@ def samples(*trees):
             name.endswith(WHOLE) for name in letters):
         points = range(FAR, FAR + 10 * POINTS)  # nearby values may all round alike
     elif not one_point and any(calls(tree, "abs") for tree in trees):
-        points = range(2 * POINTS)  # so that bd, too, is negative somewhere
+        points = [*range(4), *range(FAR, FAR + 8)]  # x + 5 is negative somewhere
     for real in (False,) if "i" in letters else (True, False):
         rows = [[value_or_none(tree, at, real) for tree in trees]
                 for at in points]
