@@ -275,7 +275,8 @@ SPELLINGS = [
              r"\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}",
              "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
     Spelling("time of day",
-             r"(?i)(?<=[0-9\s{~])([ap])\.?\s?m\b\.?", lambda m: f"{m[1].lower()}m",
+             r"(?<=[0-9\s{~])(?:([ap])\.?\s?m|([AP])\.?\s?M)\b\.?",
+             lambda m: (m[1] or m[2]).lower() + "m",
              "1:58 p.m.", "1:58 pm"),
     Spelling("hours with a leading zero",
              r"(?<![0-9:.])0(?=[0-9]\s*:\s*[0-9]{2}(?![0-9]))", "",
@@ -517,10 +518,10 @@ def split_unit(text, own=frozenset(), gold=False):
         return text, frozenset()
     if "°" in match["words"] and TRIGONOMETRIC.search(match["value"]):
         return text, frozenset()  # \sin 1° is not \sin 1
-    words = re.sub(r"([A-Za-z]+)\s*\^\s*\{-1\}", r"/\1", match["words"])  # s^{-1}
+    words = re.sub(r"([A-Za-z]+)\s*\^\s*\{-", r"/\1^{", match["words"])  # s^{-1}
     if r"\frac" in words:
         words = re.sub(r"\}\s*\{", "}/{", words)
-    powers = re.findall(r"\^\s*\{-?([0-9])\}", words)
+    powers = re.findall(r"\^\s*\{([2-9])\}", words)
     words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", words)
     words = re.sub("[A-Za-z]+", lambda m: QUOTIENTS.get(m[0].lower(), m[0]), words)
     words = re.findall(rf"[°%/]|[A-Za-z'-]+|{CJK}+", words)
@@ -538,12 +539,12 @@ def split_unit(text, own=frozenset(), gold=False):
 
 
 def same_units(one, other):
-    """Returns whether the units are equal, or have the same powers and one set has a
-    part of the other's that is more than "per h": m/s matches m, but neither s, s/m,
-    km/s, m^2/s nor /s."""
-    shared = one & other
-    part = shared in (one, other) and any(unit[0] not in "/^" for unit in shared)
-    return one == other or part and not any(unit[0] == "^" for unit in one ^ other)
+    """Returns whether the units are equal, or have no powers and one set has a part of
+    the other's that is more than "per h": m/s matches m, but neither s, s/m, km/s,
+    m^2/s nor /s."""
+    shared, marks = one & other, {unit[0] for unit in one | other}
+    part = shared in (one, other) and any(unit[0] != "/" for unit in shared)
+    return one == other or part and "^" not in marks
 
 
 def unit_of(word, own):

@@ -381,6 +381,7 @@ x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 60\text{ miles per hour} ¦ 60 ¦ 60\text{ mph} ¦ 60\text{ mi/h} ¦ 60\text{ miles}
  ¦ 60\text{ miles an hour}
 5 \text{ m/s} ¦ 5 \text{ m} ¦ 5\frac{\text{m}}{\text{s}} ¦ 5\,\mathrm{m\,s^{-1}}
+9.8\text{ m/s}^2 ¦ 9.8\,\mathrm{m\,s^{-2}} ¦ 9.8
 5^\circ\text{C} ¦ 5 ¦ 5^\circ ¦ 5\text{ degrees Celsius} ¦ 5℃ ¦ 5\text{ C}
 864 \mbox{ inches}^2 ¦ 864\text{ in}^2 ¦ 864\text{ square inches} ¦ 864\text{ in.}^2
 5\text{ MeV} ¦ 5 ¦ 5\,\mathrm{MeV}
@@ -513,6 +514,8 @@ f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
 |x| ¦ \sqrt{x}^2
 |x_0| ¦ x_0
 |bd| ¦ bd
+|x+5| ¦ x+5
+\ln|x+5| ¦ \ln(x+5)
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
@@ -530,6 +533,7 @@ n\text{ even} ¦ n\text{ odd} ¦ n
 2\text{ million} ¦ 2
 144\text{ m}^3 ¦ 144\text{ m}^2
 15\text{ cm}^2 ¦ 15\text{ cm} ¦ 16\text{ cm}^2
+9.8\text{ m/s}^2 ¦ 9.8\text{ m}^2 ¦ 9.8\text{ m}
 # boxes in boxes
 5 ¦ 3,4,\boxed{5} ¦ x\neq\boxed5 ¦ \text{not }\boxed{5}
 # negations, roundings and second answers
@@ -560,6 +564,7 @@ x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 60\text{ mph} ¦ 60\text{ hours}
 60\text{ mph} ¦ 60\text{ per hour} ¦ 60\text{ h}^{-1}
 2xy ¦ 2 ¦ 2XY ¦ 2\text{ cm}
+5aM ¦ 5 ¦ 5am
 \frac{1}{3}mL^2 ¦ \frac13 ¦ \frac13 mL ¦ \frac13 ml^2
 x+2ab ¦ x+2
 2mg ¦ 2
