@@ -77,7 +77,7 @@ BRACKETS = {  # opening: (closing, the function that the pair denotes)
 }
 WORDS = re.compile(  # words, as opposed to products of letters
     r"\\text|(?<![\\A-Za-z_{])"
-    rf"(?:[A-Za-z]{{4,}}|(?:{'|'.join(SHORT_WORDS)})\b)")
+    rf"(?:[A-Za-z]{{4,}}|(?:{'|'.join(sorted(SHORT_WORDS))})\b)")
 NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is no product
 
 

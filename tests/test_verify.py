@@ -351,6 +351,7 @@ x_1+x_2 ¦ x₁+x₂
  ¦ 5\text{ gallons per minute} ¦ 5\ 
 12\text{ widgets} ¦ 12 ¦ 12 widgets
 5cm ¦ 5 ¦ 5\text{ cm}
+10 hrs ¦ 10 ¦ 10\text{ hours}
 \frac{1}{3}mL^2 ¦ \frac{mL^2}{3} ¦ \frac13 L^2 m
 10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
 30 ¦ 5\text{ times }6 ¦ 30\text{ times a week}
