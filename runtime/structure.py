@@ -78,7 +78,7 @@ def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
     the gold answer 1,234 is a number, but 101,234 may be a number or a list. A part
     of a list does not start with 0, as in 174,000. Of equal numbers, each is right."""
-    if re.fullmatch(r"[-+*/.%0-9\s]+(=[-+*/.%0-9\s]+)+", gold):  # 0.56 = 56%
+    if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
         return [(side, pred) for side in split(gold, "=")]
     gold, pred = in_form_of(pred, gold), in_form_of(gold, pred)
     if "∈" not in gold:
