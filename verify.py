@@ -28,13 +28,13 @@ Graders differ on some conventions. These are ours:
 - Any formula with the right value is right, also one copied from the question.
 - x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
   x = -1, y = 6 and -1 < x < 6 both match it.
-- Numbers in a base are compared as text. A response may omit the base only if
-  the gold answer omits it.
-- A response may omit the unit or add one, wholly or in part, but a different unit
-  is wrong: m/s matches m, but not s or km/s. Units are percent (28% is not 0.28),
-  degrees (90° is not π/2), currencies, the words of a closed list and those of the
-  gold answer: "5 tenths" is not 5.
-- log is the natural logarithm. Letters stand for real numbers, except e, i, π.
+- Numbers in a base are compared as text: 204_5 matches neither 204 nor 54.
+- A response may omit the unit or add one, wholly or in part, but a different unit is
+  wrong: m/s matches m, but not s, 1/s, km/s or m²/s. Units are percent (28% is not
+  0.28), degrees (90° is not π/2), currencies, the words of a closed list and those of
+  the gold answer. "5 tenths" is not 5, and 2xy is not 2.
+- log is the natural logarithm. Letters except e, i, π stand for real numbers, and n in
+  (-1)^n for an integer. \ln x is not \ln|x|, but \ln|x| is right for \ln x.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.
 
 Text that a model wrote is never executed. Answers are compared in worker
@@ -254,7 +254,7 @@ def by_value(gold, pred):
 def by_unit(gold, pred):
     """Returns the verdict on the values without their units, None without units."""
     own = own_words(gold)
-    gold_value, gold_units = split_unit(gold, own)
+    gold_value, gold_units = split_unit(gold, own, gold=True)
     pred_value, pred_units = split_unit(pred, own)
     if not gold_units and not pred_units:
         return None

@@ -17,6 +17,8 @@ from math import ceil, comb, factorial, floor
 
 import mpmath
 
+from runtime.latex import SHORT_WORDS
+
 MAX_BITS = 30_000  # of an exact number, and of the exponent of another
 POINTS, FAR = 6, 100  # from point FAR on, values range up to 100
 TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
@@ -66,6 +68,7 @@ DERIVATIVE = re.compile(
     r"(?:d|\\partial)(?:\^\{?\d\}?)?\S*,"
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
 CONSTANTS = {"π", "e", "i"}
+WHOLE = "∈ℤ"  # ends the name of a letter that stands for integers
 ONE, MINUS_ONE = ("number", Fraction(1)), ("number", Fraction(-1))
 INFINITIES = (("symbol", "∞"), ("*", MINUS_ONE, ("symbol", "∞")))
 BRACKETS = {  # opening: (closing, the function that the pair denotes)
@@ -74,7 +77,7 @@ BRACKETS = {  # opening: (closing, the function that the pair denotes)
 }
 WORDS = re.compile(  # words, as opposed to products of letters
     r"\\text|(?<![\\A-Za-z_{])"
-    r"(?:[A-Za-z]{4,}|(?:for|if|is|are|the|all|any|not|odd|when)\b)")
+    rf"(?:[A-Za-z]{{4,}}|(?:{'|'.join(sorted(SHORT_WORDS))})\b)")
 NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is no product
 
 
@@ -304,8 +307,8 @@ def parse(text):
     """Returns the tree of a formula: ("number", Fraction), ("symbol", name),
     ("call", name, tree, ...) or (operator, tree, tree). Raises Unreadable, or
     RecursionError if the text is nested too deeply."""
-    if re.search("[0-9]_|:", text):
-        raise Unreadable("bases, ratios and times are compared as text")
+    if re.search(r"[0-9]_|:|^\([A-E]\)\s*[0-9]", text):
+        raise Unreadable("bases, ratios, times and choices are compared as text")
     if WORDS.search(text) or NAME_OF_POINTS.fullmatch(text):
         raise Unreadable("words are compared as text")
     reader = Reader(text)
@@ -331,9 +334,9 @@ def derivatives(tree):
 
 
 def replace(tree, name, value):
-    """Returns the tree with a number in place of a symbol."""
+    """Returns the tree with another tree, the value, in place of a symbol."""
     if tree == ("symbol", name):
-        return ("number", Fraction(value))
+        return value
     return tuple(replace(x, name, value) if isinstance(x, tuple) else x
                  for x in tree)
 
@@ -364,7 +367,7 @@ def exact(tree, point):
     if kind == "number":
         return parts[0]
     if kind == "symbol":
-        if parts[0] == "i":
+        if parts[0] == "i" or parts[0].endswith(WHOLE):
             raise NotExact
         draw = random.Random(f"{parts[0]} at {point}")
         return Fraction(7 * draw.getrandbits(60) + 1, 7)
@@ -421,8 +424,8 @@ def numeric(tree, point, real):
 
 
 def letter(name, point, real):
-    """Returns a letter's value at a point. The first two points are positive, so
-    that roots and logarithms have real values there."""
+    """Returns a letter's value at a point. At the first two points it is positive, so
+    that roots and logarithms have real values, and at the third it is negative."""
     if name == "i":
         if real:
             raise NotReal
@@ -434,7 +437,9 @@ def letter(name, point, real):
     if point == 0:
         return size
     size = 100 * size if point >= FAR else 2 * size + mp.mpf(1) / 4
-    return size if point % FAR <= 1 else draw.choice((-1, 1)) * size
+    size = mp.ceil(size) if name.endswith(WHOLE) else size
+    signs = {0: 1, 1: 1, 2: -1}
+    return (signs.get(point % FAR) or draw.choice((-1, 1))) * size
 
 
 def add(a, b):
@@ -477,7 +482,7 @@ def call(name, values, real):
     """Returns the value of a function. Raises ArithmeticError at a pole."""
     if name.endswith("()"):  # an unknown function f(x) is a new letter for each x
         seed = ", ".join(mp.nstr(value, 300) for value in values)
-        return letter(f"{name} of {seed}", 2, real)
+        return letter(f"{name} of {seed}", 3, real)
     if name in GROWING and max(map(abs, values)) > MAX_BITS:
         raise OverflowError("too large")
     if name in ("floor", "ceil") and not real:
@@ -493,9 +498,12 @@ def call(name, values, real):
 
 def samples(*trees):
     """Returns [[value of each tree] at each point], with None for missing values.
+    Letters that must be integers in the first tree are integers in all trees.
 
     The values are fractions if all trees have exact values. Otherwise they are
     real numbers, or complex numbers if fewer than two points give real values."""
+    for name in integers(trees[0]):
+        trees = [replace(tree, name, ("symbol", name + WHOLE)) for tree in trees]
     letters = set().union(*map(symbols, trees))
     one_point = letters <= CONSTANTS
     points = range(1 if one_point else 3)
@@ -507,8 +515,11 @@ def samples(*trees):
         if not letters:
             raise
     points = range(1 if one_point else POINTS)
-    if not one_point and any(rounds(tree) for tree in trees):
-        points = range(FAR, FAR + 10 * POINTS)
+    if not one_point and any(calls(tree, "floor", "ceil") for tree in trees) or any(
+            name.endswith(WHOLE) for name in letters):
+        points = range(FAR, FAR + 10 * POINTS)  # nearby values may all round alike
+    elif not one_point and any(calls(tree, "abs") for tree in trees):
+        points = [*range(4), *range(FAR, FAR + 8)]  # x + 5 is negative somewhere
     for real in (False,) if "i" in letters else (True, False):
         rows = [[value_or_none(tree, at, real) for tree in trees]
                 for at in points]
@@ -518,11 +529,17 @@ def samples(*trees):
     return rows
 
 
-def rounds(tree):
-    """Returns whether a tree contains floor or ceil. Then nearby points could all
-    round to the same value and hide a difference."""
-    return tree[:2] in (("call", "floor"), ("call", "ceil")) or any(
-        rounds(part) for part in tree if isinstance(part, tuple))
+def integers(tree):
+    """Returns the letters in the exponents of negative numbers, as in (-1)^{n}."""
+    if tree[0] == "^" and symbols(tree[2]) and (fraction_of(tree[1]) or 0) < 0:
+        return symbols(tree[2]) - CONSTANTS
+    return set().union(*(integers(x) for x in tree if isinstance(x, tuple)))
+
+
+def calls(tree, *names):
+    """Returns whether a tree contains one of these functions."""
+    return tree[0] == "call" and tree[1] in names or any(
+        calls(part, *names) for part in tree if isinstance(part, tuple))
 
 
 def value_or_none(tree, point, real):
@@ -543,8 +560,11 @@ def close(a, b):
 
 # ---- comparing --------------------------------------------------------------
 def equal(one, other):
-    """Returns whether two formulas have the same value wherever both have one."""
-    pairs = [row for row in samples(one, other) if None not in row]
+    """Returns whether two formulas have the same value wherever both have one. If the
+    first has an absolute value, the other must have a value wherever it has one."""
+    may_lack = not calls(one, "abs")
+    pairs = [(a, b) for a, b in samples(one, other)
+             if a is not None and not (b is None and may_lack)]
     letters = (symbols(one) | symbols(other)) - CONSTANTS
     return len(pairs) >= (2 if letters else 1) and all(close(a, b) for a, b in pairs)
 
@@ -569,7 +589,7 @@ def proportional(one, other, positive=False):
 def same_solution(one, other, name):
     """Returns whether the equations one = 0 and other = 0 are linear in the symbol
     name and have the same solution for it."""
-    trees = [replace(tree, name, number)
+    trees = [replace(tree, name, ("number", Fraction(number)))
              for tree in (one, other) for number in (0, 1, 2)]
     for row in samples(*trees):
         if None in row:

@@ -212,6 +212,13 @@ SPELLINGS = [
              r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}|"
              r"(?<![A-Za-z\\])(and|or)(?![A-Za-z])", unwrap,
              r"\text{12 and 13} or \text{5 or so}", r"12 , 13 ∨ \text{5 or so}"),
+    Spelling("list in text",
+             r"\\text\s*\{([^{}\s,][^{}]*,[^{}]*)\}",
+             lambda m: r"\text{" + re.sub(r",\s*(?:and\s)?\s*", r"}, \\text{", m[1]) + "}",
+             r"\text{ham, egg, and tea}", r"\text{ham}, \text{egg}, \text{tea}"),
+    Spelling("product in words",
+             r"\\text\s*\{\s*times\s*\}(?=\s*[0-9A-Za-z(])", "*",
+             r"5\text{ times }6", "5*6"),
     Spelling("number in text",
              rf"\\text\s*\{{\s*([{MONEY}]?[0-9][0-9.,]*%?)\s+([^{{}}]*)\}}", r"\1\\text{\2}",
              r"\text{25 cm}", r"25\text{cm}"),
@@ -234,6 +241,10 @@ SPELLINGS = [
     Spelling("real variable",
              rf",\s*[A-Za-z]{IN_REALS}|[A-Za-z]{IN_REALS}\s*,", "",
              r"x∈\mathbb{R}, x>1", " x>1"),
+    Spelling("for all real numbers",
+             r"(?:\\forall|(?:\\text\s*\{[\s,]*)?for all(?: real(?: numbers)?)?(?:\s*\})?)"
+             rf"\s*[A-Za-z](?:{IN_REALS})?\s*$", "",
+             r"f(x)=x \text{ for all } x", "f(x)=x "),
     Spelling("real variable of a set",
              rf"(?<=[a-zA-Z]){IN_REALS}(?=\s*[|:])", "",
              r"x∈\mathbb{R} : x>1", "x : x>1"),
@@ -256,9 +267,6 @@ SPELLINGS = [
     Spelling("ordinal numbers",
              r"(?<=[0-9])\s*(\^\s*\{\s*)?\\text\s*\{\s*(?:st|nd|rd|th)\s*\}(?(1)\s*\})\s*$", "",
              r"12^{\text{th}}", "12"),
-    Spelling("choice with its value",
-             r"^\(([A-E])\)[\s:]+[0-9][0-9./]*$", r"(\1)",
-             "(C) 5", "(C)"),
     Spelling("underlined answer",
              r"^\\underline\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$", r"\1",
              r"\underline{5}", "5"),
@@ -267,8 +275,12 @@ SPELLINGS = [
              r"\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}",
              "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
     Spelling("time of day",
-             r"(?i)(?<=[0-9\s{~])([ap])\.?\s?m\b\.?", lambda m: f"{m[1].lower()}m",
+             r"(?<=[0-9\s{~])(?:([ap])\.?\s?m|([AP])\.?\s?M)\b\.?",
+             lambda m: (m[1] or m[2]).lower() + "m",
              "1:58 p.m.", "1:58 pm"),
+    Spelling("hours with a leading zero",
+             r"(?<![0-9:.])0(?=[0-9]\s*:\s*[0-9]{2}(?![0-9]))", "",
+             "08:34", "8:34"),
     Spelling("arguments without braces",
              rf"\\({ONE_ARGUMENT})\s*({SYMBOL})", r"\\\1{\2}",
              r"\frac ab", r"\frac{a}b"),
@@ -300,9 +312,9 @@ SPELLINGS = [
     Spelling("inline derivatives",
              r"(?<![A-Za-z\\])d([A-Za-z])\s*/\s*d([A-Za-z])(?![A-Za-z])", r"\\frac{d\1}{d\2}",
              "dy/dx", r"\frac{dy}{dx}"),
-    Spelling("number in brackets with a base",
-             r"\(([0-9]+)\)\s*(?=_)", r"\1",
-             "(204)_{5}", "204_{5}"),
+    Spelling("numbers in brackets with a base",
+             r"\(([0-9]+)\)(?=\s*_)|(?<=_\{)\(([0-9]+)\)(?=\})", r"\1\2",
+             "(204)_{(5)}", "204_{5}"),
     Spelling("base ten",
              r"(?<![0-9A-Za-z.])([0-9]+)\s*_\{10\}", r"\1",
              "54_{10}", "54"),
@@ -319,7 +331,7 @@ SPELLINGS = [
     Spelling("empty groups",
              r"(\\[a-z]+)\s*\{\s*\}", r"\1",
              r"\ln{} 2", r"\ln 2"),
-    Spelling("dots", r"\.\.\.", r"\\ldots ", "1,...,n", r"1,\ldots ,n"),
+    Spelling("dots", r"\.\.\.|(?<=,)\s*\.\.(?!\.)", r"\\ldots ", "1,...,n", r"1,\ldots ,n"),
     Spelling("set difference",
              r"(\\mathbb\{R\})\s*-\s*(?=⦃)", r"\1∖",
              r"\mathbb{R} - ⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
@@ -367,6 +379,10 @@ ROUNDED = re.compile(rf"(?<=[^\s(\[⦃,;∨])\s*≈(?:{GROUPED}|\([^()]*\)|[^]()
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
     r"(?!.*\bnot\b)(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}⟦⟧¶&\s]|"
     r"_\{[^{}]*\}|\^\{-?[0-9]+\})++")
+VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
+    r"\s*+(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*+")
+VARIABLES = re.compile(  # x or (x,y)
+    rf"(?:{VARIABLE.pattern}|\s*\({VARIABLE.pattern}(?:,{VARIABLE.pattern})*\)\s*)")
 SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
     rf"\[?{NAME.pattern}(?:[-+[\]]+{NAME.pattern})*\]?")
 
@@ -374,15 +390,16 @@ SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
 def strip_lead(text):
     """Removes what leads to the answer, or rounds it: "x ≈ 3.1" becomes 3.1,
     "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" becomes (0,1)."""
-    for sign in "≈∈":
+    for sign, name in ("≈", NAME), ("∈", VARIABLES):  # x^2 ∈ (0,1) is not (0,1)
         head, _, tail = text.partition(sign)
-        if tail and (not head.strip() or NAME.fullmatch(head)):
+        if tail and (not head.strip() or name.fullmatch(head)):
             text = tail
     return ROUNDED.sub("", text).replace("≈", "")
 
 
+SHORT_WORDS = set(  # are no products of letters, nor names of points
+    "all any are for if is may no not odd on one red six ten the two yes".split())
 ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
-CAPITALIZED = re.compile("(?<![A-Za-z])[A-Z][a-z]+(?![A-Za-z])")  # but not MeV
 
 
 def lower(match):
@@ -392,9 +409,9 @@ def lower(match):
 def letters(text):
     """Returns cleaned text in the form that is compared as text: without spaces,
     except between digits, and with words in lower case."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", lambda m: CAPITALIZED.sub(lower, m[1]), text)
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
-    if text.isalpha() and text[1:].islower() or text in ("YES", "NO"):
+    if text.lower() in SHORT_WORDS:
         return text.lower()
     return ANY_CASE.sub(lower, text)
 
@@ -475,6 +492,9 @@ TAIL = re.compile(  # a value, then how its words begin, then how they continue
     (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|[°%]|{CJK}|m\s*/\s*s
                  |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
     (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°%.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
+PRODUCT = re.compile(  # xy and mg, but not cm: these may be products of letters
+    r"(?!(?:[ckm]m|kg|ft|lbs?|oz|yd|gal|sq|min|sec|hrs|mph|[ap]m)\b)"
+    r"[A-Za-z]{2,3}(?![A-Za-z])")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
     "or and not no more less than at least most to if million billion trillion thousand "
@@ -484,22 +504,25 @@ NOT_UNITS = set(  # after a number, these words change its value
 
 
 @functools.lru_cache(4096)
-def split_unit(text, own=frozenset()):
+def split_unit(text, own=frozenset(), gold=False):
     """Returns (value, units), where units is the set of known units around the
     value. own names further words that count as units. If any other word follows
-    the value, it stays there."""
+    the value, it stays there, and so does what may be a product of letters if the
+    text is a gold answer: 2 is not 2mg."""
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
-        value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own)
+        value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own, gold)
         return value, units | {UNITS[sign] for sign in money}
     match = TAIL.fullmatch(text)
     if not match or r"\text" in match["value"]:
         return text, frozenset()
+    if gold and PRODUCT.match(match["words"]):
+        return text, frozenset()
     if "°" in match["words"] and TRIGONOMETRIC.search(match["value"]):
         return text, frozenset()  # \sin 1° is not \sin 1
-    words = re.sub(r"([A-Za-z]+)\s*\^\s*\{-1\}", r"/\1", match["words"])  # s^{-1}
+    words = re.sub(r"([A-Za-z]+)\s*\^\s*\{-", r"/\1^{", match["words"])  # s^{-1}
     if r"\frac" in words:
         words = re.sub(r"\}\s*\{", "}/{", words)
-    powers = re.findall(r"\^\s*\{-?([0-9])\}", words)
+    powers = re.findall(r"\^\s*\{([2-9])\}", words)
     words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", words)
     words = re.sub("[A-Za-z]+", lambda m: QUOTIENTS.get(m[0].lower(), m[0]), words)
     words = re.findall(rf"[°%/]|[A-Za-z'-]+|{CJK}+", words)
@@ -509,7 +532,7 @@ def split_unit(text, own=frozenset()):
             per = "/"
         elif (unit := unit_of(word, own)) != "":
             units.append(unit and per + unit)
-    if None in units or not units:
+    if None in units or not units or words[-1] in ("a", "an", *PER):
         return text, frozenset()
     powers += [POWERS[word.lower()] for word in words if word.lower() in POWERS]
     units += [f"^{power}" for power in powers]
@@ -517,11 +540,12 @@ def split_unit(text, own=frozenset()):
 
 
 def same_units(one, other):
-    """Returns whether one set of units contains the other and, if both have powers,
-    the same powers: m/s matches m, but neither s, s/m, km/s nor m^2/s."""
-    powers = [{unit for unit in units if unit[0] == "^"} for units in (one, other)]
-    one, other = one - powers[0], other - powers[1]
-    return (one <= other or other <= one) and (not all(powers) or powers[0] == powers[1])
+    """Returns whether the units are equal, or have no powers and one set has a part of
+    the other's that is more than "per h": m/s matches m, but neither s, s/m, km/s,
+    m^2/s nor /s."""
+    shared, marks = one & other, {unit[0] for unit in one | other}
+    part = shared in (one, other) and any(unit[0] != "/" for unit in shared)
+    return one == other or part and "^" not in marks
 
 
 def unit_of(word, own):

@@ -4,14 +4,14 @@ r"""Takes cleaned answers apart: lists, equations, inequalities, sets of numbers
     sides("x=5")               ["x", "5"]
     chain("c>b≥a")             (["a", "b", "c"], ["≤", "<"])
     real_set("|x-1|<2")        ("x", [("(", "1-(2)", "1+(2)", ")")])
-    set_builder("⦃3n|n∈Z⦄")    ["3k", "k∈Z"]
+    set_builder("⦃3n|n∈Z⦄")    [r"3\aleph", r"\aleph∈Z"]
 
 The parts are texts themselves, and verify.py compares them as it compares answers.
 """
 import re
 
 from runtime.formula import Unreadable, order
-from runtime.latex import GROUPED, NAME, enclosed, letters, split
+from runtime.latex import GROUPED, NAME, VARIABLE, enclosed, letters, split
 
 LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 
@@ -45,7 +45,7 @@ def parts(text):
     for brackets in ("()", "[]", "(]", "[)"):
         if enclosed(text, brackets):
             kind, pieces = parts(inner)
-            if kind == ",":
+            if kind == "," and "∨" not in inner:
                 return brackets, pieces
             if kind or brackets == "()":  # (5) is 5, but [5] is not
                 return kind, pieces
@@ -77,8 +77,10 @@ FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
 def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
     the gold answer 1,234 is a number, but 101,234 may be a number or a list. A part
-    of a list does not start with 0, as in 174,000."""
-    gold, pred = one_by_one(gold, pred), one_by_one(pred, gold)
+    of a list does not start with 0, as in 174,000. Of equal numbers, each is right."""
+    if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
+        return [(side, pred) for side in split(gold, "=")]
+    gold, pred = in_form_of(pred, gold), in_form_of(gold, pred)
     if "∈" not in gold:
         pred = FOR_INTEGERS.sub(r"\1", pred)
     numbers = without_grouping(gold), without_grouping(pred)
@@ -90,9 +92,16 @@ def readings(gold, pred):
     return [numbers, (gold, pred)]
 
 
-def one_by_one(text, other):
-    """Rewrites (x,y)=(1,2) or (1,2) as x=1, y=2 if the other answer is a list of
-    equations. The letters of (1,2) are those of the list, in alphabetical order."""
+CHOICE = re.compile(r"\(?[A-E]\)?")
+CHOICE_WITH_VALUE = re.compile(r"(\([A-E]\))[\s:]*[0-9][0-9./]*$")
+
+
+def in_form_of(other, text):
+    """Rewrites (C) 5 as (C) if the other answer is a choice, and (x,y)=(1,2) or (1,2)
+    as x=1, y=2 if it is a list of equations. The letters of (1,2) are those of the
+    list, in alphabetical order."""
+    if CHOICE.fullmatch(other):
+        return CHOICE_WITH_VALUE.sub(r"\1", text)
     *left, right = split(text, "=")
     equations = split(other, ",")
     if len(left) > 1 or len(equations) < 2 or "=" not in other:
@@ -193,8 +202,11 @@ def condition(text):
     return (head, rest) if rest else None
 
 
+BOUND = r"\aleph"  # no answer uses this letter
+
+
 def set_builder(text):
-    """Returns [expression, condition, ...] of a set, with k in place of the letter
+    """Returns [expression, condition, ...] of a set, with BOUND in place of the letter
     that ∈ binds, or [] if the text is no such set."""
     bare_set = re.fullmatch(r"(.*\S)\s*[,(]\s*([A-Za-z]\s*∈[^()]*)\)?", text)
     if not condition(text) and not bare_set:  # 3n, n∈Z is meant as a set too
@@ -210,13 +222,11 @@ def set_builder(text):
     bound = re.search(LETTER % "([A-Za-z])" + r"\s*∈", ",".join(conditions))
     if not bound or not re.search(LETTER % bound[1], head):
         return [head, *conditions]
-    return [re.sub(LETTER % bound[1], "k", part) for part in (head, *conditions)]
+    return [re.sub(LETTER % bound[1], lambda _: BOUND, part) for part in (head, *conditions)]
 
 
 # ---- sets of real numbers ---------------------------------------------------
 BRACKETS = {"<": "()", "≤": "[]"}
-VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
-    r"\s*(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)\s*(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*")
 DISTANCE = re.compile(r"\|\s*([A-Za-z])\s*([+-][^|]*)?\|")  # |x - 1|
 
 
@@ -233,7 +243,7 @@ def real_set(text):
         named = found and bare(found[0] or "") == bare(head)
         return (None, found[1]) if named else None
     if len(pieces := split(text, "∪∨")) > 1:
-        return union([real_set(piece) for piece in pieces])
+        return union([point(piece) or real_set(piece) for piece in pieces])
     if len(pieces := split(text, "∖")) > 1:
         whole, points = pieces[0], pieces[-1]
         if len(pieces) > 2 or whole != r"\mathbb{R}" or not enclosed(points, "⦃⦄"):
@@ -251,6 +261,14 @@ def real_set(text):
     ends = [end.removeprefix("+") for end in split(text[1:-1], ",")]
     if re.fullmatch(r"[(\[].*[)\]]", text) and len(ends) == 2:
         return None, [(text[0], *ends, text[-1])]
+    return None
+
+
+def point(text):
+    """Returns the set that x=5 describes, else None."""
+    name, *values = split(text, "=")
+    if len(values) == 1 and VARIABLE.fullmatch(name) and not parts(values[0])[0]:
+        return name, [("[", *values, *values, "]")]
     return None
 
 

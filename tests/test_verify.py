@@ -135,6 +135,7 @@ def test_parts(text, kind, parts):
     ("[1,5)", None, ["[1 5)"]),
     ("x>1, x<5", "x", ["(1 5)"]),
     ("x<1 ∨ x>5", "x", ["(-∞ 1)", "(5 ∞)"]),
+    ("x<1 ∨ x=5", "x", ["(-∞ 1)", "[5 5]"]),
     ("x≠5", "x", ["(-∞ 5)", "(5 ∞)"]),
     ("|x|<5", "x", ["(-(0)-(5) -(0)+(5))"]),
     (r"\mathbb{R}", None, ["(-∞ ∞)"]),
@@ -292,6 +293,9 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 \sin x\cos x ¦ \frac{1}{2}\sin 2x ¦ \cos x \sin x
 \log_{10}2 ¦ \lg 2 ¦ \frac{\ln2}{\ln10}
 |x| ¦ \sqrt{x^2} ¦ \left|x\right|
+|bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
+\ln x+C ¦ \ln|x|+C
+\ln|x|+C ¦ \frac{\ln x^2}{2}+C
 x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2}
 \binom{n}{2} ¦ \frac{n(n-1)}{2}
 e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
@@ -301,6 +305,7 @@ e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
 y=2x+3 ¦ y-3=2x ¦ 4x-2y+6=0
 MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
+ ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
 x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3
 y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
@@ -331,6 +336,9 @@ x_1+x_2 ¦ x₁+x₂
  ¦ \begin{pmatrix}2\\[1ex]4\end{pmatrix} ¦ 2\begin{pmatrix}1\\2\end{pmatrix}
 3\pm\sqrt2 ¦ 3\mp\sqrt2
 1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM
+8:34\text{ p.m.} ¦ 08:34 PM ¦ 8:34 PM
+\text{ham, egg, tea} ¦ \text{ham, egg, and tea} ¦ \text{tea}, \text{ham}, \text{egg}
+1,2,3,\ldots ¦ 1,2,3,.. ¦ 1,2,3,...
 # numerals
 1,234_8 ¦ 1234_8 ¦ (1234_8)
 111, \! 111, \! 111 ¦ 111111111 ¦ 111,111,111 ¦ 111\,111\,111
@@ -339,12 +347,17 @@ x_1+x_2 ¦ x₁+x₂
 \frac{1}{7} ¦ 0.\dot{1}4285\dot{7}
 54 ¦ 54_{10} ¦ 54_{\text{10}}
 204_5 ¦ (204)_5 ¦ 204_{5}
+ ¦ 204_{(5)}
 3.5 ¦ 3½ ¦ 3 1/2
 # units
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C}
  ¦ 5\text{ gallons per minute} ¦ 5\ 
 12\text{ widgets} ¦ 12 ¦ 12 widgets
+5cm ¦ 5 ¦ 5\text{ cm}
+10 hrs ¦ 10 ¦ 10\text{ hours}
+\frac{1}{3}mL^2 ¦ \frac{mL^2}{3} ¦ \frac13 L^2 m
 10\text{ km/h} ¦ 10\,\mathrm{km}/\mathrm{h} ¦ 10
+30 ¦ 5\text{ times }6 ¦ 30\text{ times a week}
 # roundings
 \frac13,\frac23 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.\overline{3}; \frac23
 1\pm\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
@@ -353,6 +366,9 @@ x_1+x_2 ¦ x₁+x₂
 \frac{2469}{2} ¦ \frac{2469}{2} \approx 1,234.5
 # large and unknown exponents
 2^{k-n} ¦ \frac{2^k}{2^n} ¦ 2^{-(n-k)} ¦ (1/2)^{n-k} ¦ 2^k\cdot2^{-n}
+(-1)^{n-k} ¦ (-1)^{k-n} ¦ (-1)^{n+k} ¦ \frac{(-1)^n}{(-1)^k}
+\frac{(-1)^{n+1}}{n} ¦ \frac{(-1)^{n-1}}{n} ¦ -\frac{\cos n\pi}{n}
+(-2)^n ¦ (-1)^n2^n ¦ (-\frac12)^{-n}
 e^{x-y} ¦ \frac{e^x}{e^y}
 x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 (x+1)^{2005} ¦ (1+x)^{2005}
@@ -369,12 +385,19 @@ x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 60\text{ miles per hour} ¦ 60 ¦ 60\text{ mph} ¦ 60\text{ mi/h} ¦ 60\text{ miles}
  ¦ 60\text{ miles an hour}
 5 \text{ m/s} ¦ 5 \text{ m} ¦ 5\frac{\text{m}}{\text{s}} ¦ 5\,\mathrm{m\,s^{-1}}
+9.8\text{ m/s}^2 ¦ 9.8\,\mathrm{m\,s^{-2}} ¦ 9.8
 5^\circ\text{C} ¦ 5 ¦ 5^\circ ¦ 5\text{ degrees Celsius} ¦ 5℃ ¦ 5\text{ C}
 864 \mbox{ inches}^2 ¦ 864\text{ in}^2 ¦ 864\text{ square inches} ¦ 864\text{ in.}^2
 5\text{ MeV} ¦ 5 ¦ 5\,\mathrm{MeV}
 5\text{ ms} ¦ 5 ¦ 5\text{ milliseconds}
 \text{Yes} ¦ yes ¦ \text{YES} ¦ Yes
+\text{odd} ¦ ODD ¦ \text{Odd} ¦ odd
+\text{May} ¦ May ¦ may ¦ \text{MAY}
+\text{Sun} ¦ Sun
 # inequalities
+(0,1) ¦ x\in(0,1) ¦ x_1\in(0,1) ¦ f(x)\in(0,1)
+(1,2),(3,4) ¦ (x,y)\in\{(3,4),(1,2)\}
+2,3 ¦ (2\text{ or }3)
 x^2>4 ¦ 4<x^2
 (4,\infty) ¦ x_1 > 4 ¦ \theta>4 ¦ f(x) > 4 ¦ AB > 4
 \$12 ¦ 3\times\$4=\$12 ¦ \$7+\$5
@@ -395,7 +418,10 @@ x=2,y=3 ¦ (2,3)
 # sets
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
 (-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
+(-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
 \{\{1,2\}\} ¦ \{\{2,1\}\}
+\{n+k|n\in\mathbb{Z}\} ¦ \{m+k|m\in\mathbb{Z}\}
+0.56=56\% ¦ 0.56 ¦ 56\% ¦ \frac{14}{25}
 x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 # typography
 \frac{28}{3} ¦ 4\times 2\frac{1}{3} ¦ 4 \cdot 2 1/3
@@ -407,6 +433,7 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 12 ¦ 12^{\text{th}} ¦ 12\text{th}
 204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5}
 \text{(C)} ¦ \textbf{(C)}\ 5
+\textbf{(C)}\ 5 ¦ C ¦ (C) ¦ (C) 5
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
 """
@@ -486,7 +513,13 @@ n^{\underline k} ¦ n^k
 f^{-1}(x) ¦ 1/f(x)
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
-\ln|x|+C ¦ \ln x ¦ \ln|x|
+ ¦ f(x)=x\text{ for all }x>0 ¦ f(x)=2x\text{ for all }x
+\ln|x|+C ¦ \ln x+C ¦ \ln x ¦ \ln|x|
+|x| ¦ \sqrt{x}^2
+|x_0| ¦ x_0
+|bd| ¦ bd
+|x+5| ¦ x+5
+\ln|x+5| ¦ \ln(x+5)
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
@@ -497,12 +530,15 @@ x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
 A\setminus B ¦ B\setminus A
 # words behind a value
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
+ ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
 5 ¦ 5\text{ pineapples} ¦ x = 5\text{ pineapples}
 5 ¦ 5 or so ¦ 5 to 7 ¦ 5\text{ base }8 ¦ 5\text{ oder sechs} ¦ 5 for 6
 n\text{ even} ¦ n\text{ odd} ¦ n
 2\text{ million} ¦ 2
 144\text{ m}^3 ¦ 144\text{ m}^2
+15\text{ cm}^2 ¦ 15\text{ cm} ¦ 16\text{ cm}^2
+9.8\text{ m/s}^2 ¦ 9.8\text{ m}^2 ¦ 9.8\text{ m}
 # boxes in boxes
 5 ¦ 3,4,\boxed{5} ¦ x\neq\boxed5 ¦ \text{not }\boxed{5}
 # negations, roundings and second answers
@@ -516,6 +552,10 @@ x \in (0,1) ¦ x\not\in(0,1)
 8.2 ¦ \approx 8.2, \approx 8.2
 # large and unknown exponents
 2^{k-n} ¦ 2^{n-k} ¦ 2^{k-n}+2^{-n} ¦ 2^kn ¦ 2^{k+n}
+(-1)^{n-k} ¦ (-1)^{n-k+1} ¦ (-1)^n ¦ 1 ¦ (-1)^{2(n-k)}
+\frac{(-1)^{n+1}}{n} ¦ \frac{(-1)^n}{n} ¦ \frac1n
+(-2)^n ¦ 2^n ¦ -2^n
+\lfloor x\rfloor ¦ x\frac{(-1)^x}{(-1)^x}
 x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 # money, percent and other units
 5.4 \text{ cents} ¦ \$5.40 ¦ 5.4\%
@@ -525,7 +565,14 @@ x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 8\text{ cm} ¦ 8\% ¦ \$8
 36 ¦ (1+5\%)^2
 5 \text{ m/s} ¦ 5\text{ m/h} ¦ 5\text{ km/s} ¦ 5\text{ s/m} ¦ 5\text{ s}
+ ¦ 5\text{ m}^2\text{/s} ¦ 5\text{ s}^{-1}
 60\text{ mph} ¦ 60\text{ hours}
+60\text{ mph} ¦ 60\text{ per hour} ¦ 60\text{ h}^{-1}
+2xy ¦ 2 ¦ 2XY ¦ 2\text{ cm}
+5aM ¦ 5 ¦ 5am
+\frac{1}{3}mL^2 ¦ \frac13 ¦ \frac13 mL ¦ \frac13 ml^2
+x+2ab ¦ x+2
+2mg ¦ 2
 5\text{ yuan} ¦ 5\text{ yen}
 12 ¦ 12^{\text{th}}\text{ root}
 12\text{ hours} ¦ 12^{\text{th}}\text{ hour}
@@ -544,7 +591,14 @@ x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 mgh ¦ MGH
 PV ¦ pv
 ABC ¦ abc
+no ¦ on
+\text{odd} ¦ \text{even} ¦ ddo
+m ¦ M
+xyz ¦ Xyz
+mg ¦ Mg
 # inequalities of something else
+(0,1) ¦ x^2\in(0,1) ¦ |x|\in(0,1) ¦ \ln x\in(0,1) ¦ xy\in(0,1)
+(2,3) ¦ (2\text{ or }3)
 (4,\infty) ¦ x^2>4 ¦ \sqrt{x}>4 ¦ \ln x>4 ¦ xy>4
 (1,5) ¦ 1<x^2<5 ¦ 1<|x|<5 ¦ 1<\ln x<5
 (-\infty,4)\cup(4,\infty) ¦ x^2\ne4
@@ -559,8 +613,12 @@ x=2,x=3 ¦ (2,3)
 \begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}1\\2\end{pmatrix}
  ¦ \begin{pmatrix}x\\y\end{pmatrix}
 # sets and infinity
+(-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=2 ¦ x<0\text{ or }y=1 ¦ x\le0\text{ or }x=1
+ ¦ x<0\text{ and }x=1 ¦ x=0\text{ or }x<1
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1 ¦ x\neq 1, y\neq 3 ¦ x\neq1 \text{ or } x=3
 \{\{1,2\}\} ¦ \{1,2\} ¦ \{\{1\},\{2\}\}
+\{n+k|n\in\mathbb{Z}\} ¦ \{2n|n\in\mathbb{Z}\} ¦ \{n+k|k\in\mathbb{Z}\}
+0.56=56\% ¦ 0.57 ¦ 57\% ¦ 0.56, 56\% ¦ 0.56=57\% ¦ 0a=56
 3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
 0 ¦ \infty-\infty
 1 ¦ \frac{\infty}{\infty} ¦ 1^\infty
@@ -572,9 +630,15 @@ x=2,x=3 ¦ (2,3)
 n^{\underline{3}} ¦ n^3
 12 ¦ 13^{\text{th}} ¦ 12^{\text{tons}}
 204_5 ¦ 204\text{ base }6
+ ¦ 204_{(6)}
+1,2,3 ¦ 1,2,3,..
+8:34\text{ p.m.} ¦ 08:43 PM
+\text{ham, egg, tea} ¦ \text{ham, egg, not tea} ¦ \text{ham, egg} ¦ \text{ham}
 \text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong}
 53 ¦ 5\$3
 A ¦ (A)-1 ¦ (A) + 5
+\text{(C)}\ 5 ¦ (C) 6 ¦ (D) 5 ¦ (D)
+(C) 0 ¦ (D) 0 ¦ 0
 174,000 ¦ 174, 0 ¦ 174
 """
 
