@@ -403,8 +403,9 @@ def prepare(arguments, Config):
         check_sets(last / "eval.json", benchmarks)
     if training and os.environ.get("RANK", "0") == "0":
         if idle := idle_flags(cfg):
-            print(f"note: --method {cfg.method} does not use "
-                  f"{', '.join(idle)}", flush=True)
+            print(f"note: --method {cfg.method} does not train with "
+                  f"{', '.join(idle)}; --q and --tau-scope still set which tokens "
+                  "the log counts as gated", flush=True)
     return job
 
 

@@ -5,6 +5,7 @@ import math
 import resource
 import sys
 import time
+from collections import Counter
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -157,27 +158,33 @@ def rollout_metrics(samples, num_generations):
 
 def policy_metrics(sums):
     """Returns metrics of the policy before its updates. Lambda and Lambda^(k)
-    (Eq. 2) and the entropy are means over responses; the gap to the engine's
-    log-probs is a mean over tokens. sums: {name: sum over all ranks}."""
-    metrics = dict(sums)
-    metrics["logp_gap"] = sums["logp_gap"] / (sums["tokens"] or 1)
-    responses = metrics.pop("responses")
-    for name, total in sums.items():
-        if name == "entropy" or name.startswith("Lambda"):
-            metrics[name] = total / responses if responses else math.nan
-    return metrics
+    (Eq. 2), the entropy and whatever a fork adds are means over responses;
+    the gap to the engine's log-probs is a mean over tokens.
+    sums: {name: sum over all ranks}."""
+    sums = dict(sums)
+    responses = sums.pop("responses") or math.nan  # a mean over none is nan
+    tokens = sums.pop("tokens")
+    metrics = {
+        "logp_gap": sums.pop("logp_gap") / (tokens or 1),
+        "tokens": tokens,
+        "entropy_histogram": sums.pop("entropy_histogram")}
+    means = {name: total / responses for name, total in sums.items()}
+    return means | metrics
 
 
 def update_metrics(sums):
-    """Returns means over the trained tokens, over the gated tokens
-    (distinct_tokens) or over the updates that were made (loss, grad_norm)."""
-    tokens, gated = sums["tokens"] or 1, sums["gated_tokens"]
-    updates = sums["updates"] or 1
-    distinct = sums["distinct_tokens"] / gated if gated else math.nan
-    return {
+    """Returns means over the updates that were made (loss, grad_norm), over
+    the gated tokens (distinct_tokens) or over the trained tokens (the others,
+    and whatever a fork adds). sums: a Counter of sums over all ranks."""
+    sums = Counter(sums)
+    tokens = sums.pop("tokens", 0) or 1
+    updates = sums.pop("updates", 0) or 1
+    gated = sums.pop("gated_tokens", 0)
+    metrics = {
         "gate_share": gated / tokens,
-        "distinct_tokens": distinct,
-        "clip_frac": sums["clipped_tokens"] / tokens,
-        "approx_kl": sums["approx_kl"] / tokens,
-        "loss": sums["loss"] / updates,
-        "grad_norm": sums["grad_norm"] / updates}
+        "distinct_tokens": sums.pop("distinct_tokens", 0) / (gated or math.nan),
+        "clip_frac": sums.pop("clipped_tokens", 0) / tokens,
+        "approx_kl": sums.pop("approx_kl", 0) / tokens,
+        "loss": sums.pop("loss", 0) / updates,
+        "grad_norm": sums.pop("grad_norm", 0) / updates}
+    return metrics | {name: total / tokens for name, total in sums.items()}

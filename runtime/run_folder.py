@@ -17,8 +17,9 @@ from runtime.common import fail, flag, one_line
 from runtime.data import digest
 from runtime.ranks import gather
 
-# A run may resume with other values of these. The training problems
-# themselves are compared, so their file may have moved.
+# A run may resume with other values of these. The training problems are
+# compared by their contents, so their file may have moved. Evaluations that
+# have begun keep their settings, which check_responses compares.
 CHANGEABLE = (
     "output_dir", "steps", "resume", "save_steps", "micro_batch_tokens",
     "gradient_checkpointing", "gpu_memory_utilization",
@@ -87,7 +88,8 @@ def check_run(cfg, problems):
     if "output_dir" not in before:
         fail(f"{file} is of an earlier version of this program, whose runs "
              "cannot be continued: choose another --output-dir")
-    changes = differences(before, fixed)
+    # A run from before a setting existed had its default.
+    changes = differences(dataclasses.asdict(type(cfg)()) | before, fixed)
     if "train_data_sha256" in changes:
         fail(f"{folder} holds a run on other training data than --train-data "
              f"{cfg.train_data} has now, without the problems of --eval-data: "
@@ -114,9 +116,8 @@ def read_settings(path, text):
 
 def differences(before, settings):
     """Returns {name: "was this, is that"} for each setting that has changed."""
-    # Older runs and evaluations lack these settings, or leave them open.
-    before = {"chat_template_kwargs": {}, "lora_rank": 0, "lora_alpha": 32.0,
-              "dtype": "auto", "rollout": "auto", **before}
+    # Older evaluations lack these settings; auto leaves a setting open.
+    before = {"chat_template_kwargs": {}, "dtype": "auto", "rollout": "auto", **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
             if before.get(name) not in (value, "auto")}

@@ -185,7 +185,7 @@ def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
 def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, capsys):
     train = partial(recipe, tiny, "train", tmp_path, "--method", "grpo")
     cli.prepare(train("--alpha", 0.2, "--tau-scope", "batch", "--q", 0.8), Config)
-    note = "note: --method grpo does not use --alpha, --tau-scope\n"  # 0.8 is q's default
+    note = "note: --method grpo does not train with --alpha, --tau-scope; "  # 0.8 is q's default
     assert note in capsys.readouterr().out
     cli.prepare(train("--method", "simko", "--alpha", 0.2, "--q", 0.3), Config)
     assert "note" not in capsys.readouterr().out
@@ -1003,6 +1003,19 @@ def test_a_run_goes_on_where_its_problems_have_moved_and_with_other_evaluations(
         "--eval-data", tmp_path / "other.jsonl")
     job = cli.prepare(resume, Config)
     assert [benchmark.set for benchmark in job.benchmarks] == ["other"]
+
+
+def test_a_setting_that_a_run_does_not_name_had_its_default(tiny, run, tmp_path):
+    """The run is older than the setting."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["epsilon"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    resume = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 2)
+    cli.prepare(resume, Config)
+    with pytest.raises(SystemExit, match="--epsilon was 0.2, is 0.1"):
+        cli.prepare([*resume, "--epsilon", "0.1"], Config)
 
 
 def test_the_folder_of_a_run_is_not_taken_for_its_model(tiny, run, tmp_path):

@@ -422,3 +422,11 @@ def test_two_processes_have_the_gradient_of_one(base, two_ranks, group, case, sh
     got, got_sums = two_ranks["trainer", str(base)][case, share]
     assert distance(got, want) < 1e-6
     near(got_sums, dict(sums), 1e-5)
+
+
+def test_a_metric_of_a_forks_own_becomes_a_mean():
+    sums = {"responses": 4, "tokens": 10, "logp_gap": 5.0, "entropy_histogram": [3, 7],
+            "Lambda": -8.0, "mine": 2.0}
+    assert log.policy_metrics(sums) == {
+        "tokens": 10, "logp_gap": 0.5, "entropy_histogram": [3, 7], "Lambda": -2.0, "mine": 0.5}
+    assert log.update_metrics(Counter(tokens=10, mine=5.0))["mine"] == 0.5
