@@ -496,12 +496,13 @@ def call(name, values, real):
     return mp.zero if abs(result) < TINY else result
 
 
-def samples(*trees):
+def samples(*trees, until=None):
     """Returns [[value of each tree] at each point], with None for missing values.
     Letters that must be integers in the first tree are integers in all trees.
 
     The values are fractions if all trees have exact values. Otherwise they are
-    real numbers, or complex numbers if fewer than two points give real values."""
+    real numbers, or complex numbers if fewer than two points give real values. No
+    further points are tried after until(values) is true, once two have values."""
     for name in integers(trees[0]):
         trees = [replace(tree, name, ("symbol", name + WHOLE)) for tree in trees]
     letters = set().union(*map(symbols, trees))
@@ -519,11 +520,15 @@ def samples(*trees):
             name.endswith(WHOLE) for name in letters):
         points = range(FAR, FAR + 10 * POINTS)  # nearby values may all round alike
     elif not one_point and any(calls(tree, "abs") for tree in trees):
-        points = [*range(4), *range(FAR, FAR + 8)]  # x + 5 is negative somewhere
+        points = [*range(4), *range(FAR, FAR + 12)]  # x + 5 is negative somewhere
     for real in (False,) if "i" in letters else (True, False):
-        rows = [[value_or_none(tree, at, real) for tree in trees]
-                for at in points]
-        valued = [row for row in rows if row != [None] * len(trees)]
+        rows, valued = [], []
+        for at in points:
+            rows.append([value_or_none(tree, at, real) for tree in trees])
+            if any(value is not None for value in rows[-1]):
+                valued.append(rows[-1])
+            if until and len(valued) >= 2 and until(rows[-1]):
+                break
         if len(valued) >= min(2, len(points)):
             return valued
     return rows
@@ -563,10 +568,15 @@ def equal(one, other):
     """Returns whether two formulas have the same value wherever both have one. If the
     first has an absolute value, the other must have a value wherever it has one."""
     may_lack = not calls(one, "abs")
-    pairs = [(a, b) for a, b in samples(one, other)
-             if a is not None and not (b is None and may_lack)]
+
+    def differ(row):
+        a, b = row
+        return a is not None and not (b is None and may_lack) and not close(a, b)
+
+    rows = samples(one, other, until=differ)
     letters = (symbols(one) | symbols(other)) - CONSTANTS
-    return len(pairs) >= (2 if letters else 1) and all(close(a, b) for a, b in pairs)
+    both = [row for row in rows if None not in row]
+    return len(both) >= (2 if letters else 1) and not any(map(differ, rows))
 
 
 def difference(left, right):
