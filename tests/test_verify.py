@@ -240,6 +240,8 @@ RIGHT = r"""
 (x+1)^2 ¦ x^2 + 2x + 1 ¦ (1+x)(x+1) ¦ x(x+2)+1
 4nm + 2 ¦ 2 + 4mn
 5 \text{ cm}, 6 \text{ cm} ¦ 6 cm, 5 cm ¦ 5, 6
+13.6 eV ¦ 13.6 ¦ 13.6\text{ eV}
+60 Hz ¦ 60 ¦ 60\text{ Hz}
 ab^2 ¦ b^2 a ¦ a \cdot b \cdot b
 2 - 3i ¦ -3i + 2 ¦ 2 + 3i^3
 e^{2x} ¦ (e^x)^2 ¦ \exp(2x)
