@@ -135,6 +135,7 @@ RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅
 
 MONEY = "$£€¥₹"
 ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠", r"\not=": "≠"}
+AND_OR = {"and": ",", "&": ",", "or": "∨"}
 GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
 VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z])"
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
@@ -148,18 +149,19 @@ SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?
 
 
 def unwrap(match):
-    r"""Unwraps \text{...} that contains no words, as in \mathbf{25} or \text{(C)}."""
-    if match[2]:
-        return "∨" if match[2] == "or" else ","
-    inside = match[1].strip(" ,")
-    joined = re.sub(r"\b(?:and|or)\b|&", lambda m: "∨" if m[0] == "or" else ",", inside)
-    if not WORDS.search(joined):
-        before = match.string[:match.start()].rstrip()
-        is_unit = (re.fullmatch(r"[mgshLJNVWKCFT](?:[ /^*].*)?", joined)
-                   and re.search(r"[0-9)}/*°]\s*((\\frac\s*)?\{)?$", before))
-        joined = " " + joined if before[-1:].isalpha() else joined  # \beta x
-        return match[0] if is_unit else joined
-    return match[0]
+    r"""Unwraps \text{...} that contains no words, as in \mathbf{25} or \text{(C)}.
+    "and" and "or", in it or on their own, become signs."""
+    text, connective = match.groups()
+    if connective:
+        return AND_OR[connective]
+    joined = re.sub(r"\b(?:and|or)\b|&", lambda m: AND_OR[m[0]], text.strip(" ,"))
+    if WORDS.search(joined):
+        return match[0]
+    before = match.string[:match.start()].rstrip()
+    after_number = re.search(r"[0-9)}/*°]\s*((\\frac\s*)?\{)?$", before)
+    if after_number and re.fullmatch(r"[mgshLJNVWKCFT](?:[ /^*].*)?", joined):
+        return match[0]  # a unit, as in 5\text{m}
+    return f" {joined}" if before[-1:].isalpha() else joined  # \beta x
 
 
 def repeating(match):
