@@ -735,7 +735,9 @@ def test_a_report_says_what_was_measured_and_set(reported):
     assert tables_[0][0][1:] == ["K=1", "K=2", "K=4"]
     assert [line[0] for line in tables_[0][1:]] == ["one", "<b>two</b>"]
     assert tables_[0][1][1].startswith("37.5 ± ")  # 1 and 2 of 4 samples are correct
-    seconds, changed, defaults, versions = tables_[2:]
+    (difference,) = tables_[1][1:]
+    assert difference[0] == "<b>two</b> − one"
+    seconds, changed, defaults, versions = tables_[3:]
     assert seconds[1:4] == [
         ["one", "rollout", "12.0", "3.00", "75 %"],
         ["one", "update", "4.0", "1.00", "25 %"],
