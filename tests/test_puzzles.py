@@ -62,6 +62,8 @@ def test_countdown(response, answer, expected):
 
 WALL = json.dumps([[3, "X", 1, "X"], ["X"] * 4, ["X", "X", 3, "X"], ["X"] * 4])
 SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
+# One island, which turns in all directions.
+SNAKE = '[[11,"X","X"],["A","A","X"],["X","X","X"],["X","A","A"],["X","X","X"]]'
 
 
 @pytest.mark.parametrize("task, response, answer, expected", [
@@ -151,6 +153,7 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("game24", box("24 = 24"), "24 = 1 3 7 8", False),
     ("number_wall", f"```python\n{SOLVED}\n```", WALL, True),
     ("number_wall", f"The answer is {SOLVED}", WALL, True),
+    ("number_wall", f"The answer is {SNAKE}", SNAKE.replace("A", "X"), True),
     ("number_wall", f"```\n{SOLVED.replace('A', 'X')}\n```", WALL, False),
     ("number_wall", f"```python\n{SOLVED.replace(chr(34), chr(39))}\n```", WALL, True),
     ("number_wall", "```\n" + SOLVED.replace('["A","A","X","A"]', '["A","X","A","A"]') + "\n```",
