@@ -43,6 +43,7 @@ def box(text):
     ("7 / 3 = 2 2 + 12 = 14", "14 = 3 7 12", False),
     ("7 / 0 = 0 3 + 0 = 3", "3 = 7 0 3", False),
     ("0 / 7 = 0 3 + 0 = 3", "3 = 7 0 3", True),
+    ("0 / 0 = 5 3 + 5 = 8", "8 = 0 0 3", False),
     ("", "3 = 1 2", False),
     ("3 ** 12 = 36 36 + 7 = 43", "43 = 3 7 12", False),
     ("3 *12 = 36 36 + 7 = 43", "43 = 3 7 12", False),
@@ -61,6 +62,8 @@ def test_countdown(response, answer, expected):
 
 WALL = json.dumps([[3, "X", 1, "X"], ["X"] * 4, ["X", "X", 3, "X"], ["X"] * 4])
 SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
+# One island, which turns in all directions.
+SNAKE = '[[11,"X","X"],["A","A","X"],["X","X","X"],["X","A","A"],["X","X","X"]]'
 
 
 @pytest.mark.parametrize("task, response, answer, expected", [
@@ -76,6 +79,8 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("choice", box("ABC"), "(A)", False),
     ("choice", "(C)", "(C)", False),
     ("choice", "<answer>(C)</answer>", "(C)", True),
+    ("choice", "<answer>(C)", "(C)", False),
+    ("choice", box("(C)"), "(c)", True),
     ("choice", "So the answer is (C).", "(C)", False),
     ("choice", box("A. B. C. D."), "(A)", False),
     ("choice", box("A: B: C: D"), "(A)", False),
@@ -99,8 +104,11 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("text", box("8"), "8", True),
     ("text", box("8.0"), "8", True),
     ("text", box("-35"), "-35", True),
+    ("text", box("-35.0"), "-35", True),
     ("text", box("35"), "-35", False),
     ("text", box("5 + 3"), "8", False),
+    ("text", box("8"), "eight", False),
+    ("text", "So the answer is True.", "True", False),
     ("text", box("apple bee cat"), "apple bee cat", True),
     ("text", box("apple, bee, cat"), "apple bee cat", True),
     ("text", box("bee apple cat"), "apple bee cat", False),
@@ -111,6 +119,7 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("synlogic", "<think>(E)</think><answer>C, D,E</answer>", "C,D,E", True),
     ("synlogic", box("C,D,E"), "C,D,E", True),
     ("synlogic", "<answer>E,D,C</answer>", "C,D,E", False),
+    ("synlogic", "<answer>C,D,E</answer>, </answer>", "C,D,E", True),
     ("synlogic", "<think>C,D,E</think>", "C,D,E", False),
     ("synlogic", "<answer>X</answer> <answer>```python\n[[1, 2],\n [3, 4]]\n```</answer>",
      "[[1,2],[3,4]]", True),
@@ -120,7 +129,8 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("synlogic", "The answer is 9484 - 6622 = 2862.", "9484 - 6622 = 2862", True),
     ("synlogic", "答案是 **是，否、是**。", "是, 否, 是", True),
     ("synlogic", "So it is:\n[35, 1]", "[35, 1]", True),
-    ("synlogic", "So it is:\n[35, 1]\n", "[35, 1]", True),
+    ("synlogic", "So\nit is:\n[35, 1]\n", "[35, 1]", True),
+    ("synlogic", "The answer is [35, 1].\nThat is all.", "[35, 1]", True),
     ("synlogic", "[35, 1]\nor so", "[35, 1]", False),
     ("synlogic", "[35, 2]", "[35, 1]", False),
     ("game24", "```python\n(7 - 3) * 8 - 8\n```", "24 = 3 7 8 8", True),
@@ -137,16 +147,21 @@ SOLVED = '[[3,"A",1,"A"],["X","A","A","A"],["X","A",3,"X"],["A","A","X","A"]]'
     ("game24", box("8×(7-1-3) = 24"), "24 = 1 3 7 8", True),
     ("game24", box("8 ÷ (3 - 8 ÷ 3)"), "24 = 3 3 8 8", True),
     ("game24", box(r"8\times3\times1"), "24 = 1 3 8", True),
+    ("game24", "The answer is 8*3*1", "24 = 1 3 8", True),
     ("game24", box("8×(7-1-3) = 25"), "24 = 1 3 7 8", False),
     ("game24", box("8×(7-1-2) = 24"), "24 = 1 2 7 8", False),
     ("game24", box("24 = 24"), "24 = 1 3 7 8", False),
     ("number_wall", f"```python\n{SOLVED}\n```", WALL, True),
+    ("number_wall", f"The answer is {SOLVED}", WALL, True),
+    ("number_wall", f"The answer is {SNAKE}", SNAKE.replace("A", "X"), True),
     ("number_wall", f"```\n{SOLVED.replace('A', 'X')}\n```", WALL, False),
     ("number_wall", f"```python\n{SOLVED.replace(chr(34), chr(39))}\n```", WALL, True),
     ("number_wall", "```\n" + SOLVED.replace('["A","A","X","A"]', '["A","X","A","A"]') + "\n```",
      WALL, False),
     ("number_wall", "```\n" + SOLVED.replace("3", "4") + "\n```", WALL, False),
     ("number_wall", "```\n[1]\n```", WALL, False),
+    ("number_wall", '```\n[[1,"A",1],["A","A","A"]]\n```', '[[1,"X"],["X","X"]]', False),
+    ("number_wall", '```\n[[1,"A","A"]]\n```', '[[1,"X",1]]', False),
     ("number_wall", '```\n[[1,"A","A"],["A","A","A"]]\n```', '[[1,"X","X"],["X","X","X"]]', False),
     ("number_wall", "```\n" + "[" * 3000 + "\n```", WALL, False),
     ("number_wall", "```\n[[1,2],[3]]\n```", WALL, False),

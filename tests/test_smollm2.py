@@ -173,6 +173,16 @@ def test_the_gap_at_equal_pass_1_is_to_the_line_through_start_and_grpo():
     assert smollm2.gap_at_equal_pass_1(start, grpo, simko) == 3
 
 
+def test_the_gap_at_equal_pass_1_is_printed(capsys):
+    """GRPO has the pass@256 of the start, 50 %, and SimKO solves every problem."""
+    smollm2.show([
+        row("start", 0, 0.5, {"a": 64, "b": 0}),
+        row("grpo", 0, 0.5, {"a": 128, "b": 0}),
+        row("simko", 0, 0.5, {"a": 96, "b": 1}),
+    ])
+    assert "\nsimko: pass@256 at equal pass@1 +50.0\n" in capsys.readouterr().out
+
+
 def test_rows_of_other_days_are_compared_with_their_own_start(capsys):
     smollm2.show([
         row("start", 0, 0.5),

@@ -104,6 +104,7 @@ def test_a_mean_counts_each_set_the_same_and_stops_at_the_smallest_n(tmp_path, r
         assert value(of_a, k) == f"{100 * naive(8, a, k):.1f}"
     by_set = found[""]["X"]
     assert list(by_set) == ["a @1 / @8", "b @1 / @2", "average @1 / @2"]
+    assert list(found[""]) == ["X"]  # the paper has no numbers for these sets
     assert by_set["a @1 / @8"] == f"{of_a['K=1']} / {of_a['K=8']}"
     assert by_set["average @1 / @2"] == f"{mean['K=1']} / {mean['K=2']}"
 
@@ -213,6 +214,11 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     assert ": T " not in printed  # temperatures that differ on purpose need no warning
     _, found = run(f"Y={y}")
     assert list(found["mean of aime24, math500"]) == ["Y"]
+
+    # Each temperature is compared with the same one in other folders.
+    write(y, **sweep | {"math500@T0.2": entry("math500", [2, 4], 8, temperature=0.2)})
+    printed, _ = run(f"X={x}", f"Y={y}")
+    assert "\n- math500: n 4 (X), 8 (Y)\n" in printed
 
 
 def test_sets_with_temperatures_of_their_own_stay_in_one_row(tmp_path, run):

@@ -42,7 +42,7 @@ def statistics_and_gradients(function, T, V, K, temperature, tied, seed):
 
 cases = given(
     T=st.integers(0, 9), V=st.integers(1, 11), K=st.integers(1, 11),
-    temperature=st.sampled_from([1.0, 0.6, 1.7]), tied=st.booleans(), seed=seeds)
+    temperature=st.sampled_from([1.0, 0.6, 2.0]), tied=st.booleans(), seed=seeds)
 
 
 @cases
