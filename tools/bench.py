@@ -105,7 +105,7 @@ def loss(*, hidden=(896,), tokens=(512, 1024, 2048), vocabulary=151936, memory=1
 
     def run(statistics_of, method):
         states.grad = weight.grad = None
-        statistics = statistics_of(states, weight, token, cfg.K)
+        statistics = statistics_of(states, weight, token, cfg.K, cfg.temperature)
         losses = token_loss(method, statistics, advantage, lengths, cfg)
         losses.mean().backward()
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from runtime import chunked
 
 
-def full_statistics(hidden, weight, token, K, temperature=1.0):
+def full_statistics(hidden, weight, token, K, temperature):
     """Computes `chunked.token_statistics` from all logits at once, with autograd."""
     logits = full_logits(hidden, weight, temperature)
     top = logits.detach().topk(K).indices
@@ -22,7 +22,7 @@ def full_statistics(hidden, weight, token, K, temperature=1.0):
     return with_entropy(logits, log_pi[:, 0], log_pi[:, 1:])
 
 
-def released_statistics(hidden, weight, token, K, temperature=1.0):
+def released_statistics(hidden, weight, token, K, temperature):
     """Computes the same as the released code does: it takes the log-probs of the K candidates
     from K copies of the logits."""
     logits = full_logits(hidden, weight, temperature)
