@@ -216,7 +216,7 @@ SPELLINGS = [
              r"\text{12 and 13} or \text{5 or so}", r"12 , 13 ∨ \text{5 or so}"),
     Spelling("list in text",
              r"\\text\s*\{([^{}\s,][^{}]*,[^{}]*)\}",
-             lambda m: r"\text{" + re.sub(r",\s*(?:and\s)?\s*", r"}, \\text{", m[1]) + "}",
+             lambda m: r"\text{" + re.sub(r",(?![0-9])\s*(?:and\s)?\s*", r"}, \\text{", m[1]) + "}",
              r"\text{ham, egg, and tea}", r"\text{ham}, \text{egg}, \text{tea}"),
     Spelling("product in words",
              r"\\text\s*\{\s*times\s*\}(?=\s*[0-9A-Za-z(])", "*",
