@@ -27,7 +27,7 @@ from runtime.models import (
 from runtime.prompts import TEMPLATES, make_prompts
 from runtime.ranks import check_launch
 from runtime.responses import Benchmark, check_responses, check_sets
-from runtime.run_folder import check_run, check_writable
+from runtime.run_folder import check_run, check_writable, saved_checkpoints
 from runtime.vllm_setup import find_vllm
 from verify import TASKS
 
@@ -100,6 +100,7 @@ RANGES = (
 
 # The objective's settings that only SimKO learns by.
 SIMKO_ONLY = ("alpha", "lambda_top1", "q", "tau_scope")
+GATE_FLAGS = ("--q", "--tau-scope")
 
 
 def check_values(cfg, parser):
@@ -315,8 +316,9 @@ class Job(NamedTuple):
 
 
 def resolve_auto(cfg):
-    """Returns the settings with what `auto` stands for on this machine, so
-    that a run's files name it and a run that resumes elsewhere keeps it."""
+    """Returns the settings with what `auto` stands for on this machine. The
+    files of a run name that, so a run that resumes where `auto` stands for
+    something else is refused and does not mix two engines or dtypes."""
     dtype, rollout = cfg.dtype, cfg.rollout
     if dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
@@ -329,7 +331,7 @@ def set_name(source):
     """Returns the name of a set in tables and of its file of responses."""
     if source.endswith(".jsonl"):
         return Path(source).stem
-    return source.split(",")[0].split("/")[-1]  # hub/id,split=test has no suffix
+    return Path(source.split(",")[0]).name  # of hub/id,split=test or a folder
 
 
 def plan_benchmarks(command, cfg, sets, room):
@@ -356,6 +358,19 @@ def plan_benchmarks(command, cfg, sets, room):
                 max_tokens=min(cfg.eval_max_tokens or tokens, room),
                 weights_written=weights_written))
     return benchmarks
+
+
+def evaluation_folders(command, cfg):
+    """Returns the folders whose eval.json the command will write again, if
+    it is there."""
+    folder = Path(cfg.output_dir)
+    if command == "eval":
+        return [folder]
+    steps = {cfg.steps}
+    reached = max(saved_checkpoints(folder), default=0)
+    if cfg.eval_steps and reached % cfg.eval_steps == 0:
+        steps.add(reached)  # the run evaluates first where it resumes
+    return [folder / f"eval_{step:06d}" for step in sorted(steps)]
 
 
 def prepare(arguments, Config):
@@ -399,13 +414,15 @@ def prepare(arguments, Config):
             name = f"{glob.escape(benchmark.label)}.jsonl"
             for path in folder.glob(f"eval_*/{name}" if training else name):
                 check_responses(path, benchmark.settings(cfg))
-        last = folder / f"eval_{cfg.steps:06d}" if training else folder
-        check_sets(last / "eval.json", benchmarks)
+        for written in evaluation_folders(command, cfg):
+            check_sets(written / "eval.json", benchmarks)
     if training and os.environ.get("RANK", "0") == "0":
         if idle := idle_flags(cfg):
             print(f"note: --method {cfg.method} does not train with "
-                  f"{', '.join(idle)}; --q and --tau-scope still set which tokens "
-                  "the log counts as gated", flush=True)
+                  f"{', '.join(idle)}", flush=True)
+            if gate := [name for name in idle if name in GATE_FLAGS]:
+                print("note: which tokens the log counts as gated still "
+                      f"depends on {', '.join(gate)}", flush=True)
     return job
 
 

@@ -291,8 +291,8 @@ def check_problem(where, row, task):
         result = TASKS[task]("", answer)
     except Exception as error:  # noqa: BLE001  a task may be a fork's own
         expected = " ".join((TASKS[task].__doc__ or "").split())
-        fail(f"{where}: {answer!r:.80} is not a valid answer for the task {task}, or the task "
-             f"fails for an empty response ({one_line(error) or repr(error)}). {expected}")
+        fail(f"{where}: the task {task} raises an error for the answer {answer!r:.80} and an "
+             f"empty response: {one_line(error) or repr(error)}. {expected}")
     try:
         check_result(task, result)
     except TypeError as error:

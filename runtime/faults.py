@@ -1,6 +1,6 @@
-"""Handles failures of a run: a wrong launch, an engine that hangs, signals,
-lack of memory or disk space, ranks that die, and numbers that show that a run
-cannot learn. docs/reliability.md lists what a run promises in each case."""
+"""Handles failures of a run: an engine that hangs, signals, lack of memory or
+disk space, ranks that die, and numbers that show that a run cannot learn.
+docs/reliability.md lists what a run promises in each case."""
 import errno
 import faulthandler
 import json

@@ -495,7 +495,8 @@ TAIL = re.compile(  # a value, then how its words begin, then how they continue
                  |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
     (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°%.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
 PRODUCT = re.compile(  # xy and mg, but not cm: these may be products of letters
-    r"(?!(?:[ckm]m|kg|ft|lbs?|oz|yd|gal|sq|min|sec|hrs|mph|[ap]m|[kMG]?(?:eV|Hz))\b)"
+    r"(?!(?:[ckm]m|kg|ft|in|mi|lbs?|oz|yd|gal|sq|min|sec|hrs?|yrs?|day|mph|[ap]m|men|box"
+    r"|[kMG]?(?:eV|Hz))\b)"
     r"[A-Za-z]{2,3}(?![A-Za-z])")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
@@ -542,9 +543,9 @@ def split_unit(text, own=frozenset(), gold=False):
 
 
 def same_units(one, other):
-    """Returns whether the units are equal, or have no powers and one set has a part of
-    the other's that is more than "per h": m/s matches m, but neither s, s/m, km/s,
-    m^2/s nor /s."""
+    """Returns whether the units are equal, or one set is a part of the other. A part
+    must be more than what stands after "per", and neither may have powers: m/s
+    matches m, but neither s, s/m, km/s, m^2/s nor /s."""
     shared, marks = one & other, {unit[0] for unit in one | other}
     part = shared in (one, other) and any(unit[0] != "/" for unit in shared)
     return one == other or part and "^" not in marks

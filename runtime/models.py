@@ -1,6 +1,6 @@
 """Checks what --model names before it is loaded, and loads it: the config,
-the weights and the tokenizer of a Hugging Face folder. What cannot be
-trained or evaluated here is refused with one line that gives the reason."""
+the weights and the tokenizer of a folder or of a model on the Hugging Face
+hub. What cannot be trained or evaluated here is refused with one line that gives the reason."""
 import inspect
 import json
 import math
@@ -51,7 +51,7 @@ def refuse_adapter(model):
         fail(f"--model {model} has an adapter_config.json. Adapters (LoRA) "
              "are not applied here: merge the adapter into its base model "
              "(PEFT's merge_and_unload), and name the merged model's folder. "
-             "A run of this program has merged it in hf")
+             "A run of this program leaves the merged model in hf")
 
 
 def refuse_quantised(model, fields):
@@ -111,7 +111,7 @@ def check_trainable(cfg, config, body):
                   for field, count in config.to_dict().items())
     if experts and cfg.lora_rank:
         fail(f"--model {cfg.model} is a mixture of experts, which --lora-rank "
-             "does not adapt: leave it out, and add --rollout hf")
+             "does not adapt: leave it out, and choose --rollout hf")
     if experts and cfg.rollout == "vllm":
         fail(f"--model {cfg.model} is a mixture of experts, which vLLM packs "
              "when it first loads them and does not replace at a sync: add "

@@ -92,12 +92,13 @@ def check_run(cfg, problems):
     changes = differences(dataclasses.asdict(type(cfg)()) | before, fixed)
     if "train_data_sha256" in changes:
         fail(f"{folder} holds a run on other training data than --train-data "
-             f"{cfg.train_data} has now, without the problems of --eval-data: "
-             "choose another --output-dir")
+             f"{cfg.train_data} has now, once the problems of --eval-data are "
+             "left out: choose another --output-dir")
     changed = [f"{flag(name)} {change}" for name, change in changes.items()]
     if changed:
         fail(f"{folder} holds a run with other settings: "
-             f"{'; '.join(changed)}. Choose another --output-dir")
+             f"{'; '.join(changed)}. Give what it was, or choose another "
+             "--output-dir")
     reached = max(saved, default=0)
     if reached > cfg.steps:
         fail(f"{folder} has reached step {reached} already, which is "

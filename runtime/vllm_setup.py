@@ -32,7 +32,7 @@ def find_vllm(cfg):
 def prepare_vllm(cfg):
     """Sets up vLLM's environment for the engine that starts in this context.
     Its log and its cache of compiled code are in the run folder, and no other
-    run or rank uses them. Must be entered before anything else imports vLLM."""
+    run or rank uses them. Must be entered before vLLM's engine is imported."""
     if os.environ.get("RANK", "0") == "0":
         print(f"vLLM starts, and writes its log to {log_path(cfg)}", flush=True)
     with stderr_in(log_path(cfg)), compile_cache(cfg):

@@ -185,8 +185,11 @@ def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
 def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, capsys):
     train = partial(recipe, tiny, "train", tmp_path, "--method", "grpo")
     cli.prepare(train("--alpha", 0.2, "--tau-scope", "batch", "--q", 0.8), Config)
-    note = "note: --method grpo does not train with --alpha, --tau-scope; "  # 0.8 is q's default
-    assert note in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "note: --method grpo does not train with --alpha, --tau-scope\n" in printed
+    assert "counts as gated still depends on --tau-scope\n" in printed  # 0.8 is q's default
+    cli.prepare(train("--alpha", 0.2), Config)
+    assert "gated" not in capsys.readouterr().out
     cli.prepare(train("--method", "simko", "--alpha", 0.2, "--q", 0.3), Config)
     assert "note" not in capsys.readouterr().out
 
@@ -1016,6 +1019,28 @@ def test_a_setting_that_a_run_does_not_name_had_its_default(tiny, run, tmp_path)
     cli.prepare(resume, Config)
     with pytest.raises(SystemExit, match="--epsilon was 0.2, is 0.1"):
         cli.prepare([*resume, "--epsilon", "0.1"], Config)
+
+
+def test_an_evaluation_of_other_sets_where_a_run_resumes_is_refused(tiny, run, tmp_path):
+    """The run would evaluate step 1 again before it goes on, and replace the results."""
+    shutil.copytree(run[0], tmp_path / "run")
+    write_rows(tmp_path / "other.jsonl", [{"problem": "3 5 7 > 11 :", "answer": "11 = 3 5 7"}])
+    resume = recipe(
+        tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2,
+        "--eval-data", tmp_path / "other.jsonl", "--eval-steps", 1)
+    with pytest.raises(SystemExit, match="eval_000001/eval.json has the results of test") as stop:
+        cli.prepare(resume, Config)
+    assert refused(stop.value)
+
+
+@pytest.mark.parametrize("source, name", [
+    ("folder/mine.jsonl", "mine"),
+    ("org/MATH-v1.5", "MATH-v1.5"),
+    ("org/data,config=a/b,split=test", "data"),
+    ("parquet/", "parquet"),
+])
+def test_a_set_is_named_after_its_file_or_its_last_part(source, name):
+    assert cli.set_name(source) == name
 
 
 def test_the_folder_of_a_run_is_not_taken_for_its_model(tiny, run, tmp_path):

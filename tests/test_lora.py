@@ -281,4 +281,4 @@ def test_a_run_does_not_go_on_with_another_rank(runs, taught, flags, words):
         main(short_recipe(taught, runs[0], *flags, *options))
     message = str(stop.value.code)
     assert words in message
-    assert "Choose another --output-dir" in message
+    assert "choose another --output-dir" in message

@@ -135,6 +135,25 @@ def test_what_is_there_is_drawn(tmp_path, call):
         call(*(f"{i}={run}" for i in range(11)))
 
 
+def test_a_run_without_a_finished_evaluation_is_drawn_from_its_log(tmp_path, call):
+    x, y = tmp_path / "x", tmp_path / "y"
+    for run in (x, y):
+        run.mkdir()
+        write_rows(run / "metrics.jsonl", metrics(30))
+    of_the_log = ["fig1_candidates", "fig3_5_dynamics", "fig6_entropy"]
+    assert call(x) == of_the_log
+    evaluation(y / "eval_000010", a=(4, [1, 2]))
+    assert call(x, y) == ["fig1_pass_at_k", *of_the_log]
+    (y / "eval_000020").mkdir()  # an evaluation that has begun
+    assert call(y) == of_the_log
+
+
+def test_a_title_says_which_steps_are_the_last():
+    logs = {size: pd.DataFrame(metrics(size)) for size in (12, 60)}
+    assert plots.last_steps({"x": logs[12]}) == "all steps"
+    assert plots.last_steps({"x": logs[12], "y": logs[60]}) == "last 25 steps"
+
+
 def test_pass_at_k_by_set_and_temperature(tmp_path):
     right = 0, 1, 5, 8
     evaluation(tmp_path / "x", a=(8, right), b=(300, [3]))

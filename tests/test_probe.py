@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import simko
-from runtime.models import load_config, load_model
+from runtime.models import check_trainable, load_config, load_model
 from runtime.probe import check_log_probs, first_of_each_kind, probes
 from tests.conftest import needs_vllm
 from tools import zoo
@@ -84,6 +84,14 @@ def test_a_mixture_of_experts_is_trained_neither_through_vllm_nor_with_adapters(
         max_completion_length=30, rollout=rollout, lora_rank=rank)
     with pytest.raises(SystemExit, match="is a mixture of experts"):
         load_config("train", cfg)
+
+
+@pytest.mark.parametrize("count", [0, None])
+def test_a_config_that_counts_no_experts_is_not_a_mixture_of_them(count):
+    """Granite 4.0 has the field in its dense models, too, and Gemma 4 names none."""
+    cfg = simko.Config(rollout="vllm", lora_rank=2)
+    config = mock.Mock(to_dict=lambda: {"num_experts": count})
+    check_trainable(cfg, config, mock.Mock(layers=[]))
 
 
 def test_logits_that_are_not_a_product_and_a_scale_are_refused(tmp_path):

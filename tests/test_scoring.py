@@ -84,7 +84,7 @@ def test_a_task_with_graded_rewards_is_refused_when_problems_are_read(monkeypatc
 @pytest.mark.parametrize("answer", ["2", "Paris", "(C) Paris", "(AB)"])
 def test_an_answer_that_no_choice_can_match_is_refused_when_problems_are_read(answer):
     problem = {"id": 1, "problem": "Which?", "answer": answer}
-    message = "is not a valid answer for the task choice, .*For the answer"
+    message = "the task choice raises an error for the answer .*For the answer"
     with pytest.raises(SystemExit, match=message):
         check_problem("row 1", problem, "choice")
 
@@ -100,7 +100,7 @@ def test_a_task_of_a_forks_own_that_fails_is_named_before_anything_loads(
         return int(answer) == response.split()[-1]
 
     monkeypatch.setitem(verify.TASKS, "last", last)
-    message = f"row 1: '{answer}' is not a valid answer for the task last, .*{error}"
+    message = f"row 1: the task last raises an error for the answer '{answer}' .*: {error}"
     with pytest.raises(SystemExit, match=message):
         check_problem("row 1", {"id": 1, "problem": "Which?", "answer": answer}, "last")
 

@@ -7,7 +7,8 @@ a number in its name is the counterpart of that figure in the paper.
     python -m tools.plots --walkthrough docs/walkthrough.json -o DIR
     python -m tools.plots --follow RUN
 
-A FOLDER holds an evaluation, or a run, whose last evaluation is drawn.
+A FOLDER holds an evaluation, or a run, whose last evaluation is drawn if
+it is finished. Without any, there is no fig1_pass_at_k and no report.
 fig1_pass_at_k   pass@K against K, with the bootstrap's standard error
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) during training
@@ -821,7 +822,8 @@ def main():
     logs = read_logs(folders)
     unfinished = [label for label in logs if not tables.last_report(folders[label]).exists()]
     for label in unfinished:
-        print(f"{label}: pass@K is not drawn, because its last evaluation is not finished")
+        print(f"{label}: pass@K is not drawn, because there is no finished evaluation",
+              file=sys.stderr)
     rows = tables.load({label: f for label, f in folders.items() if label not in unfinished})
     figures = {}
     if options.path is not None:

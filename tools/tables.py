@@ -190,14 +190,13 @@ def curve_table(rows, names):
 def difference_table(rows, names):
     """Returns a table of each folder's mean over sets minus that of the
     folder above it, in points with a 95 % interval. There is no line for
-    folders that differ in problems or temperature."""
+    folders with other problems, or between two temperatures of a sweep."""
     own = [row for row in rows if row.folder and row.sets.keys() >= {*names}]
     found, ks = {}, []
     for above, row in zip(own, own[1:]):
         before = [above.sets[name] for name in names]
         after = [row.sets[name] for name in names]
-        paired = [*map(problems, before)] == [*map(problems, after)]
-        if not paired or above.temperature != row.temperature:
+        if not all(map(same_problems, before, after)) or above.temperature != row.temperature:
             continue
         shared, texts = difference(before, after)
         found[f"{row.name} − {above.name}"] = texts
@@ -219,10 +218,11 @@ def difference(before, after):
     return ks, [f"{point:+.1f} [{a:+.1f}, {b:+.1f}]" for point, a, b in zip(points, low, high)]
 
 
-def problems(entry):
-    """Returns what two evaluations must share to be paired: the ids, in
-    order, and the digest of the problems, which older files lack."""
-    return [*entry["correct"]], entry.get("problems_sha256")
+def same_problems(one, other):
+    """Returns whether two evaluations have the same problems in the same
+    order. Older files have no digest of the problems."""
+    digests = {entry.get("problems_sha256") for entry in (one, other)} - {None}
+    return [*one["correct"]] == [*other["correct"]] and len(digests) < 2
 
 
 def set_table(rows, columns):
