@@ -495,7 +495,7 @@ TAIL = re.compile(  # a value, then how its words begin, then how they continue
                  |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
     (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°%.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
 PRODUCT = re.compile(  # xy and mg, but not cm: these may be products of letters
-    r"(?!(?:[ckm]m|kg|ft|in|mi|lbs?|oz|yd|gal|sq|min|sec|hrs?|yrs?|day|mph|[ap]m|men|box"
+    r"(?!(?:[ckm]m|kg|ft|in|lbs?|oz|yd|gal|sq|min|sec|hrs?|yrs?|day|mph|[ap]m|men|box"
     r"|[kMG]?(?:eV|Hz))\b)"
     r"[A-Za-z]{2,3}(?![A-Za-z])")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
