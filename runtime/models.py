@@ -1,6 +1,6 @@
 """Checks what --model names before it is loaded, and loads it: the config,
-the weights and the tokenizer of a folder or of a model on the Hugging Face
-hub. What cannot be trained or evaluated here is refused with one line that gives the reason."""
+the weights and the tokenizer of a folder or of a model on the hub. What
+cannot be trained or evaluated here is refused in one line with the reason."""
 import inspect
 import json
 import math
