@@ -22,8 +22,7 @@ or takes too long to compare.
 5. Units       The values without their units are compared from rung 2 on.
 
 Graders differ on some conventions. These are ours:
-- The last box counts. Of nested boxes, the outermost counts. A response
-  without a box is wrong.
+- Of nested boxes, the outermost counts. A response without a box is wrong.
 - A rounded value is wrong: 0.33 is not 1/3, and 3.14 is not π.
 - Any formula with the right value is right, also one copied from the question.
 - x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
@@ -49,10 +48,8 @@ from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
 from runtime.latex import (
-    MAX_ANSWER, NAME, SUM_OF_NAMES, clean, extract_answer, letters, own_words, same_units,
-    split_unit)
+    NAME, SUM_OF_NAMES, clean, extract_answer, letters, own_words, same_units, split_unit)
 
-__all__ = ["MAX_ANSWER", "TASKS", "Verifier", "extract_answer", "is_correct", "judge"]
 MAX_FORMULA = 400  # characters; longer answers are compared only as text
 
 

@@ -19,7 +19,8 @@ from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from runtime.baselines import METHODS
 from runtime.checkpoints import check_checkpoints
-from runtime.common import fail, fail_as, flag, one_line, printable
+from runtime.common import (
+    fail, fail_as, flag, one_line, print_once, printable)
 from runtime.data import (
     DATASETS, GROUPS, PROTOCOL, load_problems, without_tests)
 from runtime.models import (
@@ -416,13 +417,12 @@ def prepare(arguments, Config):
                 check_responses(path, benchmark.settings(cfg))
         for written in evaluation_folders(command, cfg):
             check_sets(written / "eval.json", benchmarks)
-    if training and os.environ.get("RANK", "0") == "0":
-        if idle := idle_flags(cfg):
-            print(f"note: --method {cfg.method} does not train with "
-                  f"{', '.join(idle)}", flush=True)
-            if gate := [name for name in idle if name in GATE_FLAGS]:
-                print("note: which tokens the log counts as gated still "
-                      f"depends on {', '.join(gate)}", flush=True)
+    if training and (idle := idle_flags(cfg)):
+        print_once(f"note: --method {cfg.method} does not train with "
+                   f"{', '.join(idle)}")
+        if gate := [name for name in idle if name in GATE_FLAGS]:
+            print_once("note: which tokens the log counts as gated still "
+                       f"depends on {', '.join(gate)}")
     return job
 
 

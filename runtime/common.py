@@ -1,5 +1,6 @@
 """Helpers that the other files share: messages to the user, atomic file
 writes and random seeds."""
+import os
 import random
 import sys
 from contextlib import contextmanager
@@ -50,6 +51,12 @@ def fail_as(what):
 
 def flag(name):
     return f"--{name.replace('_', '-')}"
+
+
+def print_once(text):
+    """Prints a line on rank 0 alone, also before the ranks have met."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
 
 
 def write_whole(path, text):

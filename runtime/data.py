@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from runtime.common import fail, one_line
+from runtime.latex import MAX_ANSWER, extract_answer
 from runtime.scoring import check_result
-from verify import MAX_ANSWER, TASKS, extract_answer
+from verify import TASKS
 
 
 class DataSet(NamedTuple):

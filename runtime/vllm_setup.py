@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.common import fail, one_line, printable
+from runtime.common import fail, one_line, print_once, printable
 
 
 def find_vllm(cfg):
@@ -21,9 +21,8 @@ def find_vllm(cfg):
         if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
             fail(f"vLLM cannot be imported ({one_line(error)}). Install "
                  "it, or choose --rollout hf")
-        if os.environ.get("RANK", "0") == "0":
-            print("vLLM cannot be imported, so transformers' generate makes "
-                  f"the rollouts: {one_line(error)}", flush=True)
+        print_once("vLLM cannot be imported, so transformers' generate makes "
+                   f"the rollouts: {one_line(error)}")
         return False
     return True
 
@@ -33,8 +32,7 @@ def prepare_vllm(cfg):
     """Sets up vLLM's environment for the engine that starts in this context.
     Its log and its cache of compiled code are in the run folder, and no other
     run or rank uses them. Must be entered before vLLM's engine is imported."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"vLLM starts, and writes its log to {log_path(cfg)}", flush=True)
+    print_once(f"vLLM starts, and writes its log to {log_path(cfg)}")
     with stderr_in(log_path(cfg)), compile_cache(cfg):
         os.environ.update(
             # Run the engine in this process, so that its weights are accessible.

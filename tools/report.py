@@ -79,9 +79,8 @@ def pass_tables(rows):
     for name in names:
         found.append(f"<h3>{text(name)}</h3>")
         found.append(table(tables.curve_table(rows, [name])))
-        shifts = tables.difference_table(rows, [name])
-        if len(shifts) > 1:
-            found.append("<p>Differences in points [95 % interval over problems]</p>")
+        if shifts := tables.difference_table(rows, [name]):
+            found.append(f"<p>{tables.DIFFERENCES}</p>")
             found.append(table(shifts))
     found.append(table(tables.settings_table(rows, names)))
     return "".join(found)

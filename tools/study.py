@@ -36,6 +36,7 @@ import pandas as pd
 
 from runtime.common import fail
 from runtime.data import read_jsonl
+from runtime.run_folder import by_step
 from tools import ROOT, command_line
 
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
@@ -263,8 +264,8 @@ def run(stage, job, lock):
             found["cool"] += evaluations(to, **about, step=step)
     train(job.steps)
     found[stage] = []
-    for path in sorted(folder.glob("eval_*")):
-        found[stage] += evaluations(path, **about, step=int(path.name[5:]))
+    for step, path in by_step(folder, "eval").items():
+        found[stage] += evaluations(path, **about, step=step)
     # The curve is written last, because its row marks the run as done.
     found["curves"] = [{"stage": stage, **about, **curve(folder)}]
     with lock:

@@ -32,6 +32,7 @@ SETTINGS = {
     "n": "n", "temperature": "T", "top_p": "top-p", "max_tokens": "max tokens",
     "problems": "problems", "prompt_template": "template"}
 COMPARED = SETTINGS | {"dtype": "dtype", "rollout": "engine"}
+DIFFERENCES = "Differences in points [95 % interval over problems]"
 NUMBERS = "n", "temperature", "top_p", "max_tokens", "problems", "truncated"
 
 
@@ -190,7 +191,8 @@ def curve_table(rows, names):
 def difference_table(rows, names):
     """Returns a table of each folder's mean over sets minus that of the
     folder above it, in points with a 95 % interval. There is no line for
-    folders with other problems, or between two temperatures of a sweep."""
+    folders with other problems, or between two temperatures of a sweep,
+    and no table without a line."""
     own = [row for row in rows if row.folder and row.sets.keys() >= {*names}]
     found, ks = {}, []
     for above, row in zip(own, own[1:]):
@@ -202,7 +204,7 @@ def difference_table(rows, names):
         found[f"{row.name} − {above.name}"] = texts
         ks = max(ks, shared, key=len)
     lines = [[name, *texts, *["–"] * (len(ks) - len(texts))] for name, texts in found.items()]
-    return [["", *(f"K={k}" for k in ks)], *lines]
+    return [["", *(f"K={k}" for k in ks)], *lines] if lines else []
 
 
 def difference(before, after):
@@ -220,9 +222,14 @@ def difference(before, after):
 
 def same_problems(one, other):
     """Returns whether two evaluations have the same problems in the same
-    order. Older files have no digest of the problems."""
-    digests = {entry.get("problems_sha256") for entry in (one, other)} - {None}
-    return [*one["correct"]] == [*other["correct"]] and len(digests) < 2
+    order."""
+    return [*one["correct"]] == [*other["correct"]] and same_contents([one, other])
+
+
+def same_contents(entries):
+    """Returns whether problems of the same ids may have the same contents.
+    Older files have no digest of them."""
+    return len({entry.get("problems_sha256") for entry in entries} - {None}) < 2
 
 
 def set_table(rows, columns):
@@ -266,7 +273,7 @@ def differences(rows, names, paper):
                  if row.temperature == temperature and name in row.sets}
         if len({frozenset(entry["correct"]) for entry in group.values()}) > 1:
             lines.append(f"{name}: different problem ids ({', '.join(group)})")
-        elif len({entry.get("problems_sha256") for entry in group.values()} - {None}) > 1:
+        elif not same_contents(group.values()):
             lines.append(f"{name}: the same ids for other problems or answers "
                          f"({', '.join(group)})")
         if group and paper:
@@ -320,8 +327,8 @@ def main():
     for sets in mean + (columns if options.paper == "logic" else []):
         what = sets[0] if len(sets) == 1 else f"mean of {', '.join(sets)}"
         show(f"{title}: {what}", curve_table(rows, sets))
-        if len(table := difference_table(rows, sets)) > 1:
-            show(f"Differences in points [95 % interval over problems]: {what}", table)
+        if table := difference_table(rows, sets):
+            show(f"{DIFFERENCES}: {what}", table)
     if columns:
         show(title, set_table(rows, columns + (mean if len(common) > 1 else [])))
     show("Evaluated with", settings)
