@@ -20,7 +20,7 @@ import mpmath
 from runtime.latex import SHORT_WORDS
 
 MAX_BITS = 30_000  # of an exact number, and of the exponent of another
-POINTS, FAR = 6, 100  # from point FAR on, values range up to 100
+POINTS, FAR = 6, 100  # values range up to 100 from point FAR on, and to 100² from 2 FAR on
 TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
 mp = mpmath.MPContext()  # a private context: no other code changes its precision
 mp.dps = 500
@@ -436,7 +436,10 @@ def letter(name, point, real):
     size = mp.mpf(draw.getrandbits(200) + 1) / 2 ** 200
     if point == 0:
         return size
-    size = 100 * size if point >= FAR else 2 * size + mp.mpf(1) / 4
+    if point < FAR:
+        size = 2 * size + mp.mpf(1) / 4
+    else:
+        size = 100 ** (point // FAR) * size
     size = mp.ceil(size) if name.endswith(WHOLE) else size
     signs = {0: 1, 1: 1, 2: -1}
     return (signs.get(point % FAR) or draw.choice((-1, 1))) * size
@@ -520,7 +523,8 @@ def samples(*trees, until=None):
             name.endswith(WHOLE) for name in letters):
         points = range(FAR, FAR + 10 * POINTS)  # nearby values may all round alike
     elif not one_point and any(calls(tree, "abs") for tree in trees):
-        points = [*range(4), *range(FAR, FAR + 12)]  # x + 5 is negative somewhere
+        # Somewhere x + 5 is negative and x - 2023 is positive.
+        points = [*range(4), *range(FAR, FAR + 12), *range(2 * FAR, 2 * FAR + 12)]
     for real in (False,) if "i" in letters else (True, False):
         rows, valued = [], []
         for at in points:

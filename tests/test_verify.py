@@ -521,6 +521,7 @@ f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
 |x_0| ¦ x_0
 |bd| ¦ bd
 |x+5| ¦ x+5
+|x-2023| ¦ 2023-x
 \ln|x+5| ¦ \ln(x+5)
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2
 # sets of real numbers
