@@ -54,8 +54,8 @@ from verify import Verifier
 
 
 # ---------------------------------------------------------------- settings
-# The defaults are the paper's where it names one, else the released code's.
-# --help shows a class's fields under its _argument_group_name.
+# Defaults are the paper's or else the released code's; docs/methods.md lists
+# exceptions. --help shows a class's fields under its _argument_group_name.
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
@@ -66,7 +66,7 @@ class ObjectiveConfig:
     lambda_top1: float = setting(1.1, "lambda, Sec. 4.3; Qwen2.5-7B: 1.05")
     tau_scope: str = setting("response", "tau(q) is over a response (released code) or batch")
     epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
-    epsilon_high: float = setting(0.2, "clip above 1; released logic recipe: 0.28")
+    epsilon_high: float = setting(0.2, "clip above 1; logic recipe: 0.28 (v3, App. E.1)")
     beta: float = setting(0.0, "weight of the KL penalty")
     loss_type: str = setting(
         "grpo", "grpo: mean over each response, then over responses (Sec. 2); "

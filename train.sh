@@ -13,7 +13,7 @@ stop() { echo "train.sh: error: $*" >&2; exit 2; }
 usage() { sed -n '2,9s/^# \{0,1\}//p' train.sh; echo "Recipes: ${recipes// /, }."; }
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------
-# What a recipe does not name is simko.py's default, which is the paper's. Your own flags come last and win.
+# What a recipe does not name is simko.py's default. Your own flags come last and win.
 # What each recipe takes is in runtime/hardware.py.
 recipes="laptop qwen2.5-math-7b qwen2.5-7b llama3.2-3b logic qwen2.5-0.5b qwen2.5-1.5b"
 for name in ${recipes#laptop }; do recipes+=" $name-lora"; done

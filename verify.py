@@ -33,7 +33,7 @@ Graders differ on some conventions. These are ours:
   0.28), degrees (90° is not π/2), currencies, the words of a closed list and those of
   the gold answer. "5 tenths" is not 5, and 2xy is not 2.
 - log is the natural logarithm. Letters except e, i, π stand for real numbers, and n in
-  (-1)^n for an integer. \ln x is not \ln|x|, but \ln|x| is right for \ln x.
+  a gold answer's (-1)^n for an integer. \ln x is not \ln|x|, but \ln|x| is right for \ln x.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.
 
 Text that a model wrote is never executed. Answers are compared in worker

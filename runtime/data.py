@@ -53,7 +53,7 @@ GROUPS = {
     "math": ["math500", "aime24", "aime25", "amc23", "minerva", "olympiad"],
     "logic": ["synlogic", "bbh"]}
 
-# Temperature, top-p and maximum response length, from the released recipes.
+# Temperature, top-p and maximum response length; docs/reproduce.md has their source.
 PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}
 
 # Other public evaluation code pins the same commits.

@@ -102,7 +102,7 @@ def help_of(program, tool, words, monkeypatch, capsys):
         name, asked = "simko.py", ["train"]
     elif program == "simko.py":
         asked = words[:1]
-    elif tool == "bench":
+    elif tool in ("bench", "smollm2"):
         asked = [word for word in words[:1] if word[0] != "-"]
     monkeypatch.setattr(sys, "argv", [name, *asked, "--help"])
     with pytest.raises(SystemExit, match="^0$"):
@@ -122,7 +122,7 @@ def test_every_flag_of_a_command_in_the_docs_exists(monkeypatch, capsys):
         if not words or words[0] in ("laptop-study", "test"):
             assert words[1:] == [], page
             continue
-        has_subcommands = program == "simko.py" or tool == "bench"
+        has_subcommands = program == "simko.py" or tool in ("bench", "smollm2")
         key = program, words[0] if has_subcommands else None
         if key not in known:
             shown = help_of(program, tool, words, monkeypatch, capsys)

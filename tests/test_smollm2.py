@@ -278,6 +278,7 @@ def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
 
     before = rows.read_text()
     start_command()  # nothing is missing
+    assert "has all runs of this study" in capsys.readouterr().out
     assert rows.read_text() == before
     with pytest.raises(SystemExit, match="has runs at the learning rates"):
         start_command("--learning-rate", "0.5")

@@ -314,7 +314,6 @@ def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
-    make_start(plan, model, folder, device)
     rows.parent.mkdir(parents=True, exist_ok=True)
     before = [row for _, row in read_jsonl(rows)] if rows.exists() else []
     evaluated = {"start", *ARMS} if plan.eval_arms else {"start"}
@@ -331,7 +330,9 @@ def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
     wanted = missing(plan.arms)
     is_started = ("start", first_seed) in done
     if not wanted and is_started:
+        print(f"{rows} has all runs of this study. To repeat it, name another file by --rows")
         return
+    make_start(plan, model, folder, device)
     runner = Study(plan, folder, rows, device, end)
     rate = learning_rate or min(rates, default=None) or runner.choose_rate()
     tested = "test" if plan.eval_arms else ""
