@@ -22,11 +22,12 @@ from runtime.checkpoints import check_checkpoints
 from runtime.common import (
     fail, fail_as, flag, one_line, print_once, printable)
 from runtime.data import (
-    DATASETS, GROUPS, PROTOCOL, load_problems, without_tests)
+    DATASETS, GROUPS, PROTOCOL, digest, load_problems, without_tests)
 from runtime.models import (
-    check_weights, context_left, end_tokens, load_config, load_tokenizer)
+    check_weights, context_left, end_tokens, fingerprint, load_config,
+    load_tokenizer)
 from runtime.prompts import TEMPLATES, make_prompts
-from runtime.ranks import check_launch
+from runtime.ranks import check_launch, gather
 from runtime.responses import Benchmark, check_responses, check_sets
 from runtime.run_folder import check_run, check_writable, saved_checkpoints
 from runtime.vllm_setup import find_vllm
@@ -426,8 +427,41 @@ def prepare(arguments, Config):
     return job
 
 
+# Each node may have these on its own disk, or choose them for its own GPUs.
+OF_A_NODE = (
+    "model", "output_dir", "data_dir", "train_data", "eval_data",
+    "micro_batch_tokens", "gradient_checkpointing", "gpu_memory_utilization")
+
+
+def identity(job):
+    """Returns {flag: value} of everything in which ranks must agree. Files
+    are compared by their contents."""
+    settings = dataclasses.asdict(job.cfg)
+    mine = {flag(name): value for name, value in settings.items() if name not in OF_A_NODE}
+    model = Path(job.cfg.model)
+    mine["--model"] = fingerprint(model) if model.is_dir() else job.cfg.model
+    if job.command == "train":
+        mine["--train-data"] = digest(job.problems)
+    mine["--eval-data"] = [(b.label, digest(b.problems)) for b in job.benchmarks]
+    return mine
+
+
+def check_ranks_agree(job):
+    """Ends the program if the ranks have different commands, models or data,
+    as nodes may have on which the run was started by hand."""
+    ranks = gather([identity(job)])
+    for rank, other in enumerate(ranks):
+        for name, value in other.items():
+            if value != ranks[0].get(name):
+                fail(f"rank {rank} has {name} {value}, and rank 0 has "
+                     f"{ranks[0].get(name)}: give every node the same "
+                     "command, model and data")
+
+
 def announce(job, device, dtype):
-    """Prints, on rank 0, what is about to run, and on which device."""
+    """Prints, on rank 0, what is about to run, and on which device. Ends the
+    program if the ranks are about to run different things."""
+    check_ranks_agree(job)
     if dist.get_rank() > 0:
         return
     cfg, world = job.cfg, dist.get_world_size()

@@ -1,12 +1,15 @@
 """Tests of the command line and of files of problems: impossible input is refused in one line,
 before any file is written."""
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import simko
+from runtime import cli
 from runtime.data import load_problems
 from tests import workers
 from tests.conftest import main, recipe, write_rows
@@ -118,6 +121,38 @@ def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_w
         main(recipe(laptop, "train", "run", *flags))
     assert "\n" not in str(stop.value)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--seed", 1], "rank 1 has --seed 1, and rank 0 has 0: "),
+    (["--method", "grpo"], "rank 1 has --method grpo, and rank 0 has simko: "),
+    (["--train-data", "other/train.jsonl"], "rank 1 has --train-data [0-9a-f]{64}, "),
+    (["--eval-data", "other/test.jsonl"], "rank 1 has --eval-data .*'test', "),
+    (["--model", "other/base"], "rank 1 has --model with checksum "),
+    (["--model", "copy/base", "--eval-data", "copy/test.jsonl"], None),
+    (["--micro-batch-tokens", 64], None),
+])
+def test_nodes_with_other_commands_models_or_data_are_refused(
+        laptop, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    for copy in ("copy", "other"):
+        shutil.copytree(laptop, copy)
+    weights = load_file("other/base/model.safetensors")
+    weights["lm_head.weight"] += 1
+    save_file(weights, "other/base/model.safetensors", {"format": "pt"})
+    for name in ("train", "test"):
+        path = Path(f"other/{name}.jsonl")
+        first, *rows = map(json.loads, path.read_text().splitlines())
+        write_rows(path, [{**first, "answer": "6 = 1 2 3"}, *rows])
+
+    flags = recipe(laptop, "train", "run", "--rollout", "hf")
+    jobs = [cli.prepare(words, simko.Config) for words in (flags, [*flags, *map(str, change)])]
+    monkeypatch.setattr(cli, "gather", lambda mine: [cli.identity(jobs[0]), *mine])
+    if message is None:
+        cli.check_ranks_agree(jobs[1])
+    else:
+        with pytest.raises(SystemExit, match=message):
+            cli.check_ranks_agree(jobs[1])
 
 
 def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
