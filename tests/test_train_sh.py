@@ -29,7 +29,8 @@ case "$*" in
   *runtime.hardware*) PYTHONPATH="$BOX/pretended" exec "$PYTHON" "$@" ;;
   *"cli.$REFUSES("*) exit 1 ;;
   -c*) [ -z "$REAL_CHECK" ] || exec "$PYTHON" "$@" ;;
-  *) echo "python $*" >>"$BOX/log" ;;
+  *) echo "python $*" >>"$BOX/log"
+     echo "visible ${CUDA_VISIBLE_DEVICES-all}" >>"$BOX/log" ;;
 esac
 """
 TORCHRUN = """
@@ -84,15 +85,15 @@ class Box:
         path.write_text(f"#!/bin/sh\n{text}")
         path.chmod(0o755)
 
-    def run(self, *words, cards=(), smi=None, set_up=True, **environment):
+    def run(self, *words, cards=(), smi=None, stamp=None, **environment):
         """Runs train.sh with these words. cards: GB of each GPU that PyTorch
-        sees. smi: GB of each GPU that nvidia-smi sees, if they differ."""
+        sees. smi: GB of each GPU that nvidia-smi sees, if they differ.
+        stamp: what an earlier set-up wrote, if not what this one would."""
         smi = cards if smi is None else smi
         with (self.folder / "pyproject.toml").open() as file:
             checksum = subprocess.check_output(["cksum"], stdin=file, text=True)
-        stamp = f"{'gpu' if smi else 'cpu'} {checksum}"
         installed = self.folder / ".venv/installed"
-        installed.write_text(stamp if set_up else "another")
+        installed.write_text(stamp or f"{'gpu' if smi else 'cpu'} {checksum}")
         inherited = {name: value for name, value in os.environ.items()
                      if name not in ("CC", "CUDA_VISIBLE_DEVICES")}
         path = f"{self.folder / 'programs'}{os.pathsep}{os.environ['PATH']}"
@@ -377,11 +378,40 @@ exec {sys.executable} "$@"
 """)
     python = {"PYTHON": str(box.folder / "programs/python")}
     for smi in ([24], []):
-        line = refused(box.run("logic", smi=smi, set_up=False, **python))
+        line = refused(box.run("logic", smi=smi, stamp="another", **python))
         assert "logic needs about" in line
     for words in (["qwen2.5-0.5b"], ["logic", "--force"], []):
-        done = box.run(*words, smi=[24], set_up=False, **python)
+        done = box.run(*words, smi=[24], stamp="another", **python)
         assert "makes no virtual environments" in refused(done)
+
+
+@pytest.mark.parametrize("stamp, smi, message", [
+    ("gpu 1 2", [], "use another clone on this machine, or delete .venv"),
+    ("cpu 1 2", [80], ".venv is for a machine without GPUs: delete it"),
+])
+def test_packages_for_gpus_and_for_cpus_do_not_mix(box, stamp, smi, message):
+    """A login node without a GPU may share the folder with the nodes that have some."""
+    assert message in refused(box.run("laptop", smi=smi, stamp=stamp))
+    assert box.log() == []
+
+
+@pytest.mark.parametrize("fails, message", [
+    ("-c", ".venv has a Python older than 3.11: delete it"),
+    ("-m", "the packages could not be installed"),
+])
+def test_a_set_up_for_gpus_that_fails_is_tried_again(box, fails, message):
+    box.program("programs/python", f"""
+[ "$2" = venv ] || exec {sys.executable} "$@"
+""")
+    box.program(".venv/bin/python", f"""
+[ "$1" != {fails} ] || exit 1
+""")
+    python = str(box.folder / "programs/python")
+    done = box.run("qwen2.5-0.5b", smi=[80], stamp="another", PYTHON=python)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "no vLLM wheel" not in done.stdout
+    assert (box.folder / ".venv/installed").read_text() == "another"
 
 
 def test_packages_that_triton_needs(box):
@@ -424,18 +454,33 @@ def test_tensor_parallel_is_checked_against_the_number_of_gpus(box, tiny):
 
 # --------------------------------------------------------------- other uses
 def test_flags_of_the_tests_reach_pytest(box):
-    box.run("test", "-x", "-k", "gpu", cards=[80])
+    box.run("test", "-x", "-k", "gpu")
     box.run("laptop-study", "tune")
-    assert box.log() == ["python -m pytest -x -k gpu",
-                         "python -m tools.study tune"]
+    assert box.log() == [
+        "python -m pytest -n 2 --dist loadfile -x -k gpu",
+        "visible all",
+        "python -m tools.study tune",
+        "visible ",
+    ]
+
+
+def test_with_gpus_only_the_tests_for_them_see_them(box):
+    done = box.run("test", "-x", cards=[80])
+    assert done.returncode == 0, done.stderr
+    assert box.log() == [
+        "python -m pytest -n 2 --dist loadfile -m not gpu -x",
+        "visible ",
+        "python -m pytest -m gpu -x",
+        "visible all",
+    ]
 
 
 def test_without_a_gpu_two_files_of_tests_run_at_a_time(box):
     box.run("test", "-x")
-    assert box.log()[-1] == "python -m pytest -n 2 --dist loadfile -x"
+    assert "python -m pytest -n 2 --dist loadfile -x" in box.log()
 
 
 def test_help_behind_a_recipe_is_simko_s(box):
     done = box.run("logic", "--help")
     assert done.returncode == 0, done.stderr
-    assert box.log() == ["python simko.py train --help"]
+    assert box.log()[0] == "python simko.py train --help"
