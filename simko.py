@@ -49,7 +49,7 @@ from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, join, micro_batches, pack)
 from runtime.probe import check_log_probs
 from runtime.ranks import device_mesh, gather, process_group, sum_over_ranks
-from runtime.vllm_setup import prepare_vllm, repack_heads
+from runtime.vllm_setup import attention_options, prepare_vllm, repack_heads
 from verify import Verifier
 
 
@@ -290,7 +290,7 @@ class VLLMEngine:
                 distributed_executor_backend="external_launcher",
                 # Log-probs of the distribution that is actually sampled.
                 logprobs_mode="processed_logprobs",
-                skip_tokenizer_init=True, **memory)
+                skip_tokenizer_init=True, **attention_options(), **memory)
 
     def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
         """Returns n Samples of each prompt, one prompt after another.

@@ -323,7 +323,9 @@ def resolve_auto(cfg):
     something else is refused and does not mix two engines or dtypes."""
     dtype, rollout = cfg.dtype, cfg.rollout
     if dtype == "auto":
-        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        gpu = torch.cuda.is_available()
+        fast = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if fast else "float32"
     if rollout in ("auto", "vllm"):
         rollout = "vllm" if find_vllm(cfg) else "hf"
     return dataclasses.replace(cfg, dtype=dtype, rollout=rollout)

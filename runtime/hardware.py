@@ -172,12 +172,26 @@ def check_driver(torch):
     seen = f"nvidia-smi sees {gpus(len(cards))} and PyTorch none"
     if visible is not None:
         seen += f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+        numbers = [int(name) for name in visible.split(",") if name.strip().isdecimal()]
+        if max(numbers, default=0) >= len(cards):
+            fail(f"{seen}: unset it, or name cards from 0 to {len(cards) - 1}")
     if torch.version.cuda is None:
         fail(f"{seen}: PyTorch {torch.__version__} was built for CPUs alone. "
              "Delete .venv, and the same command installs it for GPUs")
     fail(f"{seen}: the driver is {driver}, and PyTorch {torch.__version__} "
          f"was built for CUDA {torch.version.cuda}. Install a driver that "
          "supports this CUDA")
+
+
+def check_bfloat16():
+    """Stops if a card cannot compute in bfloat16."""
+    import torch
+    for card in range(torch.cuda.device_count()):
+        if torch.cuda.get_device_capability(card) < (8, 0):
+            fail(f"{torch.cuda.get_device_name(card)} cannot compute in bfloat16, "
+                 "for which the compute capability must be 8.0 or more. Choose "
+                 "laptop, hide the card with CUDA_VISIBLE_DEVICES, or add --force "
+                 "to start it in float32")
 
 
 def missing_for_triton():
@@ -292,6 +306,7 @@ def print_plan(recipe, reason, cards, model, force):
     if known and not force:
         check_fit(recipe, cards)
     if cards and not force:
+        check_bfloat16()
         check_compiler()
     share = ENGINE_MEMORY
     if known and fits(recipe, cards):

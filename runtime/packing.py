@@ -125,7 +125,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
              "length, soft-capping or sinks, which are not implemented")
     # The heads move behind the tokens: (T, heads, d).
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if q.is_cuda and q.dtype != torch.float32:
+    if q.is_cuda and flash_can_do(q, v):
         return varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
     # Neighbouring sequences of one length form a batch.
     lengths, counts = cu_seq_lens_q.diff().unique_consecutive(return_counts=True)
@@ -140,6 +140,13 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
         out.append(attended.transpose(1, 2).flatten(0, 1))
         start = end
     return torch.cat(out)[None], None
+
+
+def flash_can_do(q, v):
+    """Returns whether PyTorch's flash attention takes tensors of this dtype and
+    head size. SDPA takes all others, such as DeepSeek's narrower values."""
+    size = q.shape[-1]
+    return q.dtype != torch.float32 and size == v.shape[-1] <= 256 and size % 8 == 0
 
 
 def varlen_attention(q, k, v, bounds, longest, scaling):

@@ -77,7 +77,11 @@ def process_group():
         store, rank, world = meet()
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= count:
+            fail(f"rank {rank} is process {local + 1} on its machine, where PyTorch "
+                 f"sees {count} GPUs: start one process for each GPU")
+        device = torch.device("cuda", local)
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     store.set_timeout(ANSWER_LIMIT)

@@ -9,6 +9,8 @@ from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from runtime.common import fail, one_line, print_once, printable
 
 
@@ -47,6 +49,18 @@ def prepare_vllm(cfg):
         keep_log(log_path(cfg))
         leave_classes_alone()
         yield
+
+
+def attention_options():
+    """Returns the options of vLLM's LLM for attention on this machine.
+
+    On a GPU of compute capability 10, such as a B200, vLLM prefers FlashInfer,
+    whose kernels nvcc compiles at their first use, and does not ask whether
+    there is an nvcc. Its next choice needs none."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 10:
+        return {}
+    from vllm.utils.flashinfer import has_flashinfer
+    return {} if has_flashinfer() else {"attention_config": {"backend": "FLASH_ATTN"}}
 
 
 def leave_classes_alone():

@@ -160,7 +160,11 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
         def wait(self, timeout=None):
             return super().wait()
 
-    held, stopped = [], threading.Event()
+    held, reduced, stopped = [], threading.Event(), threading.Event()
+
+    def all_reduce(tensor, _):
+        held.append(tensor)
+        reduced.set()
 
     def stop():
         with contextlib.suppress(faults.Stopped):
@@ -168,12 +172,13 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
         stopped.set()
 
     monkeypatch.setattr(threading, "Event", Patient)
-    monkeypatch.setattr(faults.dist, "all_reduce", lambda tensor, _: held.append(tensor))
+    monkeypatch.setattr(faults.dist, "all_reduce", all_reduce)
     engine = faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))
     with contextlib.closing(engine):
         engine.signal = signal.SIGTERM
         threading.Thread(target=stop, daemon=True).start()
-        assert not stopped.wait(0.5) and len(held) == 1
+        assert reduced.wait(workers.LIMIT)
+        assert not stopped.wait(0.5)
         held.clear()
         assert stopped.wait(workers.LIMIT)
 
@@ -636,6 +641,21 @@ def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
             assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
 
 
+@pytest.mark.needs_vllm
+@pytest.mark.parametrize("capability, has_compiler, options", [
+    ((9, 0), False, {}),
+    ((10, 0), True, {}),
+    ((10, 0), False, {"attention_config": {"backend": "FLASH_ATTN"}}),
+])
+def test_without_nvcc_a_b200_does_not_use_flashinfer(
+        monkeypatch, capability, has_compiler, options):
+    from vllm.utils import flashinfer
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(flashinfer, "has_flashinfer", lambda: has_compiler)
+    assert vllm_setup.attention_options() == options
+
+
 def test_pytorchs_kernel_gets_the_keyword_for_grouped_heads_only_where_it_has_it(monkeypatch):
     """PyTorch 2.11's varlen_attn accepts fewer key heads than query heads without a keyword."""
     import torch.nn.attention.varlen
@@ -1079,6 +1099,17 @@ def test_a_run_says_that_it_waits_for_ranks_and_for_how_long(monkeypatch, capsys
     assert "rank 0 waits for the other ranks" in capsys.readouterr().out
     monkeypatch.setattr(ranks, "MEETING_LIMIT", timedelta(seconds=1))
     with pytest.raises(SystemExit, match="not all of WORLD_SIZE=2 processes connected"):
+        with ranks.process_group():
+            pass
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "meet", lambda: (None, 1, 2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SystemExit, match="rank 1 is process 2 on its machine, where PyTorch sees"):
         with ranks.process_group():
             pass
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import simko
 from runtime.models import load_model
 from runtime.packing import (
-    Sample, balance_across_ranks, micro_batches, pack, packed_attention)
+    Sample, balance_across_ranks, flash_can_do, micro_batches, pack,
+    packed_attention)
 from tests.conftest import (
     CPU, VOCABULARY, distance, load_samples, near, plain_logits, plain_model, randn)
 
@@ -111,6 +112,18 @@ def test_attention_that_would_be_computed_wrongly_is_refused(feature):
     packed_attention(None, x, x, x, None, 0.5, bounds, 3, sliding_window=3)
     with pytest.raises(SystemExit, match="not implemented"):
         packed_attention(None, x, x, x, None, 0.5, bounds, 3, **feature)
+
+
+@pytest.mark.parametrize("dtype, sizes, expected", [
+    (torch.bfloat16, (128, 128), True),
+    (torch.float32, (128, 128), False),
+    (torch.bfloat16, (24, 16), False),  # DeepSeek V3, MiniCPM3
+    (torch.bfloat16, (12, 12), False),
+    (torch.bfloat16, (288, 288), False),
+])
+def test_flash_attention_gets_only_what_it_takes(dtype, sizes, expected):
+    q, v = (torch.zeros(1, 1, size, dtype=dtype) for size in sizes)
+    assert flash_can_do(q, v) == expected
 
 
 def test_without_samples_the_row_is_one_token_that_predicts_nothing(base):

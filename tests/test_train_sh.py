@@ -56,7 +56,9 @@ __version__ = "2.13.0"
 version = SimpleNamespace(cuda="13.0")
 cuda = SimpleNamespace(
     is_available=lambda: bool(cards), device_count=lambda: len(cards),
-    get_device_properties=lambda i: SimpleNamespace(total_memory=cards[i]))
+    get_device_properties=lambda i: SimpleNamespace(total_memory=cards[i]),
+    get_device_capability=lambda i: (int(os.environ["CAPABILITY"]), 0),
+    get_device_name=lambda i: "a card")
 headers = {"include": os.environ["BOX"]}  # where the box's Python.h is
 sysconfig.get_paths = lambda scheme: headers
 """
@@ -105,6 +107,7 @@ class Box:
             "REAL_CHECK": "",
             "REFUSES": "",
             "HF_HUB_OFFLINE": "1",
+            "CAPABILITY": "9",
             "TORCH_CARDS": " ".join(map(str, cards)),
             "SMI_CARDS": " ".join(map(str, smi)),
             **environment}
@@ -412,6 +415,14 @@ def test_a_set_up_for_gpus_that_fails_is_tried_again(box, fails, message):
     assert message in done.stderr
     assert "no vLLM wheel" not in done.stdout
     assert (box.folder / ".venv/installed").read_text() == "another"
+
+
+@pytest.mark.parametrize("words", [[], ["qwen2.5-0.5b-lora"]])
+def test_cards_without_bfloat16(box, words):
+    line = refused(box.run(*words, cards=[16], CAPABILITY="7"))
+    assert "a card cannot compute in bfloat16" in line
+    assert box.log() == []
+    assert box.run(*words, "--force", cards=[16], CAPABILITY="7").returncode == 0
 
 
 def test_packages_that_triton_needs(box):
