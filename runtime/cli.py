@@ -470,6 +470,10 @@ def announce(job, device, dtype):
     for source, (problems, dropped) in job.sets.items():
         print(f"{source}: {len(problems)} problems; {dropped} longer than "
               f"{cfg.max_prompt_length} tokens dropped")
+        prompt = repr(job.tokenizer.decode(problems[0]["prompt_ids"]))
+        if len(prompt) > 400:
+            prompt = f"{prompt[:250]} ... {prompt[-150:]}"
+        print(f"  the first: {prompt} -> {problems[0]['answer']!r:.100}")
     what = cfg.method if job.command == "train" else "evaluation"
     print(f"{cfg.output_dir}: {what} on {world} x {device.type}, {dtype}",
           flush=True)

@@ -5,14 +5,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import simko
 from runtime import cli
 from runtime.data import load_problems
 from tests import workers
-from tests.conftest import main, recipe, write_rows
+from tests.conftest import CPU, main, recipe, write_rows
 
 REFUSED = {  # command line: what the message names, by default the first flag
     "": "train or eval",
@@ -153,6 +155,17 @@ def test_nodes_with_other_commands_models_or_data_are_refused(
     else:
         with pytest.raises(SystemExit, match=message):
             cli.check_ranks_agree(jobs[1])
+
+
+def test_a_run_shows_the_first_prompt_and_its_answer(laptop, tmp_path, group, capsys):
+    job = cli.prepare(recipe(laptop, "eval", tmp_path, "--rollout", "hf"), simko.Config)
+    first = job.benchmarks[0].problems[0]
+    cli.announce(job, CPU, torch.float32)
+    shown = f"  the first: '<bos> {first['problem']}' -> '{first['answer']}'\n"
+    assert shown in capsys.readouterr().out
+    first["prompt_ids"] = np.tile(first["prompt_ids"], 100)
+    cli.announce(job, CPU, torch.float32)
+    assert len(capsys.readouterr().out) < 700
 
 
 def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
