@@ -327,6 +327,10 @@ def test_verifier(run):
     (["step", "desktop"], "desktop"),
     (["gpu", "--ways", "best"], "best"),
     (["gpu", "--shape", "tiny-qwen", "--layers", "3"], "--layers 3"),
+    (["loss", "--rounds", "0"], "--rounds must be at least 1"),
+    (["verifier", "--rows", "0"], "--rows must be at least 1"),
+    (["verifier", "--cases", "docs/laptop/main.jsonl"], "main.jsonl, line 1 lacks gold"),
+    pytest.param(["step", "laptop", "--trl-python", "none"], "--trl-python none", marks=needs_cpu),
     pytest.param(["gpu"], "no GPU was found", marks=needs_cpu)])
 def test_what_cannot_be_measured_is_an_error(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import save_tiny_models, write_rows
-from tools import laptop, plots, tables
+from tools import drawing, laptop, plots, study_figures, tables, walkthrough_figures
 from tools.study import ABLATION_STEPS, SHARED, ablation, curve, run_name
 
 VOCABULARY = laptop.vocabulary()
@@ -30,7 +30,7 @@ def close():
 
 
 def styles(*labels):
-    return dict(zip(labels, plots.STYLES))
+    return dict(zip(labels, drawing.STYLES))
 
 
 def evaluation(folder, *temperatures, **sets):
@@ -190,7 +190,7 @@ def test_dynamics_are_means_of_the_steps_before():
     rows = metrics(60)
     old = pd.DataFrame([{"step": step, "reward": 0.25} for step in (1, 2)])
     curves = {"x": plots.run_curves(pd.DataFrame(rows)), "old": plots.run_curves(old)}
-    axes = plots.dynamics_figure(curves, styles("x", "old")).axes
+    axes = drawing.dynamics_figure(curves, styles("x", "old")).axes
     titles = {
         "reward": "reward",
         "entropy": "entropy, nats",
@@ -342,7 +342,7 @@ def test_each_way_begins_at_the_base_model(study):
         for way in ways:
             assert list(way.get_xydata()[0]) == pytest.approx(base)
     # PSR has only one mark, at its last step, but its line passes through every step.
-    color = plots.METHODS["psr"][0]
+    color = study_figures.METHODS["psr"][0]
     (way,) = (line for line in drawn(axes[0]) if line.get_color() == color)
     ends = [expected(RUNS["psr"], step, 16)[0] for step in (0, 100, 200, 300)]
     assert list(way.get_ydata()) == pytest.approx(ends)
@@ -354,8 +354,8 @@ def test_each_way_begins_at_the_base_model(study):
 
     found = {text.get_text(): text.xy for text in axes[0].texts}
     assert found == {
-        f"{plots.NAMES['grpo']}, step 400": place("grpo", 400),
-        f"{plots.NAMES['simko']}, step 200": place("simko", 200),
+        f"{study_figures.NAMES['grpo']}, step 400": place("grpo", 400),
+        f"{study_figures.NAMES['simko']}, step 200": place("simko", 200),
     }
 
 
@@ -622,7 +622,7 @@ def heights(container):
 
 
 def test_the_walkthroughs_two_distributions_have_one_entropy():
-    left, right = plots.equal_entropy_figure(MEASURED).axes
+    left, right = walkthrough_figures.equal_entropy_figure(MEASURED).axes
     assert heights(left.containers[0]) == pytest.approx(RANKED)
     first, *others = heights(right.containers[0])
     other = others[0]
@@ -644,7 +644,7 @@ def one_step(push):
 
 
 def test_the_walkthroughs_steps_follow_the_formulas():
-    gate, correct, wrong_1, wrong_3 = plots.one_step_figure(MEASURED).axes
+    gate, correct, wrong_1, wrong_3 = walkthrough_figures.one_step_figure(MEASURED).axes
     (tau,) = gate.lines
     assert tau.get_ydata()[0] == pytest.approx(0.74)  # q = 0.8
     assert [bar.get_hatch() for bar in gate.containers[0]] == ["", "////", "////"]
@@ -666,7 +666,7 @@ def test_the_walkthroughs_steps_follow_the_formulas():
 
 
 def test_the_floor_is_where_the_push_changes_its_sign():
-    pushes, *ranks = plots.floor_figure(MEASURED).axes
+    pushes, *ranks = walkthrough_figures.floor_figure(MEASURED).axes
     alphas = {
         "GRPO": 0,
         "SimKO, α = 0.01": 0.01,
@@ -687,10 +687,11 @@ def test_the_walkthroughs_figures_need_its_measurements(tmp_path, call):
     path = tmp_path / "measured.json"
     path.write_text(json.dumps(MEASURED))
     assert call("--walkthrough", path) == ["fig2_equal_entropy", "fig4_one_step", "floor"]
-    path.write_text("{")
     message = "measured.json cannot be read .*tools.walkthrough --measure"
-    with pytest.raises(SystemExit, match=message):
-        call("--walkthrough", path)
+    for damaged in ("{", "{}", "[]"):
+        path.write_text(damaged)
+        with pytest.raises(SystemExit, match=message):
+            call("--walkthrough", path)
 
 
 # ----------------------------------------------------------------------------------------- report
@@ -773,6 +774,14 @@ def test_a_report_says_what_was_measured_and_set(reported):
     assert versions[1][:3] == ["commit", "c0ffee", ""] and versions[1][3]
 
 
+def test_a_report_leaves_out_figures_that_are_not_of_its_runs(tmp_path, call):
+    evaluation(tmp_path / "x", a=(4, [1, 2]))
+    measured = tmp_path / "measured.json"
+    measured.write_text(json.dumps(MEASURED))
+    assert len(call(tmp_path / "x", "--walkthrough", measured)) == 4
+    assert len(Page((tmp_path / "figures" / "report.html").read_text()).pictures) == 1
+
+
 def test_a_report_loads_and_runs_nothing(reported):
     page, _, folder = reported
     text = (folder / "report.html").read_text()
@@ -851,7 +860,7 @@ def test_null_in_a_log_is_nan(tmp_path):
     assert "entropy" in chart
     assert "Lambda_2" not in chart
     plots.candidates_figure({"x": log}, styles("x"))
-    plots.dynamics_figure({"x": plots.run_curves(log)}, styles("x"))
+    drawing.dynamics_figure({"x": plots.run_curves(log)}, styles("x"))
     means = curve(tmp_path)
     assert means["entropy"] == [0.375]
     assert math.isnan(means["Lambda_2"][0])
@@ -884,6 +893,6 @@ def test_errors_name_the_file_and_what_to_do(tmp_path, study, call):
     (study / "chosen.json").unlink()
     with pytest.raises(SystemExit, match="chosen.json cannot be read .*tools.study tune main"):
         call("--study", study)
-    for arguments in ((), ("--study", study, "--path", 1)):
+    for arguments in ((), ("--study", study, "--path", 1), ("--follow", study)):
         with pytest.raises(SystemExit, match="2"):
             call(*arguments)

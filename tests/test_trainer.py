@@ -195,6 +195,8 @@ def test_the_expected_number_of_distinct_tokens_is_that_of_many_draws():
     draws = pi[0].multinomial(8 * 20_000, replacement=True).clamp(max=2).view(-1, 8)
     counted = sum((draws == token).any(1).double().mean() for token in range(3))
     near(expected.tolist(), [counted.item(), 1.0], 0.02)
+    exact = (1 - 0.5**8) + (1 - 0.7**8) + (1 - 0.8**8)
+    near(expected[0].item(), exact, 1e-6)
 
 
 def test_distinct_tokens_are_a_mean_over_the_gated_tokens_that_were_trained_on(base, group):

@@ -1,4 +1,5 @@
 """What the programs of this folder share."""
+import signal
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
@@ -10,3 +11,8 @@ def command_line(file, about):
     return ArgumentParser(
         prog=f"python -m tools.{Path(file).stem}", description=about,
         formatter_class=RawDescriptionHelpFormatter)
+
+
+def allow_head():
+    """Lets `... | head`, which closes the pipe, end a program without an error."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)

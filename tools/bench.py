@@ -42,7 +42,7 @@ from transformers import AttentionInterface
 
 import simko
 from runtime import chunked, ranks
-from runtime.common import fail
+from runtime.common import fail, flag
 from runtime.data import read_jsonl
 from runtime.packing import packed_attention
 from tools import command_line, heads
@@ -467,11 +467,13 @@ def labelled(path):
     """Returns [(gold, response, whether it is right)] of the labelled math rows in a file of JSON
     lines."""
     found = []
-    for _, row in read_jsonl(path):
+    for where, row in read_jsonl(path):
+        if not row.keys() >= {"gold", "response", "label"}:
+            fail(f"{where} lacks gold, response or label")
         is_math = row.get("task", "math") == "math"
         if is_math and row["label"] is not None and row["gold"].strip():
             found.append((row["gold"], row["response"], bool(row["label"])))
-    return found
+    return found or fail(f"{path} has no math row with a label and a gold answer")
 
 
 def verifier(*, rows=2048, cases=""):
@@ -534,15 +536,14 @@ CHOICES = {"shape": SHAPES, "ways": WAYS, "rollout": ("hf", "vllm")}
 
 
 def add_option(command, name, default):
-    flag = "--" + name.replace("_", "-")
     if isinstance(default, bool):
-        command.add_argument(flag, action="store_true", help=OPTIONS[name])
+        command.add_argument(flag(name), action="store_true", help=OPTIONS[name])
         return
     kind, several = type(default), None
     if isinstance(default, tuple):
         kind, several = type(default[0]), "+"
     command.add_argument(
-        flag, type=kind, default=default, nargs=several,
+        flag(name), type=kind, default=default, nargs=several,
         choices=CHOICES.get(name), help=f"{OPTIONS[name]} Default: %(default)s")
 
 
@@ -562,6 +563,9 @@ def main(arguments):
     run = globals()[settings.pop("command")]
     if flags and run is not step:
         parser.error(f"unknown flag or value {flags[0]!r}")
+    for name in ("rounds", "rows"):
+        if settings.get(name, 1) < 1:
+            parser.error(f"--{name} must be at least 1")
     run(*flags, **settings)
 
 

@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -136,6 +137,8 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
     if DEVICE == "cuda":
         # TRL runs on the CPU here, and the timers of phases do not wait for a GPU.
         fail("step compares on CPUs only. Put CUDA_VISIBLE_DEVICES= before the command")
+    if trl_python and not shutil.which(trl_python):
+        fail(f"--trl-python {trl_python}: there is no such program")
     phases = ("rollout", "forward", "backward", "optimizer", "reward", "sync")
     sources, rows = {}, {}
     with ExitStack() as stack:

@@ -57,6 +57,8 @@ def main():
     names, copies = [], {}
     for word in options.names or DATASETS:
         name, equals, file = word.partition("=")
+        if equals and name in GROUPS:
+            fail(f"{name} is a group: give each of its sets ({', '.join(GROUPS[name])}) a file")
         if equals:
             names.append(name)
             copies[name] = Path(file)

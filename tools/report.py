@@ -60,7 +60,7 @@ def table(lines):
 
 
 def picture(name, png):
-    caption = CAPTIONS.get(name, PATH_CAPTION)
+    caption = PATH_CAPTION if name.startswith("path_") else CAPTIONS[name]
     data = base64.b64encode(png).decode()
     return (f'<figure><img alt="{text(caption)}" src="data:image/png;base64,{data}">'
             f"<figcaption>{text(caption)}</figcaption></figure>")

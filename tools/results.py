@@ -10,21 +10,17 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import mpmath
 import pandas as pd
 
 from runtime.common import fail
-from tools import command_line
+from tools import allow_head, command_line
 from tools.study import (
     ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS,
     comparisons, describe, ks_of, pass_rates, read, run_name)
 
 KS = [1, 4, 16, 64, 256]
 FEW_KS = [1, 16, 256]  # for tables with many lines or columns
-# The 97.5 % quantile of Student's t, by degrees of freedom.
-T975 = {
-    1: 12.7062, 2: 4.3027, 3: 3.1824,
-    4: 2.7764, 5: 2.5706, 6: 2.4469,
-    7: 2.3646, 8: 2.3060, 9: 2.2622}
 RATE = SHARED["grpo"]["learning_rate"]
 
 
@@ -43,12 +39,22 @@ def means(rates, columns, digits=1):
     return [with_error(rates[column], digits) for column in columns]
 
 
+def t975(freedom):
+    """Returns the 97.5 % quantile of Student's t."""
+    def outside(t):
+        below = freedom / (freedom + t * t)
+        return mpmath.betainc(freedom / 2, 0.5, 0, below, regularized=True)
+
+    root = mpmath.findroot(lambda t: outside(t) - 0.05, (1.9, 13), solver="anderson")
+    return float(root)
+
+
 def difference(values, digits=1):
     """Returns "mean [95 % interval] positive seeds of all seeds"."""
     mean, count = values.mean(), len(values)
     if count < 2:
         return f"{mean:+.{digits}f}"
-    half = T975[count - 1] * values.sem()
+    half = t975(count - 1) * values.sem()
     low = f"{mean - half:+.{digits}f}"
     high = f"{mean + half:+.{digits}f}"
     positive = (values > 0).sum()
@@ -337,4 +343,5 @@ def main():
 
 
 if __name__ == "__main__":
+    allow_head()
     main()

@@ -41,12 +41,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from runtime.common import fail, seed_everything, write_whole
+from runtime.common import fail, flag, seed_everything, write_whole
 from runtime.data import read_jsonl
 from runtime.hf_engine import HFEngine
 from runtime.log import Progress
 from simko import pass_at_k
-from tools import ROOT, command_line, countdown, laptop, results
+from tools import ROOT, allow_head, command_line, countdown, laptop, results
 
 ARMS = {
     "grpo": {"method": "grpo"},
@@ -189,7 +189,7 @@ class Run:
                 "learning_rate": self.learning_rate}
         words = ["train", "--no-gradient-checkpointing"] if self.steps else ["eval"]
         for name, value in flags.items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [flag(name), str(value)]
         return words
 
 
@@ -320,7 +320,8 @@ def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
     done = {(row["arm"], row["seed"]) for row in before
             if row["correct"] or row["arm"] not in evaluated}
     rates = {row["learning_rate"] for row in before if row["steps"]}
-    if len(rates | {learning_rate or min(rates, default=0)}) > 1:
+    rate = learning_rate or min(rates, default=None)
+    if rates - {rate}:
         fail(f"{rows} has runs at the learning rates {sorted(rates)}: name another file by --rows")
 
     def missing(arms):
@@ -334,7 +335,7 @@ def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
         return
     make_start(plan, model, folder, device)
     runner = Study(plan, folder, rows, device, end)
-    rate = learning_rate or min(rates, default=None) or runner.choose_rate()
+    rate = rate or runner.choose_rate()
     tested = "test" if plan.eval_arms else ""
 
     def runs(pairs):
@@ -353,7 +354,10 @@ def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
 def values(rows):
     """A DataFrame with a row for each (arm, seed): what the probe found, and
     pass@K in % on the problems that all evaluated runs have."""
-    rows = {(row["arm"], row["seed"]): row for row in rows}.values()  # the last of each
+    try:
+        rows = {(row["arm"], row["seed"]): row for row in rows}.values()  # the last of each
+    except (KeyError, TypeError):
+        fail("these are no rows of tools.smollm2: name a file that its cpu or card wrote")
     evaluated = [row["correct"] for row in rows if row["correct"]]
     common = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
     found = {}
@@ -398,7 +402,7 @@ def show(rows):
         columns.append(["" if pd.isna(mean) else f"{mean:.3f}" for mean in means])
     if "start" in arms:
         # Each seed is compared with the start of its day.
-        start = found.loc["start"].reindex(grpo.index, method="ffill")
+        start = found.loc["start"].sort_index().reindex(grpo.index, method="ffill")
         head.append("grpo - start")
         columns.append(differences(grpo, start))
     others = [arm for arm in arms if arm not in ("start", "grpo")]
@@ -409,7 +413,8 @@ def show(rows):
     if start is not None and "pass@256" in found:
         for arm in others:
             gap = gap_at_equal_pass_1(start, grpo, found.loc[arm]).dropna()
-            print(f"\n{arm}: pass@256 at equal pass@1 {results.difference(gap)}")
+            if len(gap):
+                print(f"\n{arm}: pass@256 at equal pass@1 {results.difference(gap)}")
 
 
 def main():
@@ -442,4 +447,6 @@ def main():
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["table"]:
+        allow_head()
     main()

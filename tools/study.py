@@ -34,7 +34,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from runtime.common import fail
+from runtime.common import fail, flag
 from runtime.data import read_jsonl
 from runtime.run_folder import by_step
 from tools import ROOT, command_line
@@ -66,7 +66,7 @@ GRID = {
     + at_rates(1e-4, **SIMKO | {"alpha": 0.1})
     + at_rates(1e-4, **SIMKO | {"lambda_top1": 1.1})
     + at_rates(1e-4, **SIMKO | {"q": 0.2}),
-    **{method: at_rates(1e-4, 2e-4) for method in [*NAMES][3:]}}
+    **{method: at_rates(1e-4, 2e-4) for method in NAMES if method not in ("base", *SHARED)}}
 
 
 # ---------------------------------------------------------------- results
@@ -82,7 +82,10 @@ def read(name, folder=RESULTS):
             fail(f"{where} was written by another version ({error!r}): remove it and "
                  "run python -m tools.study")
     columns = "stage", "run", "method", "seed", "step", "steps"
-    return pd.DataFrame(rows or None, columns=None if rows else columns)
+    found = pd.DataFrame(rows or None, columns=None if rows else columns)
+    # A study that was cut off while it wrote a run's rows has written them twice.
+    keys = [name for name in ("stage", "run", "seed", "set", "step") if name in found]
+    return found.drop_duplicates(keys, keep="last", ignore_index=True)
 
 
 def ks_of(rows):
@@ -218,7 +221,7 @@ def simko(command, job, folder, log, **flags):
             flags["max_completion_length"] = 34
     words = [sys.executable, ROOT / "simko.py", command, *recipe]
     for name, value in flags.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
+        words += [flag(name), str(value)]
     with log.open("a") as file:
         done = subprocess.run(words, stdout=file, stderr=file, check=False,
                               env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -294,6 +297,8 @@ def main():
         "--jobs", type=int, default=os.cpu_count(),
         help="runs at a time (default: one per core)")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
     RESULTS.mkdir(parents=True, exist_ok=True)
     lock = threading.Lock()
     for stage in options.stages or STAGES:

@@ -14,7 +14,6 @@ Neither says how much another seed of the training would change.
 The third version calls SimKO CaSP, and its N is the first version's K.
 """
 import json
-import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ import torch
 from runtime.common import fail, printable
 from runtime.run_folder import by_step
 from simko import pass_at_k
-from tools import ROOT, command_line
+from tools import ROOT, allow_head, command_line
 
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
 AVERAGED = {*PAPER["tables"]["4"]["sets"]}  # the math sets and "average"
@@ -49,6 +48,16 @@ class Row(NamedTuple):
 
 
 # ---------------------------------------------------------------- reading
+def consistent(label, entry):
+    """Returns whether the numbers of a set's entry in eval.json fit together."""
+    n, right = entry["n"], [*entry["correct"].values()]
+    return (label.startswith(entry["set"])
+            and all(isinstance(entry[name], int | float) for name in NUMBERS)
+            and isinstance(n, int)
+            and 0 < len(right) == entry["problems"]
+            and all(isinstance(c, int) and 0 <= c <= n for c in right))
+
+
 def read(path):
     """Returns the sets of an eval.json. Ends the program if the file is
     missing or inconsistent."""
@@ -57,17 +66,14 @@ def read(path):
              "or name an earlier eval_STEP), or the folder holds no evaluation")
     try:
         report = json.loads(path.read_bytes())
+        settings = report["settings"]
+        template = str(settings["prompt_template"])
+        if more := settings.get("chat_template_kwargs"):
+            template += f" {json.dumps(more)}"
         for label, entry in report["sets"].items():
-            settings = report["settings"]
-            entry["prompt_template"] = str(settings["prompt_template"])
-            if more := settings.get("chat_template_kwargs"):
-                entry["prompt_template"] += f" {json.dumps(more)}"
-            n, right = entry["n"], [*entry["correct"].values()]
-            if not (all(isinstance(entry[name], int | float) for name in NUMBERS)
-                    and label.startswith(entry["set"]) and 0 < len(right) == entry["problems"]
-                    and isinstance(n, int)
-                    and all(isinstance(c, int) and 0 <= c <= n for c in right)):
+            if not consistent(label, entry):
                 raise ValueError(f"the entries of {label} are inconsistent")
+            entry["prompt_template"] = template
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         fail(f"{path} is damaged or was written by another version ({error!r}): "
              "run the evaluation again")
@@ -337,6 +343,5 @@ def main():
 
 
 if __name__ == "__main__":
-    # `... | head` closes the pipe, which is no error.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    allow_head()
     main()

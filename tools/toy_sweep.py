@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from runtime.common import fail, write_whole
-from tools import command_line
-from tools.plots import STYLES, grid, legend
+from tools import allow_head, command_line
+from tools.drawing import STYLES, grid, legend
 from tools.tables import show
 from tools.toy import SEEDS, Cell, measure, shape
 
@@ -60,6 +60,8 @@ def read(path):
     rows = pd.read_csv(path)
     if missing := {*Cell._fields, "modes", "accuracy", "six", "six_at_1"} - {*rows}:
         fail(f"{path} has no column {min(missing)}: move it away to sweep again")
+    if len(rows) != len(all_cells()):
+        fail(f"{path} has {len(rows)} of {len(all_cells())} cells: move it away to sweep again")
     rows["name"] = rows.method.map(NAMES)
     rows.loc[rows.entropy > 0, "name"] += " + entropy bonus"
     gate = rows.q.map("q = {:g}".format).where(rows.q.notna(), "every token")
@@ -123,7 +125,7 @@ def main():
             sweep(path)
         rows = read(path)
         draw(rows).savefig(folder / "modes.png")
-    except (OSError, pd.errors.ParserError) as error:
+    except (OSError, ValueError) as error:  # pandas raises ValueErrors
         fail(f"{folder} cannot be used ({error}): name another folder")
     show(f"Cells that keep six modes in all of {SEEDS} seeds", summary(rows))
     plain = rows[rows.method != "simko"]
@@ -137,4 +139,5 @@ def main():
 
 
 if __name__ == "__main__":
+    allow_head()
     main()

@@ -1,0 +1,95 @@
+"""The style of the figures, and what tools.plots and its parts draw with."""
+import math
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+plt.rcParams |= {
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "savefig.dpi": 150}
+# Line style and marker distinguish the curves when they are printed in grey.
+STYLES = [
+    ("#8c8c8c", ":", "o"),
+    ("#e69f00", "--", "s"),
+    ("#0072b2", "-", "D"),
+    ("#009e73", "-.", "^"),
+    ("#cc79a7", "--", "v"),
+    ("#56b4e9", ":", "P"),
+    ("#d55e00", "-", "X"),
+    ("#000000", "-.", "*"),
+    ("#7f6000", "--", "<"),
+    ("#5e3c99", ":", ">")]
+CURVES = {
+    "reward": "reward",
+    "entropy": "entropy, nats",
+    "Lambda": r"$\Lambda$, sampled tokens"}
+
+
+def grid(lines, columns, width, height, **options):
+    """Returns a figure of equal panels and its axes (lines, columns)."""
+    size = width * columns, height * lines
+    return plt.subplots(
+        lines, columns, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+def legend(figure):
+    """Puts one legend under all panels, with each label once."""
+    found = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles))
+    columns = max(2, int(figure.get_figwidth() / 2))  # two inches for each label
+    figure.legend(found.values(), found, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def note(axis, text, place, offset, **options):
+    """Writes a text beside a place of an axis, at an offset in points."""
+    axis.annotate(text, place, offset, textcoords="offset points", **options)
+
+
+def band(axis, x, mean, error, style, **options):
+    colour, line, marker = style
+    options = {"marker": marker, "markersize": 4} | options
+    axis.plot(x, mean, color=colour, linestyle=line, **options)
+    low, high = np.subtract(mean, error), np.add(mean, error)
+    axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def ranks(log):
+    """Returns the names of a log's columns of Lambda^(k), ordered by k."""
+    names = [name for name in log if name.startswith("Lambda_")]
+    return sorted(names, key=lambda name: int(name[7:]))
+
+
+def dynamics_figure(curves, styles, title=""):
+    """Draws a panel for each column. curves: {label: (means, errors)} of
+    DataFrames with a row for each step."""
+    columns = pd.concat([means.head(1) for means, _ in curves.values()])
+    names = [name for name in CURVES if name in columns]
+    names += ranks(columns)
+    width = min(3, len(names))
+    figure, axes = grid(math.ceil(len(names) / width), width, 3.4, 2.6)
+    for axis in axes.flat[len(names):]:
+        axis.set_axis_off()
+    for name, axis in zip(names, axes.flat):
+        for label, (means, errors) in curves.items():
+            if name not in means:
+                continue
+            error = np.nan if errors is None else errors[name]
+            last = len(means) - 1
+            marks = range(last, 0, -max(1, last // 4))
+            band(axis, means.index, means[name], error, styles[label],
+                 label=label, markevery=[*marks])
+        title_of_rank = rf"$\Lambda^{{({name[7:]})}}$"
+        axis.set(xlabel="step", title=CURVES.get(name, title_of_rank))
+    figure.suptitle(title, fontsize=10)
+    return legend(figure)
