@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import closing, contextmanager, nullcontext
@@ -98,10 +99,11 @@ def save_model(folder, **changes):
 
 
 def config(folder, **changes):
-    """Returns settings of a run on the tiny model, whose engine may use a tenth of the GPU."""
-    settings = {"model": str(folder), "rollout": "hf", "gpu_memory_utilization": 0.1,
-                "learning_rate": 0.0, "max_prompt_length": PROMPT,
-                "max_completion_length": RESPONSE, "micro_batch_tokens": 128}
+    """Returns settings of a run on the tiny model, whose engine may use a tenth of the GPU. The
+    run folder, which gets the engine's log, is in the folder of the model."""
+    settings = {"model": str(folder), "output_dir": str(Path(folder, "run")), "rollout": "hf",
+                "gpu_memory_utilization": 0.1, "learning_rate": 0.0, "micro_batch_tokens": 128,
+                "max_prompt_length": PROMPT, "max_completion_length": RESPONSE}
     return simko.Config(**settings | changes)
 
 
@@ -157,28 +159,37 @@ def synchronize():
 
 
 def run_worker(name, *arguments, ranks=1, environment=None, check=True):
-    """Runs `worker_NAME` of this file in its own process, or on several ranks. Shows its output
-    and returns (status, output)."""
+    """Runs `worker_NAME` of this file in its own process, or on several ranks. Shows each line as
+    soon as it is printed, and returns (status, output)."""
     start = workers.two_ranks if ranks == 2 else workers.python
     environment = workers.ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | (environment or {})
-    with subprocess.Popen(
-            start("-m", "tests.test_gpu", name, *arguments), cwd=workers.ROOT, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    process = subprocess.Popen(
+        start("-m", "tests.test_gpu", name, *arguments), cwd=workers.ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
+
+    def follow():
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
+    try:
+        process.wait(240)
+    except subprocess.TimeoutExpired:
+        print(f"{name} is still running after 240 s, and is stopped")
+        process.terminate()  # torchrun ends its ranks
         try:
-            output, _ = process.communicate(timeout=240)
+            process.wait(30)
         except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun ends its ranks
-            try:
-                output, _ = process.communicate(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                output, _ = process.communicate()
-            pytest.fail(f"{name} was still running after 240 s:\n{output[-6000:]}")
-    print(output)
-    if check:
-        status = process.returncode
-        assert status == 0, f"{name} ended with status {status}:\n{output[-6000:]}"
-    return process.returncode, output
+            process.kill()
+            process.wait()
+    # The pipe stays open while a process that the worker left behind still runs.
+    reader.join(10)
+    status, output = process.returncode, "".join(lines)
+    assert status == 0 or not check, f"{name} ended with status {status}:\n{output[-6000:]}"
+    return status, output
 
 
 @contextmanager
