@@ -140,8 +140,8 @@ def explain(error, cfg):
             f"own error gives the cause. ({one_line(error)})"))
     if isinstance(error, RuntimeError) and re.search(SILENT, text):
         return stop(f"{where}: another rank hangs: it did not respond within "
-                    "the limit that process_group sets. `py-spy dump --pid` "
-                    "shows its stack; the same command resumes the run. "
+                    "the time limit. `py-spy dump --pid` shows its stack; the "
+                    "same command resumes the run. "
                     f"({one_line(error)})")
     if current_phase in ("engine start", "rollout"):
         error.add_note(

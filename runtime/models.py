@@ -117,6 +117,12 @@ def check_trainable(cfg, config, body):
         fail(f"--model {cfg.model} is a mixture of experts, which vLLM packs "
              "when it first loads them and does not replace at a sync: add "
              "--rollout hf")
+    parameters = dict(body.named_parameters(remove_duplicate=False))
+    buffers = sorted(body.state_dict().keys() - parameters.keys())
+    if buffers and cfg.rollout == "vllm":
+        fail(f"--model {cfg.model} stores the buffer {buffers[0]}. vLLM "
+             "starts with random ones, and a sync sends it parameters "
+             "alone: add --rollout hf")
 
 
 def check_parallel(parts, config):

@@ -72,11 +72,11 @@ def distance(got, want):
     return ((flat(got) - flat(want)).norm() / flat(want).norm()).item()
 
 
-def eager_vllm():
+def eager_vllm(**options):
     """In this context, engines start without compilation and CUDA graphs, which take most of the
-    time."""
+    time. options: further arguments of vllm.LLM."""
     import vllm
-    return mock.patch.object(vllm, "LLM", partial(vllm.LLM, enforce_eager=True))
+    return mock.patch.object(vllm, "LLM", partial(vllm.LLM, enforce_eager=True, **options))
 
 
 def made_once(tmp_path_factory, name, make):

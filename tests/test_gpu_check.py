@@ -94,6 +94,17 @@ def test_the_training_part_has_settings_of_simko(tmp_path):
     assert int(row["answer"]) == a + b
 
 
+def test_every_check_belongs_to_a_part_and_speed_comes_last(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(gpu_check, "run_all", lambda parts, *_: seen.extend(parts) or [])
+    (tmp_path / "config.json").touch()
+    gpu_check.main(["--model", str(tmp_path), "--report", str(tmp_path / "report.md")])
+    names = [part.name for part in seen]
+    assert names == [*gpu_check.TESTS, "train", *gpu_check.BENCHMARKS]
+    text = Path(workers.ROOT, "tests", "test_gpu.py").read_text()
+    assert set(re.findall(r"^def test_([a-z])_", text, re.M)) == set(gpu_check.TESTS)
+
+
 @pytest.mark.parametrize("name", gpu_check.BENCHMARKS)
 def test_each_benchmark_has_options_of_bench(name, monkeypatch, capsys):
     nothing = {"rate": 1.0, "seconds": {}, "profiles": {}, "out of memory": []}

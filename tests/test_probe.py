@@ -3,6 +3,7 @@
     python -m pytest tests/test_probe.py
 """
 import re
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -91,7 +92,24 @@ def test_a_config_that_counts_no_experts_is_not_a_mixture_of_them(count):
     """Granite 4.0 has the field in its dense models, too, and Gemma 4 names none."""
     cfg = simko.Config(rollout="vllm", lora_rank=2)
     config = mock.Mock(to_dict=lambda: {"num_experts": count})
-    check_trainable(cfg, config, mock.Mock(layers=[]))
+    check_trainable(cfg, config, body_of(torch.nn.Linear(2, 2)))
+
+
+def body_of(layer):
+    body = torch.nn.Module()
+    body.layers = torch.nn.ModuleList([layer])
+    return body
+
+
+@pytest.mark.parametrize("persistent, rollout, refused", [
+    (True, "vllm", True), (True, "hf", False), (False, "vllm", False)])
+def test_a_buffer_of_the_checkpoint_is_not_left_to_chance_in_vllm(persistent, rollout, refused):
+    """Gemma 4 has one in each layer."""
+    layer = torch.nn.Linear(2, 2)
+    layer.register_buffer("layer_scalar", torch.ones(1), persistent)
+    cfg, config = simko.Config(rollout=rollout), mock.Mock(to_dict=dict)
+    with pytest.raises(SystemExit, match="layers.0.layer_scalar") if refused else nullcontext():
+        check_trainable(cfg, config, body_of(layer))
 
 
 def test_logits_that_are_not_a_product_and_a_scale_are_refused(tmp_path):
