@@ -64,6 +64,15 @@ def test_processes_that_a_part_started_end_with_it(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_a_report_is_appended_to_or_refused(tmp_path):
+    path = tmp_path / "report.md"
+    for word in ("one", "two"):
+        Report(path).write(word)
+    assert path.read_text() == "one\ntwo\n"
+    with pytest.raises(SystemExit, match="--report .* cannot be written"):
+        Report(tmp_path)
+
+
 def test_parts_are_not_started_when_the_time_is_up(tmp_path):
     part = Part("x", "a part", 60, python("print('it ran')"))
     outcome, = run_all([part], Report(tmp_path / "report.md"), minutes=0.01)
@@ -74,7 +83,7 @@ def test_parts_are_not_started_when_the_time_is_up(tmp_path):
 def test_dry_run(tmp_path):
     path = tmp_path / "report.md"
     printed = workers.run(workers.python(
-        "-m", "tools.gpu_check", "--only", "d", "f", "--minutes", 3, "--report", path))
+        "-m", "tools.gpu_check", "--only", "d", "f", "--report", path))
     text = path.read_text()
     assert text == printed
     rows = [line.split(" | ") for line in text.split("## Summary")[1].splitlines()[4:]]

@@ -8,7 +8,8 @@ The parts are the tests a to m of tests/test_gpu.py, 20 training steps, and five
 of tools/bench.py. What shows whether results are right comes before what shows how fast they are.
 Each part runs in its own process with its own time limit, so a part that fails or hangs does not
 affect the others. Every line goes to the report, runs/gpu_check.md, as soon as it is printed, so
-nothing is lost if a borrowed machine disappears. Without a GPU, this is a dry run on the CPU.
+nothing is lost if a borrowed machine disappears. A later call appends to it. Without a GPU, this
+is a dry run on the CPU.
 """
 import json
 import os
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 import torch
 
+from runtime.common import fail
 from runtime.hardware import nvidia_smi
 from runtime.versions import versions
 from tools import ROOT, command_line
@@ -138,8 +140,11 @@ class Report:
     """A markdown file that is flushed after each line. The same lines go to the screen."""
 
     def __init__(self, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("w", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            fail(f"--report {path} cannot be written ({error.strerror}): name another file")
         self.last = ""
 
     def write(self, text=""):
@@ -210,13 +215,15 @@ def stop(process):
 def run_all(parts, report, minutes):
     """Runs the parts one after another until the time is up. Returns their outcomes."""
     end = time.monotonic() + 60 * minutes
+    # A CPU is slower and may be busy.
+    patience = 1 if torch.cuda.is_available() else 10
     outcomes = []
     for part in parts:
         left = end - time.monotonic()
         if left < 5:
             outcomes.append(Outcome(part, "not started: no time left", 0.0, ""))
         else:
-            outcomes.append(run_part(part, report, min(part.limit, left)))
+            outcomes.append(run_part(part, report, min(patience * part.limit, left)))
     return outcomes
 
 
