@@ -212,11 +212,10 @@ def stop(process):
         process.wait()
 
 
-def run_all(parts, report, minutes):
-    """Runs the parts one after another until the time is up. Returns their outcomes."""
+def run_all(parts, report, minutes, patience=1):
+    """Runs the parts one after another until the time is up. Each may take `patience` times its
+    limit. Returns their outcomes."""
     end = time.monotonic() + 60 * minutes
-    # A CPU is slower and may be busy.
-    patience = 1 if torch.cuda.is_available() else 10
     outcomes = []
     for part in parts:
         left = end - time.monotonic()
@@ -267,7 +266,9 @@ def main(arguments):
         command = shlex.join(["python", "-m", "tools.gpu_check", *arguments])
         report.write(f"# GPU check\n\n{datetime.now():%d %B %Y, %H:%M}. `{command}`\n")
         report.write("\n".join(machine()))
-        outcomes = run_all(parts, report, options.minutes)
+        # A CPU is slower and may be busy.
+        patience = 1 if torch.cuda.is_available() else 10
+        outcomes = run_all(parts, report, options.minutes, patience)
         report.write("\n".join(summary(outcomes)))
     return int(any(outcome.status not in ("ok", "skipped") for outcome in outcomes))
 
