@@ -3,6 +3,7 @@ which checks everything that they name before a model is loaded. What
 cannot work is refused with one line that names the flag, file or row."""
 import argparse
 import dataclasses
+import difflib
 import glob
 import json
 import os
@@ -265,21 +266,30 @@ def parse_config(arguments, Config):
     program with one line and status 2."""
     command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else None
     parser = make_parser(command, Config)
-    if command == "eval":
-        # There is only one kind of temperature here.
-        # --temperature 0.2,0.4 means --eval-temperature 0.2 0.4.
-        words = ["--eval-temperature" if word == "--temperature" else word
-                 for word in arguments]
-        arguments = []
-        for word in words:
-            arguments += word.split(",") if NUMBERS.fullmatch(word) else [word]
+    # --eval-temperature=0.2,0.4 means --eval-temperature 0.2 0.4.
+    words, arguments = arguments, []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if command == "eval" and name == "--temperature":
+            name = "--eval-temperature"  # there is only one kind of temperature here
+        if NUMBERS.fullmatch(value):
+            arguments += [name, *value.split(",")]
+        elif NUMBERS.fullmatch(word):
+            arguments += word.split(",")
+        else:
+            arguments.append(name + equals + value)
     *parts, unknown = parser.parse_args_into_dataclasses(
         arguments[bool(command):], return_remaining_strings=True,
         look_for_args_file=False)
     if not command:
         parser.error("say what to do: train or eval")
     if unknown:
-        parser.error(f"unknown flag or value {unknown[0]!r}")
+        flags = [flag(field.name) for group in groups_of(command, Config)
+                 for field in dataclasses.fields(group)]
+        near = difflib.get_close_matches(
+            unknown[0].partition("=")[0].replace("_", "-"), flags, n=1, cutoff=0.8)
+        hint = f": did you mean {near[0]}?" if near else ""
+        parser.error(f"unknown flag or value {unknown[0]!r}{hint}")
     values = {}
     for part in parts:
         values |= vars(part)

@@ -461,7 +461,8 @@ def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwis
     ]
     flags = "--eval-n", "8", "--eval-top-p", "1", "--eval-max-tokens", "99"
     assert plan("aime24", *flags) == [("aime24", 8, 0.6, 1, 99)]
-    for flags in (("--eval-temperature", "0.2", "1.0"), ("--temperature", "0.2,1.0")):
+    for flags in (("--eval-temperature", "0.2", "1.0"), ("--temperature", "0.2,1.0"),
+                  ("--temperature=0.2,1.0",), ("--eval_temperature=0.2,1.0",)):
         assert plan("amc23", *flags, "--eval-n", "4") == [
             ("amc23@T0.2", 4, 0.2, 0.95, 4096),
             ("amc23@T1.0", 4, 1.0, 0.95, 4096),
