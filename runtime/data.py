@@ -95,7 +95,8 @@ def fetch(source):
 
 def parse_source(source):
     """Turns `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`
-    into a DataSet. Ends the program if a key is unknown."""
+    into a DataSet. A folder or a file may stand in place of the id. Ends the
+    program if a key is unknown."""
     hub, *pairs = source.split(",")
     fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
     for pair in pairs:
@@ -110,6 +111,9 @@ def hub_rows(hub, config, split):
     """Returns the rows of a hub data set at its pinned revision."""
     import datasets
     if os.path.isfile(hub):
+        if hub.lower().endswith(".parquet"):
+            folder = os.path.dirname(hub) or "."
+            fail(f"{hub} is a Parquet file, and only folders of them are read: name {folder}")
         fail(f"{hub} is not a .jsonl file: convert it, with datasets' to_json for example")
     revision, rows = REVISIONS.get(hub), []
     try:
@@ -248,16 +252,42 @@ def read_jsonl(path):
     return named
 
 
+def jsonl_file(source):
+    """Returns the path of the .jsonl file that a source names, alone or
+    before the names of its columns, or None."""
+    for name in (source, source.split(",")[0]):
+        if name.lower().endswith(".jsonl"):
+            return name
+    return None
+
+
+def read_columns(source, file):
+    """Returns (where, row) for each row of a .jsonl file. "problem" and
+    "answer" are from the columns that the source names, as in `parse_source`."""
+    spec = parse_source("" if source == file else source)
+    if spec.config or spec.split != "train":
+        fail(f"{source}: a .jsonl file has neither config nor split: name only its columns")
+    renamed = []
+    for where, row in read_jsonl(file):
+        for name in (spec.problem, spec.answer):
+            if name not in row:
+                keys = [key for key in row if key != "id"]
+                fail(f"{where}: there is no {name!r} among its keys {keys!r:.200}: name the "
+                     f"columns, as in {file},problem=question,answer=solution")
+        renamed.append((where, {**row, "problem": row[spec.problem], "answer": row[spec.answer]}))
+    return renamed
+
+
 def load_problems(source, data_dir="", task="math"):
     """Loads problems. Returns a list of {"id", "problem", "answer"[, "task"]}.
 
-    source: a .jsonl file, a name in DATASETS, or a hub data set as in
-    `parse_source`. data_dir: a folder of NAME.jsonl files to use instead of
-    the hub. task: the task of rows that name none.
+    source: a .jsonl file or a hub data set, with columns as in
+    `parse_source`, or a name in DATASETS. data_dir: a folder of NAME.jsonl
+    files to use instead of the hub. task: the task of rows that name none.
     Ends the program with a message that names the first unusable row."""
     path = f"{data_dir}/{source}.jsonl" if data_dir and source in DATASETS else source
-    if path.endswith(".jsonl"):
-        rows = read_jsonl(path)
+    if file := jsonl_file(path):
+        rows = read_columns(path, file)
     else:
         rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
     problems = {}

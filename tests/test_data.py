@@ -199,6 +199,34 @@ def test_any_hub_set_with_its_columns_named(hub):
     assert problems == [{"id": "0", "problem": "Pears?", "answer": "18"}]
 
 
+@pytest.mark.parametrize("name", ["mine.jsonl", "MINE.JSONL"])
+def test_a_jsonl_file_with_its_columns_named(name, tmp_path):
+    file = tmp_path / name
+    write_rows(file, [{"question": "1 + 1?", "solution": r"It is \boxed{2}.", "answer": "two"}])
+    problems = data.load_problems(f"{file},problem=question,answer=solution")
+    assert problems == [{"id": "1", "problem": "1 + 1?", "answer": "2"}]
+    unusable = {
+        "": r"line 1: there is no 'problem' among its keys \['question', 'solution', 'answer'\]: "
+            f"name the columns, as in {file},problem=question,answer=solution",
+        ",problem=question,answer=gold": "line 1: there is no 'gold' among its keys",
+        ",problem=question,split=test": "neither config nor split",
+        ",column=question": "key=value",
+    }
+    for columns, message in unusable.items():
+        with pytest.raises(SystemExit, match=message) as stop:
+            data.load_problems(f"{file}{columns}")
+        assert "\n" not in str(stop.value)
+
+
+def test_files_of_other_formats_are_told_what_to_do(tmp_path):
+    for name, message in (
+            ("one.parquet", f"only folders of them are read: name {tmp_path}$"),
+            ("one.csv", "is not a .jsonl file: convert it")):
+        (tmp_path / name).touch()
+        with pytest.raises(SystemExit, match=message):
+            data.load_problems(f"{tmp_path}/{name},problem=question")
+
+
 def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     copies, folder = tmp_path / "copies", tmp_path / "data"
     copies.mkdir()

@@ -1035,6 +1035,9 @@ def test_an_evaluation_of_other_sets_where_a_run_resumes_is_refused(tiny, run, t
 
 @pytest.mark.parametrize("source, name", [
     ("folder/mine.jsonl", "mine"),
+    ("folder/MINE.JSONL", "MINE"),
+    ("folder/mine.jsonl,problem=question,answer=a/b", "mine"),
+    ("a,b.jsonl", "a,b"),
     ("org/MATH-v1.5", "MATH-v1.5"),
     ("org/data,config=a/b,split=test", "data"),
     ("parquet/", "parquet"),
