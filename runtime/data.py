@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.common import fail, one_line
+from runtime.common import fail, one_line, print_once
 from runtime.latex import MAX_ANSWER, extract_answer
 from runtime.scoring import check_result
 from verify import TASKS
@@ -296,6 +296,9 @@ def load_problems(source, data_dir="", task="math"):
         if problem["id"] in problems:
             fail(f"{where}: an earlier row has the same id, {problem['id']!r:.80}")
         problems[problem["id"]] = problem
+    answers = [(where, problem["answer"]) for (where, _), problem in zip(rows, problems.values())
+               if problem.get("task", task) == "math"]
+    check_solutions(source, answers)
     return list(problems.values()) or fail(f"{source} contains no problems")
 
 
@@ -330,6 +333,31 @@ def check_problem(where, row, task):
         fail(error.args[0])
     checked = {"id": str(row["id"]), "problem": problem, "answer": answer}
     return {**checked, "task": task} if "task" in row else checked
+
+
+def check_solutions(source, answers):
+    """Refuses a set with worked solutions among its answers to mathematics,
+    since no response will match them. Prints a note if they are under five
+    percent: the authors' copy of GSM8K has four. answers: (where, answer)."""
+    solutions = [pair for pair in answers if is_solution(pair[1])]
+    if not solutions:
+        return
+    where, answer = solutions[0]
+    if len(solutions) < len(answers) / 20:
+        print_once(f"note: {source}: {len(solutions)} answers are worked solutions, which no "
+                   f"response will match; the first is that of {where}")
+        return
+    fail(f"{where}: the answer {answer!r:.80} is a worked solution, which no response will "
+         "match: mark its final answer with \\boxed{} or ####, or choose another --task")
+
+
+def is_solution(answer):
+    """Returns whether an answer still is a worked solution, where `final_answer`
+    has found no mark. No final answer of the paper's sets has more than 68
+    letters outside LaTeX commands."""
+    letters = re.sub(r"\\[A-Za-z]+|[\W\d_]", "", answer)
+    lines = answer.strip().splitlines()
+    return len(letters) > 100 or (len(lines) > 1 and "\\" not in answer)
 
 
 def outside(rows, tests):

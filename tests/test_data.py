@@ -2,6 +2,7 @@
 sampling settings of evaluations."""
 import json
 import random
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -216,6 +217,37 @@ def test_a_jsonl_file_with_its_columns_named(name, tmp_path):
         with pytest.raises(SystemExit, match=message) as stop:
             data.load_problems(f"{file}{columns}")
         assert "\n" not in str(stop.value)
+
+
+SOLUTIONS = [
+    "We add. It is 3.\nThe answer is 2",
+    "We " + "add, and " * 20 + "the answer is 2",
+    r"We \textbf{add}." + "\n" + "And then " * 20 + r"it is $\frac{1}{2}$",
+]
+FINAL = [
+    "2",
+    "a\n",
+    r"\frac{\text{force}}{\text{mass}}" * 9,
+    ", ".join(map(str, range(99))),
+    "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}",
+]
+
+
+def test_worked_solutions_without_a_mark_are_refused_and_a_few_of_them_noted(tmp_path, capsys):
+    file = tmp_path / "a.jsonl"
+    for solution in SOLUTIONS:
+        write_rows(file, [{"problem": "p", "answer": answer} for answer in (*FINAL, solution)])
+        message = re.escape(f"{file}, line 6: the answer {solution!r:.80} is a worked solution")
+        with pytest.raises(SystemExit, match=message) as stop:
+            data.load_problems(str(file))
+        assert "\n" not in str(stop.value)
+        assert len(data.load_problems(str(file), task="text")) == 6
+    assert not capsys.readouterr().out
+    write_rows(file, [{"problem": "p", "answer": answer} for answer in (SOLUTIONS[0], *"9" * 100)])
+    assert len(data.load_problems(str(file))) == 101
+    assert "note: " in (note := capsys.readouterr().out)
+    assert f"1 answers are worked solutions, which no response will match; the first is that of " \
+           f"{file}, line 1\n" in note
 
 
 def test_files_of_other_formats_are_told_what_to_do(tmp_path):
