@@ -158,15 +158,15 @@ def check_weights(command, folder):
     An evaluation reads the weights for that. A training run does not: it
     checks the weights when its trainer has loaded them."""
     index = folder / "model.safetensors.index.json"
-    files = {*folder.glob("*.safetensors")}
+    files = {*folder.glob("model.safetensors")}
     if index.exists():
         with fail_as(index):
             names = json.loads(index.read_bytes())["weight_map"].values()
             files = {folder / name for name in names}
     if not files:
-        fail(f"--model {folder} has no weights in .safetensors. Other "
-             "formats are not read, since they can hold code. Save the "
-             "model with save_pretrained")
+        fail(f"--model {folder} has no weights in model.safetensors, or in "
+             f"files that {index.name} names. Other formats are not read, "
+             "since some can hold code. Save the model with save_pretrained")
     for file in files:
         with fail_as(f"{file} is damaged or missing, fetch it again"):
             # Reads the header and compares it with the file's size.
@@ -299,14 +299,25 @@ def load_model(path, dtype):
         model, found = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=dtype,
             attn_implementation="packed", use_safetensors=True,
-            output_loading_info=True, **NO_CODE)
+            output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         fail(f"--model {path}: {one_line(error)}")
+    check_fit(path, found)
+    return model
+
+
+def check_fit(path, found):
+    """Refuses weights that are not those of the model of config.json.
+    transformers would initialise what it lacks at random.
+
+    found: what transformers tells about the loading."""
     if found["missing_keys"]:
-        # transformers would initialise these at random.
         names = ", ".join(sorted(found["missing_keys"])[:3])
         fail(f"--model {path} lacks weights: {names} ...")
-    return model
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        fail(f"--model {path}: {name} has the shape {(*stored,)}, where its "
+             f"config.json asks for {(*expected,)}: the two do not belong "
+             "together")
 
 
 def holds_float32(path):

@@ -402,11 +402,22 @@ def larger_tokenizer(folder):
 CODE = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
 chat = partial(edit, "tokenizer_config.json")
 UNFIT = {  # case: (change to the model's folder, --prompt-template, what the message says)
-    "no weights": (remove("model.safetensors"), "raw", "no weights in .safetensors"),
+    "no weights": (remove("model.safetensors"), "raw", "no weights in model.safetensors"),
     "pickled weights": (
         pickled,
         "raw",
-        "no weights in .safetensors. Other formats are not read, since they can hold code",
+        "no weights in model.safetensors.*Other formats are not read, since some can hold code",
+    ),
+    "weights of another format": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "consolidated.safetensors"),
+        "raw",
+        "no weights in model.safetensors",
+    ),
+    "shards without an index": (
+        lambda folder: (folder / "model.safetensors").rename(
+            folder / "model-00001-of-00001.safetensors"),
+        "raw",
+        "or in files that model.safetensors.index.json names",
     ),
     "cut weights": (
         cut("model.safetensors", 5000),
@@ -679,8 +690,14 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
     message = f"--model {tmp_path}/base lacks weights: model.norm.weight"
     with pytest.raises(SystemExit, match=message):
         load_model(tmp_path / "base", torch.float32)
-    edit("config.json", hidden_size=32)(tmp_path / "base")
-    with pytest.raises(SystemExit, match=f"--model {tmp_path}/base: ") as stop:
+
+
+def test_weights_of_another_shape_than_the_configs_are_named(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit("config.json", intermediate_size=33)(tmp_path / "base")
+    message = (rf"--model {tmp_path}/base: model.layers.0.mlp.down_proj.weight has the shape "
+               r"\(16, 32\), where its config.json asks for \(16, 33\)")
+    with pytest.raises(SystemExit, match=message) as stop:
         load_model(tmp_path / "base", torch.float32)
     refused(stop.value)
 
