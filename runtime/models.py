@@ -171,10 +171,28 @@ def check_weights(command, folder):
         with fail_as(f"{file} is damaged or missing, fetch it again"):
             # Reads the header and compares it with the file's size.
             with safe_open(file, "pt") as weights:
+                stored_dtypes(folder, weights)
                 if command == "eval":
                     check_finite(folder, (
                         (name, weights.get_tensor(name))
                         for name in weights.keys()))  # noqa: SIM118
+
+
+def stored_dtypes(model, weights):
+    """Returns the dtypes in an open .safetensors file, as its header names
+    them. Refuses weights of quantised models, which transformers would
+    convert without their scales, and of float64. The masks and positions of
+    older checkpoints may be integers."""
+    dtypes = set()
+    for name in weights.keys():  # noqa: SIM118
+        dtype = weights.get_slice(name).get_dtype()
+        is_weight = dtype.startswith("F") or name.endswith("weight")
+        if is_weight and dtype not in ("F32", "F16", "BF16"):
+            fail(f"--model {model}: {name} is stored as {dtype}, and only "
+                 "weights in float32, float16 or bfloat16 are read: name the "
+                 "original model, if this one is quantised")
+        dtypes.add(dtype)
+    return dtypes
 
 
 def fingerprint(folder):
@@ -326,12 +344,11 @@ def holds_float32(path):
     of the first, and round them if it is lower."""
     if not os.path.isdir(path):  # from_pretrained then finds them downloaded
         path = snapshot_download(path, allow_patterns="model*.safetensors")
-    for file in Path(path).glob("*.safetensors"):
+    dtypes = set()
+    for file in Path(path).glob("model*.safetensors"):
         with safe_open(file, "pt") as weights:
-            for name in weights.keys():
-                if weights.get_slice(name).get_dtype() == "F32":
-                    return True
-    return False
+            dtypes |= stored_dtypes(path, weights)
+    return "F32" in dtypes
 
 
 def switch_off_dropout(config):

@@ -105,6 +105,16 @@ def lose_a_tensor(folder):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def store_as(dtype, name):
+    """Returns a function of a folder that stores one of its weights in another dtype, or adds it
+    with one element."""
+    def change(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights[name] = weights.get(name, torch.ones(1)).to(dtype)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return change
+
+
 def refused(stop, capsys=None):
     """Returns the message of a SystemExit, from its code or from stderr. Fails unless the message
     is one printable line and the status is not 0."""
@@ -480,6 +490,16 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
         "raw",
         "is quantised .its method is not named., as the quantization_config",
     ),
+    "quantised without a word": (
+        store_as(torch.float8_e4m3fn, "model.layers.0.mlp.up_proj.weight"),
+        "raw",
+        "model.layers.0.mlp.up_proj.weight is stored as F8_E4M3, and only",
+    ),
+    "quantised to integers": (
+        store_as(torch.int8, "model.layers.0.mlp.up_proj.weight"),
+        "raw",
+        "model.layers.0.mlp.up_proj.weight is stored as I8, and only",
+    ),
     "adapter": (
         several(cut("adapter_config.json", 0, b"{}"), remove("config.json", "model.safetensors")),
         "raw",
@@ -690,6 +710,20 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
     message = f"--model {tmp_path}/base lacks weights: model.norm.weight"
     with pytest.raises(SystemExit, match=message):
         load_model(tmp_path / "base", torch.float32)
+
+
+@pytest.mark.parametrize("dtype, name", [
+    (torch.float16, "model.norm.weight"),
+    (torch.bfloat16, "lm_head.weight"),
+    (torch.float32, "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    (torch.int64, "model.embeddings.position_ids"),
+    (torch.bool, "model.layers.0.self_attn.mask"),
+])
+def test_weights_in_half_precision_and_buffers_of_older_checkpoints_are_read(
+        dtype, name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(dtype, name)(tmp_path / "base")
+    models.check_weights("train", tmp_path / "base")
 
 
 def test_weights_of_another_shape_than_the_configs_are_named(tiny, tmp_path):
