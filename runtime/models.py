@@ -336,6 +336,14 @@ def check_fit(path, found):
         fail(f"--model {path}: {name} has the shape {(*stored,)}, where its "
              f"config.json asks for {(*expected,)}: the two do not belong "
              "together")
+    # transformers does not list the buffers of older checkpoints here, nor
+    # layers that a family knows to be for other uses. A head does no harm.
+    unused = [name for name in found["unexpected_keys"] if ".layers." in name]
+    if unused:
+        names = ", ".join(sorted(unused)[:3])
+        fail(f"--model {path} has weights that the model of its config.json "
+             f"would not use: {names} ... Correct its config.json, or save "
+             "the model without them")
 
 
 def holds_float32(path):

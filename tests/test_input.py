@@ -40,7 +40,7 @@ from runtime.responses import Benchmark
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
 from tests.conftest import main, metrics, recipe, write_rows
-from tools import data, laptop, plots, study, tables
+from tools import data, laptop, plots, study, tables, zoo
 
 VOCABULARY = 128  # of the model; its tokenizer has 94 tokens and those named here
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -724,6 +724,38 @@ def test_weights_in_half_precision_and_buffers_of_older_checkpoints_are_read(
     shutil.copytree(tiny / "base", tmp_path / "base")
     store_as(dtype, name)(tmp_path / "base")
     models.check_weights("train", tmp_path / "base")
+
+
+@pytest.mark.parametrize("name", [
+    "model.layers.1.mlp.up_proj.weight",
+    "model.layers.0.self_attn.q_proj.bias",
+    "model.layers.0.mlp.up_proj.weight_scale",
+])
+def test_weights_of_layers_that_the_config_does_not_know_are_named(name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(torch.float32, name)(tmp_path / "base")
+    with pytest.raises(SystemExit, match=f"config.json would not use: {name} ...") as stop:
+        load_model(tmp_path / "base", torch.float32)
+    refused(stop.value)
+
+
+@pytest.mark.parametrize("name", [
+    "model.layers.0.self_attn.rotary_emb.inv_freq",  # of older checkpoints
+    "v_head.summary.weight",  # of PPO
+])
+def test_weights_that_change_no_response_may_be_there(name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(torch.float32, name)(tmp_path / "base")
+    load_model(tmp_path / "base", torch.float32)
+
+
+def test_a_head_that_tying_makes_superfluous_may_be_there(tmp_path):
+    zoo.save("llama-tied", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load_model(tmp_path, torch.float32)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_weights_of_another_shape_than_the_configs_are_named(tiny, tmp_path):
