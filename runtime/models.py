@@ -14,8 +14,8 @@ from huggingface_hub import get_session, is_offline_mode, snapshot_download
 from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from transformers import (
-    AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer,
-    GenerationConfig, PreTrainedConfig)
+    MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig,
+    AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig)
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from runtime.common import fail, fail_as, one_line
@@ -25,6 +25,9 @@ from runtime.prompts import TEMPLATES
 # No code of a checkpoint is run. With None, the default, transformers would
 # ask at a terminal whether to run it.
 NO_CODE = {"trust_remote_code": False}
+
+READS_IMAGES = ("is a model of images and text, as the vision_config of its "
+                "config.json says: choose a model of text alone")
 
 
 # ---------------------------------------------------------- the checkpoint
@@ -89,6 +92,9 @@ def load_config(command, cfg):
                     "code is never run")
     with fail_as(f"--model {cfg.model}: {failure}"):
         config = AutoConfig.from_pretrained(cfg.model, **NO_CODE)
+        can_build = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        if "vision_config" in fields and not can_build:
+            fail(f"--model {cfg.model} {READS_IMAGES}")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **NO_CODE)
         body = model.base_model
@@ -105,6 +111,8 @@ def load_config(command, cfg):
 def check_trainable(cfg, config, body):
     """Refuses a model that these settings cannot train."""
     if not hasattr(body, "layers"):
+        if hasattr(body.config, "vision_config"):
+            fail(f"--model {cfg.model} {READS_IMAGES}")
         fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
              "trained here, since it has no .layers")
     # Some families count none in their dense models: Granite 4.0 0, Gemma 4 None.

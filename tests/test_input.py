@@ -27,7 +27,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig)
 
 import verify
 from runtime import checkpoints, cli, models, responses, run_folder
@@ -409,6 +410,16 @@ def larger_tokenizer(folder):
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
 
 
+def nested(folder):
+    """Gives the folder the config of a model for text and images, whose text part names the
+    end-of-text tokens."""
+    text = {"vocab_size": VOCABULARY,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "eos_token_id": [6, 8]}
+    Gemma3Config(text_config=text).save_pretrained(folder)
+
+
 CODE = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
 chat = partial(edit, "tokenizer_config.json")
 UNFIT = {  # case: (change to the model's folder, --prompt-template, what the message says)
@@ -489,6 +500,16 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
         edit("config.json", text_config={"quantization_config": {"load_in_4bit": True}}),
         "raw",
         "is quantised .its method is not named., as the quantization_config",
+    ),
+    "images": (
+        lambda folder: Qwen2_5_VLConfig().save_pretrained(folder),
+        "raw",
+        "is a model of images and text",
+    ),
+    "images in layers of its own": (
+        nested,
+        "raw",
+        "is a model of images and text",
     ),
     "quantised without a word": (
         store_as(torch.float8_e4m3fn, "model.layers.0.mlp.up_proj.weight"),
@@ -629,16 +650,6 @@ def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
         cwd=workers.ROOT, capture_output=True, text=True, check=False)
     assert "-OO or PYTHONOPTIMIZE=2" in done.stderr
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-
-
-def nested(folder):
-    """Gives the folder the config of a model for text and images, whose text part names the
-    end-of-text tokens."""
-    text = {"vocab_size": VOCABULARY,
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "eos_token_id": [6, 8]}
-    Gemma3Config(text_config=text).save_pretrained(folder)
 
 
 ENDS = {  # case: (change to the model's folder, whose tokenizer ends at 2, resulting ids)
