@@ -1,6 +1,7 @@
 """Tests of data sets in the hub's format, of local copies, of prompts, and of the sets and
 sampling settings of evaluations."""
 import json
+import logging
 import random
 import re
 import subprocess
@@ -434,6 +435,21 @@ def test_puzzles_with_their_own_instructions_are_not_asked_for_a_box():
     assert BOXED not in puzzle
     assert BOXED in question
     assert "user\nQ<|im_end|>" in puzzle
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_a_problem_beyond_the_tokenizers_limit_is_dropped_without_a_warning(
+        template, monkeypatch, caplog):
+    """transformers would warn of errors when the model reads the problem, which it never does."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = make_tokenizer(QWEN)
+    tokenizer.model_max_length = 300
+    cfg = Config(prompt_template=template, max_prompt_length=300)
+    (kept,), dropped = encode_prompts([a_row("1" * 999), a_row("2")], tokenizer, cfg)
+    assert (kept["problem"], dropped) == ("2", 1)
+    assert not caplog.records
+    tokenizer.encode("1" * 999)  # as it would have said
+    assert "longer than the specified maximum" in caplog.text
 
 
 # Mistral's tokenizers put a BOS before a text. Some fine-tuned ones put an EOS after it.
