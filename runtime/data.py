@@ -108,7 +108,7 @@ def parse_source(source):
 
 
 def hub_rows(hub, config, split):
-    """Returns the rows of a hub data set at its pinned revision."""
+    """Returns the rows of a hub data set at its pinned revision, or of a folder."""
     import datasets
     if os.path.isfile(hub):
         if hub.lower().endswith(".parquet"):
@@ -117,6 +117,9 @@ def hub_rows(hub, config, split):
         fail(f"{hub} is not a .jsonl file: convert it, with datasets' to_json for example")
     revision, rows = REVISIONS.get(hub), []
     try:
+        if os.path.isfile(os.path.join(hub, "state.json")):  # by save_to_disk
+            saved = datasets.load_from_disk(hub)
+            return [{"id": str(i), **row} for i, row in enumerate(saved)]
         configs = [config]
         if config == "*":
             configs = datasets.get_dataset_config_names(hub, revision=revision)
@@ -305,8 +308,10 @@ def load_problems(source, data_dir="", task="math"):
 def check_problem(where, row, task):
     """Returns the row as a problem. Ends the program if it is unusable, or if
     its task returns no verdict."""
-    task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
-    answer = number_as_text(answer)
+    own_task = row.get("task")
+    if own_task is not None:
+        task = own_task
+    problem, answer = row.get("problem"), number_as_text(row.get("answer"))
     if task == "math" and isinstance(answer, str):
         answer = final_answer(answer)
     for name, text in (("problem", problem), ("answer", answer)):
@@ -332,7 +337,7 @@ def check_problem(where, row, task):
     except TypeError as error:
         fail(error.args[0])
     checked = {"id": str(row["id"]), "problem": problem, "answer": answer}
-    return {**checked, "task": task} if "task" in row else checked
+    return checked if own_task is None else {**checked, "task": task}
 
 
 def check_solutions(source, answers):

@@ -251,6 +251,25 @@ def test_worked_solutions_without_a_mark_are_refused_and_a_few_of_them_noted(tmp
            f"{file}, line 1\n" in note
 
 
+def test_a_folder_of_save_to_disk_is_read(tmp_path):
+    saved = datasets.Dataset.from_list([{"question": "1 + 1?", "answer": "so\n#### 2"}])
+    problem = {"id": "0", "problem": "1 + 1?", "answer": "2"}
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "splits")
+    for name in ("one", "splits"):
+        assert data.load_problems(f"{tmp_path}/{name},problem=question") == [problem]
+
+
+def test_a_task_of_null_is_the_default(tmp_path):
+    row = {"problem": "p", "answer": "B"}
+    write_rows(tmp_path / "a.jsonl", [row | {"task": None}, row | {"task": "text"}, row])
+    problems = data.load_problems(f"{tmp_path}/a.jsonl", task="choice")
+    assert [problem.get("task") for problem in problems] == [None, "text", None]
+    (tmp_path / "a.jsonl").write_text('{"problem": "p", "answer": "24", "task": ""}')
+    with pytest.raises(SystemExit, match="line 1: the task '' is not one of"):
+        data.load_problems(f"{tmp_path}/a.jsonl")
+
+
 def test_files_of_other_formats_are_told_what_to_do(tmp_path):
     for name, message in (
             ("one.parquet", f"only folders of them are read: name {tmp_path}$"),
