@@ -23,7 +23,8 @@ from runtime.checkpoints import check_checkpoints
 from runtime.common import (
     fail, fail_as, flag, one_line, print_once, printable)
 from runtime.data import (
-    DATASETS, GROUPS, PROTOCOL, digest, load_problems, without_tests)
+    DATASETS, GROUPS, PROTOCOL, digest, jsonl_file, load_problems,
+    without_tests)
 from runtime.models import (
     check_weights, context_left, end_tokens, fingerprint, load_config,
     load_tokenizer)
@@ -343,8 +344,8 @@ def resolve_auto(cfg):
 
 def set_name(source):
     """Returns the name of a set in tables and of its file of responses."""
-    if source.endswith(".jsonl"):
-        return Path(source).stem
+    if file := jsonl_file(source):
+        return Path(file).stem
     return Path(source.split(",")[0]).name  # of hub/id,split=test or a folder
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.common import fail, one_line
+from runtime.common import fail, one_line, print_once
 from runtime.latex import MAX_ANSWER, extract_answer
 from runtime.scoring import check_result
 from verify import TASKS
@@ -95,7 +95,8 @@ def fetch(source):
 
 def parse_source(source):
     """Turns `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`
-    into a DataSet. Ends the program if a key is unknown."""
+    into a DataSet. A folder or a file may stand in place of the id. Ends the
+    program if a key is unknown."""
     hub, *pairs = source.split(",")
     fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
     for pair in pairs:
@@ -107,12 +108,18 @@ def parse_source(source):
 
 
 def hub_rows(hub, config, split):
-    """Returns the rows of a hub data set at its pinned revision."""
+    """Returns the rows of a hub data set at its pinned revision, or of a folder."""
     import datasets
     if os.path.isfile(hub):
+        if hub.lower().endswith(".parquet"):
+            folder = os.path.dirname(hub) or "."
+            fail(f"{hub} is a Parquet file, and only folders of them are read: name {folder}")
         fail(f"{hub} is not a .jsonl file: convert it, with datasets' to_json for example")
     revision, rows = REVISIONS.get(hub), []
     try:
+        if os.path.isfile(os.path.join(hub, "state.json")):  # by save_to_disk
+            saved = datasets.load_from_disk(hub)
+            return [{"id": str(i), **row} for i, row in enumerate(saved)]
         configs = [config]
         if config == "*":
             configs = datasets.get_dataset_config_names(hub, revision=revision)
@@ -248,16 +255,42 @@ def read_jsonl(path):
     return named
 
 
+def jsonl_file(source):
+    """Returns the path of the .jsonl file that a source names, alone or
+    before the names of its columns, or None."""
+    for name in (source, source.split(",")[0]):
+        if name.lower().endswith(".jsonl"):
+            return name
+    return None
+
+
+def read_columns(source, file):
+    """Returns (where, row) for each row of a .jsonl file. "problem" and
+    "answer" are from the columns that the source names, as in `parse_source`."""
+    spec = parse_source("" if source == file else source)
+    if spec.config or spec.split != "train":
+        fail(f"{source}: a .jsonl file has neither config nor split: name only its columns")
+    renamed = []
+    for where, row in read_jsonl(file):
+        for name in (spec.problem, spec.answer):
+            if name not in row:
+                keys = [key for key in row if key != "id"]
+                fail(f"{where}: there is no {name!r} among its keys {keys!r:.200}: name the "
+                     f"columns, as in {file},problem=question,answer=solution")
+        renamed.append((where, {**row, "problem": row[spec.problem], "answer": row[spec.answer]}))
+    return renamed
+
+
 def load_problems(source, data_dir="", task="math"):
     """Loads problems. Returns a list of {"id", "problem", "answer"[, "task"]}.
 
-    source: a .jsonl file, a name in DATASETS, or a hub data set as in
-    `parse_source`. data_dir: a folder of NAME.jsonl files to use instead of
-    the hub. task: the task of rows that name none.
+    source: a .jsonl file or a hub data set, with columns as in
+    `parse_source`, or a name in DATASETS. data_dir: a folder of NAME.jsonl
+    files to use instead of the hub. task: the task of rows that name none.
     Ends the program with a message that names the first unusable row."""
     path = f"{data_dir}/{source}.jsonl" if data_dir and source in DATASETS else source
-    if path.endswith(".jsonl"):
-        rows = read_jsonl(path)
+    if file := jsonl_file(path):
+        rows = read_columns(path, file)
     else:
         rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
     problems = {}
@@ -266,14 +299,19 @@ def load_problems(source, data_dir="", task="math"):
         if problem["id"] in problems:
             fail(f"{where}: an earlier row has the same id, {problem['id']!r:.80}")
         problems[problem["id"]] = problem
+    answers = [(where, problem["answer"]) for (where, _), problem in zip(rows, problems.values())
+               if problem.get("task", task) == "math"]
+    check_solutions(source, answers)
     return list(problems.values()) or fail(f"{source} contains no problems")
 
 
 def check_problem(where, row, task):
     """Returns the row as a problem. Ends the program if it is unusable, or if
     its task returns no verdict."""
-    task, problem, answer = row.get("task", task), row.get("problem"), row.get("answer")
-    answer = number_as_text(answer)
+    own_task = row.get("task")
+    if own_task is not None:
+        task = own_task
+    problem, answer = row.get("problem"), number_as_text(row.get("answer"))
     if task == "math" and isinstance(answer, str):
         answer = final_answer(answer)
     for name, text in (("problem", problem), ("answer", answer)):
@@ -299,7 +337,32 @@ def check_problem(where, row, task):
     except TypeError as error:
         fail(error.args[0])
     checked = {"id": str(row["id"]), "problem": problem, "answer": answer}
-    return {**checked, "task": task} if "task" in row else checked
+    return checked if own_task is None else {**checked, "task": task}
+
+
+def check_solutions(source, answers):
+    """Refuses a set with worked solutions among its answers to mathematics,
+    since no response will match them. Prints a note if they are under five
+    percent: the authors' copy of GSM8K has four. answers: (where, answer)."""
+    solutions = [pair for pair in answers if is_solution(pair[1])]
+    if not solutions:
+        return
+    where, answer = solutions[0]
+    if len(solutions) < len(answers) / 20:
+        print_once(f"note: {source}: {len(solutions)} answers are worked solutions, which no "
+                   f"response will match; the first is that of {where}")
+        return
+    fail(f"{where}: the answer {answer!r:.80} is a worked solution, which no response will "
+         "match: mark its final answer with \\boxed{} or ####, or choose another --task")
+
+
+def is_solution(answer):
+    """Returns whether an answer still is a worked solution, where `final_answer`
+    has found no mark. No final answer of the paper's sets has more than 68
+    letters outside LaTeX commands."""
+    letters = re.sub(r"\\[A-Za-z]+|[\W\d_]", "", answer)
+    lines = answer.strip().splitlines()
+    return len(letters) > 100 or (len(lines) > 1 and "\\" not in answer)
 
 
 def outside(rows, tests):

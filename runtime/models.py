@@ -14,8 +14,8 @@ from huggingface_hub import get_session, is_offline_mode, snapshot_download
 from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from transformers import (
-    AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer,
-    GenerationConfig, PreTrainedConfig)
+    MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig,
+    AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig)
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from runtime.common import fail, fail_as, one_line
@@ -25,6 +25,9 @@ from runtime.prompts import TEMPLATES
 # No code of a checkpoint is run. With None, the default, transformers would
 # ask at a terminal whether to run it.
 NO_CODE = {"trust_remote_code": False}
+
+READS_IMAGES = ("is a model of images and text, as the vision_config of its "
+                "config.json says: choose a model of text alone")
 
 
 # ---------------------------------------------------------- the checkpoint
@@ -89,6 +92,9 @@ def load_config(command, cfg):
                     "code is never run")
     with fail_as(f"--model {cfg.model}: {failure}"):
         config = AutoConfig.from_pretrained(cfg.model, **NO_CODE)
+        can_build = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        if "vision_config" in fields and not can_build:
+            fail(f"--model {cfg.model} {READS_IMAGES}")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **NO_CODE)
         body = model.base_model
@@ -105,6 +111,8 @@ def load_config(command, cfg):
 def check_trainable(cfg, config, body):
     """Refuses a model that these settings cannot train."""
     if not hasattr(body, "layers"):
+        if hasattr(body.config, "vision_config"):
+            fail(f"--model {cfg.model} {READS_IMAGES}")
         fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
              "trained here, since it has no .layers")
     # Some families count none in their dense models: Granite 4.0 0, Gemma 4 None.
@@ -158,23 +166,41 @@ def check_weights(command, folder):
     An evaluation reads the weights for that. A training run does not: it
     checks the weights when its trainer has loaded them."""
     index = folder / "model.safetensors.index.json"
-    files = {*folder.glob("*.safetensors")}
+    files = {*folder.glob("model.safetensors")}
     if index.exists():
         with fail_as(index):
             names = json.loads(index.read_bytes())["weight_map"].values()
             files = {folder / name for name in names}
     if not files:
-        fail(f"--model {folder} has no weights in .safetensors. Other "
-             "formats are not read, since they can hold code. Save the "
-             "model with save_pretrained")
+        fail(f"--model {folder} has no weights in model.safetensors, or in "
+             f"files that {index.name} names. Other formats are not read, "
+             "since some can hold code. Save the model with save_pretrained")
     for file in files:
         with fail_as(f"{file} is damaged or missing, fetch it again"):
             # Reads the header and compares it with the file's size.
             with safe_open(file, "pt") as weights:
+                stored_dtypes(folder, weights)
                 if command == "eval":
                     check_finite(folder, (
                         (name, weights.get_tensor(name))
                         for name in weights.keys()))  # noqa: SIM118
+
+
+def stored_dtypes(model, weights):
+    """Returns the dtypes in an open .safetensors file, as its header names
+    them. Refuses weights of quantised models, which transformers would
+    convert without their scales, and of float64. The masks and positions of
+    older checkpoints may be integers."""
+    dtypes = set()
+    for name in weights.keys():  # noqa: SIM118
+        dtype = weights.get_slice(name).get_dtype()
+        is_weight = dtype.startswith("F") or name.endswith("weight")
+        if is_weight and dtype not in ("F32", "F16", "BF16"):
+            fail(f"--model {model}: {name} is stored as {dtype}, and only "
+                 "weights in float32, float16 or bfloat16 are read: name the "
+                 "original model, if this one is quantised")
+        dtypes.add(dtype)
+    return dtypes
 
 
 def fingerprint(folder):
@@ -299,14 +325,33 @@ def load_model(path, dtype):
         model, found = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=dtype,
             attn_implementation="packed", use_safetensors=True,
-            output_loading_info=True, **NO_CODE)
+            output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         fail(f"--model {path}: {one_line(error)}")
+    check_fit(path, found)
+    return model
+
+
+def check_fit(path, found):
+    """Refuses weights that are not those of the model of config.json.
+    transformers would initialise what it lacks at random.
+
+    found: what transformers tells about the loading."""
     if found["missing_keys"]:
-        # transformers would initialise these at random.
         names = ", ".join(sorted(found["missing_keys"])[:3])
         fail(f"--model {path} lacks weights: {names} ...")
-    return model
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        fail(f"--model {path}: {name} has the shape {(*stored,)}, where its "
+             f"config.json asks for {(*expected,)}: the two do not belong "
+             "together")
+    # transformers does not list the buffers of older checkpoints here, nor
+    # layers that a family knows to be for other uses. A head does no harm.
+    unused = [name for name in found["unexpected_keys"] if ".layers." in name]
+    if unused:
+        names = ", ".join(sorted(unused)[:3])
+        fail(f"--model {path} has weights that the model of its config.json "
+             f"would not use: {names} ... Correct its config.json, or save "
+             "the model without them")
 
 
 def holds_float32(path):
@@ -315,12 +360,11 @@ def holds_float32(path):
     of the first, and round them if it is lower."""
     if not os.path.isdir(path):  # from_pretrained then finds them downloaded
         path = snapshot_download(path, allow_patterns="model*.safetensors")
-    for file in Path(path).glob("*.safetensors"):
+    dtypes = set()
+    for file in Path(path).glob("model*.safetensors"):
         with safe_open(file, "pt") as weights:
-            for name in weights.keys():
-                if weights.get_slice(name).get_dtype() == "F32":
-                    return True
-    return False
+            dtypes |= stored_dtypes(path, weights)
+    return "F32" in dtypes
 
 
 def switch_off_dropout(config):

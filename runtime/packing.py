@@ -117,12 +117,20 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
     query, key, value: (1, heads, T, d). Returns (1, T, heads, d).
     transformers calls it by the name "packed". Its own attentions keep
     sequences apart only if neither a mask nor a cache is passed."""
+    name = f"a {type(module).__name__}"
     if cu_seq_lens_q is None:
-        fail(f"a {type(module).__name__} does not pass on where sequences "
-             "begin, so many of them cannot be read at once")
-    if (sliding_window or math.inf) < max_length_q or softcap is not None or s_aux is not None:
-        fail("this model's attention has a sliding window below the sequence "
-             "length, soft-capping or sinks, which are not implemented")
+        fail(f"{name} does not pass on where sequences begin, so many of them "
+             "cannot be read at once")
+    if softcap is not None:
+        fail(f"{name} caps its scores (soft-capping), which is not implemented: "
+             "choose another model")
+    if s_aux is not None:
+        fail(f"{name} has attention sinks, which are not implemented: choose "
+             "another model")
+    if (sliding_window or math.inf) < max_length_q:
+        fail(f"{name} has a sliding window of {sliding_window} tokens, and "
+             "longer sequences are not implemented: lower --max-prompt-length "
+             "and --max-completion-length to a sum of at most that")
     # The heads move behind the tokens: (T, heads, d).
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and flash_can_do(q, v):

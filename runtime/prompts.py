@@ -30,8 +30,8 @@ def encode_opening(text, tokenizer):
     that it puts after the text (EOS) are removed, because they would tell the
     model that the text has ended. Raises ValueError if the special tokens
     change how the text itself is tokenized."""
-    own = tokenizer.encode(text, add_special_tokens=False)
-    ids = tokenizer.encode(text)
+    own = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    ids = tokenizer.encode(text, verbose=False)
     for front in range(len(ids) - len(own) + 1):
         end = front + len(own)
         if ids[front:end] == own:
@@ -53,7 +53,7 @@ def encode_prompts(problems, tokenizer, cfg):
             text = tokenizer.apply_chat_template(
                 [message], tokenize=False, add_generation_prompt=True,
                 **CLOCK | cfg.chat_template_kwargs)
-            ids = tokenizer.encode(text, add_special_tokens=False)
+            ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
         else:
             text = TEMPLATES[cfg.prompt_template].replace("{ask}", ask)
             ids = encode_opening(text.replace("{problem}", problem["problem"]), tokenizer)

@@ -1,7 +1,9 @@
 """Tests of data sets in the hub's format, of local copies, of prompts, and of the sets and
 sampling settings of evaluations."""
 import json
+import logging
 import random
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -199,6 +201,84 @@ def test_any_hub_set_with_its_columns_named(hub):
     assert problems == [{"id": "0", "problem": "Pears?", "answer": "18"}]
 
 
+@pytest.mark.parametrize("name", ["mine.jsonl", "MINE.JSONL"])
+def test_a_jsonl_file_with_its_columns_named(name, tmp_path):
+    file = tmp_path / name
+    write_rows(file, [{"question": "1 + 1?", "solution": r"It is \boxed{2}.", "answer": "two"}])
+    problems = data.load_problems(f"{file},problem=question,answer=solution")
+    assert problems == [{"id": "1", "problem": "1 + 1?", "answer": "2"}]
+    unusable = {
+        "": r"line 1: there is no 'problem' among its keys \['question', 'solution', 'answer'\]: "
+            f"name the columns, as in {file},problem=question,answer=solution",
+        ",problem=question,answer=gold": "line 1: there is no 'gold' among its keys",
+        ",problem=question,split=test": "neither config nor split",
+        ",column=question": "key=value",
+    }
+    for columns, message in unusable.items():
+        with pytest.raises(SystemExit, match=message) as stop:
+            data.load_problems(f"{file}{columns}")
+        assert "\n" not in str(stop.value)
+
+
+SOLUTIONS = [
+    "We add. It is 3.\nThe answer is 2",
+    "We " + "add, and " * 20 + "the answer is 2",
+    r"We \textbf{add}." + "\n" + "And then " * 20 + r"it is $\frac{1}{2}$",
+]
+FINAL = [
+    "2",
+    "a\n",
+    r"\frac{\text{force}}{\text{mass}}" * 9,
+    ", ".join(map(str, range(99))),
+    "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}",
+]
+
+
+def test_worked_solutions_without_a_mark_are_refused_and_a_few_of_them_noted(tmp_path, capsys):
+    file = tmp_path / "a.jsonl"
+    for solution in SOLUTIONS:
+        write_rows(file, [{"problem": "p", "answer": answer} for answer in (*FINAL, solution)])
+        message = re.escape(f"{file}, line 6: the answer {solution!r:.80} is a worked solution")
+        with pytest.raises(SystemExit, match=message) as stop:
+            data.load_problems(str(file))
+        assert "\n" not in str(stop.value)
+        assert len(data.load_problems(str(file), task="text")) == 6
+    assert not capsys.readouterr().out
+    write_rows(file, [{"problem": "p", "answer": answer} for answer in (SOLUTIONS[0], *"9" * 100)])
+    assert len(data.load_problems(str(file))) == 101
+    assert "note: " in (note := capsys.readouterr().out)
+    assert f"1 answers are worked solutions, which no response will match; the first is that of " \
+           f"{file}, line 1\n" in note
+
+
+def test_a_folder_of_save_to_disk_is_read(tmp_path):
+    saved = datasets.Dataset.from_list([{"question": "1 + 1?", "answer": "so\n#### 2"}])
+    problem = {"id": "0", "problem": "1 + 1?", "answer": "2"}
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "splits")
+    for name in ("one", "splits"):
+        assert data.load_problems(f"{tmp_path}/{name},problem=question") == [problem]
+
+
+def test_a_task_of_null_is_the_default(tmp_path):
+    row = {"problem": "p", "answer": "B"}
+    write_rows(tmp_path / "a.jsonl", [row | {"task": None}, row | {"task": "text"}, row])
+    problems = data.load_problems(f"{tmp_path}/a.jsonl", task="choice")
+    assert [problem.get("task") for problem in problems] == [None, "text", None]
+    (tmp_path / "a.jsonl").write_text('{"problem": "p", "answer": "24", "task": ""}')
+    with pytest.raises(SystemExit, match="line 1: the task '' is not one of"):
+        data.load_problems(f"{tmp_path}/a.jsonl")
+
+
+def test_files_of_other_formats_are_told_what_to_do(tmp_path):
+    for name, message in (
+            ("one.parquet", f"only folders of them are read: name {tmp_path}$"),
+            ("one.csv", "is not a .jsonl file: convert it")):
+        (tmp_path / name).touch()
+        with pytest.raises(SystemExit, match=message):
+            data.load_problems(f"{tmp_path}/{name},problem=question")
+
+
 def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     copies, folder = tmp_path / "copies", tmp_path / "data"
     copies.mkdir()
@@ -374,6 +454,21 @@ def test_puzzles_with_their_own_instructions_are_not_asked_for_a_box():
     assert BOXED not in puzzle
     assert BOXED in question
     assert "user\nQ<|im_end|>" in puzzle
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_a_problem_beyond_the_tokenizers_limit_is_dropped_without_a_warning(
+        template, monkeypatch, caplog):
+    """transformers would warn of errors when the model reads the problem, which it never does."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = make_tokenizer(QWEN)
+    tokenizer.model_max_length = 300
+    cfg = Config(prompt_template=template, max_prompt_length=300)
+    (kept,), dropped = encode_prompts([a_row("1" * 999), a_row("2")], tokenizer, cfg)
+    assert (kept["problem"], dropped) == ("2", 1)
+    assert not caplog.records
+    tokenizer.encode("1" * 999)  # as it would have said
+    assert "longer than the specified maximum" in caplog.text
 
 
 # Mistral's tokenizers put a BOS before a text. Some fine-tuned ones put an EOS after it.

@@ -27,7 +27,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig)
 
 import verify
 from runtime import checkpoints, cli, models, responses, run_folder
@@ -40,7 +41,7 @@ from runtime.responses import Benchmark
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
 from tests.conftest import main, metrics, recipe, write_rows
-from tools import data, laptop, plots, study, tables
+from tools import data, laptop, plots, study, tables, zoo
 
 VOCABULARY = 128  # of the model; its tokenizer has 94 tokens and those named here
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -103,6 +104,16 @@ def lose_a_tensor(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def store_as(dtype, name):
+    """Returns a function of a folder that stores one of its weights in another dtype, or adds it
+    with one element."""
+    def change(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights[name] = weights.get(name, torch.ones(1)).to(dtype)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return change
 
 
 def refused(stop, capsys=None):
@@ -399,14 +410,35 @@ def larger_tokenizer(folder):
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
 
 
+def nested(folder):
+    """Gives the folder the config of a model for text and images, whose text part names the
+    end-of-text tokens."""
+    text = {"vocab_size": VOCABULARY,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "eos_token_id": [6, 8]}
+    Gemma3Config(text_config=text).save_pretrained(folder)
+
+
 CODE = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
 chat = partial(edit, "tokenizer_config.json")
 UNFIT = {  # case: (change to the model's folder, --prompt-template, what the message says)
-    "no weights": (remove("model.safetensors"), "raw", "no weights in .safetensors"),
+    "no weights": (remove("model.safetensors"), "raw", "no weights in model.safetensors"),
     "pickled weights": (
         pickled,
         "raw",
-        "no weights in .safetensors. Other formats are not read, since they can hold code",
+        "no weights in model.safetensors.*Other formats are not read, since some can hold code",
+    ),
+    "weights of another format": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "consolidated.safetensors"),
+        "raw",
+        "no weights in model.safetensors",
+    ),
+    "shards without an index": (
+        lambda folder: (folder / "model.safetensors").rename(
+            folder / "model-00001-of-00001.safetensors"),
+        "raw",
+        "or in files that model.safetensors.index.json names",
     ),
     "cut weights": (
         cut("model.safetensors", 5000),
@@ -468,6 +500,26 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
         edit("config.json", text_config={"quantization_config": {"load_in_4bit": True}}),
         "raw",
         "is quantised .its method is not named., as the quantization_config",
+    ),
+    "images": (
+        lambda folder: Qwen2_5_VLConfig().save_pretrained(folder),
+        "raw",
+        "is a model of images and text",
+    ),
+    "images in layers of its own": (
+        nested,
+        "raw",
+        "is a model of images and text",
+    ),
+    "quantised without a word": (
+        store_as(torch.float8_e4m3fn, "model.layers.0.mlp.up_proj.weight"),
+        "raw",
+        "model.layers.0.mlp.up_proj.weight is stored as F8_E4M3, and only",
+    ),
+    "quantised to integers": (
+        store_as(torch.int8, "model.layers.0.mlp.up_proj.weight"),
+        "raw",
+        "model.layers.0.mlp.up_proj.weight is stored as I8, and only",
     ),
     "adapter": (
         several(cut("adapter_config.json", 0, b"{}"), remove("config.json", "model.safetensors")),
@@ -600,16 +652,6 @@ def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
     assert done.returncode == 1 and done.stderr.count("\n") == 1
 
 
-def nested(folder):
-    """Gives the folder the config of a model for text and images, whose text part names the
-    end-of-text tokens."""
-    text = {"vocab_size": VOCABULARY,
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "eos_token_id": [6, 8]}
-    Gemma3Config(text_config=text).save_pretrained(folder)
-
-
 ENDS = {  # case: (change to the model's folder, whose tokenizer ends at 2, resulting ids)
     "generation_config.json": (edit("generation_config.json", eos_token_id=[2, 7]), [2, 7]),
     "config.json": (edit("config.json", eos_token_id=5), [2, 5]),
@@ -679,8 +721,60 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
     message = f"--model {tmp_path}/base lacks weights: model.norm.weight"
     with pytest.raises(SystemExit, match=message):
         load_model(tmp_path / "base", torch.float32)
-    edit("config.json", hidden_size=32)(tmp_path / "base")
-    with pytest.raises(SystemExit, match=f"--model {tmp_path}/base: ") as stop:
+
+
+@pytest.mark.parametrize("dtype, name", [
+    (torch.float16, "model.norm.weight"),
+    (torch.bfloat16, "lm_head.weight"),
+    (torch.float32, "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    (torch.int64, "model.embeddings.position_ids"),
+    (torch.bool, "model.layers.0.self_attn.mask"),
+])
+def test_weights_in_half_precision_and_buffers_of_older_checkpoints_are_read(
+        dtype, name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(dtype, name)(tmp_path / "base")
+    models.check_weights("train", tmp_path / "base")
+
+
+@pytest.mark.parametrize("name", [
+    "model.layers.1.mlp.up_proj.weight",
+    "model.layers.0.self_attn.q_proj.bias",
+    "model.layers.0.mlp.up_proj.weight_scale",
+])
+def test_weights_of_layers_that_the_config_does_not_know_are_named(name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(torch.float32, name)(tmp_path / "base")
+    with pytest.raises(SystemExit, match=f"config.json would not use: {name} ...") as stop:
+        load_model(tmp_path / "base", torch.float32)
+    refused(stop.value)
+
+
+@pytest.mark.parametrize("name", [
+    "model.layers.0.self_attn.rotary_emb.inv_freq",  # of older checkpoints
+    "v_head.summary.weight",  # of PPO
+])
+def test_weights_that_change_no_response_may_be_there(name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(torch.float32, name)(tmp_path / "base")
+    load_model(tmp_path / "base", torch.float32)
+
+
+def test_a_head_that_tying_makes_superfluous_may_be_there(tmp_path):
+    zoo.save("llama-tied", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load_model(tmp_path, torch.float32)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_weights_of_another_shape_than_the_configs_are_named(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit("config.json", intermediate_size=33)(tmp_path / "base")
+    message = (rf"--model {tmp_path}/base: model.layers.0.mlp.down_proj.weight has the shape "
+               r"\(16, 32\), where its config.json asks for \(16, 33\)")
+    with pytest.raises(SystemExit, match=message) as stop:
         load_model(tmp_path / "base", torch.float32)
     refused(stop.value)
 
@@ -1035,6 +1129,9 @@ def test_an_evaluation_of_other_sets_where_a_run_resumes_is_refused(tiny, run, t
 
 @pytest.mark.parametrize("source, name", [
     ("folder/mine.jsonl", "mine"),
+    ("folder/MINE.JSONL", "MINE"),
+    ("folder/mine.jsonl,problem=question,answer=a/b", "mine"),
+    ("a,b.jsonl", "a,b"),
     ("org/MATH-v1.5", "MATH-v1.5"),
     ("org/data,config=a/b,split=test", "data"),
     ("parquet/", "parquet"),

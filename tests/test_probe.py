@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import simko
 from runtime.models import check_trainable, load_config, load_model
+from runtime.packing import packed_attention
 from runtime.probe import check_log_probs, first_of_each_kind, probes
 from tests.conftest import needs_vllm
 from tools import zoo
@@ -49,14 +50,27 @@ def test_these_are_right_one_sequence_at_a_time(name, tmp_path):
 @pytest.mark.parametrize("name, message", [
     ("phi", "its output head has a bias"),
     ("nemotron", "NemotronAttention does not pass on where sequences begin"),
-    ("mistral-window", "sliding window below the sequence length"),
-    ("gemma2", "soft-capping"),
+    ("mistral-window", "MistralAttention has a sliding window of 24 tokens"),
+    ("gemma2", "Gemma2Attention caps its scores .soft-capping."),
 ])
 def test_these_are_refused(name, message, tmp_path):
     with pytest.raises(SystemExit) as end:
         probe(zoo.save(name, tmp_path))
     assert len(str(end.value).splitlines()) == 1
     assert re.search(message, str(end.value))
+
+
+@pytest.mark.parametrize("option, message", [
+    ({"softcap": 50.0}, "a Linear caps its scores .soft-capping., which is not"),
+    ({"s_aux": torch.zeros(1)}, "a Linear has attention sinks, which are not"),
+    ({"sliding_window": 24}, "sliding window of 24 tokens.*: lower --max-prompt-length and "),
+])
+def test_each_attention_that_is_not_implemented_is_named(option, message):
+    module, rest = torch.nn.Linear(1, 1), [None] * 4
+    with pytest.raises(SystemExit, match=message) as end:
+        packed_attention(module, *rest, 1.0, cu_seq_lens_q=torch.tensor([0, 25]),
+                         max_length_q=25, **option)
+    assert len(str(end.value).splitlines()) == 1
 
 
 def test_longrope_is_right_in_a_run_too_short_to_reach_its_turning_point(tmp_path):

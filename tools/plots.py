@@ -213,7 +213,8 @@ def read_path(folders, index):
         fail("--path needs runs with --eval-data")
     source = cfg.eval_data[0]
     name = set_name(source)
-    problems = load_problems(source, cfg.data_dir)
+    # Only the problems are shown, so their answers may be of any kind.
+    problems = load_problems(source, cfg.data_dir, task="text")
     if not 0 <= index < len(problems):
         fail(f"--path {index}: {source} has the problems 0 to {len(problems) - 1}")
     try:
