@@ -84,6 +84,10 @@ def fetch(source):
         tests = hub_rows("EleutherAI/hendrycks_math", "*", "test") + fetch("gsm8k")
         return gsm8k_math1(fetch("gsm8k-train"), fetch("math-train"), tests)
     spec = DATASETS.get(source) or parse_source(source)
+    if "/" not in spec.hub and not os.path.exists(spec.hub):
+        names = dict.fromkeys(name.removesuffix("-train") for name in [*GROUPS, *DATASETS])
+        fail(f"{source}: there is no such file or folder, an id of the hub is owner/name, and "
+             f"the names known here are {', '.join(names)}")
     found = hub_rows(spec.hub, spec.config, spec.split)
     rows = convert_all(source, spec, ((f"{source}, row {row['id']}", row) for row in found))
     if spec.count not in (None, len(rows)):
@@ -136,12 +140,17 @@ def hub_rows(hub, config, split):
 def convert_all(source, spec, rows):
     """Converts (where, row) pairs. Drops rows of DATASETS without an answer,
     whose box is empty."""
-    converted = []
+    converted, others = [], set()
     for where, row in rows:
+        if row.get("task") not in [None, *TASKS]:
+            others.add(str(row["task"]))
         try:
             converted.append(convert(source, spec, row))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             fail(f"{where}: its columns do not match {source} ({error!r})")
+    if others and source not in DATASETS:
+        print_once(f"note: {source}: its column task is not used where it is none of "
+                   f"{', '.join(TASKS)}, but {min(others)!r:.80} for example")
     return [row for row in converted if row["answer"] or source not in DATASETS]
 
 
@@ -161,10 +170,13 @@ def convert(source, spec, row):
         is_choice = re.fullmatch(r"\([A-Z]\)", answer)
         made |= {"answer": answer, "task": "choice" if is_choice else "text"}
     else:
-        if isinstance(answer, list):  # in OlympiadBench, a list of one text
+        # Several answers may be alternatives, except in OlympiadBench.
+        if isinstance(answer, list) and (source == "olympiad" or len(answer) == 1):
             answer = ", ".join(answer)
         answer = number_as_text(answer)
         made["answer"] = final_answer(answer) if isinstance(answer, str) else answer
+        if source not in DATASETS and row.get("task") in [*TASKS]:
+            made["task"] = row["task"]
     if "level" in row:
         made["level"] = str(row["level"]).removeprefix("Level ")
     return made

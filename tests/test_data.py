@@ -260,6 +260,26 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
         assert data.load_problems(f"{tmp_path}/{name},problem=question") == [problem]
 
 
+def test_a_folder_of_parquet_may_name_tasks_but_not_several_answers(tmp_path, capsys):
+    rows = [{"problem": "p", "answer": ["B"], "task": "choice"},
+            {"problem": "q", "answer": ["2"], "task": "algebra"}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "one" / "part.parquet")
+    problems = data.load_problems(f"{tmp_path}/one")
+    assert problems == [{"id": "0", "problem": "p", "answer": "B", "task": "choice"},
+                        {"id": "1", "problem": "q", "answer": "2"}]
+    assert "but 'algebra' for example\n" in capsys.readouterr().out
+    rows[0]["answer"] = ["B", "C"]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "two" / "part.parquet")
+    with pytest.raises(SystemExit, match=r"'answer' must be a text .*, got \['B', 'C'\]"):
+        data.load_problems(f"{tmp_path}/two")
+
+
+def test_a_name_that_is_no_set_is_not_asked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr(data, "hub_rows", None)
+    with pytest.raises(SystemExit, match="MATH-500: there is no such file .* math, logic, gsm8k,"):
+        data.load_problems("MATH-500")
+
+
 def test_a_task_of_null_is_the_default(tmp_path):
     row = {"problem": "p", "answer": "B"}
     write_rows(tmp_path / "a.jsonl", [row | {"task": None}, row | {"task": "text"}, row])
