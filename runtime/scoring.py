@@ -109,7 +109,7 @@ class WorkerPool:
         """Returns whether a worker finds the two answers equal; False if it
         does not reply in time."""
         worker = self.idle.pop()
-        if worker.poll() is not None:  # it was killed in the meantime
+        if worker.poll() is not None:  # it was killed
             worker = self.start()
         if heard(worker) != READY:
             command = " ".join(worker.args)
@@ -121,8 +121,7 @@ class WorkerPool:
             reply = heard(worker)
         if not reply:
             with worker:
-                worker.kill()
-            worker = self.start()
+                worker.kill()  # the next question starts another
         self.idle.append(worker)
         return reply == RIGHT
 

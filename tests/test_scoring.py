@@ -122,6 +122,7 @@ def test_each_pair_is_asked_once(tmp_path):
         assert pool.score(["b", "a"], ["x"] * 2, "pairs") == [0.0, 1.0]
     # A worker must judge a 2 before it is ready.
     assert sorted(log.read_text()) == ["2", "a", "b"]
+    assert pool.idle == []  # at the end, the worker is killed
 
 
 @pytest.mark.parametrize("busy", [
@@ -165,7 +166,9 @@ def test_a_worker_that_cannot_start_is_named(tmp_path):
 def test_a_killed_worker_is_replaced():
     with Verifier(workers=1) as one:
         assert one.score([box(r"\log_e 5")], [r"\ln 5"], "math") == [1.0]
-        os.kill(one.idle[0].pid, signal.SIGKILL)
+        pid = one.idle[0].pid
+        assert os.getsid(pid) == pid  # Ctrl-C at a terminal does not reach it
+        os.kill(pid, signal.SIGKILL)
         one.idle[0].wait()
         assert one.score([box(r"\log_e 7")], [r"\ln 7"], "math") == [1.0]
 
@@ -255,10 +258,11 @@ def test_in_a_forked_child():
         import os, verify
         one = verify.Verifier(workers=1)
         one.score([r"\boxed{\log_e 5}"], [r"\ln 5"], "math")
+        parents = one.idle[0].pid
         pid = os.fork()
         right = one.score([r"\boxed{\log_e 7}"] * 2, [r"\ln 7", r"\ln 8"], "math") == [1.0, 0.0]
         if pid == 0:
-            os._exit(0 if right else 1)
+            os._exit(0 if right and one.idle[0].pid != parents else 1)
         print(right, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         """)
     assert child.communicate(timeout=LIMIT)[0].strip() == "True 0"
