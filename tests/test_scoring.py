@@ -115,8 +115,9 @@ def test_a_task_that_fails_in_a_run_names_the_response():
 
 
 def test_each_pair_is_asked_once(tmp_path):
+    """What the comparison prints is no reply."""
     log = tmp_path / "asked"
-    judge = f"open({str(log)!r}, 'a').write(pred)\nreturn pred != 'b'"
+    judge = f"print(1, flush=True)\nopen({str(log)!r}, 'a').write(pred)\nreturn pred != 'b'"
     with pool_of(judge, tmp_path) as pool:
         assert pool.score(["a", "a", "b"], ["x"] * 3, "pairs") == [1.0, 1.0, 0.0]
         assert pool.score(["b", "a"], ["x"] * 2, "pairs") == [0.0, 1.0]
@@ -151,7 +152,7 @@ def test_a_worker_that_gives_no_sign_of_life_is_replaced(tmp_path, monkeypatch):
 
 
 def test_memory_is_limited(tmp_path):
-    judge = "if pred == 'large': bytearray(1 << 30)\nreturn True"
+    judge = "bytearray(1 << (29 if pred == 'large' else 28))\nreturn True"
     with pool_of(judge, tmp_path, memory_mb=512) as pool:
         assert pool.score(["small", "large", "small again"], ["x"] * 3, "pairs") == [1.0, 0.0, 1.0]
 
@@ -160,6 +161,10 @@ def test_a_worker_that_cannot_start_is_named(tmp_path):
     with pool_of("return True", tmp_path) as pool:
         Path(pool.program).write_text("import nothing_of_this_name")
         with pytest.raises(RuntimeError, match="did not start; to see why, run: .*program.py"):
+            pool.score(["a"], ["x"], "pairs")
+    # As if too little memory were left: this worker does not find that the root of 4 is 2.
+    with pool_of("return False", tmp_path) as pool:
+        with pytest.raises(RuntimeError, match="did not start"):
             pool.score(["a"], ["x"], "pairs")
 
 
