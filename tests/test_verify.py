@@ -265,6 +265,7 @@ x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
 12:00 ¦ 12:00
 7 \text{ hours} ¦ 7 ¦ 7 \text{ hr} ¦ 7\text{ hours}.
 101,111 ¦ 111, 101 ¦ 101111 ¦ 101, 111
+x=101,234 ¦ 101234 ¦ 101, 234
 1.2 ¦ \approx 1.2 ¦ \approx 1.2\text{ cm} ¦ =1.2
 7e37 ¦ 7 \times 10^{37}\,\mathrm{erg}/\mathrm{s} ¦ 7 \times 10^{37} \text{ erg}
 3e8 ¦ 3 \times 10^8 \, \mathrm{m}/\mathrm{s}
@@ -296,11 +297,14 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 \log_{10}2 ¦ \lg 2 ¦ \frac{\ln2}{\ln10}
 |x| ¦ \sqrt{x^2} ¦ \left|x\right|
 |bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
+\lfloor x\rfloor ¦ -\lceil-x\rceil
 \ln x+C ¦ \ln|x|+C
 \ln|x|+C ¦ \frac{\ln x^2}{2}+C
 x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2}
+\frac{1}{x^2} ¦ x^-{2}
 \binom{n}{2} ¦ \frac{n(n-1)}{2}
 e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
+\frac{\sqrt3}{3} ¦ \cot \pi/3 ¦ \tan \pi/6
 \arcsin(10/13) ¦ np.arcsin(10/13) ¦ \sin^{-1}\frac{10}{13}
 6x^2+1 ¦ 6x**2+1 ¦ 6*x^2 + 1
 # equations
@@ -309,7 +313,7 @@ MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
  ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
-x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3
+x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3)
 y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
 # sets of real numbers
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\}
@@ -320,7 +324,9 @@ x\ne5\text{ cm} ¦ 5\text{ cm}\ne x
 x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
+x>1, y<2 ¦ y<2, x>1
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
+ ¦ 3n, n\in\mathbb{Z}
 \text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
 # braces, spaces and Unicode
 \text{odd} ¦ (\text{odd}) ¦ \{\text{odd}\}
@@ -328,6 +334,7 @@ x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 10 ¦ \tbinom52 ¦ \binom 5 2 ¦ {5 \choose 2}
 x \equiv 3 \pmod 7 ¦ x\equiv3\pmod{7}
 \{1,2,3\} ¦ {1,2,3} ¦ 3,2, \text{ and } 1
+\{1,2\} ¦ {1,2}
 x^2 ¦ x² ¦ x^{2}
 x_1+x_2 ¦ x₁+x₂
 \alpha+\theta ¦ α+θ
@@ -417,6 +424,7 @@ x=2,y=3 ¦ (2,3)
 [-6,6] ¦ \lbrack -6,6\rbrack
 \begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}-1\\-2\end{pmatrix}
  ¦ \begin{pmatrix} x \\ y \end{pmatrix} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\begin{pmatrix}2&4\\6&8\end{pmatrix} ¦ 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
 # sets
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
 (-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
@@ -513,6 +521,7 @@ I\frac{d\omega}{dt}+2B\omega=T ¦ 2B\omega=T ¦ \omega=\frac{T}{2B}
 \vec a\times\vec b ¦ \vec a\cdot\vec b
 n^{\underline k} ¦ n^k
 f^{-1}(x) ¦ 1/f(x)
+2f^{-1}(x) ¦ \frac{2x}{f}
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
  ¦ f(x)=x\text{ for all }x>0 ¦ f(x)=2x\text{ for all }x
@@ -522,7 +531,7 @@ f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
 |bd| ¦ bd
 |x+5| ¦ x+5
 \ln|x+5| ¦ \ln(x+5)
-x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2
+x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3]
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
 (-2,2) ¦ |x|\le 2 ¦ |x|>2
@@ -530,6 +539,9 @@ a<b<c ¦ a<c<b ¦ a<b\le c
 x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
 \{3k|k\in\mathbb{Z}\} ¦ \{2k|k\in\mathbb{Z}\} ¦ \{3k|t\in\mathbb{Z}\} ¦ \{3k|k\in\mathbb{N}\} ¦ 3k
 A\setminus B ¦ B\setminus A
+\mathbb{R}\setminus\{0\} ¦ \mathbb{Q}\setminus\{0\} ¦ \mathbb{R}\setminus\{1\}\setminus\{0\}
+\mathbb{R}\setminus\{0,1\} ¦ \mathbb{R}\setminus(0,1)
+1<x<3 ¦ x>1, x\ne3
 # words behind a value
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
