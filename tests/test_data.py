@@ -354,9 +354,16 @@ def a_row(problem="1 + 1?", **more):
 def test_prompts_are_in_the_models_published_format(template, chat):
     expected = PUBLISHED[template, chat]
     tokenizer = make_tokenizer(chat)
+    if chat:  # whose BOS is in the template, if there is one
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=None, special_tokens=[(bos, tokenizer.bos_token_id)])
     (problem,), dropped = encode_prompts([a_row()], tokenizer, Config(prompt_template=template))
     assert tokenizer.decode(problem["prompt_ids"]) == expected
     assert dropped == 0
+    cfg = Config(prompt_template=template, max_prompt_length=len(problem["prompt_ids"]))
+    kept, dropped = encode_prompts([a_row(), a_row("1 + 10?")], tokenizer, cfg)
+    assert len(kept) == dropped == 1
     specials = sum(map(expected.count, tokenizer.all_special_tokens))
     # They are single tokens, not spelt out.
     assert (problem["prompt_ids"] >= 256).sum() == specials
