@@ -448,7 +448,7 @@ def add(a, b):
     large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
     if abs(total) <= TINY * large:
         return mp.zero
-    if 0 < small <= TINY * large:
+    if 0 < small <= TOLERANCE * large:
         raise OverflowError("summands too different in size to compare")
     return total
 

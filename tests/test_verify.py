@@ -298,6 +298,8 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 |x| ¦ \sqrt{x^2} ¦ \left|x\right|
 |bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
 \lfloor x\rfloor ¦ -\lceil-x\rceil
+\max(a,b)+1 ¦ 1+\max(a,b)
+x\theta ¦ x(\theta)
 \ln x+C ¦ \ln|x|+C
 \ln|x|+C ¦ \frac{\ln x^2}{2}+C
 x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2}
@@ -522,6 +524,9 @@ I\frac{d\omega}{dt}+2B\omega=T ¦ 2B\omega=T ¦ \omega=\frac{T}{2B}
 n^{\underline k} ¦ n^k
 f^{-1}(x) ¦ 1/f(x)
 2f^{-1}(x) ¦ \frac{2x}{f}
+(3+i)^2 ¦ 8 ¦ 8-6i
+(3-i)^2 ¦ 8
+\sqrt2 ¦ \sqrt2+10^{-430} ¦ \sqrt2+10^{-460}
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
  ¦ f(x)=x\text{ for all }x>0 ¦ f(x)=2x\text{ for all }x
@@ -635,7 +640,7 @@ x=2,x=3 ¦ (2,3)
 0.56=56\% ¦ 0.57 ¦ 57\% ¦ 0.56, 56\% ¦ 0.56=57\% ¦ 0a=56
 3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
 0 ¦ \infty-\infty
-1 ¦ \frac{\infty}{\infty} ¦ 1^\infty
+1 ¦ \frac{\infty}{\infty} ¦ 1^\infty ¦ \frac{\tan\frac{\pi}{2}}{\tan\frac{\pi}{2}}
 \infty ¦ 2\infty ¦ \infty+1
 # other values
 8/3 ¦ 4\times 2\frac{1}{3}
