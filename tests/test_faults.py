@@ -36,6 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
 from runtime import faults, packing, ranks, run_folder, vllm_setup
+from runtime.checkpoints import skip_checkpoint
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from runtime.responses import Benchmark
@@ -440,6 +441,18 @@ def test_where_no_checkpoint_can_be_read_nothing_is_begun_again(data, clean, tmp
         with pytest.raises(SystemExit, match=message):
             main(flags(data, run))
         assert metrics(run) == metrics(clean) and (run / "hf").exists()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(5, "Input/output error"), torch.OutOfMemoryError("CUDA out of memory")], ids=repr)
+def test_a_checkpoint_that_cannot_be_read_this_time_stays(tmp_path, error):
+    """Another attempt may read it, so the run must not go on from an older one."""
+    path = tmp_path / "step_000004"
+    path.mkdir()
+    failed = dcp.CheckpointException("load", {1: (error, None)})
+    with pytest.raises(SystemExit, match="step_000004 could not be read this time .rank 1: "):
+        skip_checkpoint(path, failed, last=False)
+    assert path.exists()
 
 
 def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
@@ -1085,12 +1098,14 @@ def test_a_run_says_that_it_waits_for_ranks_and_for_how_long(monkeypatch, capsys
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    ranks.check_restart()
+    ranks.check_launch()
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     with pytest.raises(SystemExit, match="needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        ranks.check_restart()
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    ranks.check_restart()
+        ranks.check_launch()
+    for name in ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv(name)
+            ranks.check_launch()
 
 
 def test_a_run_folder_that_the_nodes_do_not_share_is_refused(forks):
