@@ -283,6 +283,7 @@ x=101,234 ¦ 101234 ¦ 101, 234
 # derivatives, functions and letters
 m\frac{dv}{dt}+bv=f ¦ m \frac{d v}{d t} = f - b v ¦ \frac{dv}{dt}+\frac{b}{m}v=\frac{f}{m}
  ¦ f = bv + m\dot{v}
+\frac{dv}{dt}=\frac{f-bv}{m} ¦ m\frac{dv}{dt}+bv=f
 \frac{dy}{dx}=ky ¦ y'=ky ¦ dy/dx = ky ¦ \frac{\mathrm{d}y}{\mathrm{d}x} = ky
 I\frac{d\omega}{dt}+2B\omega=T ¦ \dot{\omega}=\frac{T-2B\omega}{I}
 \frac{d^2y}{dx^2}+4y=0 ¦ y''+4y=0
@@ -537,6 +538,7 @@ f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
 |x+5| ¦ x+5
 \ln|x+5| ¦ \ln(x+5)
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3]
+\sin^2x+\cos^2x=1 ¦ x=y
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
 (-2,2) ¦ |x|\le 2 ¦ |x|>2
