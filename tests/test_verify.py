@@ -34,7 +34,7 @@ from verify import Verifier, explain, extract_answer, is_correct, judge
     (r"\boxed{\{1,2\}}", r"\{1,2\}"),
     (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
     # a box in a box: the outermost counts, unless it contains nothing but another box
-    (r"\boxed{\boxed{3}}", "3"),
+    (r"\boxed{ \boxed{3} }", "3"),
     (r"\boxed{3,4,\boxed{5}}", r"3,4,\boxed{5}"),
     (r"\boxed{x\neq\boxed5}", r"x\neq\boxed5"),
     (r"\boxed{1} \boxed{\text{not }\boxed{5}}", r"\text{not }\boxed{5}"),
@@ -227,7 +227,7 @@ RIGHT = r"""
 5 ¦ 2 + 3 = 5 ¦ 5^\circ ¦ \sqrt{25}
 5 ¦ 5 \text{ cm}^2 ¦ 5~\mathrm{m/s} ¦ 5 \text{ square units} ¦ 5 dollars ¦ \frac{10}{2} ¦ (5)
  ¦ \{5\} ¦ 10/2
-5 ¦ 5 \text{ m} ¦ 5 = x
+5 ¦ 5 \text{ m} ¦ 5 = x ¦ {5 \text{ m}}
 1000 ¦ 1,000 ¦ 1{,}000 ¦ 1,\!000 ¦ 1\,000 ¦ 10^3 ¦ 1e3 ¦ 1 \times 10^{3} ¦ \$1,000.00 ¦ x = 1,000
 1000 ¦ 1{,}000 \text{ km} ¦ \text{1,000 dollars}
 \frac{1}{2} ¦ \dfrac{1}{2} ¦ \tfrac12 ¦ \frac12 ¦ \frac 1 2 ¦ 0.5 ¦ .5 ¦ 1/2 ¦ \frac{-1}{-2}
@@ -250,7 +250,7 @@ e^{2x} ¦ (e^x)^2 ¦ \exp(2x)
 n! ¦ n \cdot (n-1)!
 y = 2x + 3 ¦ 2x + 3 ¦ 3 + 2x = y ¦ 2x - y + 3 = 0 ¦ y = 3 + 2x
 x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
-(2, 5] ¦ \left( 2, 5 \right] ¦ x \in (2,5] ¦ (\frac42, 5]
+(2, 5] ¦ \left( 2, 5 \right] ¦ x \in (2,5] ¦ (\frac42, 5] ¦ \in (2,5]
 [1,2) \cup (3,4) ¦ (3,4) \cup [1,2)
 (1, -2) ¦ \left(1, -2\right) ¦ (1,\,-2) ¦ (x, y) = (1, -2) ¦ (\frac22, -2.0)
 1, 2 ¦ 2, 1 ¦ \{1, 2\} ¦ 1 \text{ and } 2 ¦ x = 1 \text{ or } x = 2 ¦ x = 1, 2 ¦ 1; 2
@@ -322,6 +322,7 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\}
  ¦ x \ge -2 \text{ and } x<1
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
+ ¦ x<1, \text{ or } x>3
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
 x\ne5\text{ cm} ¦ 5\text{ cm}\ne x
 x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
@@ -337,10 +338,20 @@ x>1, y<2 ¦ y<2, x>1
 10 ¦ \tbinom52 ¦ \binom 5 2 ¦ {5 \choose 2}
 x \equiv 3 \pmod 7 ¦ x\equiv3\pmod{7}
 \{1,2,3\} ¦ {1,2,3} ¦ 3,2, \text{ and } 1
-\{1,2\} ¦ {1,2}
+\{1,2\} ¦ {1,2} ¦ x\in{1,2} ¦ 1或2 ¦ 1和2 ¦ 1、2
 x^2 ¦ x² ¦ x^{2}
 x_1+x_2 ¦ x₁+x₂
 \alpha+\theta ¦ α+θ
+\epsilon\theta\phi ¦ \varepsilon\vartheta\varphi ¦ ϵϑϕ ¦ εθφ
+\alpha\beta\gamma\delta\zeta\eta\iota\kappa\lambda\mu\nu\xi ¦ αβγδζηικλμνξ
+\rho\sigma\tau\upsilon\chi\psi\omega\hbar\ell ¦ ρστυχψωℏℓ
+\Gamma\Delta\Theta\Lambda\Xi\Pi\Sigma\Phi\Psi\Omega ¦ ΓΔΘΛΞΠΣΦΨΩ
+\mathbb{R}\mathbb{Z}\mathbb{N}\mathbb{Q}\mathbb{C} ¦ ℝℤℕℚℂ
+\frac{\partial\nabla f}{\partial x} ¦ \frac{∂∇f}{∂x}
+2x ¦ 2×x ¦ 2·x ¦ 2⋅x ¦ 2∙x ¦ 2∗x
+\sqrt{\frac{x}{2}} ¦ √{x÷2}
+|x|\le5 ¦ ∣x∣⩽5 ¦ |x|≦5
+x'\ge5 ¦ x′⩾5 ¦ x'≧5
 2,3 ¦ 2或3 ¦ 2、3 ¦ x=2或x=3
 \text{Monday} ¦ \textsf{Monday} ¦ \texttt{Monday} ¦ \text{Monday.}
 12,13 ¦ \text{12 and 13}
@@ -442,7 +453,7 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 5 ¦ \textcolor{red}{5} ¦ {\bf 5} ¦ \underline{5} ¦ \large 5
 \frac12 ¦ \sfrac{1}{2} ¦ \nicefrac12
 9^\circ ¦ 9º ¦ 9˚
--5 ¦ ‑5 ¦ ‐5
+-5 ¦ ‑5 ¦ ‐5 ¦ –5 ¦ −5
 12 ¦ 12^{\text{th}} ¦ 12\text{th}
 204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5}
 \text{(C)} ¦ \textbf{(C)}\ 5
@@ -644,6 +655,7 @@ x=2,x=3 ¦ (2,3)
 0 ¦ \infty-\infty
 1 ¦ \frac{\infty}{\infty} ¦ 1^\infty ¦ \frac{\tan\frac{\pi}{2}}{\tan\frac{\pi}{2}}
 \infty ¦ 2\infty ¦ \infty+1
+\emptyset ¦ \{\emptyset\}
 # other values
 8/3 ¦ 4\times 2\frac{1}{3}
 3\text{ hundredths} ¦ 3
