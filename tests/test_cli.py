@@ -1,13 +1,17 @@
 """Tests of the command line and of files of problems: impossible input is refused in one line,
 before any file is written."""
 import json
+import math
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import simko
 from runtime.data import load_problems
+from runtime.models import check_parallel, context_left
+from simko import Config
 from tests import workers
 from tests.conftest import main, recipe, write_rows
 
@@ -118,6 +122,40 @@ def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_w
         main(recipe(laptop, "train", "run", *flags))
     assert "\n" not in str(stop.value)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_prompt_and_response_fit_into_the_models_context():
+    cfg = Config(max_prompt_length=16, max_completion_length=20)
+    for context, left in ((36, 20), (50, 34), (None, math.inf)):
+        model = SimpleNamespace(max_position_embeddings=context)
+        assert context_left("train", cfg, model) == context_left("eval", cfg, model) == left
+    assert context_left("eval", cfg, SimpleNamespace(max_position_embeddings=17)) == 1
+    assert context_left("train", cfg, SimpleNamespace()) == math.inf
+    lengths = "--max-prompt-length 16"
+    for command, context, flags in (
+            ("train", 35, f"{lengths} and --max-completion-length 20"), ("eval", 16, lengths)):
+        message = f"context of {context} tokens is too short for {flags}$"
+        with pytest.raises(SystemExit, match=message):
+            context_left(command, cfg, SimpleNamespace(max_position_embeddings=context))
+
+
+@pytest.mark.parametrize("heads, keys, inner, odd", [
+    (8, 4, 12, None),
+    (8, 2, 12, None),  # each key head is copied to two GPUs
+    (8, None, None, None),
+    (6, 4, 12, "num_attention_heads, 6"),
+    (8, 3, 12, "num_key_value_heads, 3"),
+    (8, 6, 12, "num_key_value_heads, 6"),
+    (8, 4, 2, "intermediate_size, 2"),
+])
+def test_four_gpus_share_a_model_whose_sizes_they_divide(heads, keys, inner, odd):
+    model = SimpleNamespace(
+        num_attention_heads=heads, num_key_value_heads=keys, intermediate_size=inner)
+    if not odd:
+        check_parallel(4, model)
+        return
+    with pytest.raises(SystemExit, match=f"parallel-size 4 does not divide the model's {odd}$"):
+        check_parallel(4, model)
 
 
 def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
