@@ -20,7 +20,8 @@ from runtime.hf_engine import HFEngine
 from runtime.ranks import process_group
 from tests import workers
 from tests.conftest import (
-    CPU, STOPS, config, load_samples, move, needs_vllm, plain_logits, plain_model, quiet)
+    CPU, STOPS, VOCABULARY, config, load_samples, move, needs_vllm, plain_logits, plain_model,
+    quiet)
 
 
 def engine_prompts(folder):
@@ -62,10 +63,20 @@ def try_engine(folder, backend):
         rollouts["again"] = rollout(0, 0, 0)
         report["moved"] = [compare(trainer, samples) for samples in rollouts.values()]
         policy = plain_model(folder, 1)
-        report["greedy"] = [
-            (s.response_ids.tolist(), plain_logits(policy, s).argmax(-1).tolist())
+
+        def likelier(temperature, top_p):
+            """Returns for each sampled token how many tokens are likelier than it, and their
+            probability."""
+            found = []
             for s in engine.generate(
-                engine_prompts(folder), 1, 0.0, 1.0, 16, quiet, logprobs=False)]
+                    engine_prompts(folder), 4, temperature, top_p, 16, quiet, logprobs=False):
+                p = (plain_logits(policy, s) / (temperature or 1)).softmax(-1)
+                above = p > p[range(len(p)), s.response_ids][:, None]
+                found += zip(above.sum(-1).tolist(), (p * above).sum(-1).tolist())
+            return found
+
+        for name, *sampling in (("greedy", 0.0, 1.0), ("nucleus", 1.0, 0.5), ("hot", 5.0, 1.0)):
+            report[name] = likelier(*sampling)
         trainer = simko.Trainer(dataclasses.replace(cfg, lora_rank=4), CPU, torch.float32)
         load_and_move(trainer, "LoRA ")
         report["LoRA moved"] = compare(trainer, rollout(0, 0, 0))
@@ -123,10 +134,13 @@ def test_an_engine_samples_from_the_policy_with_its_adapters(engine):
     assert engine["LoRA stale"][0] > 0.1
 
 
-def test_at_temperature_0_each_token_is_the_likeliest(engine):
-    assert len(engine["greedy"]) > 1
-    for tokens, likeliest in engine["greedy"]:
-        assert tokens == likeliest
+def test_temperature_0_and_top_p_leave_out_what_they_should_and_nothing_else_does(engine):
+    counts, _ = zip(*engine["greedy"])
+    assert set(counts) == {0}
+    counts, masses = zip(*engine["nucleus"])
+    assert max(masses) < 0.5 < 1 <= max(counts)
+    counts, _ = zip(*engine["hot"])
+    assert max(counts) >= VOCABULARY - 2  # transformers' default would be a top-k of 50
 
 
 def test_the_same_seeds_give_the_same_tokens_and_another_seed_step_or_rank_others(engine):

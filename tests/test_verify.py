@@ -287,6 +287,7 @@ m\frac{dv}{dt}+bv=f ¦ m \frac{d v}{d t} = f - b v ¦ \frac{dv}{dt}+\frac{b}{m}v
 \frac{dy}{dx}=ky ¦ y'=ky ¦ dy/dx = ky ¦ \frac{\mathrm{d}y}{\mathrm{d}x} = ky
 I\frac{d\omega}{dt}+2B\omega=T ¦ \dot{\omega}=\frac{T-2B\omega}{I}
 \frac{d^2y}{dx^2}+4y=0 ¦ y''+4y=0
+\frac{d^2y}{dx^2}+2\frac{dy}{dx}+y=0 ¦ y''+2y'+y=0
 \ddot{x}+2\beta\dot{x}=0 ¦ \ddot{x}=-2\beta\dot{x}
 \sqrt{\frac{2GM}{R}} ¦ \sqrt{2GM/R}
 \ddot{x}+\omega^2x=0 ¦ \ddot x=-\omega^2 x ¦ x''=-\omega^2 x
@@ -315,6 +316,7 @@ y=2x+3 ¦ y-3=2x ¦ 4x-2y+6=0
 MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
  ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
+f(x)=2x ¦ f(x)=x+x=2x
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
 x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3)
 y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
@@ -327,6 +329,7 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
 x\ne5\text{ cm} ¦ 5\text{ cm}\ne x
 x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
+|x|\ne5 ¦ 2|x|\ne10
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 x>1, y<2 ¦ y<2, x>1
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
@@ -548,7 +551,7 @@ f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
 |bd| ¦ bd
 |x+5| ¦ x+5
 \ln|x+5| ¦ \ln(x+5)
-x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3]
+x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4)
 \sin^2x+\cos^2x=1 ¦ x=y
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
@@ -673,6 +676,7 @@ A ¦ (A)-1 ¦ (A) + 5
 \text{(C)}\ 5 ¦ (C) 6 ¦ (D) 5 ¦ (D)
 (C) 0 ¦ (D) 0 ¦ 0
 174,000 ¦ 174, 0 ¦ 174
+101,234; 5,000 ¦ 101; 234; 5; 0
 """
 
 
