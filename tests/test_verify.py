@@ -295,12 +295,14 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 \frac{\sinh(at)}{a} ¦ \frac{e^{at}-e^{-at}}{2a} ¦ \frac{1}{2a}(\exp(at)-\exp(-at))
  ¦ \frac{1}{2a}(\exp{a*t} - \exp{-a*t})
 \tanh x ¦ \frac{e^{2x}-1}{e^{2x}+1} ¦ \frac{\sinh x}{\cosh x}
-\sin x\cos x ¦ \frac{1}{2}\sin 2x ¦ \cos x \sin x
+\sin x\cos x ¦ \frac{1}{2}\sin 2x ¦ \cos x \sin x ¦ \cos(x)\sin(x) ¦ \sin(x)\cos x
 \log_{10}2 ¦ \lg 2 ¦ \frac{\ln2}{\ln10}
 |x| ¦ \sqrt{x^2} ¦ \left|x\right|
 |bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
 \lfloor x\rfloor ¦ -\lceil-x\rceil
+y\sin x ¦ \sin(x)y
 \max(a,b)+1 ¦ 1+\max(a,b)
+\nabla f+1 ¦ 1+\nabla f
 x\theta ¦ x(\theta)
 \ln x+C ¦ \ln|x|+C
 \ln|x|+C ¦ \frac{\ln x^2}{2}+C
@@ -309,6 +311,7 @@ x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2}
 \binom{n}{2} ¦ \frac{n(n-1)}{2}
 e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
 \frac{\sqrt3}{3} ¦ \cot \pi/3 ¦ \tan \pi/6
+2 ¦ \sec \pi/3 ¦ \csc \pi/6
 \arcsin(10/13) ¦ np.arcsin(10/13) ¦ \sin^{-1}\frac{10}{13}
 6x^2+1 ¦ 6x**2+1 ¦ 6*x^2 + 1
 # equations
@@ -537,8 +540,9 @@ I\frac{d\omega}{dt}+2B\omega=T ¦ 2B\omega=T ¦ \omega=\frac{T}{2B}
 \Omega ¦ \omega
 \vec a\times\vec b ¦ \vec a\cdot\vec b
 n^{\underline k} ¦ n^k
-f^{-1}(x) ¦ 1/f(x)
+f^{-1}(x) ¦ 1/f(x) ¦ f(x)
 2f^{-1}(x) ¦ \frac{2x}{f}
+f(2)+1 ¦ f(3)+1
 (3+i)^2 ¦ 8 ¦ 8-6i
 (3-i)^2 ¦ 8
 \sqrt2 ¦ \sqrt2+10^{-430} ¦ \sqrt2+10^{-460}
@@ -657,6 +661,7 @@ x=2,x=3 ¦ (2,3)
 3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
 0 ¦ \infty-\infty
 1 ¦ \frac{\infty}{\infty} ¦ 1^\infty ¦ \frac{\tan\frac{\pi}{2}}{\tan\frac{\pi}{2}}
+0 ¦ (\sqrt2-\sqrt2)^{-1}
 \infty ¦ 2\infty ¦ \infty+1
 \emptyset ¦ \{\emptyset\}
 # other values
