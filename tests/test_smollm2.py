@@ -8,11 +8,13 @@ from unittest import mock
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from runtime.log import distinct_tokens
+from runtime.prompts import encode_prompts
 from runtime.puzzles import countdown as judge
+from simko import Config
 from tests.conftest import load_samples, near, one_base, plain_logits, plain_model, write_rows
 from tests.workers import ROOT
 from tools import countdown, laptop, smollm2
@@ -158,6 +160,20 @@ def test_the_loss_is_the_mean_over_the_tokens_of_all_answers(base):
         -plain_logits(model, s).log_softmax(-1)[range(len(s.response_ids)), s.response_ids]
         for s in samples]
     near(countdown.supervised_loss(model, pairs), torch.cat(surprise).mean(), 0.01)
+
+
+def test_a_demonstration_has_the_prompt_of_a_run_and_ends(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = countdown.CHAT
+    first = tokenizer.convert_tokens_to_ids("?")  # put before every other text, as a BOS
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="? $A", pair=None, special_tokens=[("?", first)])
+    (question, answer), = demonstrations(0, 1)
+    given, wanted = countdown.encode(tokenizer, question, answer)
+    (problem,), _ = encode_prompts(
+        [{"problem": question}], tokenizer, Config(prompt_template="chat", task="countdown"))
+    assert given == problem["prompt_ids"].tolist()
+    assert [first, *wanted] == [*tokenizer.encode(answer), tokenizer.eos_token_id]
 
 
 def test_each_demonstration_is_shown_once_at_a_rate_that_rises_and_falls(monkeypatch):
