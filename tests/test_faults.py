@@ -396,6 +396,11 @@ def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
         main(flags(data, tmp_path))
 
 
+def test_free_space_is_in_gib(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: mock.Mock(free=5 * 2**29))
+    assert run_folder.disk_space(tmp_path).startswith("2.5 GiB are free there. ")
+
+
 def save_elsewhere(path, state):
     with mock.patch.dict(os.environ), ranks.process_group():
         dcp.save(state, checkpoint_id=path)
@@ -1127,3 +1132,6 @@ def test_one_response_that_is_altogether_wrong_is_not_hidden_by_the_mean():
         faults.check_gap(0.002, [*good, response("odd", 1.0)], torch.float32)
     with pytest.raises(SystemExit, match="over all responses is nan"):
         faults.check_gap(float("nan"), [], torch.float32)
+    faults.check_gap(0.15, [], torch.bfloat16)
+    with pytest.raises(SystemExit, match="over all responses is 0.25, above 0.2:"):
+        faults.check_gap(0.25, [], torch.bfloat16)
