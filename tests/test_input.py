@@ -671,6 +671,7 @@ def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tm
     assert len({int(s.response_ids[-1]) for s in samples if not s.truncated}) > 8
     exported = GenerationConfig.from_pretrained(tmp_path / "run" / "hf")
     assert exported.eos_token_id == ends
+    assert (exported.bos_token_id, exported.pad_token_id) == (1, 0)
 
 
 def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
