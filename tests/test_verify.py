@@ -544,7 +544,7 @@ f^{-1}(x) ¦ 1/f(x) ¦ f(x)
 2f^{-1}(x) ¦ \frac{2x}{f}
 f(2)+1 ¦ f(3)+1
 (3+i)^2 ¦ 8 ¦ 8-6i
-(3-i)^2 ¦ 8
+3-i ¦ 3
 \sqrt2 ¦ \sqrt2+10^{-430} ¦ \sqrt2+10^{-460}
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
