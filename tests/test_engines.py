@@ -76,7 +76,7 @@ def try_engine(folder, backend):
 
         report["greedy"] = likelier(1, 0.0, 1.0)
         report["nucleus"] = likelier(4, 1.0, 0.5)
-        report["hot"] = likelier(16, 2.0, 1.0)
+        report["hot"] = likelier(4, 2.0, 1.0)
         trainer = simko.Trainer(dataclasses.replace(cfg, lora_rank=4), CPU, torch.float32)
         load_and_move(trainer, "LoRA ")
         report["LoRA moved"] = compare(trainer, rollout(0, 0, 0))
