@@ -451,7 +451,7 @@ def add(a, b):
     large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
     if abs(total) <= TINY * large:
         return mp.zero
-    if 0 < small <= TINY * large:
+    if 0 < small <= TOLERANCE * large:
         raise OverflowError("summands too different in size to compare")
     return total
 
@@ -513,11 +513,8 @@ def samples(*trees, until=None):
     points = range(1 if one_point else 3)
     try:
         return [[exact(tree, at) for tree in trees] for at in points]
-    except NotExact:
+    except (NotExact, OverflowError):
         pass
-    except OverflowError:
-        if not letters:
-            raise
     points = range(1 if one_point else POINTS)
     if not one_point and any(calls(tree, "floor", "ceil") for tree in trees) or any(
             name.endswith(WHOLE) for name in letters):

@@ -363,9 +363,7 @@ PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPE
 def clean(text):
     """Returns the text with one spelling for what LaTeX can spell in many ways."""
     text = text.replace(r"\$", "＄").strip("$ \n")  # ＄ becomes $ below
-    grouped = enclosed(text, "{}") and not re.search(r"\\over|\\choose", text)
-    listed = len(split(re.sub(r"\\[,;]", "", text[1:-1]), ",;")) > 1
-    if grouped and not listed:  # {1,2} keeps its braces: it is meant as a set
+    if enclosed(text, "{}") and not re.search(r"\\over|\\choose", text):
         return clean(text[1:-1])
     text = SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
     text = SUBSCRIPT.sub(lambda m: f"_{{{m[0].translate(RAISED)}}}", text)

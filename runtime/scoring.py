@@ -37,7 +37,6 @@ class WorkerPool:
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
         self.idle = []
         self.lock = threading.Lock()
-        self.pid = os.getpid()
         self.cached_ask = functools.lru_cache(1 << 16)(self.ask)
 
     def __enter__(self):
@@ -92,8 +91,6 @@ class WorkerPool:
                                  "give the row an answer or remove it")
 
     def start_workers(self, questions):
-        if self.pid != os.getpid():  # after a fork, the workers belong to the parent
-            self.idle, self.pid = [], os.getpid()
         wanted = min(self.workers, questions) - len(self.idle)
         self.idle += [self.start() for _ in range(wanted)]
 
@@ -109,7 +106,7 @@ class WorkerPool:
         """Returns whether a worker finds the two answers equal; False if it
         does not reply in time."""
         worker = self.idle.pop()
-        if worker.poll() is not None:  # it was killed in the meantime
+        if worker.poll() is not None:  # it was killed, or is the parent's after a fork
             worker = self.start()
         if heard(worker) != READY:
             command = " ".join(worker.args)
@@ -121,8 +118,7 @@ class WorkerPool:
             reply = heard(worker)
         if not reply:
             with worker:
-                worker.kill()
-            worker = self.start()
+                worker.kill()  # the next question starts another
         self.idle.append(worker)
         return reply == RIGHT
 

@@ -28,11 +28,10 @@ def parts(text):
     """Returns (kind, parts), where kind is a key of KINDS. A set of one element
     counts as that element."""
     inner = text[1:-1].strip()
-    several = len(split(inner, ",;∨")) > 1
     is_set = enclosed(text, "⦃⦄") and inner != "∅"
     if is_set and enclosed(inner, "⦃⦄"):
         return "{}", [inner]
-    if is_set or several and enclosed(text, "{}"):
+    if is_set or enclosed(text, "{}"):
         return parts(inner)
     items = [item for part in split(text, ",;∨") for item in both_signs(part)]
     if len(items) > 1:
@@ -107,9 +106,10 @@ def in_form_of(other, text):
     if len(left) > 1 or len(equations) < 2 or "=" not in other:
         return text
     names = sorted({equation.split("=")[0].strip() for equation in equations})
-    kind, names = parts(left[0]) if left else ("()", names)
-    value_kind, values = parts(right)
-    if kind != "()" or value_kind != "()" or len(names) != len(values):
+    if left:
+        _, names = parts(left[0])
+    kind, values = parts(right)
+    if kind != "()" or len(names) != len(values):
         return text
     return ", ".join(map("=".join, zip(names, values)))
 
@@ -181,8 +181,6 @@ def chain(text):
     for term in terms:  # the relations remain
         between = between.replace(term, " ", 1) if term else between
     signs = re.findall(f"[{RELATIONS}]", between)
-    if len(signs) != len(terms) - 1:
-        return None
     if set(signs) <= set(TURNED):
         return terms[::-1], [TURNED[sign] for sign in signs[::-1]]
     return terms, signs

@@ -125,6 +125,7 @@ def save_bases(root):
                 ids, do_sample=advantage > 0, min_new_tokens=length, max_new_tokens=length)
             ids = ids[0].tolist()
             samples.append([ids[:prompt], ids[prompt:], advantage])
+        model.generation_config.repetition_penalty = 5.0  # engines must not take it from here
         model.save_pretrained(folder)
         (folder / "samples.json").write_text(json.dumps(samples))
 

@@ -1,9 +1,11 @@
 """Tests of the command line and of files of problems: impossible input is refused in one line,
 before any file is written."""
 import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from safetensors.torch import load_file, save_file
 import simko
 from runtime import cli
 from runtime.data import load_problems
+from runtime.models import check_parallel, context_left
+from simko import Config
 from tests import workers
 from tests.conftest import CPU, main, recipe, write_rows
 
@@ -168,6 +172,40 @@ def test_a_run_shows_the_first_prompt_and_its_answer(laptop, tmp_path, group, ca
     first["prompt_ids"] = np.tile(first["prompt_ids"], 100)
     cli.announce(job, CPU, torch.float32)
     assert len(capsys.readouterr().out) < 700
+
+
+def test_prompt_and_response_fit_into_the_models_context():
+    cfg = Config(max_prompt_length=16, max_completion_length=20)
+    for context, left in ((36, 20), (50, 34), (None, math.inf)):
+        model = SimpleNamespace(max_position_embeddings=context)
+        assert context_left("train", cfg, model) == context_left("eval", cfg, model) == left
+    assert context_left("eval", cfg, SimpleNamespace(max_position_embeddings=17)) == 1
+    assert context_left("train", cfg, SimpleNamespace()) == math.inf
+    lengths = "--max-prompt-length 16"
+    for command, context, flags in (
+            ("train", 35, f"{lengths} and --max-completion-length 20"), ("eval", 16, lengths)):
+        message = f"context of {context} tokens is too short for {flags}$"
+        with pytest.raises(SystemExit, match=message):
+            context_left(command, cfg, SimpleNamespace(max_position_embeddings=context))
+
+
+@pytest.mark.parametrize("heads, keys, inner, odd", [
+    (8, 4, 12, None),
+    (8, 2, 12, None),  # each key head is copied to two GPUs
+    (8, None, None, None),
+    (6, 4, 12, "num_attention_heads, 6"),
+    (8, 3, 12, "num_key_value_heads, 3"),
+    (8, 6, 12, "num_key_value_heads, 6"),
+    (8, 4, 2, "intermediate_size, 2"),
+])
+def test_four_gpus_share_a_model_whose_sizes_they_divide(heads, keys, inner, odd):
+    model = SimpleNamespace(
+        num_attention_heads=heads, num_key_value_heads=keys, intermediate_size=inner)
+    if not odd:
+        check_parallel(4, model)
+        return
+    with pytest.raises(SystemExit, match=f"parallel-size 4 does not divide the model's {odd}$"):
+        check_parallel(4, model)
 
 
 def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):

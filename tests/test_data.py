@@ -454,9 +454,16 @@ def a_row(problem="1 + 1?", **more):
 def test_prompts_are_in_the_models_published_format(template, chat):
     expected = PUBLISHED[template, chat]
     tokenizer = make_tokenizer(chat)
+    if chat:  # whose BOS is in the template, if there is one
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=None, special_tokens=[(bos, tokenizer.bos_token_id)])
     (problem,), dropped = encode_prompts([a_row()], tokenizer, Config(prompt_template=template))
     assert tokenizer.decode(problem["prompt_ids"]) == expected
     assert dropped == 0
+    cfg = Config(prompt_template=template, max_prompt_length=len(problem["prompt_ids"]))
+    kept, dropped = encode_prompts([a_row(), a_row("1 + 10?")], tokenizer, cfg)
+    assert len(kept) == dropped == 1
     specials = sum(map(expected.count, tokenizer.all_special_tokens))
     # They are single tokens, not spelt out.
     assert (problem["prompt_ids"] >= 256).sum() == specials
@@ -613,6 +620,27 @@ def test_the_laptops_demonstrations_are_what_its_verifier_reads(wordy, monkeypat
         assert start >= shortest
         kept = learnt[learnt != -100]
         assert tokenizer.decode(kept).endswith("<eos>")
+        assert "<bos>" not in tokenizer.decode(kept)
         assert (row[start:start + len(kept)] == kept).all()
         assert not row[start + len(kept):].any()  # padding, and no label on it
     assert (labels[:, shortest] != -100).any()
+
+
+def test_the_laptops_sets_share_no_problem_that_they_must_not(tmp_path):
+    """In any order of its numbers, no problem of valid or test is one of train or of the other."""
+    legal, words, keys = laptop.all_chains(), laptop.vocabulary(), {}
+    laptop.write_problems(random.Random(0), legal, tmp_path)
+    for name, size in (("train", 4000), ("valid", 200), ("test", 200)):
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        rows, found = [json.loads(line) for line in lines], []
+        assert [row["id"] for row in rows] == [f"{name}-{i}" for i in range(size)]
+        for row in rows:
+            target, *numbers = map(int, row["answer"].replace("=", "").split())
+            assert row["problem"] == laptop.prompt(numbers, target)
+            assert 40 <= target <= 83 and target not in numbers and max(numbers) <= 20
+            assert any(chain[-1] == target for chain in legal[tuple(sorted(numbers))])
+            found.append(laptop.key(numbers, target))
+        keys[name] = {*found}
+    assert all(str(number) in words for number in range(84))
+    assert len(keys["valid"]) == len(keys["test"]) == 200
+    assert not keys["test"] & keys["valid"] and not keys["train"] & (keys["test"] | keys["valid"])

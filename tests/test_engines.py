@@ -16,9 +16,11 @@ import torch
 
 import simko
 from runtime.common import seed_everything
+from runtime.hf_engine import HFEngine
 from runtime.ranks import process_group
 from tests import workers
-from tests.conftest import CPU, STOPS, config, load_samples, move, needs_vllm, quiet
+from tests.conftest import (
+    CPU, STOPS, config, load_samples, move, needs_vllm, plain_logits, plain_model, quiet)
 
 
 def engine_prompts(folder):
@@ -59,6 +61,22 @@ def try_engine(folder, backend):
         rollouts = {str(key): rollout(*key) for key in keys}
         rollouts["again"] = rollout(0, 0, 0)
         report["moved"] = [compare(trainer, samples) for samples in rollouts.values()]
+        policy = plain_model(folder, 1)
+
+        def likelier(n, temperature, top_p):
+            """Returns for each sampled token how many tokens are likelier than it, and their
+            probability."""
+            found = []
+            for s in engine.generate(
+                    engine_prompts(folder), n, temperature, top_p, 16, quiet, logprobs=False):
+                p = (plain_logits(policy, s) / (temperature or 1)).softmax(-1)
+                above = p > p[range(len(p)), s.response_ids][:, None]
+                found += zip(above.sum(-1).tolist(), (p * above).sum(-1).tolist())
+            return found
+
+        report["greedy"] = likelier(1, 0.0, 1.0)
+        report["nucleus"] = likelier(4, 1.0, 0.5)
+        report["hot"] = likelier(4, 2.0, 1.0)
         trainer = simko.Trainer(dataclasses.replace(cfg, lora_rank=4), CPU, torch.float32)
         load_and_move(trainer, "LoRA ")
         report["LoRA moved"] = compare(trainer, rollout(0, 0, 0))
@@ -70,7 +88,8 @@ def try_engine(folder, backend):
 
 
 def try_engine_alone(folder, backend):
-    with mock.patch.dict(os.environ), process_group():
+    with (mock.patch.dict(os.environ), process_group(),
+          mock.patch.object(HFEngine, "batch_size", 20)):
         try_engine(folder, backend)
 
 
@@ -113,6 +132,15 @@ def test_an_engine_samples_from_the_trainers_policy_after_each_load_of_its_weigh
 def test_an_engine_samples_from_the_policy_with_its_adapters(engine):
     assert max(engine["LoRA loaded"][0], engine["LoRA moved"][0]) < 1e-4
     assert engine["LoRA stale"][0] > 0.1
+
+
+def test_temperature_0_and_top_p_leave_out_what_they_should_and_nothing_else_does(engine):
+    counts, _ = zip(*engine["greedy"])
+    assert set(counts) == {0}
+    counts, masses = zip(*engine["nucleus"])
+    assert max(masses) < 0.5 < 1 <= max(counts)
+    counts, _ = zip(*engine["hot"])
+    assert max(counts) >= 50  # transformers' default would be a top-k of 50
 
 
 def test_the_same_seeds_give_the_same_tokens_and_another_seed_step_or_rank_others(engine):

@@ -36,6 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
 from runtime import faults, packing, ranks, run_folder, vllm_setup
+from runtime.checkpoints import skip_checkpoint
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from runtime.responses import Benchmark
@@ -400,6 +401,11 @@ def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
         main(flags(data, tmp_path))
 
 
+def test_free_space_is_in_gib(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: mock.Mock(free=5 * 2**29))
+    assert run_folder.disk_space(tmp_path).startswith("2.5 GiB are free there. ")
+
+
 def save_elsewhere(path, state):
     with mock.patch.dict(os.environ), ranks.process_group():
         dcp.save(state, checkpoint_id=path)
@@ -445,6 +451,18 @@ def test_where_no_checkpoint_can_be_read_nothing_is_begun_again(data, clean, tmp
         with pytest.raises(SystemExit, match=message):
             main(flags(data, run))
         assert metrics(run) == metrics(clean) and (run / "hf").exists()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(5, "Input/output error"), torch.OutOfMemoryError("CUDA out of memory")], ids=repr)
+def test_a_checkpoint_that_cannot_be_read_this_time_stays(tmp_path, error):
+    """Another attempt may read it, so the run must not go on from an older one."""
+    path = tmp_path / "step_000004"
+    path.mkdir()
+    failed = dcp.CheckpointException("load", {1: (error, None)})
+    with pytest.raises(SystemExit, match="step_000004 could not be read this time .rank 1: "):
+        skip_checkpoint(path, failed, last=False)
+    assert path.exists()
 
 
 def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
@@ -1116,12 +1134,14 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    ranks.check_restart()
+    ranks.check_launch()
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     with pytest.raises(SystemExit, match="needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        ranks.check_restart()
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    ranks.check_restart()
+        ranks.check_launch()
+    for name in ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv(name)
+            ranks.check_launch()
 
 
 def test_a_run_folder_that_the_nodes_do_not_share_is_refused(forks):
@@ -1143,3 +1163,6 @@ def test_one_response_that_is_altogether_wrong_is_not_hidden_by_the_mean():
         faults.check_gap(0.002, [*good, response("odd", 1.0)], torch.float32)
     with pytest.raises(SystemExit, match="over all responses is nan"):
         faults.check_gap(float("nan"), [], torch.float32)
+    faults.check_gap(0.15, [], torch.bfloat16)
+    with pytest.raises(SystemExit, match="over all responses is 0.25, above 0.2:"):
+        faults.check_gap(0.25, [], torch.bfloat16)

@@ -59,6 +59,9 @@ def test_the_default_is_the_largest_recipe_that_fits(card_gb, cards):
     chosen, reason = hardware.choose(box, login=True)
     assert chosen.name == DEFAULT[card_gb][cards]
     assert chosen.name in reason and hardware.describe(box) in reason
+    full = any(MEMORY[size][cards] <= card_gb for size in MEMORY)
+    only_adapters = chosen.name.endswith("-lora")
+    assert ("to train all weights" in reason) == (full and only_adapters)
     for recipe in hardware.RECIPES:
         fits = expected_memory(recipe)[cards] <= card_gb
         assert hardware.fits(recipe, box) == fits
@@ -139,10 +142,12 @@ def test_without_a_card_or_without_room_it_is_the_laptop_s():
     assert "no other fits 1 GPU of 9 GB: qwen2.5-0.5b-lora needs about 14 GB" in reason
 
 
-def test_the_smallest_of_unequal_cards_decides():
+def test_the_smallest_of_unequal_cards_decides(capsys):
     box = [84.9, 84.9, 25.3, 84.9]
     assert hardware.choose(box, login=True)[0].name == MIDDLE_LORA
     assert hardware.describe(box) == "4 GPUs of 25 GB"
+    hardware.print_plan(RECIPES[PAPER], "Why.", [141.0, 92.0], None, force=True)
+    assert capsys.readouterr().out.startswith(f"{PAPER} 2 0.46\n")
 
 
 @pytest.mark.parametrize("name, box, words", [
@@ -161,14 +166,16 @@ def test_a_recipe_that_cannot_fit_is_refused(name, box, words, capsys):
         assert part in error
 
 
-def test_what_a_plan_says(capsys):
+def test_what_a_plan_says(monkeypatch, capsys):
     """The first line is for train.sh, the second for the user."""
+    pages = {"SC_PHYS_PAGES": 3 * 10**7, "SC_PAGE_SIZE": 5000}
+    monkeypatch.setattr(os, "sysconf", pages.get)
     box = [84.9] * 8
     hardware.print_plan(RECIPES[PAPER], "Why.", box, None, force=True)
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == [PAPER, "8"]
     for part in ("Why. By estimate", "42 GB on each of 8 GPUs", "11.8 hours",
-                 "122 GB of main memory"):
+                 "122 GB of main memory while the model loads (this machine has 150)"):
         assert part in second
     box = [84.9]
     hardware.print_plan(RECIPES[MIDDLE], "Why.", box, None, force=True)

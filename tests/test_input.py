@@ -680,6 +680,16 @@ def test_responses_end_at_the_ids_of_each_file_that_names_some(tiny, tmp_path, c
     assert job.stop_ids == sorted(known.get(end, end) for end in ends)
 
 
+def test_a_response_ends_with_its_turn_where_the_template_has_turns(tiny):
+    tokenizer = laptop.make_tokenizer()
+    tokenizer.add_tokens(["<|im_end|>"])
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for template, ends in (
+            ("raw", [2]), ("plain", [2]), ("chat", [2, turn]), ("qwen-math", [2, turn])):
+        cfg = Config(model=str(tiny / "base"), prompt_template=template)
+        assert models.end_tokens(cfg, tokenizer, VOCABULARY) == ends
+
+
 def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tmp_path):
     shutil.copytree(tiny / "base", tmp_path / "base")
     ends = [*range(2, VOCABULARY, 8)]
@@ -703,6 +713,7 @@ def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tm
     assert len({int(s.response_ids[-1]) for s in samples if not s.truncated}) > 8
     exported = GenerationConfig.from_pretrained(tmp_path / "run" / "hf")
     assert exported.eos_token_id == ends
+    assert (exported.bos_token_id, exported.pad_token_id) == (1, 0)
 
 
 def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
@@ -895,6 +906,7 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
             ((formats, "TORCH_PRESERVE_FORMAT"), True),
             ((formats, "__subclasses__"), False),
             ((torch.Size, "mro"), False),
+            ((torch.Size, "TORCH_PRESERVE_FORMAT"), False),
             ((formats, "mro", None), False)):
         changed = dataclasses.replace(whole, planner_data=Attribute(*arguments))
         path.write_bytes(pickle.dumps(changed))

@@ -162,7 +162,8 @@ def runs(taught, tmp_path_factory):
     """Returns the folders of a run of three steps and of one that stopped after the second."""
     folder = tmp_path_factory.mktemp("lora")
     straight, stopped = folder / "straight", folder / "stopped"
-    options = [*LORA, "--save-steps", 1, "--learning-rate", 1e-2, "--beta", 0.01]
+    options = [
+        *LORA, "--save-steps", 1, "--learning-rate", 2e-2, "--warmup-steps", 5, "--beta", 0.01]
     main(short_recipe(taught, straight, *options, "--steps", 3))
     main(short_recipe(taught, stopped, *options, "--steps", 2))
     main(short_recipe(taught, stopped, *options, "--steps", 3))

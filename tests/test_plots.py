@@ -663,6 +663,9 @@ def test_the_walkthroughs_steps_follow_the_formulas():
         for bars, own in zip(after, settings, strict=True):
             assert heights(bars) == one_step(push(rank, A, *own))
         assert ticks(axis.get_xticklabels()) == ["x", "y", "w"]
+        for i in range(3):  # the bars of a candidate stand above its name
+            centres = [bars[i].get_x() + bars[i].get_width() / 2 for bars in axis.containers]
+            assert sum(centres) / len(centres) == pytest.approx(i)
 
 
 def test_the_floor_is_where_the_push_changes_its_sign():

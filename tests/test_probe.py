@@ -126,6 +126,11 @@ def test_a_buffer_of_the_checkpoint_is_not_left_to_chance_in_vllm(persistent, ro
         check_trainable(cfg, config, body_of(layer))
 
 
+def test_a_mixture_of_experts_is_trained_through_generate():
+    config = mock.Mock(to_dict=lambda: {"num_experts": 8})
+    check_trainable(simko.Config(rollout="hf"), config, mock.Mock(layers=[]))
+
+
 def test_logits_that_are_not_a_product_and_a_scale_are_refused(tmp_path):
     zoo.save("llama", tmp_path)
     with (mock.patch("runtime.chunked.logit_scale", lambda config: 2.0),

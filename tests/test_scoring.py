@@ -115,13 +115,15 @@ def test_a_task_that_fails_in_a_run_names_the_response():
 
 
 def test_each_pair_is_asked_once(tmp_path):
+    """What the comparison prints is no reply."""
     log = tmp_path / "asked"
-    judge = f"open({str(log)!r}, 'a').write(pred)\nreturn pred != 'b'"
+    judge = f"print(1, flush=True)\nopen({str(log)!r}, 'a').write(pred)\nreturn pred != 'b'"
     with pool_of(judge, tmp_path) as pool:
         assert pool.score(["a", "a", "b"], ["x"] * 3, "pairs") == [1.0, 1.0, 0.0]
         assert pool.score(["b", "a"], ["x"] * 2, "pairs") == [0.0, 1.0]
     # A worker must judge a 2 before it is ready.
     assert sorted(log.read_text()) == ["2", "a", "b"]
+    assert pool.idle == []  # at the end, the worker is killed
 
 
 @pytest.mark.parametrize("busy", [
@@ -150,7 +152,7 @@ def test_a_worker_that_gives_no_sign_of_life_is_replaced(tmp_path, monkeypatch):
 
 
 def test_memory_is_limited(tmp_path):
-    judge = "if pred == 'large': bytearray(1 << 30)\nreturn True"
+    judge = "bytearray(1 << (29 if pred == 'large' else 28))\nreturn True"
     with pool_of(judge, tmp_path, memory_mb=512) as pool:
         assert pool.score(["small", "large", "small again"], ["x"] * 3, "pairs") == [1.0, 0.0, 1.0]
 
@@ -160,12 +162,18 @@ def test_a_worker_that_cannot_start_is_named(tmp_path):
         Path(pool.program).write_text("import nothing_of_this_name")
         with pytest.raises(RuntimeError, match="did not start; to see why, run: .*program.py"):
             pool.score(["a"], ["x"], "pairs")
+    # As if too little memory were left: this worker does not find that the root of 4 is 2.
+    with pool_of("return False", tmp_path) as pool:
+        with pytest.raises(RuntimeError, match="did not start"):
+            pool.score(["a"], ["x"], "pairs")
 
 
 def test_a_killed_worker_is_replaced():
     with Verifier(workers=1) as one:
         assert one.score([box(r"\log_e 5")], [r"\ln 5"], "math") == [1.0]
-        os.kill(one.idle[0].pid, signal.SIGKILL)
+        pid = one.idle[0].pid
+        assert os.getsid(pid) == pid  # Ctrl-C at a terminal does not reach it
+        os.kill(pid, signal.SIGKILL)
         one.idle[0].wait()
         assert one.score([box(r"\log_e 7")], [r"\ln 7"], "math") == [1.0]
 
@@ -255,10 +263,11 @@ def test_in_a_forked_child():
         import os, verify
         one = verify.Verifier(workers=1)
         one.score([r"\boxed{\log_e 5}"], [r"\ln 5"], "math")
+        parents = one.idle[0].pid
         pid = os.fork()
         right = one.score([r"\boxed{\log_e 7}"] * 2, [r"\ln 7", r"\ln 8"], "math") == [1.0, 0.0]
         if pid == 0:
-            os._exit(0 if right else 1)
+            os._exit(0 if right and one.idle[0].pid != parents else 1)
         print(right, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         """)
     assert child.communicate(timeout=LIMIT)[0].strip() == "True 0"

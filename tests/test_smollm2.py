@@ -1,5 +1,6 @@
 """Countdown in plain words, the probe and the table; and the card's command, dry, from a tiny
 model to its rows."""
+import itertools
 import json
 import random
 import re
@@ -7,11 +8,14 @@ from unittest import mock
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from runtime.log import distinct_tokens
+from runtime.prompts import encode_prompts
 from runtime.puzzles import countdown as judge
-from tests.conftest import write_rows
+from simko import Config
+from tests.conftest import load_samples, near, one_base, plain_logits, plain_model, write_rows
 from tests.workers import ROOT
 from tools import countdown, laptop, smollm2
 
@@ -105,6 +109,70 @@ def test_the_summary_is_over_the_gate_and_over_all():
     assert means["Lambda_1_all"] == -2
     assert means["Lambda_2_all"] == -3
     assert means["entropy_all"] == 1
+    near(means["distinct"], distinct_tokens(topk_logp[1], 8).item(), 1e-6)
+
+
+@one_base
+def test_the_probe_is_of_each_response_token_of_the_model(base):
+    contexts = 4 * load_samples(base)  # more than fit into one pass
+    topk_logp, entropy = countdown.statistics(base, contexts, 3, "cpu")
+    model = plain_model(base)
+    with torch.no_grad():
+        logp = torch.cat([plain_logits(model, s) for s in contexts]).log_softmax(-1)
+    near(topk_logp.double(), logp.topk(3).values, 1e-4)
+    near(entropy.double(), -(logp.exp() * logp).sum(-1), 1e-4)
+
+    gate = countdown.gate_of(entropy, contexts, 0.6)
+    lengths = [len(s.response_ids) for s in contexts]
+    for own, above in zip(entropy.split(lengths), gate.split(lengths)):
+        assert above.tolist() == (own > own.quantile(0.6)).tolist()
+
+
+# -------------------------------------------------------------------------------- fine-tuning
+@one_base
+def test_the_loss_is_the_mean_over_the_tokens_of_all_answers(base):
+    samples = load_samples(base)
+    pairs = [(s.prompt_ids.tolist(), s.response_ids.tolist()) for s in samples]
+    model = plain_model(base).float()
+    surprise = [
+        -plain_logits(model, s).log_softmax(-1)[range(len(s.response_ids)), s.response_ids]
+        for s in samples]
+    near(countdown.supervised_loss(model, pairs), torch.cat(surprise).mean(), 0.01)
+
+
+def test_a_demonstration_has_the_prompt_of_a_run_and_ends(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = countdown.CHAT
+    first = tokenizer.convert_tokens_to_ids("?")  # put before every other text, as a BOS
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="? $A", pair=None, special_tokens=[("?", first)])
+    (question, answer), = demonstrations(0, 1)
+    given, wanted = countdown.encode(tokenizer, question, answer)
+    (problem,), _ = encode_prompts(
+        [{"problem": question}], tokenizer, Config(prompt_template="chat", task="countdown"))
+    assert given == problem["prompt_ids"].tolist()
+    assert [first, *wanted] == [*tokenizer.encode(answer), tokenizer.eos_token_id]
+
+
+def test_each_demonstration_is_shown_once_at_a_rate_that_rises_and_falls(monkeypatch):
+    """Of a constant gradient, AdamW makes steps as long as the learning rate."""
+    shown, weights = [], []
+
+    def loss(model, pairs):
+        shown.extend(pairs)
+        weights.append(model.weight.item())
+        return model.weight.sum()
+
+    monkeypatch.setattr(countdown, "supervised_loss", loss)
+    monkeypatch.setattr(countdown, "encode", lambda tokenizer, *pair: pair)
+    model, log = torch.nn.Linear(1, 1, bias=False), mock.Mock()
+    pairs = [(str(i), "") for i in range(61)]  # the last one fills no batch
+    countdown.fine_tune(model, None, pairs, 2, 0.5, log)
+    assert shown == pairs[:60]
+    assert log.mock_calls == [mock.call(i, pytest.approx(w)) for i, w in enumerate(weights)]
+    weights.append(model.weight.item())
+    rates = [min((i + 1) / 10, 1, (30 - i) / 10) / 2 for i in range(30)]
+    assert [a - b for a, b in itertools.pairwise(weights)] == pytest.approx(rates, abs=1e-4)
 
 
 # -------------------------------------------------------------------------------------- table

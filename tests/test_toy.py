@@ -245,6 +245,15 @@ def test_the_rows_are_those_of_all_cells_and_can_be_made_again():
         assert made[name] == pytest.approx(kept[name], abs=tolerance), name
 
 
+def test_runs_start_at_equal_probabilities_and_repeat_themselves():
+    cells = [Cell("grpo", 8, 3.0)] * 2
+    start = toy.train(cells, steps=0)
+    assert 0.001 < (start - 0.25).abs().max() < 0.02
+    first = toy.train(cells, seeds=2, steps=3)
+    assert torch.equal(first[0], first[1])
+    assert torch.equal(first, toy.train(cells, seeds=2, steps=3))
+
+
 def test_a_sweep_writes_the_rows_of_all_cells_in_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr(toy_sweep, "measure", functools.partial(toy.measure, seeds=2, steps=2))
     path = tmp_path / "rows.csv"

@@ -34,7 +34,7 @@ from verify import Verifier, explain, extract_answer, is_correct, judge
     (r"\boxed{\{1,2\}}", r"\{1,2\}"),
     (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
     # a box in a box: the outermost counts, unless it contains nothing but another box
-    (r"\boxed{\boxed{3}}", "3"),
+    (r"\boxed{ \boxed{3} }", "3"),
     (r"\boxed{3,4,\boxed{5}}", r"3,4,\boxed{5}"),
     (r"\boxed{x\neq\boxed5}", r"x\neq\boxed5"),
     (r"\boxed{1} \boxed{\text{not }\boxed{5}}", r"\text{not }\boxed{5}"),
@@ -227,7 +227,7 @@ RIGHT = r"""
 5 ¦ 2 + 3 = 5 ¦ 5^\circ ¦ \sqrt{25}
 5 ¦ 5 \text{ cm}^2 ¦ 5~\mathrm{m/s} ¦ 5 \text{ square units} ¦ 5 dollars ¦ \frac{10}{2} ¦ (5)
  ¦ \{5\} ¦ 10/2
-5 ¦ 5 \text{ m} ¦ 5 = x
+5 ¦ 5 \text{ m} ¦ 5 = x ¦ {5 \text{ m}}
 1000 ¦ 1,000 ¦ 1{,}000 ¦ 1,\!000 ¦ 1\,000 ¦ 10^3 ¦ 1e3 ¦ 1 \times 10^{3} ¦ \$1,000.00 ¦ x = 1,000
 1000 ¦ 1{,}000 \text{ km} ¦ \text{1,000 dollars}
 \frac{1}{2} ¦ \dfrac{1}{2} ¦ \tfrac12 ¦ \frac12 ¦ \frac 1 2 ¦ 0.5 ¦ .5 ¦ 1/2 ¦ \frac{-1}{-2}
@@ -250,7 +250,7 @@ e^{2x} ¦ (e^x)^2 ¦ \exp(2x)
 n! ¦ n \cdot (n-1)!
 y = 2x + 3 ¦ 2x + 3 ¦ 3 + 2x = y ¦ 2x - y + 3 = 0 ¦ y = 3 + 2x
 x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
-(2, 5] ¦ \left( 2, 5 \right] ¦ x \in (2,5] ¦ (\frac42, 5]
+(2, 5] ¦ \left( 2, 5 \right] ¦ x \in (2,5] ¦ (\frac42, 5] ¦ \in (2,5]
 [1,2) \cup (3,4) ¦ (3,4) \cup [1,2)
 (1, -2) ¦ \left(1, -2\right) ¦ (1,\,-2) ¦ (x, y) = (1, -2) ¦ (\frac22, -2.0)
 1, 2 ¦ 2, 1 ¦ \{1, 2\} ¦ 1 \text{ and } 2 ¦ x = 1 \text{ or } x = 2 ¦ x = 1, 2 ¦ 1; 2
@@ -265,6 +265,7 @@ x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
 12:00 ¦ 12:00
 7 \text{ hours} ¦ 7 ¦ 7 \text{ hr} ¦ 7\text{ hours}.
 101,111 ¦ 111, 101 ¦ 101111 ¦ 101, 111
+x=101,234 ¦ 101234 ¦ 101, 234
 1.2 ¦ \approx 1.2 ¦ \approx 1.2\text{ cm} ¦ =1.2
 7e37 ¦ 7 \times 10^{37}\,\mathrm{erg}/\mathrm{s} ¦ 7 \times 10^{37} \text{ erg}
 3e8 ¦ 3 \times 10^8 \, \mathrm{m}/\mathrm{s}
@@ -282,9 +283,11 @@ x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
 # derivatives, functions and letters
 m\frac{dv}{dt}+bv=f ¦ m \frac{d v}{d t} = f - b v ¦ \frac{dv}{dt}+\frac{b}{m}v=\frac{f}{m}
  ¦ f = bv + m\dot{v}
+\frac{dv}{dt}=\frac{f-bv}{m} ¦ m\frac{dv}{dt}+bv=f
 \frac{dy}{dx}=ky ¦ y'=ky ¦ dy/dx = ky ¦ \frac{\mathrm{d}y}{\mathrm{d}x} = ky
 I\frac{d\omega}{dt}+2B\omega=T ¦ \dot{\omega}=\frac{T-2B\omega}{I}
 \frac{d^2y}{dx^2}+4y=0 ¦ y''+4y=0
+\frac{d^2y}{dx^2}+2\frac{dy}{dx}+y=0 ¦ y''+2y'+y=0
 \ddot{x}+2\beta\dot{x}=0 ¦ \ddot{x}=-2\beta\dot{x}
 \sqrt{\frac{2GM}{R}} ¦ \sqrt{2GM/R}
 \ddot{x}+\omega^2x=0 ¦ \ddot x=-\omega^2 x ¦ x''=-\omega^2 x
@@ -292,15 +295,23 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 \frac{\sinh(at)}{a} ¦ \frac{e^{at}-e^{-at}}{2a} ¦ \frac{1}{2a}(\exp(at)-\exp(-at))
  ¦ \frac{1}{2a}(\exp{a*t} - \exp{-a*t})
 \tanh x ¦ \frac{e^{2x}-1}{e^{2x}+1} ¦ \frac{\sinh x}{\cosh x}
-\sin x\cos x ¦ \frac{1}{2}\sin 2x ¦ \cos x \sin x
+\sin x\cos x ¦ \frac{1}{2}\sin 2x ¦ \cos x \sin x ¦ \cos(x)\sin(x) ¦ \sin(x)\cos x
 \log_{10}2 ¦ \lg 2 ¦ \frac{\ln2}{\ln10}
 |x| ¦ \sqrt{x^2} ¦ \left|x\right|
 |bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
+\lfloor x\rfloor ¦ -\lceil-x\rceil
+y\sin x ¦ \sin(x)y
+\max(a,b)+1 ¦ 1+\max(a,b)
+\nabla f+1 ¦ 1+\nabla f
+x\theta ¦ x(\theta)
 \ln x+C ¦ \ln|x|+C
 \ln|x|+C ¦ \frac{\ln x^2}{2}+C
 x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2}
+\frac{1}{x^2} ¦ x^-{2}
 \binom{n}{2} ¦ \frac{n(n-1)}{2}
 e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
+\frac{\sqrt3}{3} ¦ \cot \pi/3 ¦ \tan \pi/6
+2 ¦ \sec \pi/3 ¦ \csc \pi/6
 \arcsin(10/13) ¦ np.arcsin(10/13) ¦ \sin^{-1}\frac{10}{13}
 6x^2+1 ¦ 6x**2+1 ¦ 6*x^2 + 1
 # equations
@@ -308,19 +319,24 @@ y=2x+3 ¦ y-3=2x ¦ 4x-2y+6=0
 MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
  ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
+f(x)=2x ¦ f(x)=x+x=2x
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
-x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3
+x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3)
 y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
 # sets of real numbers
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\}
  ¦ x \ge -2 \text{ and } x<1
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
+ ¦ x<1, \text{ or } x>3
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
 x\ne5\text{ cm} ¦ 5\text{ cm}\ne x
 x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
+|x|\ne5 ¦ 2|x|\ne10
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
+x>1, y<2 ¦ y<2, x>1
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
+ ¦ 3n, n\in\mathbb{Z}
 \text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
 # braces, spaces and Unicode
 \text{odd} ¦ (\text{odd}) ¦ \{\text{odd}\}
@@ -328,9 +344,20 @@ x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 10 ¦ \tbinom52 ¦ \binom 5 2 ¦ {5 \choose 2}
 x \equiv 3 \pmod 7 ¦ x\equiv3\pmod{7}
 \{1,2,3\} ¦ {1,2,3} ¦ 3,2, \text{ and } 1
+\{1,2\} ¦ {1,2} ¦ x\in{1,2} ¦ 1或2 ¦ 1和2 ¦ 1、2
 x^2 ¦ x² ¦ x^{2}
 x_1+x_2 ¦ x₁+x₂
 \alpha+\theta ¦ α+θ
+\epsilon\theta\phi ¦ \varepsilon\vartheta\varphi ¦ ϵϑϕ ¦ εθφ
+\alpha\beta\gamma\delta\zeta\eta\iota\kappa\lambda\mu\nu\xi ¦ αβγδζηικλμνξ
+\rho\sigma\tau\upsilon\chi\psi\omega\hbar\ell ¦ ρστυχψωℏℓ
+\Gamma\Delta\Theta\Lambda\Xi\Pi\Sigma\Phi\Psi\Omega ¦ ΓΔΘΛΞΠΣΦΨΩ
+\mathbb{R}\mathbb{Z}\mathbb{N}\mathbb{Q}\mathbb{C} ¦ ℝℤℕℚℂ
+\frac{\partial\nabla f}{\partial x} ¦ \frac{∂∇f}{∂x}
+2x ¦ 2×x ¦ 2·x ¦ 2⋅x ¦ 2∙x ¦ 2∗x
+\sqrt{\frac{x}{2}} ¦ √{x÷2}
+|x|\le5 ¦ ∣x∣⩽5 ¦ |x|≦5
+x'\ge5 ¦ x′⩾5 ¦ x'≧5
 2,3 ¦ 2或3 ¦ 2、3 ¦ x=2或x=3
 \text{Monday} ¦ \textsf{Monday} ¦ \texttt{Monday} ¦ \text{Monday.}
 12,13 ¦ \text{12 and 13}
@@ -417,6 +444,7 @@ x=2,y=3 ¦ (2,3)
 [-6,6] ¦ \lbrack -6,6\rbrack
 \begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}-1\\-2\end{pmatrix}
  ¦ \begin{pmatrix} x \\ y \end{pmatrix} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\begin{pmatrix}2&4\\6&8\end{pmatrix} ¦ 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
 # sets
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
 (-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
@@ -431,7 +459,7 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 5 ¦ \textcolor{red}{5} ¦ {\bf 5} ¦ \underline{5} ¦ \large 5
 \frac12 ¦ \sfrac{1}{2} ¦ \nicefrac12
 9^\circ ¦ 9º ¦ 9˚
--5 ¦ ‑5 ¦ ‐5
+-5 ¦ ‑5 ¦ ‐5 ¦ –5 ¦ −5
 12 ¦ 12^{\text{th}} ¦ 12\text{th}
 204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5}
 \text{(C)} ¦ \textbf{(C)}\ 5
@@ -512,7 +540,12 @@ I\frac{d\omega}{dt}+2B\omega=T ¦ 2B\omega=T ¦ \omega=\frac{T}{2B}
 \Omega ¦ \omega
 \vec a\times\vec b ¦ \vec a\cdot\vec b
 n^{\underline k} ¦ n^k
-f^{-1}(x) ¦ 1/f(x)
+f^{-1}(x) ¦ 1/f(x) ¦ f(x)
+2f^{-1}(x) ¦ \frac{2x}{f}
+f(2)+1 ¦ f(3)+1
+(3+i)^2 ¦ 8 ¦ 8-6i
+3-i ¦ 3
+\sqrt2 ¦ \sqrt2+10^{-430} ¦ \sqrt2+10^{-460}
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
  ¦ f(x)=x\text{ for all }x>0 ¦ f(x)=2x\text{ for all }x
@@ -523,7 +556,8 @@ f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
 |x+5| ¦ x+5
 |x-2023| ¦ 2023-x
 \ln|x+5| ¦ \ln(x+5)
-x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2
+x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4)
+\sin^2x+\cos^2x=1 ¦ x=y
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
 (-2,2) ¦ |x|\le 2 ¦ |x|>2
@@ -531,6 +565,9 @@ a<b<c ¦ a<c<b ¦ a<b\le c
 x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
 \{3k|k\in\mathbb{Z}\} ¦ \{2k|k\in\mathbb{Z}\} ¦ \{3k|t\in\mathbb{Z}\} ¦ \{3k|k\in\mathbb{N}\} ¦ 3k
 A\setminus B ¦ B\setminus A
+\mathbb{R}\setminus\{0\} ¦ \mathbb{Q}\setminus\{0\} ¦ \mathbb{R}\setminus\{1\}\setminus\{0\}
+\mathbb{R}\setminus\{0,1\} ¦ \mathbb{R}\setminus(0,1)
+1<x<3 ¦ x>1, x\ne3
 # words behind a value
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
@@ -624,8 +661,10 @@ x=2,x=3 ¦ (2,3)
 0.56=56\% ¦ 0.57 ¦ 57\% ¦ 0.56, 56\% ¦ 0.56=57\% ¦ 0a=56
 3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
 0 ¦ \infty-\infty
-1 ¦ \frac{\infty}{\infty} ¦ 1^\infty
+1 ¦ \frac{\infty}{\infty} ¦ 1^\infty ¦ \frac{\tan\frac{\pi}{2}}{\tan\frac{\pi}{2}}
+0 ¦ (\sqrt2-\sqrt2)^{-1}
 \infty ¦ 2\infty ¦ \infty+1
+\emptyset ¦ \{\emptyset\}
 # other values
 8/3 ¦ 4\times 2\frac{1}{3}
 3\text{ hundredths} ¦ 3
@@ -643,6 +682,7 @@ A ¦ (A)-1 ¦ (A) + 5
 \text{(C)}\ 5 ¦ (C) 6 ¦ (D) 5 ¦ (D)
 (C) 0 ¦ (D) 0 ¦ 0
 174,000 ¦ 174, 0 ¦ 174
+101,234; 5,000 ¦ 101; 234; 5; 0
 """
 
 
