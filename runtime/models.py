@@ -328,6 +328,9 @@ def load_model(path, dtype):
             output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         fail(f"--model {path}: {one_line(error)}")
+    except KeyError as error:  # a family with a table of its own attentions
+        fail(f"--model {path}: its attention cannot be replaced by "
+             f"{error}: --rollout vllm may be able to evaluate it")
     check_fit(path, found)
     return model
 

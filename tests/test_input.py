@@ -28,7 +28,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
-    Gemma3Config, GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig)
+    FalconConfig, FalconForCausalLM, Gemma3Config, GenerationConfig, LlamaConfig,
+    LlamaForCausalLM, Qwen2_5_VLConfig)
 
 import verify
 from runtime import checkpoints, cli, models, responses, run_folder
@@ -778,6 +779,14 @@ def test_a_head_that_tying_makes_superfluous_may_be_there(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     model = load_model(tmp_path, torch.float32)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_family_with_attentions_of_its_own_is_refused(tmp_path):
+    model = FalconForCausalLM(FalconConfig(
+        vocab_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="its attention cannot be replaced by 'packed'"):
+        load_model(tmp_path, torch.float32)
 
 
 def test_weights_of_another_shape_than_the_configs_are_named(tiny, tmp_path):
