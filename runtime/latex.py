@@ -274,7 +274,7 @@ SPELLINGS = [
              r"\underline{5}", "5"),
     Spelling("exponents and subscripts",
              r"([\^_])\s*(-?[0-9]+(?!\.?[0-9])|-?[A-Za-z]|"
-             r"\\[A-Za-z]+(?!\s*\{)|[*+∞π-](?![\w{]))", r"\1{\2}",
+             r"-?\\(?!frac|sqrt|binom)[A-Za-z]++(?!\s*\{)|[*+∞π-](?![\w{\\]))", r"\1{\2}",
              "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
     Spelling("time of day",
              r"(?<=[0-9\s{~])(?:([ap])\.?\s?m|([AP])\.?\s?M)\b\.?",

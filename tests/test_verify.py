@@ -306,7 +306,7 @@ y\sin x ¦ \sin(x)y
 x\theta ¦ x(\theta)
 \ln x+C ¦ \ln|x|+C
 \ln|x|+C ¦ \frac{\ln x^2}{2}+C
-x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2}
+x\sqrt{x} ¦ \sqrt{x^3} ¦ x^{3/2} ¦ x^\frac{3}{2} ¦ x^\frac32 ¦ \frac{1}{x^-\frac32}
 \frac{1}{x^2} ¦ x^-{2}
 \binom{n}{2} ¦ \frac{n(n-1)}{2}
 e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
@@ -555,6 +555,7 @@ f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
 |bd| ¦ bd
 |x+5| ¦ x+5
 |x-2023| ¦ 2023-x
+x^{1/3} ¦ x^\frac12 ¦ x^-\frac13
 \ln|x+5| ¦ \ln(x+5)
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4)
 \sin^2x+\cos^2x=1 ¦ x=y
