@@ -128,7 +128,7 @@ def test_a_buffer_of_the_checkpoint_is_not_left_to_chance_in_vllm(persistent, ro
 
 def test_a_mixture_of_experts_is_trained_through_generate():
     config = mock.Mock(to_dict=lambda: {"num_experts": 8})
-    check_trainable(simko.Config(rollout="hf"), config, mock.Mock(layers=[]))
+    check_trainable(simko.Config(rollout="hf"), config, body_of(torch.nn.Identity()))
 
 
 def test_logits_that_are_not_a_product_and_a_scale_are_refused(tmp_path):
