@@ -224,8 +224,10 @@ case $recipe in
     if [[ $extra == cpu ]]; then exec python -m pytest $two "$@"; fi
     # Most tests expect CPUs, their rounding and as many ranks as they like. Those for GPUs follow, one at a time,
     # because engines would compete for memory.
-    CUDA_VISIBLE_DEVICES= run_tests $two -m "not gpu" "$@"
-    run_tests -m gpu "$@"
+    failed=
+    CUDA_VISIBLE_DEVICES= run_tests $two "$@" -m "not gpu" || failed=yes
+    run_tests "$@" -m gpu -n 0 || failed=yes
+    [[ ! $failed ]] || exit 1
     exit ;;
   laptop-study)
     export CUDA_VISIBLE_DEVICES=  # its rows were computed on CPUs, in float32

@@ -188,7 +188,6 @@ def idle_flags(cfg):
 
 # -------------------------------------------------------------- the parser
 COMMANDS = "train", "eval"
-NUMBERS = re.compile(r"[0-9.]+(,[0-9.]+)+")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter,
@@ -262,31 +261,41 @@ def make_parser(command, Config):
     return parser
 
 
+def split_temperatures(command, words):
+    """Replaces --eval-temperature=0.2,0.4 by --eval-temperature 0.2 0.4. `eval`
+    has only one kind of temperature, so --temperature is the same there."""
+    names = ["--eval-temperature", "--eval_temperature"]
+    if command == "eval":
+        names.append("--temperature")
+    done, in_list = [], False
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            in_list = name in names
+            if not in_list:
+                done.append(word)
+                continue
+            done.append("--eval-temperature")
+            if not equals:
+                continue
+            word = value
+        done += word.split(",") if in_list else [word]
+    return done
+
+
 def parse_config(arguments, Config):
     """Command line -> (command, Config). An impossible setting ends the
     program with one line and status 2."""
     command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else None
     parser = make_parser(command, Config)
-    # --eval-temperature=0.2,0.4 means --eval-temperature 0.2 0.4.
-    words, arguments = arguments, []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if command == "eval" and name == "--temperature":
-            name = "--eval-temperature"  # there is only one kind of temperature here
-        if NUMBERS.fullmatch(value):
-            arguments += [name, *value.split(",")]
-        elif NUMBERS.fullmatch(word):
-            arguments += word.split(",")
-        else:
-            arguments.append(name + equals + value)
+    words = split_temperatures(command, arguments[bool(command):])
     *parts, unknown = parser.parse_args_into_dataclasses(
-        arguments[bool(command):], return_remaining_strings=True,
+        words, return_remaining_strings=True,
         look_for_args_file=False)
     if not command:
         parser.error("say what to do: train or eval")
     if unknown:
-        flags = [flag(field.name) for group in groups_of(command, Config)
-                 for field in dataclasses.fields(group)]
+        flags = re.findall(r"--[A-Za-z][\w-]*", parser.format_help())
         near = difflib.get_close_matches(
             unknown[0].partition("=")[0].replace("_", "-"), flags, n=1, cutoff=0.8)
         hint = f": did you mean {near[0]}?" if near else ""
@@ -484,7 +493,9 @@ def announce(job, device, dtype):
         prompt = repr(job.tokenizer.decode(problems[0]["prompt_ids"]))
         if len(prompt) > 400:
             prompt = f"{prompt[:250]} ... {prompt[-150:]}"
-        print(f"  the first: {prompt} -> {problems[0]['answer']!r:.100}")
+        first = f"  the first: {prompt} -> {problems[0]['answer']!r:.100}"
+        encoding = sys.stdout.encoding  # which may be ASCII
+        print(first.encode(encoding, "backslashreplace").decode(encoding))
     what = cfg.method if job.command == "train" else "evaluation"
     print(f"{cfg.output_dir}: {what} on {world} x {device.type}, {dtype}",
           flush=True)

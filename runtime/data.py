@@ -122,6 +122,9 @@ def hub_rows(hub, config, split):
     revision, rows = REVISIONS.get(hub), []
     try:
         if os.path.isfile(os.path.join(hub, "state.json")):  # by save_to_disk
+            if config or split != "train":
+                fail(f"{hub} holds one saved set, which has neither config nor split: "
+                     "name only its columns")
             saved = datasets.load_from_disk(hub)
             return [{"id": str(i), **row} for i, row in enumerate(saved)]
         configs = [config]
@@ -372,9 +375,10 @@ def is_solution(answer):
     """Returns whether an answer still is a worked solution, where `final_answer`
     has found no mark. No final answer of the paper's sets has more than 68
     letters outside LaTeX commands."""
-    letters = re.sub(r"\\[A-Za-z]+|[\W\d_]", "", answer)
-    lines = answer.strip().splitlines()
-    return len(letters) > 100 or (len(lines) > 1 and "\\" not in answer)
+    text = re.sub(r"\\[A-Za-z]+", " ", answer)
+    letters = re.sub(r"[\W\d_]", "", text)
+    has_words = re.search(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}", text)
+    return len(letters) > 100 or bool(has_words and "\n" in answer.strip())
 
 
 def outside(rows, tests):

@@ -204,13 +204,14 @@ def stored_dtypes(model, weights):
 
 
 def fingerprint(folder):
-    """Returns a checksum of the last MiB of each file of weights, by which
+    """Returns a checksum of the last MiB of each file of a model, by which
     nodes notice that their copies differ."""
     checksum = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as weights:
-            weights.seek(max(0, file.stat().st_size - 2**20))
-            checksum = zlib.crc32(weights.read(), checksum)
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+            with file.open("rb") as content:
+                content.seek(max(0, file.stat().st_size - 2**20))
+                checksum = zlib.crc32(content.read(), checksum)
     return f"with checksum {checksum:08x}"
 
 

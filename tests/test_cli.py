@@ -26,6 +26,8 @@ REFUSED = {  # command line: what the message names, by default the first flag
     "train stray": "stray",
     "train --vllm_gpu_memory_utilization 0.5": "did you mean --gpu-memory-utilization?",
     "train --max_steps 3": "'--max_steps' (see",
+    "train --no-gradient-checkpoint": "did you mean --no-gradient-checkpointing?",
+    "train --temperature=0.7,0.8": "invalid float value: '0.7,0.8'",
     "eval": "--eval-data",
     "train --batch-size 10 --mini-batch-size 4":
         "--mini-batch-size 4 does not divide --batch-size 10",

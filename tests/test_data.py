@@ -223,11 +223,13 @@ def test_a_jsonl_file_with_its_columns_named(name, tmp_path):
 SOLUTIONS = [
     "We add. It is 3.\nThe answer is 2",
     "We " + "add, and " * 20 + "the answer is 2",
+    "We add $\\frac12$ and 3.\nThe answer is 5",
     r"We \textbf{add}." + "\n" + "And then " * 20 + r"it is $\frac{1}{2}$",
 ]
 FINAL = [
     "2",
     "a\n",
+    "[[1,2],\n[3,4]]",
     r"\frac{\text{force}}{\text{mass}}" * 9,
     ", ".join(map(str, range(99))),
     "\\begin{pmatrix} 1 \\\\\n2 \\end{pmatrix}",
@@ -238,11 +240,11 @@ def test_worked_solutions_without_a_mark_are_refused_and_a_few_of_them_noted(tmp
     file = tmp_path / "a.jsonl"
     for solution in SOLUTIONS:
         write_rows(file, [{"problem": "p", "answer": answer} for answer in (*FINAL, solution)])
-        message = re.escape(f"{file}, line 6: the answer {solution!r:.80} is a worked solution")
+        message = re.escape(f"{file}, line {len(FINAL) + 1}: the answer {solution!r:.80} is a worked solution")
         with pytest.raises(SystemExit, match=message) as stop:
             data.load_problems(str(file))
         assert "\n" not in str(stop.value)
-        assert len(data.load_problems(str(file), task="text")) == 6
+        assert len(data.load_problems(str(file), task="text")) == len(FINAL) + 1
     assert not capsys.readouterr().out
     write_rows(file, [{"problem": "p", "answer": answer} for answer in (SOLUTIONS[0], *"9" * 100)])
     assert len(data.load_problems(str(file))) == 101
@@ -258,6 +260,8 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
     datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "splits")
     for name in ("one", "splits"):
         assert data.load_problems(f"{tmp_path}/{name},problem=question") == [problem]
+    with pytest.raises(SystemExit, match="one holds one saved set, which has neither config nor"):
+        data.load_problems(f"{tmp_path}/one,problem=question,split=test")
 
 
 def test_a_folder_of_parquet_may_name_tasks_but_not_several_answers(tmp_path, capsys):

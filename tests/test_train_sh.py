@@ -479,11 +479,19 @@ def test_with_gpus_only_the_tests_for_them_see_them(box):
     done = box.run("test", "-x", cards=[80])
     assert done.returncode == 0, done.stderr
     assert box.log() == [
-        "python -m pytest -n 2 --dist loadfile -m not gpu -x",
+        "python -m pytest -n 2 --dist loadfile -x -m not gpu",
         "visible ",
-        "python -m pytest -m gpu -x",
+        "python -m pytest -x -m gpu -n 0",
         "visible all",
     ]
+
+
+def test_a_failed_test_does_not_keep_those_for_gpus_from_running(box):
+    box.program(".venv/bin/python", PYTHON + """
+case "$*" in *"not gpu"*) exit 1 ;; esac
+""")
+    assert box.run("test", cards=[80]).returncode == 1
+    assert "python -m pytest -m gpu -n 0" in box.log()
 
 
 def test_without_a_gpu_two_files_of_tests_run_at_a_time(box):
