@@ -1,5 +1,7 @@
 """Tests of the command line and of files of problems: impossible input is refused in one line,
 before any file is written."""
+import contextlib
+import io
 import json
 import math
 import shutil
@@ -174,6 +176,12 @@ def test_a_run_shows_the_first_prompt_and_its_answer(laptop, tmp_path, group, ca
     first["prompt_ids"] = np.tile(first["prompt_ids"], 100)
     cli.announce(job, CPU, torch.float32)
     assert len(capsys.readouterr().out) < 700
+
+    first["answer"] = "π"
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "ascii")) as ascii_screen:
+        cli.announce(job, CPU, torch.float32)
+        ascii_screen.seek(0)
+        assert r" -> '\u03c0'" in ascii_screen.read()
 
 
 def test_prompt_and_response_fit_into_the_models_context():

@@ -240,7 +240,8 @@ def test_worked_solutions_without_a_mark_are_refused_and_a_few_of_them_noted(tmp
     file = tmp_path / "a.jsonl"
     for solution in SOLUTIONS:
         write_rows(file, [{"problem": "p", "answer": answer} for answer in (*FINAL, solution)])
-        message = re.escape(f"{file}, line {len(FINAL) + 1}: the answer {solution!r:.80} is a worked solution")
+        where = f"{file}, line {len(FINAL) + 1}"
+        message = re.escape(f"{where}: the answer {solution!r:.80} is a worked solution")
         with pytest.raises(SystemExit, match=message) as stop:
             data.load_problems(str(file))
         assert "\n" not in str(stop.value)
