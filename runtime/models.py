@@ -26,6 +26,7 @@ from runtime.prompts import TEMPLATES
 # ask at a terminal whether to run it.
 NO_CODE = {"trust_remote_code": False}
 
+INDEX = "model.safetensors.index.json"  # names the files of large models
 READS_IMAGES = ("is a model of images and text, as the vision_config of its "
                 "config.json says: choose a model of text alone")
 
@@ -160,21 +161,27 @@ def context_left(command, cfg, config):
     return left
 
 
+def weight_files(folder):
+    """Returns the files of weights that transformers reads: those that the
+    index names, or model.safetensors if it is there."""
+    index = folder / INDEX
+    if not index.exists():
+        return sorted(folder.glob("model.safetensors"))
+    with fail_as(index):
+        names = json.loads(index.read_bytes())["weight_map"].values()
+        return sorted({folder / name for name in names})
+
+
 def check_weights(command, folder):
     """Refuses a model's folder unless it has sound .safetensors files.
 
     An evaluation reads the weights for that. A training run does not: it
     checks the weights when its trainer has loaded them."""
-    index = folder / "model.safetensors.index.json"
-    files = {*folder.glob("model.safetensors")}
-    if index.exists():
-        with fail_as(index):
-            names = json.loads(index.read_bytes())["weight_map"].values()
-            files = {folder / name for name in names}
+    files = weight_files(folder)
     if not files:
         fail(f"--model {folder} has no weights in model.safetensors, or in "
-             f"files that {index.name} names. Other formats are not read, "
-             "since some can hold code. Save the model with save_pretrained")
+             f"files that {INDEX} names. Other formats are not read, since "
+             "some can hold code. Save the model with save_pretrained")
     for file in files:
         with fail_as(f"{file} is damaged or missing, fetch it again"):
             # Reads the header and compares it with the file's size.
@@ -362,10 +369,13 @@ def holds_float32(path):
     """Returns whether some weights of a folder or of a model on the hub are
     float32. With dtype="auto" transformers would give all weights the dtype
     of the first, and round them if it is lower."""
-    if not os.path.isdir(path):  # from_pretrained then finds them downloaded
-        path = snapshot_download(path, allow_patterns="model*.safetensors")
-    dtypes = set()
-    for file in Path(path).glob("model*.safetensors"):
+    folder, dtypes = Path(path), set()
+    if not folder.is_dir():  # from_pretrained then finds them downloaded
+        first = ["model.safetensors", INDEX]
+        folder = Path(snapshot_download(path, allow_patterns=first))
+        names = [file.name for file in weight_files(folder)]
+        snapshot_download(path, allow_patterns=names)
+    for file in weight_files(folder):
         with safe_open(file, "pt") as weights:
             dtypes |= stored_dtypes(path, weights)
     return "F32" in dtypes

@@ -352,9 +352,11 @@ def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
     assert tied == policy.config.tie_word_embeddings
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "weights-1-of-1.safetensors"])
 def test_weights_of_several_dtypes_are_not_rounded_in_a_folder_or_from_the_hub(
-        base, tmp_path, monkeypatch):
-    """The norms are float32, the first weight is bfloat16. The hub's copy is in its cache."""
+        base, tmp_path, monkeypatch, file):
+    """The norms are float32, the first weight is bfloat16. The hub's copy is in its cache. An
+    index may give the file another name."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--one--model/snapshots/abc"
@@ -363,7 +365,11 @@ def test_weights_of_several_dtypes_are_not_rounded_in_a_folder_or_from_the_hub(
     (folder.parents[1] / "refs/main").write_text("abc")
     stored = load_file(folder / "model.safetensors")
     stored["model.norm.weight"] = stored["model.norm.weight"].float() + 1e-3
-    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    save_file(stored, folder / file, {"format": "pt"})
+    if file != "model.safetensors":
+        index = {"metadata": {}, "weight_map": dict.fromkeys(stored, file)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in (folder, "one/model"):
         model = load_model(name, "auto")
         assert torch.equal(model.model.norm.weight, stored["model.norm.weight"]), name
