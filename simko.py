@@ -290,7 +290,7 @@ class VLLMEngine:
                 distributed_executor_backend="external_launcher",
                 # Log-probs of the distribution that is actually sampled.
                 logprobs_mode="processed_logprobs",
-                skip_tokenizer_init=True, **attention_options(), **memory)
+                skip_tokenizer_init=True, **attention_options(cfg.model), **memory)
 
     def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
         """Returns n Samples of each prompt, one prompt after another.

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from runtime.common import fail, one_line, print_once, printable
+from runtime.models import NO_CODE
 
 
 def find_vllm(cfg):
@@ -51,16 +53,21 @@ def prepare_vllm(cfg):
         yield
 
 
-def attention_options():
+def attention_options(model):
     """Returns the options of vLLM's LLM for attention on this machine.
 
     On a GPU of compute capability 10, such as a B200, vLLM prefers FlashInfer,
     whose kernels nvcc compiles at their first use, and does not ask whether
-    there is an nvcc. Its next choice needs none."""
+    there is an nvcc. Its next choice needs none, but has neither latent
+    attention (DeepSeek) nor large heads."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 10:
         return {}
     from vllm.utils.flashinfer import has_flashinfer
-    return {} if has_flashinfer() else {"attention_config": {"backend": "FLASH_ATTN"}}
+    config = AutoConfig.from_pretrained(model, **NO_CODE).get_text_config()
+    latent = getattr(config, "kv_lora_rank", None)
+    if has_flashinfer() or latent or (getattr(config, "head_dim", None) or 0) > 256:
+        return {}
+    return {"attention_config": {"backend": "FLASH_ATTN"}}
 
 
 def leave_classes_alone():

@@ -32,7 +32,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.elastic.multiprocessing.errors import record
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import simko
 from runtime import faults, packing, ranks, run_folder, vllm_setup
@@ -660,18 +660,20 @@ def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
 
 
 @pytest.mark.needs_vllm
-@pytest.mark.parametrize("capability, has_compiler, options", [
-    ((9, 0), False, {}),
-    ((10, 0), True, {}),
-    ((10, 0), False, {"attention_config": {"backend": "FLASH_ATTN"}}),
+@pytest.mark.parametrize("capability, has_compiler, model, options", [
+    ((9, 0), False, "qwen2", {}),
+    ((10, 0), True, "qwen2", {}),
+    ((10, 0), False, "deepseek_v3", {}),
+    ((10, 0), False, "qwen2", {"attention_config": {"backend": "FLASH_ATTN"}}),
 ])
 def test_without_nvcc_a_b200_does_not_use_flashinfer(
-        monkeypatch, capability, has_compiler, options):
+        monkeypatch, tmp_path, capability, has_compiler, model, options):
     from vllm.utils import flashinfer
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(flashinfer, "has_flashinfer", lambda: has_compiler)
-    assert vllm_setup.attention_options() == options
+    AutoConfig.for_model(model).save_pretrained(tmp_path)
+    assert vllm_setup.attention_options(tmp_path) == options
 
 
 def test_pytorchs_kernel_gets_the_keyword_for_grouped_heads_only_where_it_has_it(monkeypatch):
