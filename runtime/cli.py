@@ -464,7 +464,9 @@ def identity(job):
     mine["--model"] = fingerprint(model) if model.is_dir() else job.cfg.model
     if job.command == "train":
         mine["--train-data"] = digest(job.problems)
-    mine["--eval-data"] = [(b.label, digest(b.problems)) for b in job.benchmarks]
+    mine["--eval-data"] = [benchmark.label for benchmark in job.benchmarks]
+    for benchmark in job.benchmarks:
+        mine[f"--eval-data {benchmark.label}"] = digest(benchmark.problems)
     return mine
 
 
@@ -475,8 +477,8 @@ def check_ranks_agree(job):
     for rank, other in enumerate(ranks):
         for name, value in other.items():
             if value != ranks[0].get(name):
-                fail(f"rank {rank} has {name} {value}, and rank 0 has "
-                     f"{ranks[0].get(name)}: give every node the same "
+                fail(f"rank {rank} has {name} {value!s:.80}, and rank 0 has "
+                     f"{ranks[0].get(name)!s:.80}: give every node the same "
                      "command, model and data")
 
 

@@ -134,7 +134,10 @@ def hub_rows(hub, config, split):
             part = datasets.load_dataset(hub, name, split=split, revision=revision)
             prefix = f"{name}-" if config == "*" else ""
             rows += [{"id": f"{prefix}{i}", **row} for i, row in enumerate(part)]
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError,
+            datasets.exceptions.DatasetsError) as error:
+        if os.path.isdir(hub):
+            fail(f"{hub} cannot be read as a data set: {one_line(error)}")
         fail(f"{hub} cannot be read from the Hugging Face hub (--data-dir names a folder of "
              f"copies), and it is not a .jsonl file: {one_line(error)}")
     return rows
@@ -290,8 +293,10 @@ def read_columns(source, file):
         for name in (spec.problem, spec.answer):
             if name not in row:
                 keys = [key for key in row if key != "id"]
-                fail(f"{where}: there is no {name!r} among its keys {keys!r:.200}: name the "
-                     f"columns, as in {file},problem=question,answer=solution")
+                mend = "add it, or remove the row"
+                if not renamed:  # perhaps no row has it
+                    mend = f"name the columns, as in {file},problem=question,answer=solution"
+                fail(f"{where}: there is no {name!r} among its keys {keys!r:.200}: {mend}")
         renamed.append((where, {**row, "problem": row[spec.problem], "answer": row[spec.answer]}))
     return renamed
 

@@ -174,7 +174,7 @@ def check_driver(torch):
         seen += f" (CUDA_VISIBLE_DEVICES is {visible!r})"
         numbers = [int(name) for name in visible.split(",") if name.strip().isdecimal()]
         if max(numbers, default=0) >= len(cards):
-            fail(f"{seen}: unset it, or name cards from 0 to {len(cards) - 1}")
+            fail(f"{seen}: unset it, or name cards by numbers below {len(cards)}")
     if torch.version.cuda is None:
         fail(f"{seen}: PyTorch {torch.__version__} was built for CPUs alone. "
              "Delete .venv, and the same command installs it for GPUs")

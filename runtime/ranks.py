@@ -80,7 +80,8 @@ def process_group():
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= count:
             fail(f"rank {rank} is process {local + 1} on its machine, where PyTorch "
-                 f"sees {count} GPUs: start one process for each GPU")
+                 f"sees {count} GPUs: start one process for each GPU, and let "
+                 "each process see all of them")
         device = torch.device("cuda", local)
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)

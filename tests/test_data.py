@@ -261,6 +261,10 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
     datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "splits")
     for name in ("one", "splits"):
         assert data.load_problems(f"{tmp_path}/{name},problem=question") == [problem]
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "state.json").write_text("{}")
+    with pytest.raises(SystemExit, match="damaged cannot be read as a data set: "):
+        data.load_problems(f"{tmp_path}/damaged")
     with pytest.raises(SystemExit, match="one holds one saved set, which has neither config nor"):
         data.load_problems(f"{tmp_path}/one,problem=question,split=test")
 
