@@ -496,7 +496,7 @@ def announce(job, device, dtype):
         if len(prompt) > 400:
             prompt = f"{prompt[:250]} ... {prompt[-150:]}"
         first = f"  the first: {prompt} -> {problems[0]['answer']!r:.100}"
-        encoding = sys.stdout.encoding  # which may be ASCII
+        encoding = sys.stdout.encoding or "utf-8"  # it may be ASCII
         print(first.encode(encoding, "backslashreplace").decode(encoding))
     what = cfg.method if job.command == "train" else "evaluation"
     print(f"{cfg.output_dir}: {what} on {world} x {device.type}, {dtype}",
