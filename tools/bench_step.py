@@ -61,10 +61,10 @@ def simko_steps(cfg, job, device, verifier):
     """Runs a training step of simko.py at each `next`. Yields {"tokens": mean response length,
     phase: seconds}."""
     arguments = (cfg, job.stop_ids, device, torch.float32, "dummy", cfg.max_completion_length)
-    with closing(simko.make_engine(*arguments)) as engine:
+    log = Log(Path(cfg.output_dir), 0, cfg)
+    with closing(simko.make_engine(*arguments)) as engine, closing(log.board):
         trainer = simko.Trainer(cfg, device, torch.float32)
         engine.load_weights(trainer.named_weights())
-        log = Log(Path(cfg.output_dir), 0, cfg)
         parts = [
             ("forward", trainer.policy, "policy_forward"),
             ("forward", simko, "entropy_threshold"),
