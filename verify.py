@@ -41,8 +41,6 @@ processes, which are stopped when they take too long (runtime/scoring.py).
 """
 import argparse
 import functools
-import json
-import sys
 from collections import Counter
 from typing import NamedTuple
 
@@ -310,27 +308,6 @@ def explain(response, answer):
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 
 
-def read_rows(path):
-    """Returns [(task, response, answer)] from a file of JSON lines. Exits with a
-    message at the first invalid line."""
-    rows, number = [], 0
-    try:
-        for number, line in enumerate(open(path, "rb"), 1):
-            if not line.strip():
-                continue
-            row = {"task": "math"} | json.loads(line)
-            task, response, answer = row["task"], row["response"], row["answer"]
-            if task not in TASKS or not isinstance(response, str) or not answer.strip():
-                raise ValueError("response and answer must be texts, and task one "
-                                 f"of {', '.join(TASKS)}")
-            rows.append((task, response, answer))
-    except OSError as error:  # !r escapes control characters in a file name
-        sys.exit(f"{path!r} cannot be read: {error.strerror}")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        sys.exit(f"{path!r}, line {number}: not a row with a response and an answer ({error!r})")
-    return rows or sys.exit(f"{path!r} has no rows")
-
-
 def print_table(rows):
     tasks, responses, answers = zip(*rows)
     with Verifier() as verifier:
@@ -354,7 +331,7 @@ def main():
     elif options.explain:
         print(explain(*options.explain))
     elif options.rows:
-        print_table(read_rows(options.rows))
+        print_table(scoring.read_rows(options.rows, TASKS))
     else:
         parser.error("give a file of rows, or --explain")
 

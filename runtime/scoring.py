@@ -1,4 +1,4 @@
-"""Scores many responses in worker processes.
+"""Scores many responses in worker processes, and reads files of them.
 
 Answers are compared in a worker, never in the calling process. A worker may use
 timeout_s seconds of processor time per answer and memory_mb MiB of memory. If it
@@ -131,6 +131,27 @@ def check_result(task, result):
         shown = " ".join(repr(result).split())
         raise TypeError(f"task {task!r} must return True or False, because pass@K counts "
                         f"right responses, but it returned {shown:.80}")
+
+
+def read_rows(path, tasks):
+    """Returns [(task, response, answer)] from a file of JSON lines, to be scored.
+    tasks: the names of tasks. Exits with a message at the first invalid line."""
+    rows, number = [], 0
+    try:
+        for number, line in enumerate(open(path, "rb"), 1):
+            if not line.strip():
+                continue
+            row = {"task": "math"} | json.loads(line)
+            task, response, answer = row["task"], row["response"], row["answer"]
+            if task not in tasks or not isinstance(response, str) or not answer.strip():
+                raise ValueError("response and answer must be texts, and task one "
+                                 f"of {', '.join(tasks)}")
+            rows.append((task, response, answer))
+    except OSError as error:  # !r escapes control characters in a file name
+        sys.exit(f"{path!r} cannot be read: {error.strerror}")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        sys.exit(f"{path!r}, line {number}: not a row with a response and an answer ({error!r})")
+    return rows or sys.exit(f"{path!r} has no rows")
 
 
 def own_cores():
