@@ -2,6 +2,7 @@
 tools/results.py, and whether docs/results.md shows the tables that it prints."""
 import json
 import re
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -106,6 +107,23 @@ def runs(tmp_path, monkeypatch):
     job = study.Job("grpo", {"learning_rate": 1e-4}, 3, 50, 50, cool=25)
     monkeypatch.setitem(study.STAGES, "short", lambda: [job])
     return asked
+
+
+def test_the_runs_of_a_study_see_no_gpu(tmp_path, monkeypatch):
+    """Their rows would be in bfloat16, beside docs/laptop's in float32."""
+    seen, run = [], study.subprocess.run
+
+    def start(words, **options):
+        if "train" not in words:
+            return run(words, **options)
+        seen.append(options["env"]["CUDA_VISIBLE_DEVICES"])
+        (tmp_path / "eval.json").touch()
+        return mock.Mock(returncode=0)
+
+    monkeypatch.setattr(study.subprocess, "run", start)
+    job = study.Job("grpo", {"learning_rate": 1e-4}, 3, 50, 50)
+    study.simko("train", job, tmp_path, tmp_path / "log")
+    assert seen == [""]
 
 
 def test_a_run_becomes_rows_and_is_not_done_twice(runs, tmp_path, capsys):
