@@ -290,8 +290,7 @@ def parse_config(arguments, Config):
     parser = make_parser(command, Config)
     words = split_temperatures(command, arguments[bool(command):])
     *parts, unknown = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True,
-        look_for_args_file=False)
+        words, return_remaining_strings=True, look_for_args_file=False)
     if not command:
         parser.error("say what to do: train or eval")
     if unknown:
