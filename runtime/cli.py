@@ -459,8 +459,7 @@ def identity(job):
     are compared by their contents."""
     settings = dataclasses.asdict(job.cfg)
     mine = {flag(name): value for name, value in settings.items() if name not in OF_A_NODE}
-    model = Path(job.cfg.model)
-    mine["--model"] = fingerprint(model) if model.is_dir() else job.cfg.model
+    mine["--model"] = fingerprint(job.cfg.model)
     if job.command == "train":
         mine["--train-data"] = digest(job.problems)
     mine["--eval-data"] = [benchmark.label for benchmark in job.benchmarks]

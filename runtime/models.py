@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig,
     AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig)
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from runtime.common import fail, fail_as, one_line
@@ -210,11 +211,15 @@ def stored_dtypes(model, weights):
     return dtypes
 
 
-def fingerprint(folder):
-    """Returns a checksum of the last MiB of each file of a model, by which
-    nodes notice that their copies differ."""
+def fingerprint(model):
+    """Returns a text by which nodes notice that their copies of a model
+    differ: the commit of a model on the hub, or a checksum of the last MiB
+    of each file in a folder."""
+    if not os.path.isdir(model):
+        config = Path(cached_file(model, "config.json"))
+        return f"{model} at commit {config.parent.name}"
     checksum = 0
-    for file in sorted(folder.iterdir()):
+    for file in sorted(Path(model).iterdir()):
         if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
             with file.open("rb") as content:
                 content.seek(max(0, file.stat().st_size - 2**20))

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import simko
 from runtime import baselines, log
 from runtime.checkpoints import checkpoint_state
-from runtime.models import load_model
+from runtime.models import fingerprint, load_model
 from runtime.packing import Sample
 from test_simko import naive_ratio
 from tests.conftest import (
@@ -373,6 +373,7 @@ def test_weights_of_several_dtypes_are_not_rounded_in_a_folder_or_from_the_hub(
     for name in (folder, "one/model"):
         model = load_model(name, "auto")
         assert torch.equal(model.model.norm.weight, stored["model.norm.weight"]), name
+    assert fingerprint("one/model") == "one/model at commit abc"
 
 
 def test_a_checkpoint_before_the_first_update_leaves_no_trace_in_it(base, group):
