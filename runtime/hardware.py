@@ -183,15 +183,21 @@ def check_driver(torch):
          "supports this CUDA")
 
 
-def check_bfloat16():
-    """Stops if a card cannot compute in bfloat16."""
+def too_old():
+    """Returns the name of a card that cannot compute in bfloat16, or None."""
     import torch
     for card in range(torch.cuda.device_count()):
         if torch.cuda.get_device_capability(card) < (8, 0):
-            fail(f"{torch.cuda.get_device_name(card)} cannot compute in bfloat16, "
-                 "for which the compute capability must be 8.0 or more. Choose "
-                 "laptop, hide the card with CUDA_VISIBLE_DEVICES, or add --force "
-                 "to start it in float32")
+            return torch.cuda.get_device_name(card)
+    return None
+
+
+def check_bfloat16():
+    """Stops if a card cannot compute in bfloat16."""
+    if name := too_old():
+        fail(f"{name} cannot compute in bfloat16, for which the compute "
+             "capability must be 8.0 or more. Choose laptop, hide the card "
+             "with CUDA_VISIBLE_DEVICES, or add --force to start in float32")
 
 
 def missing_for_triton():
@@ -230,14 +236,18 @@ def largest(recipes):
     return max(recipes, key=lambda recipe: recipe.parameters, default=None)
 
 
-def choose(cards, login):
+def choose(cards, login, old=None):
     """Chooses the recipe to train if the user names none.
 
     cards: GB of each. login: whether gated models can be downloaded.
+    old: the name of a card that cannot compute in bfloat16.
     Returns (Recipe, or None for the laptop's; the reason in a sentence).
     """
     if not cards:
         return None, "The recipe is laptop, since PyTorch sees no GPU here."
+    if old:
+        return None, ("The recipe is laptop, since the others compute in "
+                      f"bfloat16, and {old} cannot.")
     fitting = [recipe for recipe in RECIPES if fits(recipe, cards)]
     allowed = [recipe for recipe in fitting if login or not recipe.gated]
     best, chosen = largest(fitting), largest(allowed)
@@ -358,7 +368,9 @@ def main(arguments):
         reason = f"The recipe is {options.recipe}."
         if recipe is None:
             from huggingface_hub import get_token
-            recipe, reason = choose(cards, login=get_token() is not None)
+            login = get_token() is not None
+            old = None if options.force else too_old()
+            recipe, reason = choose(cards, login, old)
         rank = options.lora_rank
         if recipe and rank and (rank != "0") != bool(recipe.full):
             fail(f"--lora-rank {rank} contradicts {recipe.name}: recipes whose name "

@@ -417,12 +417,18 @@ def test_a_set_up_for_gpus_that_fails_is_tried_again(box, fails, message):
     assert (box.folder / ".venv/installed").read_text() == "another"
 
 
-@pytest.mark.parametrize("words", [[], ["qwen2.5-0.5b-lora"]])
-def test_cards_without_bfloat16(box, words):
-    line = refused(box.run(*words, cards=[16], CAPABILITY="7"))
+def test_cards_without_bfloat16(box):
+    recipe = "qwen2.5-0.5b-lora"
+    line = refused(box.run(recipe, cards=[16], CAPABILITY="7"))
     assert "a card cannot compute in bfloat16" in line
     assert box.log() == []
-    assert box.run(*words, "--force", cards=[16], CAPABILITY="7").returncode == 0
+    assert box.run(recipe, "--force", cards=[16], CAPABILITY="7").returncode == 0
+
+    done = box.run(cards=[16], CAPABILITY="7")
+    assert done.stdout.startswith(
+        "The recipe is laptop, since the others compute in bfloat16, and a card cannot.")
+    done = box.run("--force", cards=[16], CAPABILITY="7")
+    assert done.stdout.startswith(f"The recipe is {recipe}")
 
 
 def test_packages_that_triton_needs(box):
