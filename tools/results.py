@@ -189,10 +189,10 @@ def main_tables(folder, chosen, shared):
           ["", *pass_at(KS)], lines)
 
 
-def equal_pass1(name, rows, runs, last):
+def equal_pass1(name, rows, runs, last, targets=(46, 47, 48)):
     """Returns lines that compare SimKO with GRPO at equal pass@1: GRPO
     where it first had the pass@1 of SimKO's `last` step, and both where
-    they first had a fixed pass@1."""
+    they first had each of the targets."""
     grpo, simko = runs["grpo"][0], runs["simko"][0]
     lines = []
 
@@ -205,10 +205,10 @@ def equal_pass1(name, rows, runs, last):
         met = reached(rows, grpo, last[1])
         seeds = f"{len(met)} of {count} seeds came that high"
         compare(f"GRPO where it first had SimKO's pass@1 ({seeds})", last, met)
-    for target in (46, 47, 48):
-        targets = dict.fromkeys(last.index, target)
-        ours = reached(rows, simko, targets)
-        theirs = reached(rows, grpo, targets)
+    for target in targets:
+        everywhere = dict.fromkeys(last.index, target)
+        ours = reached(rows, simko, everywhere)
+        theirs = reached(rows, grpo, everywhere)
         both = len(ours.index.intersection(theirs.index))
         if both > 1:
             seeds = f"{both} of {count} seeds"
@@ -293,6 +293,24 @@ def wordy_and_short(folder):
                  "difference", rates, grpo_at_its_rate)
 
 
+def repetition(folder):
+    """Prints what the seeds of stage repeat say, apart from stage wordy's."""
+    rows = read("repeat", folder)
+    rates = stage_rates(folder, "repeat", 300)
+    if len(rates) < 2:
+        return
+    grpo, simko = rates
+    base = rows[rows.step == 0].drop_duplicates("seed").set_index("seed")
+    methods("Wordy responses, new seeds, the paper's settings, learning rate 0.0001, "
+            "step 300, T = 1.0 (%)",
+            {"base": base, "GRPO": rates[grpo], "SimKO": rates[simko]})
+    lines = [["step 300", *paired(rates[simko], rates[grpo], KS)]]
+    runs = {"grpo": (grpo, 300), "simko": (simko, 300)}
+    lines += equal_pass1("step 300", rows, runs, rates[simko], targets=())
+    table("SimKO - GRPO in these seeds, percentage points: mean [95 % interval], "
+          "seeds above 0", ["", *pass_at(KS)], lines)
+
+
 def ablation(folder):
     found = stage_rates(folder, "ablation", ABLATION_STEPS)
     if not found:
@@ -339,6 +357,7 @@ def main():
     main_tables(folder, chosen, shared)
     dynamics(folder, chosen, shared)
     wordy_and_short(folder)
+    repetition(folder)
     ablation(folder)
 
 

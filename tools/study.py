@@ -19,6 +19,8 @@ main      writes docs/laptop/chosen.json, and evaluates the chosen settings
           at T = 0.6 and at the laptop recipe's learning rate
 wordy     trains GRPO and SimKO on responses in which few tokens are decisions
 short     trains both on the usual responses with the paper's settings
+repeat    asks seven new seeds whether the paper's settings raise pass@256 on
+          wordy responses, as three seeds of stage wordy suggest
 ablation  changes one setting of SimKO at a time at the recipe's learning rate
 docs/results.md describes each stage.
 """
@@ -186,6 +188,11 @@ def short():
             for seed in range(3) for method, settings in (("grpo", {}), ("simko", PAPER))]
 
 
+def repeat():
+    return [Job(method, {**settings, "learning_rate": 1e-4}, seed, 300, 50, wordy=True)
+            for seed in range(3, 10) for method, settings in (("grpo", {}), ("simko", PAPER))]
+
+
 def ablation():
     changes = [{name: value} for name in ("alpha", "lambda_top1", "K") for value in SWEEPS[name]]
     changes += [{"q": q, "tau_scope": scope} for q in SWEEPS["q"] for scope in ("response", "batch")
@@ -194,7 +201,9 @@ def ablation():
             for seed in range(3) for change in [*changes, PAPER]]
 
 
-STAGES = {"tune": tune, "main": main_stage, "wordy": wordy, "short": short, "ablation": ablation}
+STAGES = {
+    "tune": tune, "main": main_stage, "wordy": wordy, "short": short, "repeat": repeat,
+    "ablation": ablation}
 
 
 # ------------------------------------------------------------------- runs
