@@ -1,4 +1,5 @@
-"""Measures speed and memory, and prints the results as rows of markdown tables.
+"""Measures speed and memory, and prints the results as rows of markdown
+tables.
 
     python -m tools.bench loss         # compares SimKO's loss with GRPO's
     python -m tools.bench step laptop --trl-python ENV/bin/python
@@ -8,13 +9,14 @@
     python -m tools.bench generate     # rollouts of models of Qwen2.5's shapes
     python -m tools.bench verifier     # responses scored per second
 
-`python -m tools.bench COMMAND --help` explains the options. docs/performance.md lists the
-results.
+`python -m tools.bench COMMAND --help` explains the options.
+docs/performance.md lists the results.
 
-Competing functions run alternately in one process. Times are medians. A ratio is the median over
-rounds of the ratio within a round, so that other load on the machine affects both sides. Memory
-is the peak above what is in use before: on GPUs the memory that PyTorch allocates, on CPUs the
-process's resident size (on Linux with glibc).
+Competing functions run alternately in one process. Times are medians. A ratio
+is the median over rounds of the ratio within a round, so that other load on
+the machine affects both sides. Memory is the peak above what is in use before:
+on GPUs the memory that PyTorch allocates, on CPUs the process's resident size
+(on Linux with glibc).
 """
 import itertools
 import math

@@ -1,15 +1,17 @@
-"""Runs all checks that need a GPU, the most important ones first, and writes a report.
+"""Runs all checks that need a GPU, the most important ones first, and writes a
+report.
 
     python -m tools.gpu_check                    # takes thirty minutes at most
     python -m tools.gpu_check --model FOLDER     # also trains a real, small model
     python -m tools.gpu_check --only d e lora --minutes 5
 
-The parts are the tests a to m of tests/test_gpu.py, 20 training steps, and five short benchmarks
-of tools/bench.py. What shows whether results are right comes before what shows how fast they are.
-Each part runs in its own process with its own time limit, so a part that fails or hangs does not
-affect the others. Every line goes to the report, runs/gpu_check.md, as soon as it is printed, so
-nothing is lost if a borrowed machine disappears. A later call appends to it. Without a GPU, this
-is a dry run on the CPU.
+The parts are the tests a to m of tests/test_gpu.py, 20 training steps, and
+five short benchmarks of tools/bench.py. What shows whether results are right
+comes before what shows how fast they are. Each part runs in its own process
+with its own time limit, so a part that fails or hangs does not affect the
+others. Every line goes to the report, runs/gpu_check.md, as soon as it is
+printed, so nothing is lost if a borrowed machine disappears. A later call
+appends to it. Without a GPU, this is a dry run on the CPU.
 """
 import json
 import os

@@ -1,9 +1,10 @@
-"""Alternative implementations of the output head, which `tools.bench` compares with
-runtime/chunked.py.
+"""Alternative implementations of the output head, which `tools.bench` compares
+with runtime/chunked.py.
 
-On a GPU, memory bandwidth limits the head: it passes over the float32 logits several times. Most
-of these functions make fewer or smaller passes. Up to rounding, all compute the same numbers as
-the functions that they replace, and have the same arguments and return values.
+On a GPU, memory bandwidth limits the head: it passes over the float32 logits
+several times. Most of these functions make fewer or smaller passes. Up to
+rounding, all compute the same numbers as the functions that they replace, and
+have the same arguments and return values.
 """
 from functools import cache, partial
 

@@ -1,4 +1,5 @@
-"""Creates models with random weights, and random responses to train them on, for tools.bench."""
+"""Creates models with random weights, and random responses to train them on,
+for tools.bench."""
 import copy
 import math
 from unittest import mock

@@ -1,12 +1,14 @@
-"""Tests which architectures simko.py can train, with tiny models and random weights.
+"""Tests which architectures simko.py can train, with tiny models and random
+weights.
 
     python -m tools.zoo                  # all architectures, about ten minutes
     python -m tools.zoo qwen3 lfm2       # only these
     python -m tools.zoo --rollout hf
 
-Each model trains two steps with each rollout backend. A run that succeeds has passed the probe of
-its log-probs (runtime/probe.py) and, at every step, the comparison with the engine's log-probs.
-The result is the markdown table in docs/models.md.
+Each model trains two steps with each rollout backend. A run that succeeds has
+passed the probe of its log-probs (runtime/probe.py) and, at every step, the
+comparison with the engine's log-probs. The result is the markdown table in
+docs/models.md.
 """
 import json
 import subprocess
