@@ -34,7 +34,8 @@ Graders differ on some conventions. These are ours:
   the gold answer. "5 tenths" is not 5, and 2xy is not 2.
 - log is the natural logarithm. Letters except e, i, π stand for real numbers, and n in
   a gold answer's (-1)^n for an integer. \ln x is not \ln|x|, but \ln|x| is right for \ln x.
-- Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2.
+- Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2, a column
+  vector the same as a tuple, and 3:4 the same as 3/4.
 
 Text that a model wrote is never executed. Answers are compared in worker
 processes, which are stopped when they take too long (runtime/scoring.py).

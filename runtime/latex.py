@@ -105,7 +105,7 @@ SIGNS = {  # sign: the commands that it replaces
     " ": ", ; : > quad qquad space enspace thinspace",
     "": "left right big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle "
         "limits hline boxed fbox bf rm it large Large ! ( ) [ ]",
-    "%": "%",
+    "%": "%", r"\text{angstrom}": "AA",
     r"\ldots": "dots dotsc dotsb cdots",
     r"\frac": "dfrac tfrac cfrac sfrac nicefrac", r"\binom": "dbinom tbinom",
     r"\epsilon": "varepsilon", r"\phi": "varphi", r"\theta": "vartheta",
@@ -118,7 +118,7 @@ COMMANDS |= {" ": " ", "\n": " "}
 CHARACTERS = {
     "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∗": "*",
     **dict.fromkeys("−–‐‑", "-"), **dict.fromkeys("º˚", "°"), "⟨": "(", "⟩": ")",
-    "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C",
+    "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C", "Å": r"\text{angstrom}",
     "或": "∨", "和": ",", "、": ",", "。": ".", "√": r"\sqrt ", "∞": "∞",
     **dict.fromkeys("~$\r\n\t", " "),
     **{char: rf"\{name} " for char, name in zip(
@@ -133,7 +133,7 @@ CHARACTERS = str.maketrans(CHARACTERS)
 SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+"), re.compile("[₀-₉]+")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅₆₇₈₉", "0123456789+-nx0123456789")
 
-MONEY = "$£€¥₹"
+MONEY = "$£€¥₹¢"
 ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠", r"\not=": "≠"}
 AND_OR = {"and": ",", "&": ",", "or": "∨"}
 GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
@@ -262,6 +262,10 @@ SPELLINGS = [
     Spelling("words in subscripts",
              rf"_\s*(?:{ONE_WORD}|\{{\s*(?:{ONE_WORD}|\\(max|min))\s*\}})", r"_{\1\2\3}",
              r"x_{\text{max}}+x_{\max}", "x_{max}+x_{max}"),
+    Spelling("base in text or in brackets",
+             r"\\text\s*\{\s*\(?\s*base\s*([0-9]+)\s*\)?\s*\}|"
+             r"\(\s*(?:\\text\s*\{\s*base\s*\}|base)\s*([0-9]+)\s*\)", r" base \1\2",
+             r"204\text{ (base 5)}", "204 base 5"),
     Spelling("numbers in a base",
              r"(?<=[0-9])\s*(_\s*\{\s*)?(?:\\text\s*\{\s*base\s*\}|base)\s*([0-9]+)(?(1)\s*\})",
              r"_{\2}",
@@ -280,6 +284,7 @@ SPELLINGS = [
              r"(?<=[0-9\s{~])(?:([ap])\.?\s?m|([AP])\.?\s?M)\b\.?",
              lambda m: (m[1] or m[2]).lower() + "m",
              "1:58 p.m.", "1:58 pm"),
+    Spelling("colon in braces", r"\{\s*:\s*\}", ":", "9{:}24", "9:24"),
     Spelling("hours with a leading zero",
              r"(?<![0-9:.])0(?=[0-9]\s*:\s*[0-9]{2}(?![0-9]))", "",
              "08:34", "8:34"),
@@ -447,11 +452,11 @@ kilometre, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanome
 g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound £, oz ounce, ton tonne,
 l liter litre 升, ml milliliter millilitre, gal gallon, qt quart, pt pint,
 s second sec 秒, ms millisecond, ns nanosecond, min minute 分钟, h hour hr 小时, day 天,
-week, month 月, yr year 年 岁, decade, century, ct cent, dollar usd buck $, euro eur €,
+week, month 月, yr year 年 岁, decade, century, ct cent ¢, dollar usd buck $, euro eur €,
 rupee rs inr ₹, yuan 元 rmb, yen ¥, peso, % percent pct percentage, ° degree deg 度,
-c celsius, f fahrenheit, k kelvin, rad radian, hz hertz, khz, mhz, megahz megahertz,
-ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev, megaev, gev, w watt, kw,
-mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm, pa pascal, kpa, atm, bar,
+arcsec arcsecond, angstrom, c celsius, f fahrenheit, k kelvin, rad radian, hz hertz,
+khz, mhz, megahz megahertz, ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev,
+megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm, pa pascal, kpa, atm, bar,
 t tesla, mol mole, erg, rpm, bit, byte, kb, mb, gb,
 knot, acre, hectare, light-year, 厘米, 千米, 公里, 克, 吨, 毫升"""
 COUNTED = """unit way time piece point item object thing set group team pair part person

@@ -10,7 +10,7 @@ The parts are texts themselves, and verify.py compares them as it compares answe
 """
 import re
 
-from runtime.formula import Unreadable, order
+from runtime.formula import Unreadable, equal, order, parse
 from runtime.latex import GROUPED, NAME, VARIABLE, enclosed, letters, split
 
 LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
@@ -26,7 +26,7 @@ KINDS = {
 
 def parts(text):
     """Returns (kind, parts), where kind is a key of KINDS. A set of one element
-    counts as that element."""
+    counts as that element, and a matrix of one column as a tuple."""
     inner = text[1:-1].strip()
     is_set = enclosed(text, "⦃⦄") and inner != "∅"
     if is_set and enclosed(inner, "⦃⦄"):
@@ -40,7 +40,9 @@ def parts(text):
         if len(pieces := split(text, sign)) > 1:
             return sign, pieces
     if matrix := re.fullmatch(r"(.*?)[\s*]*⟦([^⟦⟧]*)⟧", text):
-        return "¶", matrix_rows(*matrix.groups())
+        rows = matrix_rows(*matrix.groups())
+        column = len(rows) > 1 and not any("&" in row for row in rows)
+        return "()" if column else "¶", rows
     for brackets in ("()", "[]", "(]", "[)"):
         if enclosed(text, brackets):
             kind, pieces = parts(inner)
@@ -79,7 +81,9 @@ def readings(gold, pred):
     of a list does not start with 0, as in 174,000. Of equal numbers, each is right."""
     if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
         return [(side, pred) for side in split(gold, "=")]
-    gold, pred = in_form_of(pred, gold), in_form_of(gold, pred)
+    gold, pred = with_names_of(pred, gold), with_names_of(gold, pred, of_gold=True)
+    gold, pred = without_value(gold, pred), without_value(pred, gold)
+    gold, pred = as_fraction(gold, pred, TIME), as_fraction(pred, gold)
     if "∈" not in gold:
         pred = FOR_INTEGERS.sub(r"\1", pred)
     numbers = without_grouping(gold), without_grouping(pred)
@@ -92,23 +96,45 @@ def readings(gold, pred):
 
 
 CHOICE = re.compile(r"\(?[A-E]\)?")
-CHOICE_WITH_VALUE = re.compile(r"(\([A-E]\))[\s:]*[0-9][0-9./]*$")
+CHOICE_WITH_VALUE = re.compile(  # (C) 5 or (C) Plane, but not (C) is wrong
+    r"(?:\\text\{)?\s*(\([A-E]\))[\s:.]*(?!.*\b(?:is|not)\b)[\w\\$][^,;∨()]*$")
+RATIO = re.compile(r"^([0-9]+)\s*:\s*([0-9]+)$")
+TIME = re.compile("[0-9]{1,2}:[0-5][0-9]")
+FRACTION = re.compile(r"\\frac|[0-9]/[0-9]")
 
 
-def in_form_of(other, text):
-    """Rewrites (C) 5 as (C) if the other answer is a choice, and (x,y)=(1,2) or (1,2)
-    as x=1, y=2 if it is a list of equations. The letters of (1,2) are those of the
-    list, in alphabetical order."""
-    if CHOICE.fullmatch(other):
-        return CHOICE_WITH_VALUE.sub(r"\1", text)
+def without_value(text, other):
+    """Rewrites (C) 5 as (C) if the other answer is a choice."""
+    return CHOICE_WITH_VALUE.sub(r"\1", text) if CHOICE.fullmatch(other) else text
+
+
+def as_fraction(text, other, but=None):
+    """Rewrites 3:4 as 3/4 if the other answer is a fraction. but: a pattern of texts
+    that are no ratios."""
+    if but and but.fullmatch(text) or not FRACTION.search(other):
+        return text
+    return RATIO.sub(r"\1/\2", text)
+
+
+def with_names_of(other, text, of_gold=False):
+    """Rewrites (x,y)=(1,2), and (1,2) if the other answer is a list of equations, as
+    x=1, y=2. The letters of (1,2) are those of the list, in alphabetical order. If the
+    other is the gold answer, 1, 2 is rewritten as well, with letters in their order."""
     *left, right = split(text, "=")
     equations = split(other, ",")
-    if len(left) > 1 or len(equations) < 2 or "=" not in other:
+    if len(left) > 1 or len(equations) < 2:
         return text
-    names = sorted({equation.split("=")[0].strip() for equation in equations})
+    if not left and "=" not in other:
+        return text
+    names = [equation.split("=")[0].strip() for equation in equations]
+    kind, values = parts(right)
+    first_letters = {name[:1] for name in names}  # x_1 and x_2 have no order
     if left:
         _, names = parts(left[0])
-    kind, values = parts(right)
+    elif kind == "()":
+        names = sorted(set(names))
+    elif kind == "," and of_gold and len(first_letters) == len(names):
+        kind = "()"
     if kind != "()" or len(names) != len(values):
         return text
     return ", ".join(map("=".join, zip(names, values)))
@@ -129,12 +155,13 @@ def sides(text):
 
 
 def bare(name):
-    """Returns y for both y and y(x)."""
-    return re.sub(r"\s*\(\s*[a-z]\s*\)$", "", name).replace(" ", "")
+    """Returns y for y, y(x) and y_{max}."""
+    return re.sub(r"\s*(\(\s*[a-z]\s*\)|_\{[a-z]{3,}\})$", "", name).replace(" ", "")
 
 
 def same_name(one, other):
-    """Returns whether two names are the same: y and y(x) are, f(1) and f(2) are not."""
+    """Returns whether two names are the same: y, y(x) and y_{max} are, f(1) and f(2)
+    are not."""
     names = letters(one), letters(other)
     return names[0] == names[1] or bare(one) == bare(other) and bare(one) in names
 
@@ -244,14 +271,13 @@ def real_set(text):
         return union([point(piece) or real_set(piece) for piece in pieces])
     if len(pieces := split(text, "∖")) > 1:
         whole, points = pieces[0], pieces[-1]
-        if len(pieces) > 2 or whole != r"\mathbb{R}" or not enclosed(points, "⦃⦄"):
+        if len(pieces) > 2 or not enclosed(points, "⦃⦄"):
             return None
-        return all_but(None, split(points[1:-1], ","))
+        return without(split(points[1:-1], ","), real_set(whole))
     if enclosed(text, "⦃⦄"):
         return None, [("[", x, x, "]") for x in split(text[1:-1], ",")]
-    name, excluded, points = text.partition("≠")
-    if excluded and VARIABLE.fullmatch(name):
-        return all_but(name, re.split(rf",\s*(?:{re.escape(name.strip())}\s*≠)?", points))
+    if "≠" in text:
+        return with_exceptions(text)
     if len(pieces := split(text, ",")) == 2:
         return intersection(*map(real_set, pieces))
     if chain(text):
@@ -317,10 +343,48 @@ def inequality(terms, signs):
     return None
 
 
-def all_but(name, points):
-    """Returns the real line without these points, or None if their order is unknown."""
+def with_exceptions(text):
+    """Returns the set that x≠1, x≠1,2 or x>0, x≠5 describes, else None."""
+    conditions, points, named = [], [], None
+    for piece in split(text, ","):
+        name, excluded, value = piece.partition("≠")
+        if excluded:
+            if named and bare(name) != bare(named):
+                return None
+            named = name
+            points.append(value)
+        elif named and not is_relation(piece):
+            points.append(piece)
+        else:
+            conditions.append(piece)
+    if not VARIABLE.fullmatch(named):
+        return None
+    found = real_set(",".join(conditions) or r"\mathbb{R}")
+    if not found or conditions and bare(found[0] or "") != bare(named):
+        return None
+    return without(points, (named, found[1]))
+
+
+def without(points, found):
+    """Returns a set without these points, or None if their order is unknown."""
+    if not found:
+        return None
+    name, intervals = found
     try:
-        ends = ["-∞", *order(points), "∞"]
+        for x in points:
+            intervals = [part for interval in intervals for part in cut(x, *interval)]
     except Unreadable:
         return None
-    return name, [("(", low, high, ")") for low, high in zip(ends, ends[1:])]
+    return name, intervals
+
+
+def cut(x, left, low, high, right):
+    """Returns an interval without the point x, as one or two intervals."""
+    if equal(parse(x), parse(low)):
+        return [("(", low, high, right)]
+    if equal(parse(x), parse(high)):
+        return [(left, low, high, ")")]
+    inside = [end for end in (low, x, high) if end not in ("-∞", "∞")]
+    if order(inside) != inside:  # x lies outside
+        return [(left, low, high, right)]
+    return [(left, low, x, ")"), ("(", x, high, right)]

@@ -120,7 +120,8 @@ def test_units(text, value, units):
     ("1∓2", ",", ["1-2", "1+2"]),
     ("(1,2)∪(3,4)", "∪", ["(1,2)", "(3,4)"]),
     ("⟦1&2¶3&4⟧", "¶", ["1&2", "3&4"]),
-    ("2⟦1¶3⟧", "¶", ["(2)*(1)", "(2)*(3)"]),
+    ("2⟦1¶3⟧", "()", ["(2)*(1)", "(2)*(3)"]),
+    ("⟦1&2⟧", "¶", ["1&2"]),
     ("-⟦1⟧", "¶", ["(-1)*(1)"]),
     ("⦃⦃1,2⦄⦄", "{}", ["⦃1,2⦄"]),
 ])
@@ -141,6 +142,9 @@ def test_parts(text, kind, parts):
     (r"\mathbb{R}", None, ["(-∞ ∞)"]),
     ("⦃x|x<5⦄", None, ["(-∞ 5)"]),
     (r"\mathbb{R}∖⦃2,1⦄", None, ["(-∞ 1)", "(1 2)", "(2 ∞)"]),
+    ("[0,3]∖⦃1,0,3,4⦄", None, ["(0 1)", "(1 3)"]),
+    ("x≥2, x≠5", "x", ["[2 5)", "(5 ∞)"]),
+    ("0<x<2, x≠1,3", "x", ["(0 1)", "(1 2)"]),
     ("⦃1,2⦄", None, ["[1 1]", "[2 2]"]),
 ])
 def test_sets_of_real_numbers(text, name, intervals):
@@ -364,7 +368,11 @@ x'\ge5 ¦ x′⩾5 ¦ x'≧5
 \begin{pmatrix}2\\4\end{pmatrix} ¦ \begin{smallmatrix}2\\4\end{smallmatrix}
  ¦ \begin{pmatrix}2\\[1ex]4\end{pmatrix} ¦ 2\begin{pmatrix}1\\2\end{pmatrix}
 3\pm\sqrt2 ¦ 3\mp\sqrt2
-1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM
+\begin{pmatrix}2\\4\end{pmatrix} ¦ (2,4) ¦ x=2, y=4
+(2,4) ¦ \begin{pmatrix}2\\4\end{pmatrix}
+\frac{36}{49} ¦ 36:49 ¦ 72:98
+1:4 ¦ \frac14 ¦ 1/4
+1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM ¦ 1{:}58\text{ AM}
 8:34\text{ p.m.} ¦ 08:34 PM ¦ 8:34 PM
 \text{ham, egg, tea} ¦ \text{ham, egg, and tea} ¦ \text{tea}, \text{ham}, \text{egg}
 1,2,3,\ldots ¦ 1,2,3,.. ¦ 1,2,3,...
@@ -449,6 +457,9 @@ x=2,y=3 ¦ (2,3)
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
 (-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
 (-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
+[-1,0)\cup(0,1] ¦ [-1,1]\setminus\{0\} ¦ -1\le x\le1, x\ne0 ¦ x \ne 0 \text{ and } -1\le x\le1
+(0,5)\cup(5,\infty) ¦ (0,\infty)\setminus\{5\} ¦ x>0, x\ne5
+(0,1] ¦ [0,1]\setminus\{0\} ¦ 0\le x\le1, x\ne0
 \{\{1,2\}\} ¦ \{\{2,1\}\}
 \{n+k|n\in\mathbb{Z}\} ¦ \{m+k|m\in\mathbb{Z}\}
 0.56=56\% ¦ 0.56 ¦ 56\% ¦ \frac{14}{25}
@@ -461,8 +472,16 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 9^\circ ¦ 9º ¦ 9˚
 -5 ¦ ‑5 ¦ ‐5 ¦ –5 ¦ −5
 12 ¦ 12^{\text{th}} ¦ 12\text{th}
-204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5}
-\text{(C)} ¦ \textbf{(C)}\ 5
+204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5} ¦ 204 \text{ (base 5)} ¦ 204\ (\text{base } 5)
+\text{(C)} ¦ \textbf{(C)}\ 5 ¦ \text{(C) Saturn} ¦ (C)\ \frac{1+\sqrt{5}}{2}
+a=2, b=3 ¦ 2, 3 ¦ b=3, a=2 ¦ (2, 3)
+l=5, b=3 ¦ 5, 3
+k=1 ¦ k_{\min}=1
+m_{\max}=n-1 ¦ m=n-1 ¦ m_\text{max}=n-1
+x_1=2, x_2=1 ¦ 1, 2
+2,-1,-18 ¦ (a,h,k)=(2,-1,-18)
+1.69 ¦ 1.69 Å ¦ 1.69\,\text{\AA} ¦ 1.69\text{ angstroms}
+5.4 ¦ 5.4¢ ¦ 5.4 \text{ cents}
 \textbf{(C)}\ 5 ¦ C ¦ (C) ¦ (C) 5
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
@@ -672,7 +691,7 @@ x=2,x=3 ¦ (2,3)
 3\text{ tens} ¦ 3
 n^{\underline{3}} ¦ n^3
 12 ¦ 13^{\text{th}} ¦ 12^{\text{tons}}
-204_5 ¦ 204\text{ base }6
+204_5 ¦ 204\text{ base }6 ¦ 204\text{ (base 6)}
  ¦ 204_{(6)}
 1,2,3 ¦ 1,2,3,..
 8:34\text{ p.m.} ¦ 08:43 PM
@@ -680,6 +699,14 @@ n^{\underline{3}} ¦ n^3
 \text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong}
 53 ¦ 5\$3
 A ¦ (A)-1 ¦ (A) + 5
+a=2, b=3 ¦ 3, 2 ¦ (3, 2)
+1,2,3 ¦ (1,2,3)
+\frac{36}{49} ¦ 49:36
+m_{\max}=n-1 ¦ m_{\min}=n-1 ¦ k=n-1
+9:24 ¦ \frac38 ¦ \frac{9}{24} ¦ 3:08
+3:4 ¦ 6:8 ¦ \frac43
+\begin{pmatrix}2\\4\end{pmatrix} ¦ (4,2) ¦ 2,4 ¦ \begin{pmatrix}2&4\end{pmatrix} ¦ (2,4]
+[-1,0)\cup(0,1] ¦ [-1,1]\setminus\{2\} ¦ -1\le x\le1, y\ne0 ¦ [-1,1]\setminus\{a\} ¦ x\ne0
 \text{(C)}\ 5 ¦ (C) 6 ¦ (D) 5 ¦ (D)
 (C) 0 ¦ (D) 0 ¦ 0
 174,000 ¦ 174, 0 ¦ 174
