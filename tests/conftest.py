@@ -35,6 +35,9 @@ from tools import laptop as laptop_program
 from verify import Verifier
 
 STOPS, VOCABULARY = [2, 7], 61  # for the checkpoint `base`, whose own end of text is 2
+TINY_VOCABULARY = 128  # of the model `tiny`; its tokenizer has 94 tokens and those named there
+ESCAPE = "\x1b]0;owned\x07\x1b[2J"
+BEYOND_ASCII = "\u202e\u2028\ud800"  # reverses the line, ends it, is not a character
 CPU, quiet = torch.device("cpu"), Progress(shown=False)
 needs_vllm = pytest.mark.needs_vllm
 one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
@@ -259,6 +262,46 @@ def taught(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def data(taught):
+    """Adds test.jsonl to `taught`. It has 70 problems, so that an evaluation has chunks of 64 and
+    6. Their targets are below 40 and do not occur in the training problems."""
+    rng, rows = random.Random(1), []
+    for target in (*range(20, 34),) * 5:
+        numbers = rng.choices(range(2, 21), k=3)
+        answer = f"{target} = {' '.join(map(str, numbers))}"
+        rows.append({"problem": laptop_program.prompt(numbers, target), "answer": answer})
+    write_rows(taught / "test.jsonl", rows)
+    return taught
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Returns a folder like those of tools/laptop.py. The model has random weights and a
+    vocabulary padded beyond the tokenizer's. Some tokens contain terminal commands."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=TINY_VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0))
+    model.save_pretrained(folder / "base")
+    tokenizer = laptop_program.make_tokenizer()
+    tokenizer.add_tokens([f"{ESCAPE}{i}" for i in range(9)])
+    tokenizer.save_pretrained(folder / "base")
+    for name in ("train", "test"):
+        second = 1 if name == "test" else 0
+        rows = []
+        for i in range(40):
+            rows.append({
+                "id": f"{name}{ESCAPE}{i}",
+                "problem": f"{i} {second} 4 > 48 :",
+                "answer": f"48 = {i} 20 4",
+            })
+        write_rows(folder / f"{name}.jsonl", rows)
+    return folder
+
+
 def save_tiny_models(*folders):
     """Saves a random model of 16 dimensions with the laptop's tokenizer in each folder. The models
     differ."""
@@ -323,6 +366,20 @@ def metrics(run):
 
 def checkpoints(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+# ----------------------------------------------------------------------------------------- messages
+def refused(stop, capsys=None):
+    """Returns the message of a SystemExit, from its code or from stderr. Fails unless the message
+    is one printable line and the status is not 0."""
+    assert stop.code not in (0, None)
+    line = stop.code
+    if not isinstance(line, str):
+        line = capsys.readouterr().err.removesuffix("\n")
+    assert line
+    assert line.isprintable()
+    assert "Traceback" not in line
+    return line
 
 
 # ------------------------------------------------------------------------------------ the verifier

@@ -1,13 +1,16 @@
-"""Tests of the command line and of files of problems: impossible input is refused in one line,
-before any file is written."""
+"""Tests of the command line. Impossible settings are refused in one line, before any file is
+written."""
 import contextlib
+import dataclasses
 import io
 import json
-import math
+import re
 import shutil
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,11 +19,10 @@ from safetensors.torch import load_file, save_file
 
 import simko
 from runtime import cli
-from runtime.data import load_problems
-from runtime.models import check_parallel, context_left
-from simko import Config
+from runtime.common import flag
+from simko import Config, EvalConfig, RunConfig
 from tests import workers
-from tests.conftest import CPU, main, recipe, write_rows
+from tests.conftest import CPU, ESCAPE, main, recipe, refused, write_rows
 
 REFUSED = {  # command line: what the message names, by default the first flag
     "": "train or eval",
@@ -93,9 +95,9 @@ BAD_VALUES = """
     --tensor-parallel-size 0
     --tensor-parallel-size 2
 """
-for flags in BAD_VALUES.strip().splitlines():
-    flag, value = flags.split()
-    REFUSED[f"train {flag} {value}"] = flag
+for line in BAD_VALUES.strip().splitlines():
+    name, value = line.split()
+    REFUSED[f"train {name} {value}"] = name
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -108,6 +110,32 @@ def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypat
     assert REFUSED[line] in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [
+    ("--output-dir", ""),
+    ("--model", " "),
+    ("--eval-data", "x", ""),
+    ("--task", "a\nb"),
+    ("--train-data", f"x{ESCAPE}"),
+    ("--data-dir", "\ud800"),
+    ("--batch-size", str(10**30)),
+    ("--batch-size", "1" * 5000),
+    ("--seed", str(2**31)),
+    ("--learning-rate", "inf"),
+    ("--learning-rate", "1e400"),
+    ("--temperature", "nan"),
+    ("--eval-temperature", "0.5", "inf"),
+    ("--beta", "-inf"),
+    ("--eval-top-p", "nan"),
+    ("--max-prompt", "7"),
+    ("--eval-t", "1"),
+    ("--gradient-checkpointing", "perhaps")])
+def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse_config(["train", *flags], Config)
+    assert flags[0] in refused(stop.value, capsys).replace("_", "-")
+    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -167,6 +195,78 @@ def test_nodes_with_other_commands_models_or_data_are_refused(
             cli.check_ranks_agree(jobs[1])
 
 
+def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
+    words = recipe(tiny, "train", tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-OO", "simko.py", *words],
+        cwd=workers.ROOT, capture_output=True, text=True, check=False)
+    assert "-OO or PYTHONOPTIMIZE=2" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def fields_of(command):
+    """Returns the settings of a command."""
+    groups = [Config] if command == "train" else [EvalConfig, RunConfig, cli.SystemConfig]
+    return [field for group in groups for field in dataclasses.fields(group)]
+
+
+def test_help_names_each_flag_once_and_with_dashes(capsys):
+    for command in ("train", "eval"):
+        with pytest.raises(SystemExit, match="^0$"):
+            cli.parse_config([command, "--help"], Config)
+        shown = capsys.readouterr().out
+        assert not re.search(r"\(default: (None|\[\])?\)", shown)
+        flags = re.findall(r"^  (--.*?)(?: |$)(.*)", shown, re.MULTILINE)
+        names = [flag.rstrip(",") for flag, _ in flags]
+        assert len(names) == len(set(names)) and not any("_" in name for name in names)
+        switches = {"--no-gradient-checkpointing", "--no-resume"} & set(names)
+        assert set(names) - switches == {flag(field.name) for field in fields_of(command)}
+        if command == "train":
+            assert "do not resume from the last checkpoint" in " ".join(shown.split())
+    _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
+    assert cfg.max_prompt_length == 7  # _ is accepted for -
+
+
+def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, capsys):
+    train = partial(recipe, tiny, "train", tmp_path, "--method", "grpo")
+    cli.prepare(train("--alpha", 0.2, "--tau-scope", "batch", "--q", 0.8), Config)
+    printed = capsys.readouterr().out
+    assert "note: --method grpo does not train with --alpha, --tau-scope\n" in printed
+    assert "counts as gated still depends on --tau-scope\n" in printed  # 0.8 is q's default
+    cli.prepare(train("--alpha", 0.2), Config)
+    assert "gated" not in capsys.readouterr().out
+    cli.prepare(train("--method", "simko", "--alpha", 0.2, "--q", 0.3), Config)
+    assert "note" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source, name", [
+    ("folder/mine.jsonl", "mine"),
+    ("folder/MINE.JSONL", "MINE"),
+    ("folder/mine.jsonl,problem=question,answer=a/b", "mine"),
+    ("a,b.jsonl", "a,b"),
+    ("org/MATH-v1.5", "MATH-v1.5"),
+    ("org/data,config=a/b,split=test", "data"),
+    ("parquet/", "parquet"),
+])
+def test_a_set_is_named_after_its_file_or_its_last_part(source, name):
+    assert cli.set_name(source) == name
+
+
+def test_auto_is_what_the_machine_has(tiny, tmp_path, monkeypatch, capsys):
+    """Otherwise an evaluation that resumes elsewhere would mix two engines or dtypes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # importing it raises ImportError
+    arguments = recipe(tiny, "eval", tmp_path / "run")
+    cfg = cli.prepare(arguments, Config).cfg
+    assert (cfg.dtype, cfg.rollout) == ("float32", "hf")
+    assert "so transformers' generate makes the rollouts" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="vLLM cannot be imported .* choose --rollout hf") as stop:
+        cli.prepare([*arguments, "--rollout", "vllm"], Config)
+    assert refused(stop.value)
+    monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
+    assert cli.prepare(arguments, Config).cfg.rollout == "vllm"
+
+
 def test_a_run_shows_the_first_prompt_and_its_answer(laptop, tmp_path, group, capsys):
     job = cli.prepare(recipe(laptop, "eval", tmp_path, "--rollout", "hf"), simko.Config)
     first = job.benchmarks[0].problems[0]
@@ -182,139 +282,3 @@ def test_a_run_shows_the_first_prompt_and_its_answer(laptop, tmp_path, group, ca
         cli.announce(job, CPU, torch.float32)
         ascii_screen.seek(0)
         assert r" -> '\u03c0'" in ascii_screen.read()
-
-
-def test_prompt_and_response_fit_into_the_models_context():
-    cfg = Config(max_prompt_length=16, max_completion_length=20)
-    for context, left in ((36, 20), (50, 34), (None, math.inf)):
-        model = SimpleNamespace(max_position_embeddings=context)
-        assert context_left("train", cfg, model) == context_left("eval", cfg, model) == left
-    assert context_left("eval", cfg, SimpleNamespace(max_position_embeddings=17)) == 1
-    assert context_left("train", cfg, SimpleNamespace()) == math.inf
-    lengths = "--max-prompt-length 16"
-    for command, context, flags in (
-            ("train", 35, f"{lengths} and --max-completion-length 20"), ("eval", 16, lengths)):
-        message = f"context of {context} tokens is too short for {flags}$"
-        with pytest.raises(SystemExit, match=message):
-            context_left(command, cfg, SimpleNamespace(max_position_embeddings=context))
-
-
-@pytest.mark.parametrize("heads, keys, inner, odd", [
-    (8, 4, 12, None),
-    (8, 2, 12, None),  # each key head is copied to two GPUs
-    (8, None, None, None),
-    (6, 4, 12, "num_attention_heads, 6"),
-    (8, 3, 12, "num_key_value_heads, 3"),
-    (8, 6, 12, "num_key_value_heads, 6"),
-    (8, 4, 2, "intermediate_size, 2"),
-])
-def test_four_gpus_share_a_model_whose_sizes_they_divide(heads, keys, inner, odd):
-    model = SimpleNamespace(
-        num_attention_heads=heads, num_key_value_heads=keys, intermediate_size=inner)
-    if not odd:
-        check_parallel(4, model)
-        return
-    with pytest.raises(SystemExit, match=f"parallel-size 4 does not divide the model's {odd}$"):
-        check_parallel(4, model)
-
-
-def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
-    rows = [
-        {"problem": "a", "answer": "so\n#### 7"},
-        {"problem": "b", "answer": "8", "id": "x", "task": "text"},
-        {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5},
-    ]
-    text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(text.encode("utf-8-sig"))
-    assert [list(row.values()) for row in load_problems(str(path))] == [
-        ["1", "a", "7"],
-        ["x", "b", "8", "text"],
-        ["5", "c\u2028d", "\\frac{1}{2}"],
-    ]
-
-
-def test_answers_may_be_numbers(tmp_path):
-    path = tmp_path / "data.jsonl"
-    answers = {
-        "2": "2",
-        "-3": "-3",
-        "0": "0",
-        "2.50": "2.5",
-        str(10**40): str(10**40),
-        '"2"': "2",
-    }
-    for answer, text in answers.items():
-        path.write_text(f'{{"problem": "x", "answer": {answer}}}\n')
-        (problem,) = load_problems(str(path))
-        assert problem["answer"] == text
-
-
-@pytest.mark.parametrize("ids, expected", [
-    ([None, None, None], ["1", "2", "3"]),
-    ([None, 1, "x"], ["line 1", "1", "x"]),
-    ([2, None, "line 2"], ["2", "line line 2", "line 2"]),
-    (["3", "a", None], ["3", "a", "line 3"]),
-])
-@pytest.mark.parametrize("null", [False, True])
-def test_a_row_without_an_id_gets_one_that_no_other_row_has(tmp_path, ids, expected, null):
-    rows = []
-    for id in ids:
-        row = {"problem": "x", "answer": "1"}
-        if id is not None or null:
-            row["id"] = id
-        rows.append(row)
-    path = tmp_path / "data.jsonl"
-    write_rows(path, rows)
-    assert [problem["id"] for problem in load_problems(str(path))] == expected
-
-
-ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
-BAD_ROWS = [
-    ROW,
-    ROW[:9],
-    "[1, 2]",
-    '"text"',
-    "7",
-    '{"problem": "x"}',
-    '{"answer": "1"}',
-    '{"problem": "", "answer": "1"}',
-    '{"problem": "x", "answer": " "}',
-    '{"problem": "x", "answer": true}',
-    '{"problem": "x", "answer": NaN}',
-    '{"problem": "x", "answer": -Infinity}',
-    '{"problem": "x", "answer": null}',
-    '{"problem": "x", "answer": {"x": 1}}',
-    '{"problem": 7, "answer": "7"}',
-    '{"problem": "x", "answer": ["1"]}',
-    '{"problem": "x", "answer": [2]}',
-    '{"problem": "x", "answer": "1", "task": "sums"}',
-    '{"problem": "x", "answer": "1", "task": []}',
-    '{"problem": "x", "answer": "44", "task": "countdown"}',
-    '{"problem": "x", "answer": "3", "task": "number_wall"}',
-    r'{"problem": "\ud800", "answer": "1"}',
-    r'{"problem": "x", "answer": "\\boxed{}"}',
-]
-
-
-@pytest.mark.parametrize("content, where", [
-    (b"", ""),
-    (b"\n\n", ""),
-    (b'{"problem": "\xff", "answer": "1"}', ", line 1"),
-    *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in BAD_ROWS),
-])
-def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(SystemExit, match=f"^[^\n]*{path}{where}[^\n]*$"):
-        load_problems(str(path))
-
-
-def test_a_file_gets_lines_and_not_a_progress_bar(tmp_path):
-    command = workers.python("-m", "tools.laptop", tmp_path / "data", "--steps", 2)
-    done = subprocess.run(
-        command, cwd=workers.ROOT, capture_output=True, text=True, check=True)
-    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line]
-    assert len(lines) == 2
-    for line in lines:
-        assert line.startswith("base model: step ")

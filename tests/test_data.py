@@ -1,27 +1,25 @@
-"""Tests of data sets in the hub's format, of local copies, of prompts, and of the sets and
-sampling settings of evaluations."""
+"""Tests of problems: data sets in the hub's format and their local copies, other files of problems,
+the choice of problems for training and evaluation, and those of the laptop experiment."""
 import json
-import logging
 import random
 import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import datasets
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from runtime import cli, data
-from runtime.data import DATASETS, GROUPS
-from runtime.prompts import BOXED, TEMPLATES, encode_prompts
+from runtime.data import DATASETS, GROUPS, load_problems
 from simko import Config
 from tests import workers
-from tests.conftest import write_rows
+from tests.conftest import ESCAPE, recipe, refused, write_rows
 from tools import data as data_program
 from tools import laptop
 from verify import Verifier, is_correct
+
 
 def synlogic_row(game, question, **changes):
     data = {"question": "?", "answer": "A,C", "metadata": {}} | changes
@@ -170,6 +168,19 @@ def test_each_set_is_read_in_the_columns_of_the_hub(hub, name):
     assert tasks == others.get(name.removesuffix("-train"), ["math"] * len(tasks))
 
 
+def test_gold_answers_in_a_box_are_right(hub):
+    with Verifier(workers=1) as verifier:
+        for name in DATASETS:
+            problems = [
+                problem for problem in data.load_problems(name)
+                if problem.get("task") not in ("game24", "number_wall")
+            ]
+            golds = answers_of(problems)
+            responses = [f"So \\boxed{{{gold}}}." for gold in golds]
+            scores = verifier.score(responses, golds, tasks_of(problems))
+            assert scores == [1.0] * len(golds)
+
+
 def test_training_problems_that_are_test_problems_are_left_out(hub, capsys):
     problems = data.fetch("gsm8k-math1-train")
     assert [problem["problem"] for problem in problems] == ["Apples?", "One plus one?"]
@@ -196,11 +207,72 @@ def test_a_hub_that_changed_or_cannot_be_reached_is_an_error_of_one_line(hub, mo
         assert "\n" not in str(stop.value)
 
 
+def test_hub_rows_in_other_columns_and_sets_with_scripts_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    trap = tmp_path / "trap"
+    (tmp_path / "set" / "set.py").write_text(f"open({str(trap)!r}, 'w')")
+    message = f"{tmp_path}/set cannot be read .*scripts are no longer supported"
+    with pytest.raises(SystemExit, match=message) as stop:
+        load_problems(f"{tmp_path}/set")
+    assert refused(stop.value) and not trap.exists()
+    rows = [{"problem": "p", "answer": "1"}, {"x": ESCAPE}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    for source in ("synlogic", "synlogic/other", "a/b"):
+        with pytest.raises(SystemExit, match=f"{source}, row ") as stop:
+            load_problems(source)
+        refused(stop.value)
+    failing = mock.Mock(side_effect=datasets.exceptions.DatasetGenerationError(1))
+    monkeypatch.setattr(datasets, "load_dataset", failing)
+    with pytest.raises(SystemExit, match="a/b cannot be read"):
+        load_problems("a/b")
+
+
 def test_any_hub_set_with_its_columns_named(hub):
     problems = data.load_problems("openai/gsm8k,config=main,split=test,problem=question")
     assert problems == [{"id": "0", "problem": "Pears?", "answer": "18"}]
 
 
+def test_a_name_that_is_no_set_is_not_asked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr(data, "hub_rows", None)
+    with pytest.raises(SystemExit, match="MATH-500: there is no such file .* math, logic, gsm8k,"):
+        data.load_problems("MATH-500")
+
+
+def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
+    copies, folder = tmp_path / "copies", tmp_path / "data"
+    copies.mkdir()
+    math = HUB["EleutherAI/hendrycks_math"]
+    gsm8k = HUB["openai/gsm8k"]["main"]
+    sets = {
+        "math-train": math["algebra"]["train"] + math["geometry"]["train"],
+        "gsm8k-train": gsm8k["train"],
+        "gsm8k": gsm8k["test"],
+        "math500": [{"id": "a", "problem": "Test of level 1", "answer": "5"}],
+    }
+    for name, rows in sets.items():
+        write_rows(copies / f"{name}.jsonl", rows)
+    words = [f"{name}={copies / name}.jsonl" for name in sets]
+    command = workers.python("-m", "tools.data", folder, *words, "gsm8k-math1-train")
+    printed = subprocess.check_output(command, cwd=workers.ROOT, text=True)
+    line = "math-train.jsonl: 3 problems; the verifier accepts 3 of 3 gold answers in a box"
+    assert f"{line}\n" in printed
+    for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
+        assert answers_of(data.load_problems(name, str(folder))) == ANSWERS[name]
+
+    (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
+    unusable = {
+        f"aime24={copies}/none.jsonl": "none.jsonl cannot be read",
+        "aime23": "unknown data set aime23: choose from",
+        f"aime24={copies}/bad.jsonl": "bad.jsonl, line 2",
+    }
+    for word, message in unusable.items():
+        monkeypatch.setattr(sys, "argv", ["data.py", str(folder), word])
+        with pytest.raises(SystemExit, match=message) as stop:
+            data_program.main()
+        assert "\n" not in stop.value.code
+
+
+# -------------------------------------------------------------------------------- files of problems
 @pytest.mark.parametrize("name", ["mine.jsonl", "MINE.JSONL"])
 def test_a_jsonl_file_with_its_columns_named(name, tmp_path):
     file = tmp_path / name
@@ -254,6 +326,132 @@ def test_worked_solutions_without_a_mark_are_refused_and_a_few_of_them_noted(tmp
            f"{file}, line 1\n" in note
 
 
+def test_a_task_of_null_is_the_default(tmp_path):
+    row = {"problem": "p", "answer": "B"}
+    write_rows(tmp_path / "a.jsonl", [row | {"task": None}, row | {"task": "text"}, row])
+    problems = data.load_problems(f"{tmp_path}/a.jsonl", task="choice")
+    assert [problem.get("task") for problem in problems] == [None, "text", None]
+    (tmp_path / "a.jsonl").write_text('{"problem": "p", "answer": "24", "task": ""}')
+    with pytest.raises(SystemExit, match="line 1: the task '' is not one of"):
+        data.load_problems(f"{tmp_path}/a.jsonl")
+
+
+def test_problems_are_read_with_bom_crlf_blank_lines_and_worked_solutions(tmp_path):
+    rows = [
+        {"problem": "a", "answer": "so\n#### 7"},
+        {"problem": "b", "answer": "8", "id": "x", "task": "text"},
+        {"problem": "c\u2028d", "answer": "thus $\\boxed{\\frac{1}{2}}$.", "id": 5},
+    ]
+    text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert [list(row.values()) for row in load_problems(str(path))] == [
+        ["1", "a", "7"],
+        ["x", "b", "8", "text"],
+        ["5", "c\u2028d", "\\frac{1}{2}"],
+    ]
+
+
+def test_answers_may_be_numbers(tmp_path):
+    path = tmp_path / "data.jsonl"
+    answers = {
+        "2": "2",
+        "-3": "-3",
+        "0": "0",
+        "2.50": "2.5",
+        str(10**40): str(10**40),
+        '"2"': "2",
+    }
+    for answer, text in answers.items():
+        path.write_text(f'{{"problem": "x", "answer": {answer}}}\n')
+        (problem,) = load_problems(str(path))
+        assert problem["answer"] == text
+
+
+@pytest.mark.parametrize("ids, expected", [
+    ([None, None, None], ["1", "2", "3"]),
+    ([None, 1, "x"], ["line 1", "1", "x"]),
+    ([2, None, "line 2"], ["2", "line line 2", "line 2"]),
+    (["3", "a", None], ["3", "a", "line 3"]),
+])
+@pytest.mark.parametrize("null", [False, True])
+def test_a_row_without_an_id_gets_one_that_no_other_row_has(tmp_path, ids, expected, null):
+    rows = []
+    for id in ids:
+        row = {"problem": "x", "answer": "1"}
+        if id is not None or null:
+            row["id"] = id
+        rows.append(row)
+    path = tmp_path / "data.jsonl"
+    write_rows(path, rows)
+    assert [problem["id"] for problem in load_problems(str(path))] == expected
+
+
+ROW = '{"problem": "x", "answer": "1", "id": "twice"}'
+BAD_ROWS = [
+    ROW,
+    ROW[:9],
+    "[1, 2]",
+    '"text"',
+    "7",
+    '{"problem": "x"}',
+    '{"answer": "1"}',
+    '{"problem": "", "answer": "1"}',
+    '{"problem": "x", "answer": " "}',
+    '{"problem": "x", "answer": true}',
+    '{"problem": "x", "answer": NaN}',
+    '{"problem": "x", "answer": -Infinity}',
+    '{"problem": "x", "answer": null}',
+    '{"problem": "x", "answer": {"x": 1}}',
+    '{"problem": 7, "answer": "7"}',
+    '{"problem": "x", "answer": ["1"]}',
+    '{"problem": "x", "answer": [2]}',
+    '{"problem": "x", "answer": "1", "task": "sums"}',
+    '{"problem": "x", "answer": "1", "task": []}',
+    '{"problem": "x", "answer": "44", "task": "countdown"}',
+    '{"problem": "x", "answer": "3", "task": "number_wall"}',
+    r'{"problem": "\ud800", "answer": "1"}',
+    r'{"problem": "x", "answer": "\\boxed{}"}',
+]
+
+
+@pytest.mark.parametrize("content, where", [
+    (b"", ""),
+    (b"\n\n", ""),
+    (b'{"problem": "\xff", "answer": "1"}', ", line 1"),
+    *((f"{ROW}\n\n{bad}\n{ROW}".encode(), ", line 3") for bad in BAD_ROWS),
+])
+def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^[^\n]*{path}{where}[^\n]*$"):
+        load_problems(str(path))
+
+
+def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny, tmp_path, capsys):
+    path = tmp_path / "data.jsonl"
+    row = {"problem": "1 20 4 > 48 :", "answer": "48 = 1 20 4"}
+    named = {**row, "id": "x"}
+    for changes, message in (
+            ({"answer": f"{'9' * 10**6}"}, "line 2: the answer has 1000000 characters"),
+            ({"answer": "1", "task": f"{ESCAPE}{'x' * 10**6}"}, "line 2: the task "),
+            ({"problem": None, ESCAPE * 9999: 1}, "line 2: 'problem' must be a text"),
+            ({"problem": "1"}, "line 2: an earlier row has the same id, 'x'")):
+        path.write_text(f"{json.dumps(named)}\n{json.dumps(named | changes)}")
+        with pytest.raises(SystemExit, match=f"{path}, {message}") as stop:
+            load_problems(str(path))
+        assert len(refused(stop.value)) < 700
+    long = {**row, "problem": "1 " * 500_000}  # a line of 1 MB
+    path.write_text(f"{json.dumps(long)}\n{json.dumps(row)}\r\n", encoding="utf-8-sig")
+    job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
+    ((problem,), dropped), = job.sets.values()
+    assert (problem["id"], dropped) == ("2", 1)
+    path.write_text(json.dumps(long))
+    with pytest.raises(SystemExit, match="all 1 prompts are longer than --max-prompt-length 16"):
+        cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
+    assert [*tmp_path.iterdir()] == [path]
+
+
 def test_a_folder_of_save_to_disk_is_read(tmp_path):
     saved = datasets.Dataset.from_list([{"question": "1 + 1?", "answer": "so\n#### 2"}])
     problem = {"id": "0", "problem": "1 + 1?", "answer": "2"}
@@ -283,22 +481,6 @@ def test_a_folder_of_parquet_may_name_tasks_but_not_several_answers(tmp_path, ca
         data.load_problems(f"{tmp_path}/two")
 
 
-def test_a_name_that_is_no_set_is_not_asked_for_on_the_hub(monkeypatch):
-    monkeypatch.setattr(data, "hub_rows", None)
-    with pytest.raises(SystemExit, match="MATH-500: there is no such file .* math, logic, gsm8k,"):
-        data.load_problems("MATH-500")
-
-
-def test_a_task_of_null_is_the_default(tmp_path):
-    row = {"problem": "p", "answer": "B"}
-    write_rows(tmp_path / "a.jsonl", [row | {"task": None}, row | {"task": "text"}, row])
-    problems = data.load_problems(f"{tmp_path}/a.jsonl", task="choice")
-    assert [problem.get("task") for problem in problems] == [None, "text", None]
-    (tmp_path / "a.jsonl").write_text('{"problem": "p", "answer": "24", "task": ""}')
-    with pytest.raises(SystemExit, match="line 1: the task '' is not one of"):
-        data.load_problems(f"{tmp_path}/a.jsonl")
-
-
 def test_files_of_other_formats_are_told_what_to_do(tmp_path):
     for name, message in (
             ("one.parquet", f"only folders of them are read: name {tmp_path}$"),
@@ -308,40 +490,7 @@ def test_files_of_other_formats_are_told_what_to_do(tmp_path):
             data.load_problems(f"{tmp_path}/{name},problem=question")
 
 
-def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
-    copies, folder = tmp_path / "copies", tmp_path / "data"
-    copies.mkdir()
-    math = HUB["EleutherAI/hendrycks_math"]
-    gsm8k = HUB["openai/gsm8k"]["main"]
-    sets = {
-        "math-train": math["algebra"]["train"] + math["geometry"]["train"],
-        "gsm8k-train": gsm8k["train"],
-        "gsm8k": gsm8k["test"],
-        "math500": [{"id": "a", "problem": "Test of level 1", "answer": "5"}],
-    }
-    for name, rows in sets.items():
-        write_rows(copies / f"{name}.jsonl", rows)
-    words = [f"{name}={copies / name}.jsonl" for name in sets]
-    command = workers.python("-m", "tools.data", folder, *words, "gsm8k-math1-train")
-    printed = subprocess.check_output(command, cwd=workers.ROOT, text=True)
-    line = "math-train.jsonl: 3 problems; the verifier accepts 3 of 3 gold answers in a box"
-    assert f"{line}\n" in printed
-    for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
-        assert answers_of(data.load_problems(name, str(folder))) == ANSWERS[name]
-
-    (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
-    unusable = {
-        f"aime24={copies}/none.jsonl": "none.jsonl cannot be read",
-        "aime23": "unknown data set aime23: choose from",
-        f"aime24={copies}/bad.jsonl": "bad.jsonl, line 2",
-    }
-    for word, message in unusable.items():
-        monkeypatch.setattr(sys, "argv", ["data.py", str(folder), word])
-        with pytest.raises(SystemExit, match=message) as stop:
-            data_program.main()
-        assert "\n" not in stop.value.code
-
-
+# -------------------------------------------------------------------------- training and evaluation
 def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys):
     train = [{"problem": "What is  1 + 1, then?"}, {"problem": "Find $z^4 - 1.5$."}]
     problems = {
@@ -373,205 +522,6 @@ def test_every_epoch_trains_on_each_prompt_once_in_an_order_of_its_own(batch_siz
     assert len({*map(tuple, epochs)}) == 6
 
 
-def test_gold_answers_in_a_box_are_right(hub):
-    with Verifier(workers=1) as verifier:
-        for name in DATASETS:
-            problems = [
-                problem for problem in data.load_problems(name)
-                if problem.get("task") not in ("game24", "number_wall")
-            ]
-            golds = answers_of(problems)
-            responses = [f"So \\boxed{{{gold}}}." for gold in golds]
-            scores = verifier.score(responses, golds, tasks_of(problems))
-            assert scores == [1.0] * len(golds)
-
-
-# ------------------------------------------------------------------------------------------ prompts
-QWEN_SYSTEM = (
-    "<|im_start|>system\n"
-    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n")
-QWEN = (
-    f"{{%- if messages[0].role != 'system' %}}{QWEN_SYSTEM}{{% endif %}}"
-    "{%- for message in messages %}"
-    "<|im_start|>{{ message.role }}\n"
-    "{{ message.content }}<|im_end|>\n"
-    "{% endfor %}"
-    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-LLAMA = (
-    "{{- bos_token }}"
-    "{%- if not date_string is defined %}"
-    "{%- set date_string = strftime_now('%d %b %Y') %}"
-    "{%- endif %}"
-    "<|start_header_id|>system<|end_header_id|>\n\n"
-    "Cutting Knowledge Date: December 2023\n"
-    "Today Date: {{ date_string }}\n\n<|eot_id|>"
-    "{%- for message in messages %}"
-    "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
-    "{{ message.content }}<|eot_id|>"
-    "{% endfor %}"
-    "{%- if add_generation_prompt %}"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    "{% endif %}")
-PUBLISHED = {  # what the model makers' documentation shows for the question "1 + 1?"
-    ("qwen-math", None): (
-        f"<|im_start|>system\n{BOXED}<|im_end|>\n"
-        "<|im_start|>user\n1 + 1?<|im_end|>\n"
-        "<|im_start|>assistant\n"),
-    ("chat", QWEN): (
-        f"{QWEN_SYSTEM}"
-        f"<|im_start|>user\n1 + 1?\n{BOXED}<|im_end|>\n"
-        "<|im_start|>assistant\n"),
-    ("chat", LLAMA): (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
-        "Cutting Knowledge Date: December 2023\n"
-        "Today Date: 26 Jul 2024\n\n<|eot_id|>"
-        f"<|start_header_id|>user<|end_header_id|>\n\n1 + 1?\n{BOXED}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"),
-    ("plain", None): f"Problem: 1 + 1?\n{BOXED}\nSolution:",
-    ("raw", None): "1 + 1?",
-}
-
-
-def make_tokenizer(chat_template):
-    """Returns a tokenizer with a token for each byte and for each special token. It adds no
-    special tokens by itself."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    fast = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=fast,
-        bos_token="<|begin_of_text|>",
-        additional_special_tokens=[
-            "<|im_start|>",
-            "<|im_end|>",
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|eot_id|>",
-        ],
-    )
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-def a_row(problem="1 + 1?", **more):
-    return {"id": "0", "problem": problem, "answer": "2"} | more
-
-
-@pytest.mark.parametrize(
-    "template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
-def test_prompts_are_in_the_models_published_format(template, chat):
-    expected = PUBLISHED[template, chat]
-    tokenizer = make_tokenizer(chat)
-    if chat:  # whose BOS is in the template, if there is one
-        bos = tokenizer.bos_token
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=None, special_tokens=[(bos, tokenizer.bos_token_id)])
-    (problem,), dropped = encode_prompts([a_row()], tokenizer, Config(prompt_template=template))
-    assert tokenizer.decode(problem["prompt_ids"]) == expected
-    assert dropped == 0
-    cfg = Config(prompt_template=template, max_prompt_length=len(problem["prompt_ids"]))
-    kept, dropped = encode_prompts([a_row(), a_row("1 + 10?")], tokenizer, cfg)
-    assert len(kept) == dropped == 1
-    specials = sum(map(expected.count, tokenizer.all_special_tokens))
-    # They are single tokens, not spelt out.
-    assert (problem["prompt_ids"] >= 256).sum() == specials
-
-
-def prompts(rows, tokenizer, cfg):
-    """Returns the texts of the prompts that the rows get."""
-    made, _ = encode_prompts(rows, tokenizer, cfg)
-    return [tokenizer.decode(problem["prompt_ids"]) for problem in made]
-
-
-def test_puzzles_with_their_own_instructions_are_not_asked_for_a_box():
-    rows = [a_row("Q", task=task) for task in ("synlogic", "text")]
-    puzzle, question = prompts(rows, make_tokenizer(QWEN), Config())
-    assert BOXED not in puzzle
-    assert BOXED in question
-    assert "user\nQ<|im_end|>" in puzzle
-
-
-@pytest.mark.parametrize("template", ["plain", "chat"])
-def test_a_problem_beyond_the_tokenizers_limit_is_dropped_without_a_warning(
-        template, monkeypatch, caplog):
-    """transformers would warn of errors when the model reads the problem, which it never does."""
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    tokenizer = make_tokenizer(QWEN)
-    tokenizer.model_max_length = 300
-    cfg = Config(prompt_template=template, max_prompt_length=300)
-    (kept,), dropped = encode_prompts([a_row("1" * 999), a_row("2")], tokenizer, cfg)
-    assert (kept["problem"], dropped) == ("2", 1)
-    assert not caplog.records
-    tokenizer.encode("1" * 999)  # as it would have said
-    assert "longer than the specified maximum" in caplog.text
-
-
-# Mistral's tokenizers put a BOS before a text. Some fine-tuned ones put an EOS after it.
-ADDED = {
-    "nothing": ("$A", [], []),
-    "BOS": ("{bos} $A", ["{bos}"], []),
-    "EOS": ("$A {eos}", [], ["{eos}"]),
-    "both": ("{bos} $A {eos}", ["{bos}"], ["{eos}"]),
-}
-
-
-@pytest.mark.parametrize("template", ["plain", "raw", "qwen-math"])
-@pytest.mark.parametrize("problem", ["1 + 1?", "what does {eos} mean, and {bos}? {eos}"])
-@pytest.mark.parametrize("case", ADDED)
-def test_a_prompt_keeps_the_bos_and_has_no_eos_behind_it(case, problem, template):
-    tokenizer = make_tokenizer(None)
-    tokenizer.eos_token = "<|eot_id|>"
-    names = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
-    single, front, behind = ADDED[case]
-    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in names.values()]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=single.format(**names), pair=None, special_tokens=ids)
-    problem = problem.format(**names)
-    if behind:  # the tokenizer does add an EOS
-        assert tokenizer.decode(tokenizer.encode(problem)[-1:]) == names["eos"]
-
-    text = TEMPLATES[template].replace("{ask}", BOXED).replace("{problem}", problem)
-    text = "".join(front).format(**names) + text
-    assert prompts([a_row(problem)], tokenizer, Config(prompt_template=template)) == [text]
-
-
-CLOCKS = [
-    "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}",
-    "{% if not date_string is defined %}"
-    "{% set date_string = strftime_now('%S.%f') %}"
-    "{% endif %}"
-    "{{ date_string }}",
-]
-
-
-@pytest.mark.parametrize("clock", CLOCKS, ids=["strftime_now", "date_string"])
-def test_prompts_do_not_change_with_the_time_of_day(clock):
-    tokenizer = make_tokenizer(clock + "{{ messages[0]['content'] }}")
-    texts = set(prompts([a_row()] * 3, tokenizer, Config()))
-    assert len(texts) == 1
-    assert "2024" in texts.pop()
-
-
-def test_a_chat_template_gets_its_arguments():
-    tokenizer = make_tokenizer(
-        "{{ messages[0]['content'] }}"
-        "{% if enable_thinking is not defined %} think"
-        "{% elif not enable_thinking %} no"
-        "{% endif %}, {{ date_string }}")
-    rows = [a_row("Q", task="synlogic")]
-
-    def prompt(**arguments):
-        (text,) = prompts(rows, tokenizer, Config(chat_template_kwargs=arguments))
-        return text
-
-    assert prompt() == "Q think, 26 Jul 2024"
-    assert prompt(enable_thinking=True) == "Q, 26 Jul 2024"
-    assert prompt(enable_thinking=False) == "Q no, 26 Jul 2024"
-    assert prompt(date_string="today") == "Q think, today"
-
-
-# --------------------------------------------------------------------------------------- evaluation
 def plan(*flags, room=10**6):
     """Returns (label, n, temperature, top-p, tokens) of each benchmark that the flags select."""
     _, cfg = cli.parse_config(["eval", "--eval-data", *flags], Config)
@@ -600,6 +550,7 @@ def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwis
         ]
 
 
+# ---------------------------------------------------------------------------- the laptop's problems
 @pytest.mark.parametrize("wordy", [False, True])
 def test_the_laptops_demonstrations_are_what_its_verifier_reads(wordy, monkeypatch):
     tokenizer = laptop.make_tokenizer(wordy)

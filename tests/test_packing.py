@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simko
+from runtime import packing
 from runtime.models import load_model
 from runtime.packing import (
     Sample, balance_across_ranks, flash_can_do, micro_batches, pack,
@@ -124,6 +125,27 @@ def test_attention_that_would_be_computed_wrongly_is_refused(feature):
 def test_flash_attention_gets_only_what_it_takes(dtype, sizes, expected):
     q, v = (torch.zeros(1, 1, size, dtype=dtype) for size in sizes)
     assert flash_can_do(q, v) == expected
+
+
+def test_pytorchs_kernel_gets_the_keyword_for_grouped_heads_only_where_it_has_it(monkeypatch):
+    """PyTorch 2.11's varlen_attn accepts fewer key heads than query heads without a keyword."""
+    import torch.nn.attention.varlen
+    seen = []
+
+    def of_2_11(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        seen.append({"scale": scale, "window_size": window_size})
+
+    def of_2_13(*arguments, enable_gqa=False, **options):
+        of_2_11(*arguments, **options)
+        seen[-1]["enable_gqa"] = enable_gqa
+
+    causal = {"scale": 0.5, "window_size": (-1, 0)}
+    q, one_head, bounds = torch.zeros(3, 2, 4), torch.zeros(3, 1, 4), torch.tensor([0, 3])
+    for function in (of_2_11, of_2_13):
+        monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", function)
+        for k in (one_head, q):
+            packing.varlen_attention(q, k, k, bounds, 3, 0.5)
+    assert seen == [causal, causal, {**causal, "enable_gqa": True}, {**causal, "enable_gqa": False}]
 
 
 def test_without_samples_the_row_is_one_token_that_predicts_nothing(base):

@@ -26,8 +26,9 @@ WORKERS = {
     "runs": "tests.test_runs:vllm_runs",
     "one rank": "tests.test_runs:one_rank",
     "killed": "tests.test_faults:killed_runs",
-    "faulty rank": "tests.test_faults:faulty_rank",
-    "shared engine": "tests.test_faults:shared_engines",
+    "faulty rank": "tests.test_ranks:faulty_rank",
+    "shared engine": "tests.test_ranks:shared_engines",
+    "nodes' folders": "tests.test_ranks:see_folders",
 }
 
 

@@ -1,0 +1,552 @@
+"""Tests of the folder that --model names. If it is incomplete, damaged or not supported, one line
+says so before a process starts. No code in it ever runs.
+
+    python -m pytest tests/test_models.py
+"""
+import json
+import math
+import shutil
+from functools import partial
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    FalconConfig, FalconForCausalLM, Gemma3Config, GenerationConfig, LlamaForCausalLM,
+    Qwen2_5_VLConfig)
+
+from runtime import cli, models, run_folder
+from runtime.hf_engine import HFEngine
+from runtime.models import check_parallel, context_left, load_model
+from simko import Config
+from tests.conftest import ESCAPE, main, recipe, refused
+from tests.conftest import TINY_VOCABULARY as VOCABULARY
+from tools import laptop, tables, zoo
+
+
+# -------------------------------------------------------------------------- models that are refused
+def edit(name, **changes):
+    """Returns a function of a folder that changes these fields of a JSON file in it."""
+    def change(folder):
+        fields = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(fields | changes))
+    return change
+
+
+def cut(name, size, text=None):
+    """Returns a function of a folder that truncates a file in it, or replaces its content."""
+    def change(folder):
+        (folder / name).write_bytes(text or (folder / name).read_bytes()[:size])
+    return change
+
+
+def several(*changes):
+    return lambda folder: [change(folder) for change in changes]
+
+
+def remove(*names):
+    return several(*(lambda folder, name=name: (folder / name).unlink() for name in names))
+
+
+def store_as(dtype, name):
+    """Returns a function of a folder that stores one of its weights in another dtype, or adds it
+    with one element."""
+    def change(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights[name] = weights.get(name, torch.ones(1)).to(dtype)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return change
+
+
+def gpt2(folder):
+    change = edit("config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"],
+                  n_embd=4, n_head=2, n_layer=1)
+    change(folder)
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def add_code(folder):
+    """Adds a module to the folder that creates a file next to the folder when it is imported."""
+    trap = f"open({str(folder.parent / 'trap')!r}, 'w')\nclass C: pass\nT = M = C\n"
+    (folder / "trap.py").write_text(trap)
+
+
+def larger_tokenizer(folder):
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    tokens["model"]["vocab"] |= {"48": 5000}
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+
+
+def nested(folder):
+    """Gives the folder the config of a model for text and images, whose text part names the
+    end-of-text tokens."""
+    text = {"vocab_size": VOCABULARY,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "eos_token_id": [6, 8]}
+    Gemma3Config(text_config=text).save_pretrained(folder)
+
+
+CODE = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
+chat = partial(edit, "tokenizer_config.json")
+UNFIT = {  # case: (change to the model's folder, --prompt-template, what the message says)
+    "no weights": (remove("model.safetensors"), "raw", "no weights in model.safetensors"),
+    "pickled weights": (
+        pickled,
+        "raw",
+        "no weights in model.safetensors.*Other formats are not read, since some can hold code",
+    ),
+    "weights of another format": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "consolidated.safetensors"),
+        "raw",
+        "no weights in model.safetensors",
+    ),
+    "shards without an index": (
+        lambda folder: (folder / "model.safetensors").rename(
+            folder / "model-00001-of-00001.safetensors"),
+        "raw",
+        "or in files that model.safetensors.index.json names",
+    ),
+    "cut weights": (
+        cut("model.safetensors", 5000),
+        "raw",
+        "model.safetensors is damaged",
+    ),
+    "a shard missing": (
+        cut("model.safetensors.index.json", 0, b'{"weight_map": {"a": "1.safetensors"}}'),
+        "raw",
+        "1.safetensors is damaged or missing",
+    ),
+    "bad index": (
+        cut("model.safetensors.index.json", 0, b"{"),
+        "raw",
+        "model.safetensors.index.json",
+    ),
+    "no tokenizer": (
+        remove("tokenizer.json", "tokenizer_config.json"),
+        "raw",
+        "tokenizer is missing",
+    ),
+    "cut tokenizer": (
+        cut("tokenizer.json", 99),
+        "raw",
+        "tokenizer is missing, damaged",
+    ),
+    "odd tokenizer": (
+        cut("tokenizer.json", 0, b"[]"),
+        "raw",
+        "tokenizer is missing, damaged",
+    ),
+    "another's tokenizer": (
+        larger_tokenizer,
+        "raw",
+        "has a token of id 5000, beyond the model's 128",
+    ),
+    "no config": (
+        remove("config.json"),
+        "raw",
+        "has no config.json: is it the folder of a model",
+    ),
+    "cut config": (cut("config.json", 99), "raw", "config.json cannot be read"),
+    "config of bytes": (
+        cut("config.json", 0, b"\xff\xfe"),
+        "raw",
+        "config.json cannot be read",
+    ),
+    "config of a list": (
+        cut("config.json", 0, b"[]"),
+        "raw",
+        "config.json cannot be read",
+    ),
+    "quantised": (
+        edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        "raw",
+        "is quantised .gptq., as the quantization_config of its config.json says",
+    ),
+    "text part quantised": (
+        edit("config.json", text_config={"quantization_config": {"load_in_4bit": True}}),
+        "raw",
+        "is quantised .its method is not named., as the quantization_config",
+    ),
+    "images": (
+        lambda folder: Qwen2_5_VLConfig().save_pretrained(folder),
+        "raw",
+        "is a model of images and text",
+    ),
+    "images in layers of its own": (
+        nested,
+        "raw",
+        "is a model of images and text",
+    ),
+    "quantised without a word": (
+        store_as(torch.float8_e4m3fn, "model.layers.0.mlp.up_proj.weight"),
+        "raw",
+        "model.layers.0.mlp.up_proj.weight is stored as F8_E4M3, and only",
+    ),
+    "quantised to integers": (
+        store_as(torch.int8, "model.layers.0.mlp.up_proj.weight"),
+        "raw",
+        "model.layers.0.mlp.up_proj.weight is stored as I8, and only",
+    ),
+    "adapter": (
+        several(cut("adapter_config.json", 0, b"{}"), remove("config.json", "model.safetensors")),
+        "raw",
+        "has an adapter_config.json.* merge the adapter into its base model",
+    ),
+    "adapter beside a model": (
+        cut("adapter_config.json", 0, b'{"peft_type": "LORA"}'),
+        "raw",
+        "has an adapter_config.json.* merge the adapter into its base model",
+    ),
+    "wrong type": (edit("config.json", hidden_size="x"), "raw", "hidden_size"),
+    "unknown kind": (
+        edit("config.json", model_type=f"kind{ESCAPE}"),
+        "raw",
+        r"model type `kind\\x1b\]0",
+    ),
+    "not built": (gpt2, "raw", "a GPT2Model cannot be trained here"),
+    "code": (
+        edit("config.json", model_type="kind", auto_map=CODE),
+        "raw",
+        "code of its own .auto_map., and such code is never run",
+    ),
+    "tokenizer's code": (
+        chat(auto_map={"AutoTokenizer": ["trap.T", None]}, tokenizer_class="T"),
+        "raw",
+        "code of its own .auto_map., which is never run",
+    ),
+    "no end": (
+        several(chat(eos_token=None), edit("generation_config.json", eos_token_id=None),
+                edit("config.json", eos_token_id=None)),
+        "raw",
+        "names no end-of-text token",
+    ),
+    "end beyond": (
+        edit("generation_config.json", eos_token_id=[2, 10**9]),
+        "raw",
+        "end-of-text token 1000000000 is",
+    ),
+    "end of text": (
+        edit("generation_config.json", eos_token_id="x"),
+        "raw",
+        "end-of-text token 'x' is not one",
+    ),
+    "cut generation": (
+        cut("generation_config.json", 9),
+        "raw",
+        "generation_config.json",
+    ),
+    "no template": (
+        lambda folder: None,
+        "chat",
+        "has no chat template: choose --prompt-template",
+    ),
+    "bad template": (
+        chat(chat_template="{% if %}"),
+        "chat",
+        "chat template or tokenizer cannot make a prompt",
+    ),
+    "refusing template": (
+        chat(chat_template=f"{{{{ raise_exception('no{ESCAPE}') }}}}"),
+        "chat",
+        r"no\\x1b",
+    ),
+    "prying template": (
+        chat(chat_template="{{ ''.__class__.__mro__ }}"),
+        "chat",
+        "unsafe",
+    ),
+    "empty template": (
+        chat(chat_template="{{ '' }}"),
+        "chat",
+        "leaves the problem out",
+    ),
+    "template of parts": (
+        chat(chat_template=(
+            "> {% for part in messages[0].content if part.text %}"
+            "{{ part.text }}"
+            "{% endfor %}")),
+        "chat",
+        "leaves the problem out",
+    ),
+    "no turns": (lambda folder: None, "qwen-math", "needs the token <.im_end.>, which"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_path, case):
+    change, template, message = UNFIT[case]
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    add_code(tmp_path / "base")
+    change(tmp_path / "base")
+    flags = "--model", tmp_path / "base", "--prompt-template", template
+    with (mock.patch("builtins.input", lambda *_: "y"),
+          pytest.raises(SystemExit, match=message) as stop):
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", *flags), Config)
+    assert str(tmp_path / "base") in refused(stop.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_code_is_blamed_only_where_a_config_asks_for_it(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit("config.json", hidden_size="x")(tmp_path / "base")
+    with pytest.raises(SystemExit) as stop:
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+    assert "auto_map" not in refused(stop.value)
+
+
+def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    add_code(tmp_path / "base")
+    edit("config.json", auto_map=CODE)(tmp_path / "base")
+    with mock.patch("builtins.input", lambda *_: "y"):
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+        assert type(load_model(tmp_path / "base", torch.float32)) is LlamaForCausalLM
+    assert not (tmp_path / "trap").exists()
+
+
+def test_a_family_with_attentions_of_its_own_is_refused(tmp_path):
+    model = FalconForCausalLM(FalconConfig(
+        vocab_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="its attention cannot be replaced by 'packed'"):
+        load_model(tmp_path, torch.float32)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def head(url, timeout):
+        asked.append(url)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(models, "get_session", lambda: mock.Mock(head=head))
+    monkeypatch.setattr(models, "is_offline_mode", lambda: False)
+    message = "some/model is not a folder here.*HF_HUB_OFFLINE=1"
+    with pytest.raises(SystemExit, match=message) as stop:
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", "some/model"), Config)
+    assert "no network" in refused(stop.value) and len(asked) == 1
+
+
+def test_prompt_and_response_fit_into_the_models_context():
+    cfg = Config(max_prompt_length=16, max_completion_length=20)
+    for context, left in ((36, 20), (50, 34), (None, math.inf)):
+        model = SimpleNamespace(max_position_embeddings=context)
+        assert context_left("train", cfg, model) == context_left("eval", cfg, model) == left
+    assert context_left("eval", cfg, SimpleNamespace(max_position_embeddings=17)) == 1
+    assert context_left("train", cfg, SimpleNamespace()) == math.inf
+    lengths = "--max-prompt-length 16"
+    for command, context, flags in (
+            ("train", 35, f"{lengths} and --max-completion-length 20"), ("eval", 16, lengths)):
+        message = f"context of {context} tokens is too short for {flags}$"
+        with pytest.raises(SystemExit, match=message):
+            context_left(command, cfg, SimpleNamespace(max_position_embeddings=context))
+
+
+@pytest.mark.parametrize("heads, keys, inner, odd", [
+    (8, 4, 12, None),
+    (8, 2, 12, None),  # each key head is copied to two GPUs
+    (8, None, None, None),
+    (6, 4, 12, "num_attention_heads, 6"),
+    (8, 3, 12, "num_key_value_heads, 3"),
+    (8, 6, 12, "num_key_value_heads, 6"),
+    (8, 4, 2, "intermediate_size, 2"),
+])
+def test_four_gpus_share_a_model_whose_sizes_they_divide(heads, keys, inner, odd):
+    model = SimpleNamespace(
+        num_attention_heads=heads, num_key_value_heads=keys, intermediate_size=inner)
+    if not odd:
+        check_parallel(4, model)
+        return
+    with pytest.raises(SystemExit, match=f"parallel-size 4 does not divide the model's {odd}$"):
+        check_parallel(4, model)
+
+
+# ----------------------------------------------------- the ends of responses, and the chat template
+ENDS = {  # case: (change to the model's folder, whose tokenizer ends at 2, resulting ids)
+    "generation_config.json": (edit("generation_config.json", eos_token_id=[2, 7]), [2, 7]),
+    "config.json": (edit("config.json", eos_token_id=5), [2, 5]),
+    "a list": (edit("config.json", eos_token_id=[5, 9]), [2, 5, 9]),
+    "the text part": (several(nested, remove("generation_config.json")), [2, 6, 8]),
+    "the text part too": (nested, [2, 6, 8]),
+    "beyond the vocabulary": (edit("config.json", eos_token_id=[5, 10**6]), [2, 5]),
+    "config.json alone": (
+        several(edit("config.json", eos_token_id=[5, 9]), remove("generation_config.json"),
+                chat(eos_token=None)),
+        [5, 9]),
+    "each file another": (
+        several(edit("config.json", eos_token_id=5), chat(eos_token=":"),
+                edit("generation_config.json", eos_token_id=7)),
+        [5, 7, ":"]),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_responses_end_at_the_ids_of_each_file_that_names_some(tiny, tmp_path, case):
+    change, ends = ENDS[case]
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    change(tmp_path / "base")
+    job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--model", tmp_path / "base"), Config)
+    known = job.tokenizer.get_vocab()
+    assert job.stop_ids == sorted(known.get(end, end) for end in ends)
+
+
+def test_a_response_ends_with_its_turn_where_the_template_has_turns(tiny):
+    tokenizer = laptop.make_tokenizer()
+    tokenizer.add_tokens(["<|im_end|>"])
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for template, ends in (
+            ("raw", [2]), ("plain", [2]), ("chat", [2, turn]), ("qwen-math", [2, turn])):
+        cfg = Config(model=str(tiny / "base"), prompt_template=template)
+        assert models.end_tokens(cfg, tokenizer, VOCABULARY) == ends
+
+
+def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    ends = [*range(2, VOCABULARY, 8)]
+    edit("config.json", eos_token_id=ends)(tmp_path / "base")
+    remove("generation_config.json")(tmp_path / "base")
+    arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
+                       "--rollout", "hf", "--steps", 1)
+    samples, generate = [], HFEngine.generate
+
+    def keep(*arguments, **options):
+        found = generate(*arguments, **options)
+        samples.extend(found)
+        return found
+
+    with mock.patch.object(HFEngine, "generate", keep):
+        main(arguments)
+    for sample in samples:
+        places = [i for i, token in enumerate(sample.response_ids) if token in ends]
+        assert places == ([] if sample.truncated else [len(sample.response_ids) - 1])
+    # Token 2 alone would also end some responses, but not with so many different ids.
+    assert len({int(s.response_ids[-1]) for s in samples if not s.truncated}) > 8
+    exported = GenerationConfig.from_pretrained(tmp_path / "run" / "hf")
+    assert exported.eos_token_id == ends
+    assert (exported.bos_token_id, exported.pad_token_id) == (1, 0)
+
+
+def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignores_is_refused(
+        tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    chat(chat_template="{{ messages[0]['content'] }}{% if thinking %} 20{% endif %}")(
+        tmp_path / "base")
+    arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
+                       "--rollout", "hf", "--steps", 1, "--prompt-template", "chat")
+    for given, message in (
+            ({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
+            ({"tokenize": 1}, "'tokenize' cannot be passed to the template"),
+            ({"messages": []}, "'messages' cannot be passed to the template")):
+        with pytest.raises(SystemExit, match=message) as stop:
+            main([*arguments, "--chat-template-kwargs", json.dumps(given)])
+        refused(stop.value)
+    assert not (tmp_path / "run").exists()
+
+    thinking = '{"thinking": true}'
+    main([*arguments, "--chat-template-kwargs", thinking])
+    files = [tmp_path / "run" / name
+             for name in ("config.json", "eval_000001/eval.json", "eval_000001/test.jsonl")]
+    settings, report = (json.loads(path.read_bytes()) for path in files[:2])
+    with files[2].open() as file:
+        first = json.loads(file.readline())
+    for kept in (settings, report["settings"], first):
+        assert kept["chat_template_kwargs"] == {"thinking": True}
+    assert tables.read(files[1])["test"]["prompt_template"] == f"chat {thinking}"
+    with pytest.raises(SystemExit, match="--chat-template-kwargs was {'thinking': True}, is {}"):
+        main(arguments)
+
+    # A run from before this setting existed resumes.
+    before = settings | {"chat_template_kwargs": {}}
+    assert run_folder.differences(settings, before)
+    del settings["chat_template_kwargs"]
+    assert not run_folder.differences(settings, before)
+
+
+# ------------------------------------------------------------------------------------------ weights
+def lose_a_tensor(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    lose_a_tensor(tmp_path / "base")
+    message = f"--model {tmp_path}/base lacks weights: model.norm.weight"
+    with pytest.raises(SystemExit, match=message):
+        load_model(tmp_path / "base", torch.float32)
+
+
+def test_weights_of_another_shape_than_the_configs_are_named(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit("config.json", intermediate_size=33)(tmp_path / "base")
+    message = (rf"--model {tmp_path}/base: model.layers.0.mlp.down_proj.weight has the shape "
+               r"\(16, 32\), where its config.json asks for \(16, 33\)")
+    with pytest.raises(SystemExit, match=message) as stop:
+        load_model(tmp_path / "base", torch.float32)
+    refused(stop.value)
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    flags = "--model", tmp_path / "base", "--rollout", "hf"
+    message = f"--model {tmp_path}/base: its weights are not finite: model.norm.weight"
+    with pytest.raises(SystemExit, match=message) as stop:
+        main(recipe(tiny, command, tmp_path / "run", *flags))
+    refused(stop.value)
+
+
+@pytest.mark.parametrize("dtype, name", [
+    (torch.float16, "model.norm.weight"),
+    (torch.bfloat16, "lm_head.weight"),
+    (torch.float32, "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    (torch.int64, "model.embeddings.position_ids"),
+    (torch.bool, "model.layers.0.self_attn.mask"),
+])
+def test_weights_in_half_precision_and_buffers_of_older_checkpoints_are_read(
+        dtype, name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(dtype, name)(tmp_path / "base")
+    models.check_weights("train", tmp_path / "base")
+
+
+@pytest.mark.parametrize("name", [
+    "model.layers.1.mlp.up_proj.weight",
+    "model.layers.0.self_attn.q_proj.bias",
+    "model.layers.0.mlp.up_proj.weight_scale",
+])
+def test_weights_of_layers_that_the_config_does_not_know_are_named(name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(torch.float32, name)(tmp_path / "base")
+    with pytest.raises(SystemExit, match=f"config.json would not use: {name} ...") as stop:
+        load_model(tmp_path / "base", torch.float32)
+    refused(stop.value)
+
+
+@pytest.mark.parametrize("name", [
+    "model.layers.0.self_attn.rotary_emb.inv_freq",  # of older checkpoints
+    "v_head.summary.weight",  # of PPO
+])
+def test_weights_that_change_no_response_may_be_there(name, tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    store_as(torch.float32, name)(tmp_path / "base")
+    load_model(tmp_path / "base", torch.float32)
+
+
+def test_a_head_that_tying_makes_superfluous_may_be_there(tmp_path):
+    zoo.save("llama-tied", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load_model(tmp_path, torch.float32)
+    assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -1,0 +1,192 @@
+"""Tests of runtime/prompts.py: prompts are in the format that each model was trained with."""
+import logging
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from runtime.prompts import BOXED, TEMPLATES, encode_prompts
+from simko import Config
+
+QWEN_SYSTEM = (
+    "<|im_start|>system\n"
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n")
+QWEN = (
+    f"{{%- if messages[0].role != 'system' %}}{QWEN_SYSTEM}{{% endif %}}"
+    "{%- for message in messages %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+LLAMA = (
+    "{{- bos_token }}"
+    "{%- if not date_string is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- endif %}"
+    "<|start_header_id|>system<|end_header_id|>\n\n"
+    "Cutting Knowledge Date: December 2023\n"
+    "Today Date: {{ date_string }}\n\n<|eot_id|>"
+    "{%- for message in messages %}"
+    "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
+    "{{ message.content }}<|eot_id|>"
+    "{% endfor %}"
+    "{%- if add_generation_prompt %}"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "{% endif %}")
+PUBLISHED = {  # what the model makers' documentation shows for the question "1 + 1?"
+    ("qwen-math", None): (
+        f"<|im_start|>system\n{BOXED}<|im_end|>\n"
+        "<|im_start|>user\n1 + 1?<|im_end|>\n"
+        "<|im_start|>assistant\n"),
+    ("chat", QWEN): (
+        f"{QWEN_SYSTEM}"
+        f"<|im_start|>user\n1 + 1?\n{BOXED}<|im_end|>\n"
+        "<|im_start|>assistant\n"),
+    ("chat", LLAMA): (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\n"
+        "Today Date: 26 Jul 2024\n\n<|eot_id|>"
+        f"<|start_header_id|>user<|end_header_id|>\n\n1 + 1?\n{BOXED}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    ("plain", None): f"Problem: 1 + 1?\n{BOXED}\nSolution:",
+    ("raw", None): "1 + 1?",
+}
+
+
+def make_tokenizer(chat_template):
+    """Returns a tokenizer with a token for each byte and for each special token. It adds no
+    special tokens by itself."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        bos_token="<|begin_of_text|>",
+        additional_special_tokens=[
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+        ],
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def a_row(problem="1 + 1?", **more):
+    return {"id": "0", "problem": problem, "answer": "2"} | more
+
+
+@pytest.mark.parametrize(
+    "template, chat", PUBLISHED, ids=["qwen-math", "qwen", "llama", "plain", "raw"])
+def test_prompts_are_in_the_models_published_format(template, chat):
+    expected = PUBLISHED[template, chat]
+    tokenizer = make_tokenizer(chat)
+    if chat:  # whose BOS is in the template, if there is one
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=None, special_tokens=[(bos, tokenizer.bos_token_id)])
+    (problem,), dropped = encode_prompts([a_row()], tokenizer, Config(prompt_template=template))
+    assert tokenizer.decode(problem["prompt_ids"]) == expected
+    assert dropped == 0
+    cfg = Config(prompt_template=template, max_prompt_length=len(problem["prompt_ids"]))
+    kept, dropped = encode_prompts([a_row(), a_row("1 + 10?")], tokenizer, cfg)
+    assert len(kept) == dropped == 1
+    specials = sum(map(expected.count, tokenizer.all_special_tokens))
+    # They are single tokens, not spelt out.
+    assert (problem["prompt_ids"] >= 256).sum() == specials
+
+
+def prompts(rows, tokenizer, cfg):
+    """Returns the texts of the prompts that the rows get."""
+    made, _ = encode_prompts(rows, tokenizer, cfg)
+    return [tokenizer.decode(problem["prompt_ids"]) for problem in made]
+
+
+def test_puzzles_with_their_own_instructions_are_not_asked_for_a_box():
+    rows = [a_row("Q", task=task) for task in ("synlogic", "text")]
+    puzzle, question = prompts(rows, make_tokenizer(QWEN), Config())
+    assert BOXED not in puzzle
+    assert BOXED in question
+    assert "user\nQ<|im_end|>" in puzzle
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_a_problem_beyond_the_tokenizers_limit_is_dropped_without_a_warning(
+        template, monkeypatch, caplog):
+    """transformers would warn of errors when the model reads the problem, which it never does."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = make_tokenizer(QWEN)
+    tokenizer.model_max_length = 300
+    cfg = Config(prompt_template=template, max_prompt_length=300)
+    (kept,), dropped = encode_prompts([a_row("1" * 999), a_row("2")], tokenizer, cfg)
+    assert (kept["problem"], dropped) == ("2", 1)
+    assert not caplog.records
+    tokenizer.encode("1" * 999)  # as it would have said
+    assert "longer than the specified maximum" in caplog.text
+
+
+# Mistral's tokenizers put a BOS before a text. Some fine-tuned ones put an EOS after it.
+ADDED = {
+    "nothing": ("$A", [], []),
+    "BOS": ("{bos} $A", ["{bos}"], []),
+    "EOS": ("$A {eos}", [], ["{eos}"]),
+    "both": ("{bos} $A {eos}", ["{bos}"], ["{eos}"]),
+}
+
+
+@pytest.mark.parametrize("template", ["plain", "raw", "qwen-math"])
+@pytest.mark.parametrize("problem", ["1 + 1?", "what does {eos} mean, and {bos}? {eos}"])
+@pytest.mark.parametrize("case", ADDED)
+def test_a_prompt_keeps_the_bos_and_has_no_eos_behind_it(case, problem, template):
+    tokenizer = make_tokenizer(None)
+    tokenizer.eos_token = "<|eot_id|>"
+    names = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
+    single, front, behind = ADDED[case]
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in names.values()]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single.format(**names), pair=None, special_tokens=ids)
+    problem = problem.format(**names)
+    if behind:  # the tokenizer does add an EOS
+        assert tokenizer.decode(tokenizer.encode(problem)[-1:]) == names["eos"]
+
+    text = TEMPLATES[template].replace("{ask}", BOXED).replace("{problem}", problem)
+    text = "".join(front).format(**names) + text
+    assert prompts([a_row(problem)], tokenizer, Config(prompt_template=template)) == [text]
+
+
+CLOCKS = [
+    "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}",
+    "{% if not date_string is defined %}"
+    "{% set date_string = strftime_now('%S.%f') %}"
+    "{% endif %}"
+    "{{ date_string }}",
+]
+
+
+@pytest.mark.parametrize("clock", CLOCKS, ids=["strftime_now", "date_string"])
+def test_prompts_do_not_change_with_the_time_of_day(clock):
+    tokenizer = make_tokenizer(clock + "{{ messages[0]['content'] }}")
+    texts = set(prompts([a_row()] * 3, tokenizer, Config()))
+    assert len(texts) == 1
+    assert "2024" in texts.pop()
+
+
+def test_a_chat_template_gets_its_arguments():
+    tokenizer = make_tokenizer(
+        "{{ messages[0]['content'] }}"
+        "{% if enable_thinking is not defined %} think"
+        "{% elif not enable_thinking %} no"
+        "{% endif %}, {{ date_string }}")
+    rows = [a_row("Q", task="synlogic")]
+
+    def prompt(**arguments):
+        (text,) = prompts(rows, tokenizer, Config(chat_template_kwargs=arguments))
+        return text
+
+    assert prompt() == "Q think, 26 Jul 2024"
+    assert prompt(enable_thinking=True) == "Q, 26 Jul 2024"
+    assert prompt(enable_thinking=False) == "Q no, 26 Jul 2024"
+    assert prompt(date_string="today") == "Q think, today"

@@ -1,0 +1,374 @@
+"""Tests of the folder of a run. It holds no secrets, and nothing in it is executed or steers the
+terminal. A run or an evaluation that must not use it is refused, and every file stays as it was.
+
+    python -m pytest tests/test_run_folder.py
+"""
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import verify
+from runtime import checkpoints, cli, responses, run_folder
+from runtime.log import Log
+from runtime.responses import Benchmark
+from simko import Config
+from tests import workers
+from tests.conftest import BEYOND_ASCII, ESCAPE, main, metrics, recipe, refused, write_rows
+from tools import data, plots, tables
+
+SECRET_NAMES = "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"
+SECRETS = {name: f"secret-{i}-of-this-test" for i, name in enumerate(SECRET_NAMES)}
+
+
+@pytest.fixture(scope="session")
+def run(tiny, tmp_path_factory):
+    """Returns (folder, stdout and stderr) of a step and its evaluation. The environment contains
+    secrets."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    command = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 1)
+    return folder, workers.run(workers.python("simko.py", *command), **SECRETS)
+
+
+# ------------------------------------------------------------------------------------ what it holds
+def test_ids_beyond_the_tokenizer_are_sampled_without_harm(tiny, run):
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "base")
+    assert len(tokenizer) == 103 and tokenizer.decode([120, 5, 127]) == tokenizer.decode([5])
+    _, *lines = (run[0] / "eval_000001" / "test.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 160 and any(ESCAPE in row["response"] for row in rows)
+    texts = [row["response"].replace(ESCAPE, "").split() for row in rows]
+    short = sum(row["tokens"] > len(text) + 1 for row, text in zip(rows, texts))
+    # A fifth of the vocabulary is beyond the tokenizer, and most responses contain some of it.
+    assert short > 80
+    assert 0 < metrics(run[0])[0]["entropy"] and metrics(run[0])[0]["logp_gap"] < 1e-5
+
+
+def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
+    shutil.copy(run[0] / "metrics.jsonl", tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    (row,) = map(json.loads, path.read_text().splitlines())
+    odd = {
+        "step": 2,
+        "grad_norm": math.nan,
+        "loss": -math.inf,
+        "logp_gap": math.inf,
+        "entropy_histogram": [0.5, math.nan],
+    }
+    Log(tmp_path, 1, Config())(row | odd)
+    run_folder.check_log(path)
+    Log(tmp_path, 2, Config())  # as when a run resumes
+
+    def no_number(name):
+        pytest.fail(f"{name} is no JSON")
+
+    rows = [json.loads(line, parse_constant=no_number) for line in path.read_text().splitlines()]
+    null = {
+        "step": 2,
+        "grad_norm": None,
+        "loss": None,
+        "logp_gap": None,
+        "entropy_histogram": [0.5, None],
+    }
+    assert rows == [row, row | null]
+
+
+def test_a_log_that_lost_rows_goes_on(run, tmp_path):
+    rows = [{"step": step} for step in (1, 4, 5, 6)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"st')
+    Log(tmp_path, 5, Config())
+    assert metrics(tmp_path) == [{"step": 1}, {"step": 4}, {"step": 5}]
+
+
+def test_no_secret_is_written_or_printed(run):
+    folder, printed = run
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"config.json", ".metadata", "eval.json", "test.jsonl", "model.safetensors"} <= names
+    for text in [printed.encode(), *(path.read_bytes() for path in files)]:
+        assert not any(secret.encode() in text for secret in SECRETS.values())
+
+
+def test_what_a_model_or_file_says_does_not_steer_the_terminal(run, tmp_path, capfd, monkeypatch):
+    folder, printed = run
+    assert "step    1/1" in printed and "\x1b" not in printed.replace("\x1b[A", "")  # tqdm's own
+    shutil.copytree(folder, tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "eval_000001" / "eval.json").read_text())
+    for name in (f"test{ESCAPE}", f"b{BEYOND_ASCII}"):
+        report["sets"][name] = {**report["sets"]["test"], "set": name, "prompt_template": ESCAPE}
+    report["settings"]["prompt_template"] = ESCAPE
+    (tmp_path / "run" / "eval_000001" / "eval.json").write_text(json.dumps(report))
+    shown = []
+    for module, *words in ((tables,), (plots, "-o", tmp_path / "figures")):
+        labelled = f"a={tmp_path / 'run'}", f"b{ESCAPE}={folder}"
+        monkeypatch.setattr(sys, "argv", ["x", *labelled, *map(str, words)])
+        module.main()
+        shown += [*capfd.readouterr()]
+    assert r"test\x1b]0;owned" in shown[0] and r"\u202e\u2028\ud800" in shown[0]
+    name = tmp_path / f"{ESCAPE}.jsonl"
+    for module, *words in (
+            (verify, name),
+            (tables, name),
+            (plots, name, "-o", tmp_path),
+            (plots, "--follow", name),
+            (plots, f"a={folder}", "--path", 0, "-o", tmp_path),
+            (data, tmp_path, f"aime24={name}")):
+        monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            module.main()
+        shown += [*capfd.readouterr()]
+        assert "x1b" in refused(stop.value) + shown[-1]
+    assert not any(char in text for text in shown for char in "\x1b\x07\u202e\u2028")
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+class Attribute:
+    """Is pickled as a getattr, like members of enumerations in Python 3.11.2."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
+    folder, trap = tmp_path / "run", tmp_path / "trap"
+    shutil.copytree(run[0], folder)
+    resume = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 2)
+    path = folder / "checkpoints" / "step_000001" / ".metadata"
+    whole = pickle.loads(path.read_bytes())
+    checkpoints.check_checkpoints(folder)
+    path.write_bytes(pickle.dumps(Trap(trap)))
+    with pytest.raises(SystemExit, match=rf"{path} calls pathlib.Path.*delete its folder"):
+        main(resume)
+    path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Trap(trap))))
+    with pytest.raises(SystemExit, match=f"{path} calls"):
+        main(resume)
+    formats = checkpoints.MEMORY_FORMATS
+    for arguments, allowed in (
+            ((formats, "TORCH_PRESERVE_FORMAT"), True),
+            ((formats, "__subclasses__"), False),
+            ((torch.Size, "mro"), False),
+            ((torch.Size, "TORCH_PRESERVE_FORMAT"), False),
+            ((formats, "mro", None), False)):
+        changed = dataclasses.replace(whole, planner_data=Attribute(*arguments))
+        path.write_bytes(pickle.dumps(changed))
+        ends = pytest.raises(SystemExit, match=f"{path} calls getattr")
+        with contextlib.nullcontext() if allowed else ends:
+            checkpoints.check_checkpoints(folder)
+    path.write_bytes(b"\x80\x04damaged")
+    # The readable part calls nothing. Loading will fail, because this is not a checkpoint.
+    checkpoints.check_checkpoints(folder)
+    shards = folder / "checkpoints" / "step_000001" / "__0_0.distcp"
+    index, place = next(
+        (i, place) for i, place in whole.storage_data.items() if i.fqn.endswith(".lr"))
+    torch.save(Trap(trap), code := io.BytesIO())
+    whole.storage_data[index] = dataclasses.replace(
+        place, offset=shards.stat().st_size, length=len(code.getvalue()))
+    with shards.open("ab") as file:
+        file.write(code.getvalue())
+    # The pickle names nothing unusual. The code is in the value of the learning rate.
+    path.write_bytes(pickle.dumps(whole))
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(BaseException, match="Weights only load failed"):
+        main(resume)
+    assert not trap.exists() and before == (folder / "metrics.jsonl").read_bytes()
+    torch.load(io.BytesIO(code.getvalue()), weights_only=False)
+    assert trap.exists()  # so the code would have run
+
+
+# ---------------------------------------------------------------------------------- runs that go on
+def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_path):
+    resume = recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2)
+    for name, content, message in (
+            ("config.json", b"\xff{}", "config.json is damaged"),
+            ("config.json", b"[" * 10**6, "config.json is damaged"),
+            ("metrics.jsonl", b'{"step": 1}\n{"st\n{"step": 3}\n',
+             "metrics.jsonl, line 2, is damaged"),
+            ("metrics.jsonl", b"\xff\n", "metrics.jsonl, line 1, is damaged"),
+            ("eval_000001/test.jsonl", b"", "eval_000001/test.jsonl is damaged"),
+            ("eval_000001/test.jsonl", b"[[]]\n", "eval_000001/test.jsonl is damaged"),
+            ("eval_000001/test.jsonl", None,
+             "eval_000001/test.jsonl, line 3, is damaged .*all that follow")):
+        shutil.copytree(run[0], tmp_path / "run")
+        (tmp_path / "run" / "eval_000001" / "eval.json").unlink()
+        path = tmp_path / "run" / name
+        if content is None:
+            first, second, third, *others = path.read_bytes().splitlines(keepends=True)
+            content = b"".join([first, second, third[:-9] + b"\n", *others])
+        path.write_bytes(content)
+        with pytest.raises(SystemExit, match=message) as stop:
+            cli.prepare(resume, Config)
+        assert refused(stop.value) and path.read_bytes() == content
+        shutil.rmtree(tmp_path / "run")
+    shutil.copytree(run[0], tmp_path / "run")
+    # Without it, a run of another method could resume from these checkpoints.
+    (tmp_path / "run/config.json").unlink()
+    with pytest.raises(SystemExit, match="run holds checkpoints but no config.json") as stop:
+        cli.prepare(resume, Config)
+    assert refused(stop.value)
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_again(tiny, run, tmp_path):
+    """Starting over would delete the export and the evaluations."""
+    shutil.copytree(run[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    resume = recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2)
+    with pytest.raises(SystemExit, match="a finished run without its checkpoints") as stop:
+        cli.prepare(resume, Config)
+    assert refused(stop.value)
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    # The name is also a pattern.
+    (tmp_path / "te[s]t.jsonl").write_text((tiny / "test.jsonl").read_text())
+    pattern = folder / "eval_000001" / "te[s]t.jsonl"
+    shutil.copy(folder / "eval_000001" / "test.jsonl", pattern)
+    before[pattern] = pattern.read_bytes()
+    for command, flags, message in (
+            ("train", ["--alpha", 0.5],
+             "holds a run with other settings: --alpha was 0.01, is 0.5"),
+            ("train", ["--no-resume"], "holds a run already: choose another --output-dir"),
+            ("train", ["--eval-n", 2], "was evaluated with other settings: n was 4, is 2"),
+            ("eval", [], "is the folder of a training run"),
+            ("eval", ["--output-dir", folder / "eval_000001",
+                      "--eval-data", tmp_path / "te[s]t.jsonl"],
+             "te.s.t.jsonl was evaluated with other settings: set was test, is te.s.t")):
+        steps = ["--steps=1"] if command == "train" else []
+        with pytest.raises(SystemExit, match=message) as stop:
+            main(recipe(tiny, command, folder, "--rollout", "hf", *steps, *flags))
+        assert refused(stop.value)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    train = tiny / "train.jsonl"
+    content = train.read_bytes()
+    try:
+        train.write_bytes(content.replace(b'"answer": "', b'"answer": "1', 1))
+        resume = recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 1)
+        message = f"a run on other training data than --train-data {train} has now"
+        with pytest.raises(SystemExit, match=message) as stop:
+            cli.prepare(resume, Config)
+        assert refused(stop.value)
+    finally:
+        train.write_bytes(content)
+
+
+def test_a_run_goes_on_where_its_problems_have_moved_and_with_other_evaluations(
+        tiny, run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    moved = shutil.copy(tiny / "train.jsonl", tmp_path / "moved.jsonl")
+    write_rows(tmp_path / "other.jsonl", [{"problem": "3 5 7 > 11 :", "answer": "11 = 3 5 7"}])
+    resume = recipe(
+        tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2, "--train-data", moved,
+        "--eval-data", tmp_path / "other.jsonl")
+    job = cli.prepare(resume, Config)
+    assert [benchmark.set for benchmark in job.benchmarks] == ["other"]
+
+
+def test_a_setting_that_a_run_does_not_name_had_its_default(tiny, run, tmp_path):
+    """The run is older than the setting."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["epsilon"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    resume = recipe(tiny, "train", folder, "--rollout", "hf", "--steps", 2)
+    cli.prepare(resume, Config)
+    with pytest.raises(SystemExit, match="--epsilon was 0.2, is 0.1"):
+        cli.prepare([*resume, "--epsilon", "0.1"], Config)
+
+
+def test_an_evaluation_of_other_sets_where_a_run_resumes_is_refused(tiny, run, tmp_path):
+    """The run would evaluate step 1 again before it goes on, and replace the results."""
+    shutil.copytree(run[0], tmp_path / "run")
+    write_rows(tmp_path / "other.jsonl", [{"problem": "3 5 7 > 11 :", "answer": "11 = 3 5 7"}])
+    resume = recipe(
+        tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2,
+        "--eval-data", tmp_path / "other.jsonl", "--eval-steps", 1)
+    with pytest.raises(SystemExit, match="eval_000001/eval.json has the results of test") as stop:
+        cli.prepare(resume, Config)
+    assert refused(stop.value)
+
+
+# ------------------------------------------------------------------- other outputs, and evaluations
+@pytest.mark.parametrize("output, message", [
+    ("/proc/run", "--output-dir /proc/run cannot be used"),
+    ("x" * 300, "--output-dir x+ cannot be used"),
+    ("/dev/null", "/dev/null is a file"),
+    ("/dev/null/run", "/dev/null/run is a file, or lies in one")])
+@pytest.mark.skipif(sys.platform != "linux", reason="these places are Linux's")
+def test_an_output_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypatch, output, message):
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "eval"):
+        with pytest.raises(SystemExit, match=message) as stop:
+            cli.prepare(recipe(tiny, command, output), Config)
+        assert refused(stop.value) and not any(tmp_path.iterdir())
+
+
+def test_the_folder_of_a_run_is_not_taken_for_its_model(tiny, run, tmp_path):
+    flags = "--model", run[0], "--rollout", "hf"
+    with pytest.raises(SystemExit, match="is the folder of a run: name its model, .*/hf") as stop:
+        cli.prepare(recipe(tiny, "eval", tmp_path / "eval", *flags), Config)
+    assert refused(stop.value)
+
+
+def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
+    file = tmp_path / "eval.json"
+    a, b = (Benchmark(name, name, [], 1, 1.0, 1.0, 1, "") for name in "ab")
+    responses.check_sets(file, [a])
+    file.write_text(json.dumps({"settings": {}, "sets": {"a": {}, "c@T0.5": {}}}))
+    with pytest.raises(SystemExit, match="eval.json has the results of c@T0.5, which") as stop:
+        responses.check_sets(file, [a, b])
+    assert refused(stop.value)
+    file.write_text(json.dumps({"settings": {}, "sets": {"a": {}}}))
+    responses.check_sets(file, [a, b])
+
+
+def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(tmp_path):
+    benchmark = Benchmark("a", "a", [], 1, 1.0, 1.0, 1, "")
+    path = tmp_path / "a.jsonl"
+    config = Config(dtype="float32", rollout="vllm")
+    path.write_text(json.dumps(benchmark.settings(config)) + "\n")
+    responses.check_responses(path, benchmark.settings(config))
+    for change, message in (
+            ({"dtype": "bfloat16"}, "dtype was float32, is bfloat16"),
+            ({"rollout": "hf"}, "rollout was vllm, is hf")):
+        changed = dataclasses.replace(config, **change)
+        with pytest.raises(SystemExit, match=f"other settings: {message}"):
+            responses.check_responses(path, benchmark.settings(changed))
+
+    # A file of an earlier version says auto, or neither, and has two other names.
+    older = benchmark.settings(Config())
+    path.write_text(json.dumps(older) + "\n")
+    responses.check_responses(path, benchmark.settings(config))
+    del older["dtype"], older["rollout"]
+    older["weights_of"] = older.pop("weights_written")
+    older["problems"] = older.pop("problems_sha256")
+    path.write_text(json.dumps(older) + "\n")
+    responses.check_responses(path, benchmark.settings(Config(rollout="hf")))

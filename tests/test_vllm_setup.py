@@ -1,0 +1,102 @@
+"""Tests of runtime/vllm_setup.py: which kernels vLLM uses, its cache of compiled code, and its
+log."""
+import logging
+import os
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from runtime import vllm_setup
+from tests.conftest import config
+
+
+@pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
+def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
+        monkeypatch, tmp_path, set_by_the_user, expected):
+    monkeypatch.setattr(vllm_setup, "keep_log", lambda path: None)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+        os.environ["RANK"] = "0"
+        if set_by_the_user:
+            os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = set_by_the_user
+        with vllm_setup.prepare_vllm(config("model", output_dir=str(tmp_path))):
+            assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
+
+
+@pytest.mark.needs_vllm
+@pytest.mark.parametrize("capability, has_compiler, model, options", [
+    ((9, 0), False, "qwen2", {}),
+    ((10, 0), True, "qwen2", {}),
+    ((10, 0), False, "deepseek_v3", {}),
+    ((10, 0), False, "qwen2", {"attention_config": {"backend": "FLASH_ATTN"}}),
+])
+def test_without_nvcc_a_b200_does_not_use_flashinfer(
+        monkeypatch, tmp_path, capability, has_compiler, model, options):
+    from vllm.utils import flashinfer
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(flashinfer, "has_flashinfer", lambda: has_compiler)
+    AutoConfig.for_model(model).save_pretrained(tmp_path)
+    assert vllm_setup.attention_options(tmp_path) == options
+
+
+def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    cfg = config("model", output_dir=str(tmp_path))
+
+    def start(error=None):
+        """Simulates an engine that starts, or fails, and leaves a file in the cache. Returns (the
+        cache, whether the file was there before)."""
+        with mock.patch.dict(os.environ), vllm_setup.compile_cache(cfg):
+            root = Path(os.environ["VLLM_CACHE_ROOT"])
+            found = (root / "main.so").exists()
+            (root / "main.so").touch()
+            if error:
+                raise error
+        return root, found
+
+    with pytest.raises(KeyboardInterrupt):
+        start(KeyboardInterrupt())
+    root, found = start()
+    assert root == tmp_path / "vllm_cache" / "rank_1" and not found
+    assert start() == (root, True)
+
+
+def test_a_cache_of_the_users_own_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/their/cache")
+    with vllm_setup.compile_cache(config("model", output_dir=str(tmp_path))):
+        assert os.environ["VLLM_CACHE_ROOT"] == "/their/cache"
+    assert not list(tmp_path.iterdir())
+
+
+def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, capsys):
+    logger = logging.getLogger("vllm")
+    for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
+        monkeypatch.setenv(name, "ERROR")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(vllm_setup, "tail", vllm_setup.Tail())
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+    vllm_setup.keep_log(tmp_path / "rank_0.log")
+    for i in range(40):
+        logging.getLogger("vllm.engine").info("line %d", i)
+    logger.error("broken")
+    assert list(vllm_setup.tail.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
+    assert capsys.readouterr().out == "broken\n" and "line 39\nbroken" in vllm_setup.last_lines()
+    lines = (tmp_path / "rank_0.log").read_text().splitlines()
+    assert lines == [*(f"line {i}" for i in range(40)), "broken"]
+
+
+def test_what_libraries_print_while_the_engine_starts_goes_to_a_file(tmp_path, capfd):
+    """C++ code writes to the file descriptor and not to sys.stderr, which pytest replaces."""
+    path = tmp_path / "vllm_log" / "rank_0.log"
+    with pytest.raises(ValueError), vllm_setup.stderr_in(path):
+        os.write(2, b"from C++\n")
+        raise ValueError
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "afterwards\n"
+    assert path.read_text().splitlines() == ["from C++"]
