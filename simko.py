@@ -38,7 +38,6 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method)
 
 from runtime import baselines, chunked, cli, faults, log, lora, responses, run_folder
-from runtime.baselines import METHODS
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, TrainSystemConfig, setting
 from runtime.common import seed_everything
@@ -434,20 +433,20 @@ class Trainer:
         cfg, entropies, sums = self.cfg, [], Counter()
         for batch in progress(self.passes(samples), desc="log-probs"):
             packed = pack(batch, self.device)
-            lengths = packed.lengths.tolist()
+            lengths = packed.lengths
             logp, topk_logp, entropy, _ = self.policy.policy_forward(
                 packed, cfg.K, cfg.temperature)
-            for s, part in zip(batch, logp.split(lengths)):
+            for s, part in zip(batch, logp.split(lengths.tolist())):
                 s.old_logp = part
             if self.reference:
                 with lora.without_adapters(self.reference, cfg):
                     ref_logp, *_ = self.reference.policy_forward(packed, 1, cfg.temperature)
-                for s, part in zip(batch, ref_logp.split(lengths)):
+                for s, part in zip(batch, ref_logp.split(lengths.tolist())):
                     s.ref_logp = part
             entropies.append(entropy)
 
             # Eq. 2 is a mean over tokens. policy_metrics takes the mean over responses.
-            length = packed.lengths.repeat_interleave(packed.lengths)
+            length = lengths.repeat_interleave(lengths)
             sums["Lambda"] += (logp / length).sum().double()
             for k in range(cfg.K):
                 sums[f"Lambda_{k + 1}"] += (topk_logp[:, k] / length).sum().double()
@@ -474,7 +473,7 @@ class Trainer:
         ranks. So it does not matter how samples are split into
         micro-batches and over ranks. If the loss or its gradient is not
         finite, the weights stay as they are."""
-        cfg, method = self.cfg, METHODS[name]
+        cfg, method = self.cfg, baselines.METHODS[name]
         if method.drops_zero_advantage:
             samples = [s for s in samples if s.advantage]
         count = len(samples)
@@ -486,7 +485,7 @@ class Trainer:
         warmup = min(1, self.updates / (cfg.warmup_steps + 1))
         self.optimizer.param_groups[0]["lr"] = cfg.learning_rate * warmup
         if not denominator:
-            return Counter()  # no response is left; a step would be momentum alone
+            return {}  # no response is left; a step would be momentum alone
         # Samples without a gradient count above, and need no pass.
         samples = [s for s in samples if baselines.has_gradient(s, method, cfg.beta)]
         self.optimizer.zero_grad()
@@ -545,12 +544,12 @@ class Trainer:
         sums["grad_norm"] = norm.full_tensor().item()
         sums["updates"] = 1
         # Both are the same on all ranks.
-        if not np.isfinite(sums["loss"] + sums["grad_norm"]):
+        if not math.isfinite(sums["loss"] + sums["grad_norm"]):
             faults.refuse_update(self, finite, sums["loss"], sums["grad_norm"])
-            return Counter(grad_norm=math.nan)
+            return {"grad_norm": math.nan}
         self.refused = 0
         self.optimizer.step()
-        return Counter(sums)
+        return sums
 
     def grpo_loss(self, gamma, advantage):
         """Returns the loss of each token, and where the clip has cut its gradient."""
@@ -564,7 +563,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     Returns a row for metrics.jsonl."""
     rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
     name = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
-    method = METHODS[name]
+    method = baselines.METHODS[name]
 
     # Each rank samples for its share of the prompts, and receives all samples.
     # There is one round, unless groups with equal rewards are to be replaced.
@@ -576,7 +575,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
         batch = step * max_rounds + rounds
         order = prompt_order(batch, cfg.batch_size, len(problems), cfg.seed)
         own_problems = [problems[i] for i in order[rank::world]]
-        # The last number is even. That of an evaluation is 1.
+        # The last number keeps rounds apart, and from evaluations, which have 1.
         seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * rounds)
         samples = engine.generate(
             [problem["prompt_ids"] for problem in own_problems],
@@ -693,17 +692,18 @@ def main(arguments):
         rank = dist.get_rank()
         dtype = getattr(torch, cfg.dtype)
         progress = Progress(rank == 0 and sys.stderr.isatty())
+        cli.check_ranks_agree(job)
         cli.announce(job, device, dtype)
-        run_eval = partial(evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,
-                           verifier=verifier, progress=progress)
 
         # On a GPU the engine starts first, and then steps aside.
         start = partial(make_engine, cfg, job.stop_ids, device, dtype,
                         "dummy" if training else "auto", job.max_tokens)
         engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)
         stack.enter_context(closing(engine))
+        run_eval = partial(evaluate, cfg, benchmarks=job.benchmarks, tokenizer=tokenizer,
+                           engine=engine, verifier=verifier, progress=progress)
         if not training:
-            run_eval(folder, engine=engine)
+            run_eval(folder)
             dist.barrier()
             return
 
@@ -718,7 +718,7 @@ def main(arguments):
         try:
             for step in range(first, cfg.steps):
                 if job.benchmarks and cfg.eval_steps and step % cfg.eval_steps == 0:
-                    run_eval(folder / f"eval_{step:06d}", engine=engine)
+                    run_eval(folder / f"eval_{step:06d}")
                 row = train_step(step, cfg, job.problems, tokenizer, engine,
                                  trainer, verifier, progress)
                 if rank == 0:
@@ -736,7 +736,7 @@ def main(arguments):
             with faults.phase("export"):
                 save_hf(folder / "hf", trainer, tokenizer, job.stop_ids)
         if job.benchmarks:
-            run_eval(folder / f"eval_{cfg.steps:06d}", engine=engine)
+            run_eval(folder / f"eval_{cfg.steps:06d}")
         # Closing vLLM's engine ends the process group, so all ranks wait.
         dist.barrier()
 

@@ -61,7 +61,6 @@ right = functools.partial(Verdict, True)
 wrong = functools.partial(Verdict, False)
 
 
-@functools.lru_cache(1 << 14)
 def judge(gold, pred):
     """Returns the verdict on two answers in LaTeX."""
     try:
@@ -265,8 +264,10 @@ def by_unit(gold, pred):
 def mathematics(response, answer):
     """Returns True or False, or the pair (answer, extracted) for a worker to compare."""
     pred = extract_answer(response)
-    if pred is None or pred == answer:
-        return pred is not None
+    if pred is None:
+        return False
+    if pred == answer:
+        return True
     return answer, pred
 
 
@@ -298,7 +299,7 @@ def is_correct(response, answer, task="math"):
 
 # ---- command line -----------------------------------------------------------
 def explain(response, answer):
-    """Returns lines of what was extracted and cleaned, and the rung that decided."""
+    """Returns what was extracted and cleaned and which rung decided, one line for each."""
     pred = extract_answer(response)
     if pred is None:
         return "extracted  nothing: no closed box with an answer in it\nverdict    wrong"

@@ -106,9 +106,6 @@ def save_checkpoint(folder, step, trainer):
         return
     final = folder / "checkpoints" / f"step_{step:06d}"
     temporary = final.with_suffix(".tmp")
-    if trainer.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-    dist.barrier()
     # Returns when every rank has written.
     dcp.save(checkpoint_state(trainer), checkpoint_id=temporary)
     if trainer.rank == 0:

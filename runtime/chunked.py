@@ -21,19 +21,10 @@ LOGITS_ON_CPU = 2**26
 
 
 def token_statistics(hidden, weight, token, K, temperature, chunk=None):
-    """Returns (logp, topk_logp, entropy, is_top1) of every token at the given
-    temperature.
+    """`token_statistics` of simko.py, with the same arguments and results.
 
-    hidden: (T, D), the states that predict the tokens.
-    weight: (V, D), the output head's weight. token: (T,) int64.
-    K: the number of candidates, at most V.
     chunk: the number of tokens to compute at a time, by default as many as
-        `LOGITS_ON_GPU` or `LOGITS_ON_CPU` allows.
-
-    logp: (T,), log pi(token). topk_logp: (T, K), the K largest
-    log-probabilities, descending. entropy: (T,), in nats. is_top1: (T,) bool,
-    whether no token is more probable than the sampled one. The first two are
-    differentiable."""
+        `LOGITS_ON_GPU` or `LOGITS_ON_CPU` allows."""
     if chunk is None:
         limit = LOGITS_ON_GPU if hidden.is_cuda else LOGITS_ON_CPU
         chunk = max(1, limit // len(weight))
@@ -51,8 +42,7 @@ class ChunkedHead(torch.autograd.Function):
         logp, topk_logp, entropy, log_z, top = (
             torch.cat(piece) for piece in zip(*pieces))
 
-        # Compared by value, so that every token that ties for the highest
-        # probability counts as rank 1.
+        # By value, so tokens that tie for the highest probability are all rank-1.
         is_top1 = logp >= topk_logp[:, 0]
 
         # The upstream gradient is nonzero only in these columns: the sampled

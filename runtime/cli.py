@@ -4,15 +4,13 @@ cannot work is refused with one line that names the flag, file or row."""
 import argparse
 import dataclasses
 import difflib
-import glob
 import json
 import os
 import re
 import sys
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,16 +20,12 @@ from runtime.baselines import METHODS
 from runtime.checkpoints import check_checkpoints
 from runtime.common import (
     fail, fail_as, flag, one_line, print_once, printable)
-from runtime.data import (
-    DATASETS, GROUPS, PROTOCOL, digest, jsonl_file, load_problems,
-    without_tests)
-from runtime.models import (
-    check_weights, context_left, end_tokens, fingerprint, load_config,
-    load_tokenizer)
-from runtime.prompts import TEMPLATES, make_prompts
+from runtime.data import DATASETS, GROUPS, digest, load_problems, without_tests
+from runtime.models import check_weights, context_left, fingerprint, load_config
+from runtime.prompts import TEMPLATES, end_tokens, load_tokenizer, make_prompts
 from runtime.ranks import check_launch, gather
-from runtime.responses import Benchmark, check_responses, check_sets
-from runtime.run_folder import check_run, check_writable, saved_checkpoints
+from runtime.responses import check_evaluations, plan_benchmarks, set_name
+from runtime.run_folder import check_run, check_writable
 from runtime.vllm_setup import find_vllm
 from verify import TASKS
 
@@ -48,11 +42,10 @@ class SystemConfig:
     """How a run uses its machine. Apart from rounding, the engine's random
     streams and data_dir, these settings change time and memory alone."""
     _argument_group_name = "system"
-    rollout: Literal["auto", "vllm", "hf"] = setting(
-        "auto", "engine that generates; auto: vLLM if it is installed, "
-        "else transformers' generate (hf)")
-    dtype: Literal["auto", "bfloat16", "float32"] = setting(
-        "auto", "dtype of the computation; auto: bfloat16 on GPUs")
+    rollout: str = setting(
+        "auto", "engine that generates: vllm, hf (transformers' generate), "
+        "or auto (vLLM if it is installed)")
+    dtype: str = setting("auto", "bfloat16, float32, or auto (bfloat16 on GPUs)")
     gpu_memory_utilization: float = setting(
         0.6, "vLLM's share of a GPU's memory while it generates; on "
         "CPUs VLLM_CPU_KVCACHE_SPACE is its cache in whole GiB")
@@ -77,8 +70,9 @@ class TrainSystemConfig:
 
 
 # --------------------------------------------------- what a setting may be
-# The choices of text settings that have no Literal type.
 CHOICES = {
+    "rollout": ("auto", "vllm", "hf"),
+    "dtype": ("auto", "bfloat16", "float32"),
     "method": tuple(METHODS),
     "tau_scope": ("response", "batch"),
     "loss_type": ("grpo", "dapo"),
@@ -102,9 +96,10 @@ RANGES = (
     ("lie in (0, 1]", lambda v: 0 < v <= 1, (
         "gpu_memory_utilization", "eval_top_p")))
 
-# The objective's settings that only SimKO learns by.
+# The objective's settings that only SimKO learns by, and those of them that
+# the log of every method depends on.
 SIMKO_ONLY = ("alpha", "lambda_top1", "q", "tau_scope")
-GATE_FLAGS = ("--q", "--tau-scope")
+GATE = ("q", "tau_scope")
 
 
 def check_values(cfg, parser):
@@ -177,13 +172,16 @@ def check_together(command, cfg, parser):
         parser.error("VLLM_CPU_KVCACHE_SPACE must be a whole number of GiB")
 
 
-def idle_flags(cfg):
-    """Returns the flags of SimKO that differ from their defaults, if the method
-    is another one."""
-    if cfg.method == "simko":
-        return []
-    return [flag(name) for name in SIMKO_ONLY
-            if getattr(cfg, name) != getattr(type(cfg), name)]
+def note_idle_flags(cfg):
+    """Prints which flags the user has set that the method does not train with."""
+    idle = [name for name in SIMKO_ONLY
+            if cfg.method != "simko" and getattr(cfg, name) != getattr(type(cfg), name)]
+    if idle:
+        print_once(f"note: --method {cfg.method} does not train with "
+                   f"{', '.join(map(flag, idle))}")
+    if gate := [name for name in idle if name in GATE]:
+        print_once("note: which tokens the log counts as gated still "
+                   f"depends on {', '.join(map(flag, gate))}")
 
 
 # -------------------------------------------------------------- the parser
@@ -213,9 +211,8 @@ class Parser(HfArgumentParser):
 
     def error(self, message):
         command = self.command or "train"
-        print(f"simko.py: error: {printable(message)} "
-              f"(see: python simko.py {command} --help)", file=sys.stderr)
-        raise SystemExit(2)
+        self.exit(2, f"simko.py: error: {printable(message)} "
+                     f"(see: python simko.py {command} --help)\n")
 
 
 def groups_of(command, Config):
@@ -269,17 +266,16 @@ def split_temperatures(command, words):
         names.append("--temperature")
     done, in_list = [], False
     for word in words:
+        name, equals, value = word.partition("=")
         if word.startswith("--"):
-            name, equals, value = word.partition("=")
             in_list = name in names
-            if not in_list:
-                done.append(word)
-                continue
+        if not in_list:
+            done.append(word)
+        elif not word.startswith("--"):
+            done += word.split(",")
+        else:
             done.append("--eval-temperature")
-            if not equals:
-                continue
-            word = value
-        done += word.split(",") if in_list else [word]
+            done += value.split(",") if equals else []
     return done
 
 
@@ -319,13 +315,14 @@ class Job(NamedTuple):
     cfg: object
     tokenizer: object
     stop_ids: list      # token ids that end a response
-    sets: dict          # source -> (problems, number dropped as too long)
+    sets: dict          # source -> problems
+    dropped: dict       # source -> number of problems whose prompt is too long
     benchmarks: list    # of Benchmark
 
     @property
     def problems(self):
         """The problems to train on."""
-        return self.sets[self.cfg.train_data][0]
+        return self.sets[self.cfg.train_data]
 
     @property
     def max_tokens(self):
@@ -337,9 +334,10 @@ class Job(NamedTuple):
 
 
 def resolve_auto(cfg):
-    """Returns the settings with what `auto` stands for on this machine. The
-    files of a run name that, so a run that resumes where `auto` stands for
-    something else is refused and does not mix two engines or dtypes."""
+    """Returns the settings with what `auto` stands for on this machine.
+
+    config.json holds the result, so that a run cannot resume with another
+    engine or dtype on a machine where `auto` stands for that."""
     dtype, rollout = cfg.dtype, cfg.rollout
     if dtype == "auto":
         gpu = torch.cuda.is_available()
@@ -348,52 +346,6 @@ def resolve_auto(cfg):
     if rollout in ("auto", "vllm"):
         rollout = "vllm" if find_vllm(cfg) else "hf"
     return dataclasses.replace(cfg, dtype=dtype, rollout=rollout)
-
-
-def set_name(source):
-    """Returns the name of a set in tables and of its file of responses."""
-    if file := jsonl_file(source):
-        return Path(file).stem
-    return Path(source.split(",")[0]).name  # of hub/id,split=test or a folder
-
-
-def plan_benchmarks(command, cfg, sets, room):
-    """Returns the Benchmarks of --eval-data. What the flags leave open is
-    as in the paper. Responses must fit into the room after a prompt."""
-    weights_written = ""
-    if command == "eval":
-        files = Path(cfg.model).glob("*.safetensors")
-        written = [file.stat().st_mtime for file in files]
-        if written:
-            weights_written = str(datetime.fromtimestamp(max(written)))
-    benchmarks = []
-    for source in cfg.eval_data:
-        kind = "logic" if source in GROUPS["logic"] else "math"
-        temperature, top_p, tokens = PROTOCOL[kind]
-        n = DATASETS[source].n if source in DATASETS else 256
-        temperatures = cfg.eval_temperature or [temperature]
-        for t in temperatures:
-            name = set_name(source)
-            benchmarks.append(Benchmark(
-                label=f"{name}@T{t}" if len(temperatures) > 1 else name,
-                set=name, problems=sets[source][0], n=cfg.eval_n or n,
-                temperature=t, top_p=cfg.eval_top_p or top_p,
-                max_tokens=min(cfg.eval_max_tokens or tokens, room),
-                weights_written=weights_written))
-    return benchmarks
-
-
-def evaluation_folders(command, cfg):
-    """Returns the folders whose eval.json the command will write again, if
-    it is there."""
-    folder = Path(cfg.output_dir)
-    if command == "eval":
-        return [folder]
-    steps = {cfg.steps}
-    reached = max(saved_checkpoints(folder), default=0)
-    if cfg.eval_steps and reached % cfg.eval_steps == 0:
-        steps.add(reached)  # the run evaluates first where it resumes
-    return [folder / f"eval_{step:06d}" for step in sorted(steps)]
 
 
 def prepare(arguments, Config):
@@ -421,8 +373,9 @@ def prepare(arguments, Config):
         rows[cfg.train_data] = without_tests(cfg, rows)
     sets = {source: make_prompts(source, problems, tokenizer, vocabulary, cfg)
             for source, problems in rows.items()}
+    dropped = {source: len(rows[source]) - len(sets[source]) for source in rows}
     benchmarks = plan_benchmarks(command, cfg, sets, room)
-    job = Job(command, cfg, tokenizer, stop_ids, sets, benchmarks)
+    job = Job(command, cfg, tokenizer, stop_ids, sets, dropped, benchmarks)
 
     folder = Path(cfg.output_dir)
     with fail_as(f"--output-dir {folder} cannot be used"):
@@ -433,18 +386,9 @@ def prepare(arguments, Config):
             fail(f"--output-dir {folder} is the folder of a training run: "
                  "name another one for this evaluation")
         check_writable(folder)
-        for benchmark in benchmarks:
-            name = f"{glob.escape(benchmark.label)}.jsonl"
-            for path in folder.glob(f"eval_*/{name}" if training else name):
-                check_responses(path, benchmark.settings(cfg))
-        for written in evaluation_folders(command, cfg):
-            check_sets(written / "eval.json", benchmarks)
-    if training and (idle := idle_flags(cfg)):
-        print_once(f"note: --method {cfg.method} does not train with "
-                   f"{', '.join(idle)}")
-        if gate := [name for name in idle if name in GATE_FLAGS]:
-            print_once("note: which tokens the log counts as gated still "
-                       f"depends on {', '.join(gate)}")
+        check_evaluations(command, cfg, benchmarks)
+    if training:
+        note_idle_flags(cfg)
     return job
 
 
@@ -481,15 +425,13 @@ def check_ranks_agree(job):
 
 
 def announce(job, device, dtype):
-    """Prints, on rank 0, what is about to run, and on which device. Ends the
-    program if the ranks are about to run different things."""
-    check_ranks_agree(job)
+    """Prints, on rank 0, what is about to run, and on which device."""
     if dist.get_rank() > 0:
         return
     cfg, world = job.cfg, dist.get_world_size()
-    for source, (problems, dropped) in job.sets.items():
-        print(f"{source}: {len(problems)} problems; {dropped} longer than "
-              f"{cfg.max_prompt_length} tokens dropped")
+    for source, problems in job.sets.items():
+        print(f"{source}: {len(problems)} problems; {job.dropped[source]} "
+              f"longer than {cfg.max_prompt_length} tokens dropped")
         prompt = repr(job.tokenizer.decode(problems[0]["prompt_ids"]))
         if len(prompt) > 400:
             prompt = f"{prompt[:250]} ... {prompt[-150:]}"

@@ -23,7 +23,10 @@ def printable(text):
 
 def one_line(error):
     """Returns the first 300 characters of an error's message as one line."""
-    return printable(" ".join(str(error).split())[:300])
+    text = str(error)
+    if not text or isinstance(error, KeyError):  # the message would be a bare key
+        text = repr(error)
+    return printable(" ".join(text.split())[:300])
 
 
 def error_line(message):
@@ -46,7 +49,7 @@ def fail_as(what):
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        fail(f"{what}: {one_line(error) or repr(error)}")
+        fail(f"{what}: {one_line(error)}")
 
 
 def flag(name):

@@ -1,5 +1,5 @@
 """Loads problems, from the paper's data sets on the Hugging Face hub or from
-JSONL files, and decides which of them a step trains on.
+JSONL files, and decides which of them a batch holds.
 
 A problem is {"id", "problem", "answer"}. If it is not mathematics, it also
 has "task", a name in verify.TASKS. tools/data.py writes the paper's data sets
@@ -9,12 +9,11 @@ import json
 import math
 import os
 import re
-import sys
 from typing import NamedTuple
 
 import numpy as np
 
-from runtime.common import fail, one_line, print_once
+from runtime.common import fail, fail_as, one_line, print_once
 from runtime.latex import MAX_ANSWER, extract_answer
 from runtime.scoring import check_result
 from verify import TASKS
@@ -119,8 +118,12 @@ def hub_rows(hub, config, split):
             folder = os.path.dirname(hub) or "."
             fail(f"{hub} is a Parquet file, and only folders of them are read: name {folder}")
         fail(f"{hub} is not a .jsonl file: convert it, with datasets' to_json for example")
+    what = f"{hub} cannot be read as a data set"
+    if not os.path.isdir(hub):
+        what = (f"{hub} cannot be read from the Hugging Face hub (--data-dir names a folder of "
+                "copies), and it is not a .jsonl file")
     revision, rows = REVISIONS.get(hub), []
-    try:
+    with fail_as(what):
         if os.path.isfile(os.path.join(hub, "state.json")):  # by save_to_disk
             if config or split != "train":
                 fail(f"{hub} holds one saved set, which has neither config nor split: "
@@ -134,12 +137,6 @@ def hub_rows(hub, config, split):
             part = datasets.load_dataset(hub, name, split=split, revision=revision)
             prefix = f"{name}-" if config == "*" else ""
             rows += [{"id": f"{prefix}{i}", **row} for i, row in enumerate(part)]
-    except (OSError, ValueError, RuntimeError, KeyError,
-            datasets.exceptions.DatasetsError) as error:
-        if os.path.isdir(hub):
-            fail(f"{hub} cannot be read as a data set: {one_line(error)}")
-        fail(f"{hub} cannot be read from the Hugging Face hub (--data-dir names a folder of "
-             f"copies), and it is not a .jsonl file: {one_line(error)}")
     return rows
 
 
@@ -180,7 +177,7 @@ def convert(source, spec, row):
         if isinstance(answer, list) and (source == "olympiad" or len(answer) == 1):
             answer = ", ".join(answer)
         answer = number_as_text(answer)
-        made["answer"] = final_answer(answer) if isinstance(answer, str) else answer
+        made["answer"] = solution_answer(answer) if isinstance(answer, str) else answer
         if source not in DATASETS and row.get("task") in [*TASKS]:
             made["task"] = row["task"]
     if "level" in row:
@@ -228,12 +225,12 @@ def gsm8k_math1(gsm8k, math_rows, tests):
     rows += [{**row, "id": f"math-{row['id']}"} for row in math_rows
              if row.get("level") == "1"]
     kept = outside(rows, tests)
-    print(f"left out {len(rows) - len(kept)} of {len(rows)} training problems, "
-          "which are also test problems", file=sys.stderr)
+    print_once(f"left out {len(rows) - len(kept)} of {len(rows)} training problems, "
+               "which are also test problems")
     return kept
 
 
-def final_answer(solution):
+def solution_answer(solution):
     """Extracts the answer of a worked solution: the last box (MATH), else
     the text after "####" (GSM8K), else the entire text. Returns "" for an
     empty box."""
@@ -333,7 +330,7 @@ def check_problem(where, row, task):
         task = own_task
     problem, answer = row.get("problem"), number_as_text(row.get("answer"))
     if task == "math" and isinstance(answer, str):
-        answer = final_answer(answer)
+        answer = solution_answer(answer)
     for name, text in (("problem", problem), ("answer", answer)):
         # Half of a surrogate pair cannot be written as UTF-8.
         if (not isinstance(text, str) or not text.strip()
@@ -344,14 +341,14 @@ def check_problem(where, row, task):
     if len(answer) > MAX_ANSWER:
         fail(f"{where}: the answer has {len(answer)} characters, but a response's answer may "
              f"have at most {MAX_ANSWER}: shorten it, or remove the row")
-    if task not in [*TASKS]:
+    if task not in [*TASKS]:  # a list: a row's task may be of a type without a hash
         fail(f"{where}: the task {task!r:.80} is not one of {', '.join(TASKS)}")
     try:
         result = TASKS[task]("", answer)
     except Exception as error:  # noqa: BLE001  a task may be a fork's own
         expected = " ".join((TASKS[task].__doc__ or "").split())
         fail(f"{where}: the task {task} raises an error for the answer {answer!r:.80} and an "
-             f"empty response: {one_line(error) or repr(error)}. {expected}")
+             f"empty response: {one_line(error)}. {expected}")
     try:
         check_result(task, result)
     except TypeError as error:
@@ -377,7 +374,7 @@ def check_solutions(source, answers):
 
 
 def is_solution(answer):
-    """Returns whether an answer still is a worked solution, where `final_answer`
+    """Returns whether an answer still is a worked solution, where `solution_answer`
     has found no mark. No final answer of the paper's sets has more than 68
     letters outside LaTeX commands."""
     text = re.sub(r"\\[A-Za-z]+", " ", answer)
@@ -404,18 +401,18 @@ def without_tests(cfg, problems):
     for source in cfg.eval_data:
         kept = outside(rows, problems[source])
         if len(kept) < len(rows):
-            print(f"{cfg.train_data}: {len(rows) - len(kept)} problems are also in {source}; "
-                  "the run does not train on them", flush=True)
+            print_once(f"{cfg.train_data}: {len(rows) - len(kept)} problems are also in "
+                       f"{source}; the run does not train on them")
         rows = kept
     return rows or fail(f"all problems of --train-data {cfg.train_data} are also in the sets of "
                         "--eval-data")
 
 
-def prompt_order(step, batch_size, count, seed):
-    """Returns the indices, among `count` prompts, of the batch_size prompts
-    that a step trains on. Each epoch goes through a permutation that depends
+def prompt_order(batch, batch_size, count, seed):
+    """Returns the indices, among `count` prompts, of the prompts of a batch,
+    counted from 0. Each epoch goes through a permutation that depends
     only on (seed, epoch)."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    positions = np.arange(batch * batch_size, (batch + 1) * batch_size)
     epochs = positions // count
     order = []
     for epoch in np.unique(epochs):

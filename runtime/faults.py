@@ -6,6 +6,7 @@ import faulthandler
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from runtime.common import (
     error_line, fail, one_line, printable, seed_everything)
 from runtime.ranks import gather
-from runtime.run_folder import disk_space, drop_unfinished
+from runtime.run_folder import drop_unfinished
 from runtime.vllm_setup import last_lines
 
 # Seconds that an engine may take to start, since it may download its model.
@@ -75,15 +76,11 @@ def phase(name):
     current_phase = before
 
 
-class Stopped(SystemExit):
-    """A signal asked one rank to stop, so all ranks exit with status 0."""
-
-
+# ------------------------------------------------------------------ errors
 class LostRank(SystemExit):
     """The connection to another rank is lost. That rank's error is the cause."""
 
 
-# ------------------------------------------------------------------ errors
 @contextmanager
 def explained(cfg, verifier):
     """Replaces an error that `explain` knows with a one-line message.
@@ -122,18 +119,18 @@ def explain(error, cfg):
         if os.environ["RANK"] == "0":
             drop_unfinished(cfg.output_dir)
         return stop(f"a checkpoint could not be written: {reason(error)}. "
-                    + disk_space(cfg.output_dir))
+                    + after_failed_save(cfg.output_dir))
     # vLLM's allocator raises a plain RuntimeError.
     if isinstance(error, torch.OutOfMemoryError) or (
             isinstance(error, RuntimeError) and "out of memory" in text):
         return stop(f"{where}: out of GPU memory. To fix it: {advice}. "
                     f"({one_line(error)})")
     # safetensors gives the error number only in the text.
-    number = re.search(r"os error (\d+)", text)
-    number = int(number[1]) if number else getattr(error, "errno", 0)
+    named = re.search(r"os error (\d+)", text)
+    number = int(named[1]) if named else getattr(error, "errno", 0)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return stop(f"{where}: {one_line(error)}. "
-                    + disk_space(cfg.output_dir))
+                    + after_failed_save(cfg.output_dir))
     if isinstance(error, RuntimeError) and re.search(LOST, text):
         return LostRank(error_line(
             f"{where}: the connection to another rank is lost; that rank's "
@@ -154,6 +151,15 @@ def explain(error, cfg):
 
 def stop(message):
     return SystemExit(error_line(message))
+
+
+def after_failed_save(folder):
+    """Returns what to tell the user when a save has failed."""
+    free = shutil.disk_usage(folder).free / 2**30
+    return (f"{free:.1f} GiB are free there. Complete checkpoints and "
+            f"responses in {folder} are kept. If the disk is full, free some "
+            "space (delete checkpoints of finished runs, for example) and "
+            "run the same command again")
 
 
 def leave_at_once(error, verifier):
@@ -187,6 +193,10 @@ def reason(error):
 
 
 # ----------------------------------------------------------------- signals
+class Stopped(SystemExit):
+    """A signal asked one rank to stop, so all ranks exit with status 0."""
+
+
 class Unbroken:
     """Wraps a stream so that writing never fails when its reader has gone.
     Ctrl-C also ends the `tee` of `simko.py ... | tee log`, and the run must

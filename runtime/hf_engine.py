@@ -12,9 +12,9 @@ from runtime.packing import Sample
 class SampledLogp(LogitsProcessor):
     """Records the log-probs of the sampled tokens and changes no logits.
 
-    generate calls it with the logits of the next token and with all ids so
-    far, whose last one was sampled from the previous call's logits. To return
-    log-probs, generate itself would keep all logits until the end."""
+    generate calls it before it samples a token, with that token's logits and
+    all ids so far. So each call learns which token the previous call's logits
+    gave. (generate's own output_logits holds all logits until the end.)"""
 
     def __init__(self, temperature):
         self.temperature = temperature

@@ -118,8 +118,8 @@ COMMANDS |= {" ": " ", "\n": " "}
 CHARACTERS = {
     "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∗": "*",
     **dict.fromkeys("−–‐‑", "-"), **dict.fromkeys("º˚", "°"), "⟨": "(", "⟩": ")",
-    "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C", "Å": r"\text{angstrom}",
-    "或": "∨", "和": ",", "、": ",", "。": ".", "√": r"\sqrt ", "∞": "∞",
+    "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C",
+    "Å": r"\text{angstrom}", "或": "∨", "和": ",", "、": ",", "。": ".", "√": r"\sqrt ",
     **dict.fromkeys("~$\r\n\t", " "),
     **{char: rf"\{name} " for char, name in zip(
         "αβγδεϵζηθϑικλμµνξρστυφϕχψωΓΔΘΛΞΠΣΦΨΩℏℓ∂∇",
@@ -407,10 +407,6 @@ SHORT_WORDS = set(  # are no products of letters, nor names of points
 ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
 
 
-def lower(match):
-    return match[0].lower()
-
-
 def letters(text):
     """Returns cleaned text in the form that is compared as text: without spaces,
     except between digits, and with words in lower case."""
@@ -418,7 +414,7 @@ def letters(text):
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
     if text.lower() in SHORT_WORDS:
         return text.lower()
-    return ANY_CASE.sub(lower, text)
+    return ANY_CASE.sub(lambda m: m[0].lower(), text)
 
 
 # ---- brackets ---------------------------------------------------------------
@@ -479,7 +475,7 @@ permutation combination subset outcome possibility choice handshake match song m
 video photo picture painting message call click bean nut fruit vegetable gift present
 job task hole store shop school town city country state star planet layer level dot line
 segment stick rod log rope string ribbon bolt nail screw battery widget pupil sweet
-chip pill seat leg wing page cookie shell stone rock ring key hour
+chip pill leg wing shell stone rock ring key
 个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对"""
 PER = "/", "per", "每"
 CONNECTIVES = set(
@@ -487,9 +483,9 @@ CONNECTIVES = set(
     "different real positive possible ordered red blue green white black 平方 立方".split())
 QUOTIENTS = {"mph": "miles per hour", "kph": "km per hour", "kmh": "km per hour"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
-UNITS = {alias: names.split()[0]
-         for names in MEASURES.split(",") for alias in names.split()}
-UNITS |= {noun: noun for noun in COUNTED.split() if noun not in UNITS}
+UNITS = {noun: noun for noun in COUNTED.split()}
+UNITS |= {alias: names.split()[0]
+          for names in MEASURES.split(",") for alias in names.split()}
 CJK = "[\u4e00-\u9fff]"
 EXPONENT = r"(?<![%°])\^\s*\{-?[1-9]\}"
 TAIL = re.compile(  # a value, then how its words begin, then how they continue
@@ -509,7 +505,6 @@ NOT_UNITS = set(  # after a number, these words change its value
     "binary lakh crore gross".split())
 
 
-@functools.lru_cache(4096)
 def split_unit(text, own=frozenset(), gold=False):
     """Returns (value, units), where units is the set of known units around the
     value. own names further words that count as units. If any other word follows

@@ -5,14 +5,11 @@ import math
 import resource
 import sys
 import time
-from collections import Counter
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
-
-from runtime.common import write_whole
 
 
 class Progress:
@@ -40,21 +37,15 @@ def finite_or_null(value):
 
 
 class Log:
-    """Writes each row to metrics.jsonl, to the screen and to TensorBoard's
-    files.
+    """Adds each row to metrics.jsonl, to the screen and to TensorBoard's files.
 
-    Removes the rows after step `first`, since a resumed run repeats those
-    steps."""
+    first: the step that a resumed run goes on after. TensorBoard hides what
+    it has of later steps; `rewind` has removed their rows."""
 
     def __init__(self, folder, first, cfg):
         self.path = folder / "metrics.jsonl"
+        self.path.touch()
         self.steps, self.K = cfg.steps, cfg.K
-        lines = []
-        if self.path.exists():
-            # Text after the last newline is a row that was cut off.
-            lines = self.path.read_text().split("\n")[:-1]
-        kept = [line for line in lines if json.loads(line)["step"] <= first]
-        write_whole(self.path, "".join(line + "\n" for line in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
     def __call__(self, row):
@@ -175,8 +166,9 @@ def policy_metrics(sums):
 def update_metrics(sums):
     """Returns means over the updates that were made (loss, grad_norm), over
     the gated tokens (distinct_tokens) or over the trained tokens (the others,
-    and whatever a fork adds). sums: a Counter of sums over all ranks."""
-    sums = Counter(sums)
+    and whatever a fork adds). sums: {name: sum over all ranks}, without those
+    of updates that were not made."""
+    sums = dict(sums)
     tokens = sums.pop("tokens", 0) or 1
     updates = sums.pop("updates", 0) or 1
     gated = sums.pop("gated_tokens", 0)

@@ -1,11 +1,9 @@
-"""Checks what --model names before it is loaded, and loads it: the config,
-the weights and the tokenizer of a folder or of a model on the hub. What
+"""Checks what --model names before it is loaded, and loads it: the config
+and the weights of a folder or of a model on the hub. What
 cannot be trained or evaluated here is refused in one line with the reason."""
-import inspect
 import json
 import math
 import os
-import re
 import zlib
 from pathlib import Path
 
@@ -15,13 +13,12 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig,
-    AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig)
+    AutoModelForCausalLM, PreTrainedConfig)
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from runtime.common import fail, fail_as, one_line
 from runtime.packing import packed_attention
-from runtime.prompts import TEMPLATES
 
 # No code of a checkpoint is run. With None, the default, transformers would
 # ask at a terminal whether to run it.
@@ -168,7 +165,7 @@ def weight_files(folder):
     index = folder / INDEX
     if not index.exists():
         return sorted(folder.glob("model.safetensors"))
-    with fail_as(index):
+    with fail_as(f"{index} is damaged, fetch it again"):
         names = json.loads(index.read_bytes())["weight_map"].values()
         return sorted({folder / name for name in names})
 
@@ -238,90 +235,6 @@ def check_finite(model, tensors):
                  "diverged, or the file is damaged: choose another checkpoint")
 
 
-# ----------------------------------------------------------- the tokenizer
-def load_tokenizer(cfg, vocabulary):
-    with fail_as(f"--model {cfg.model}: its tokenizer is missing, damaged "
-                 "or asks for code of its own (auto_map), which is never run"):
-        tokenizer = AutoTokenizer.from_pretrained(cfg.model, **NO_CODE)
-        # The vocabulary may be padded beyond the tokenizer's tokens,
-        # and the padding may be sampled.
-        tokenizer.decode([vocabulary - 1])
-    has_turns = "<|im_end|>" in tokenizer.get_vocab()
-    if cfg.prompt_template == "qwen-math" and not has_turns:
-        fail(f"--prompt-template qwen-math needs the token <|im_end|>, which "
-             f"{cfg.model} lacks: choose chat, plain or raw")
-    if cfg.prompt_template == "chat" and not tokenizer.chat_template:
-        known = [name for name in TEMPLATES if name != "qwen-math" or has_turns]
-        fail(f"{cfg.model} has no chat template: choose --prompt-template "
-             f"{', '.join(known)}")
-    check_template_kwargs(cfg, tokenizer)
-    return tokenizer
-
-
-def check_template_kwargs(cfg, tokenizer):
-    """Refuses --chat-template-kwargs that the template would ignore, or
-    that are not for it."""
-    if not cfg.chat_template_kwargs:
-        return
-    with fail_as(f"--model {cfg.model}: its chat template"):
-        template = tokenizer.get_chat_template()
-    taken = inspect.signature(tokenizer.apply_chat_template).parameters
-    for name in cfg.chat_template_kwargs:
-        if name in {*taken, "messages"}:
-            fail(f"--chat-template-kwargs: {name!r:.80} cannot be passed to "
-                 "the template: leave it out")
-        if not re.search(rf"\b{re.escape(name)}\b", template):
-            fail(f"--chat-template-kwargs: the chat template of {cfg.model} "
-                 f"does not know {name!r:.80}: look for a misspelling")
-
-
-def end_tokens(cfg, tokenizer, vocabulary):
-    """Returns the sorted ids of the tokens that end a response: those that
-    the tokenizer, generation_config.json or config.json names."""
-    stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
-    if cfg.prompt_template in ("chat", "qwen-math"):
-        # Qwen's base models end a turn with it, though not their text.
-        stops.append(tokenizer.get_vocab().get("<|im_end|>"))
-    stops = [stop for stop in stops if stop is not None]
-    for stop in stops:
-        if not isinstance(stop, int) or not 0 <= stop < vocabulary:
-            fail(f"{cfg.model}: the end-of-text token {stop!r} is not one of "
-                 f"the {vocabulary} of the model's vocabulary: model and "
-                 "tokenizer, or config.json and generation_config.json, do "
-                 "not belong together")
-    if not stops:
-        fail(f"{cfg.model} names no end-of-text token, so no response "
-             "would end: give its tokenizer an eos_token")
-    return sorted(set(stops))
-
-
-def model_ends(model, vocabulary):
-    """Returns the end-of-text ids that a model's generation_config.json and
-    config.json name."""
-    def ids(settings):
-        named = settings.get("eos_token_id")
-        return named if isinstance(named, list) else [named]
-
-    with fail_as(f"--model {model}"):
-        config, _ = PreTrainedConfig.get_config_dict(model)
-        parts = [config, config.get("text_config") or {}]
-        try:
-            ends = ids(GenerationConfig.from_pretrained(model).to_dict())
-        except OSError:
-            if Path(model, "generation_config.json").exists():
-                raise
-            ends = []
-            # The file is optional. Without it vLLM also ends at the ids
-            # that are the defaults of the config's class.
-            defaults = GenerationConfig.from_model_config(
-                AutoConfig.from_pretrained(model, **NO_CODE))
-            parts.append(defaults.to_dict())
-    # A config.json often keeps the ids of the model it was copied from.
-    # What is beyond the vocabulary cannot be sampled, and does no harm.
-    named = [i for part in parts for i in ids(part)]
-    return ends + [i for i in named if i in range(vocabulary)]
-
-
 # --------------------------------------------------------------- the model
 def load_model(path, dtype):
     """Returns a causal language model with `packed_attention`.
@@ -346,11 +259,11 @@ def load_model(path, dtype):
     except KeyError as error:  # a family with a table of its own attentions
         fail(f"--model {path}: its attention cannot be replaced by "
              f"{error}: --rollout vllm may be able to evaluate it")
-    check_fit(path, found)
+    check_loaded(path, found)
     return model
 
 
-def check_fit(path, found):
+def check_loaded(path, found):
     """Refuses weights that are not those of the model of config.json.
     transformers would initialise what it lacks at random.
 

@@ -49,14 +49,11 @@ class Packed(NamedTuple):
 def pack(samples, device):
     """Packs Samples. Without any, the row is one token
     that predicts nothing."""
-    if samples:
-        prompt_lengths = np.array([len(s.prompt_ids) for s in samples])
-        lengths = np.array([len(s.response_ids) for s in samples])
-        parts = [ids for s in samples for ids in (s.prompt_ids, s.response_ids)]
-        tokens = np.concatenate(parts)
-    else:
-        tokens = np.array([0])
-        prompt_lengths, lengths = np.array([1]), np.array([0])
+    nothing = [(np.zeros(1, np.int64), np.zeros(0, np.int64))]
+    pairs = [(s.prompt_ids, s.response_ids) for s in samples] or nothing
+    prompt_lengths = np.array([len(prompt) for prompt, _ in pairs])
+    lengths = np.array([len(response) for _, response in pairs])
+    tokens = np.concatenate([ids for pair in pairs for ids in pair])
     sizes = prompt_lengths + lengths
     positions = np.concatenate([np.arange(size) for size in sizes])
     bounds = np.cumsum([0, *sizes], dtype=np.int32)

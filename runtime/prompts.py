@@ -1,10 +1,16 @@
-"""Turns problems into prompts: applies a template, tokenizes the result, and
-checks that the model can read it."""
+"""Turns problems into prompts: loads the tokenizer, applies a template,
+tokenizes the result, and checks that the model can read it. Which tokens end
+a response is decided here too."""
+import inspect
+import re
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from runtime.common import fail, fail_as
+from runtime.models import NO_CODE
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 # The problems of other tasks contain their own instructions.
@@ -23,6 +29,91 @@ TODAY = datetime(2024, 7, 26)
 CLOCK = {"date_string": "26 Jul 2024", "strftime_now": TODAY.strftime}
 
 
+# ----------------------------------------------------------- the tokenizer
+def load_tokenizer(cfg, vocabulary):
+    with fail_as(f"--model {cfg.model}: its tokenizer is missing, damaged "
+                 "or asks for code of its own (auto_map), which is never run"):
+        tokenizer = AutoTokenizer.from_pretrained(cfg.model, **NO_CODE)
+        # The vocabulary may be padded beyond the tokenizer's tokens,
+        # and the padding may be sampled.
+        tokenizer.decode([vocabulary - 1])
+    has_turns = "<|im_end|>" in tokenizer.get_vocab()
+    if cfg.prompt_template == "qwen-math" and not has_turns:
+        fail(f"--prompt-template qwen-math needs the token <|im_end|>, which "
+             f"{cfg.model} lacks: choose chat, plain or raw")
+    if cfg.prompt_template == "chat" and not tokenizer.chat_template:
+        known = [name for name in TEMPLATES if name != "qwen-math" or has_turns]
+        fail(f"{cfg.model} has no chat template: choose --prompt-template "
+             f"{', '.join(known)}")
+    check_template_kwargs(cfg, tokenizer)
+    return tokenizer
+
+
+def check_template_kwargs(cfg, tokenizer):
+    """Refuses --chat-template-kwargs that the template would ignore, or
+    that are not for it."""
+    if not cfg.chat_template_kwargs:
+        return
+    with fail_as(f"--model {cfg.model}: its chat template"):
+        template = tokenizer.get_chat_template()
+    taken = inspect.signature(tokenizer.apply_chat_template).parameters
+    for name in cfg.chat_template_kwargs:
+        if name in {*taken, "messages"}:
+            fail(f"--chat-template-kwargs: {name!r:.80} cannot be passed to "
+                 "the template: leave it out")
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            fail(f"--chat-template-kwargs: the chat template of {cfg.model} "
+                 f"does not know {name!r:.80}: look for a misspelling")
+
+
+def end_tokens(cfg, tokenizer, vocabulary):
+    """Returns the sorted ids of the tokens that end a response: those that
+    the tokenizer, generation_config.json or config.json names."""
+    stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
+    if cfg.prompt_template in ("chat", "qwen-math"):
+        # Qwen's base models end a turn with it, though not their text.
+        stops.append(tokenizer.get_vocab().get("<|im_end|>"))
+    stops = [stop for stop in stops if stop is not None]
+    for stop in stops:
+        if not isinstance(stop, int) or not 0 <= stop < vocabulary:
+            fail(f"{cfg.model}: the end-of-text token {stop!r} is not one of "
+                 f"the {vocabulary} of the model's vocabulary: model and "
+                 "tokenizer, or config.json and generation_config.json, do "
+                 "not belong together")
+    if not stops:
+        fail(f"{cfg.model} names no end-of-text token, so no response "
+             "would end: give its tokenizer an eos_token")
+    return sorted(set(stops))
+
+
+def model_ends(model, vocabulary):
+    """Returns the end-of-text ids that a model's generation_config.json and
+    config.json name."""
+    def ids(settings):
+        named = settings.get("eos_token_id")
+        return named if isinstance(named, list) else [named]
+
+    with fail_as(f"--model {model}"):
+        config, _ = PreTrainedConfig.get_config_dict(model)
+        parts = [config, config.get("text_config") or {}]
+        try:
+            ends = ids(GenerationConfig.from_pretrained(model).to_dict())
+        except OSError:
+            if Path(model, "generation_config.json").exists():
+                raise
+            ends = []
+            # The file is optional. Without it vLLM also ends at the ids
+            # that are the defaults of the config's class.
+            defaults = GenerationConfig.from_model_config(
+                AutoConfig.from_pretrained(model, **NO_CODE))
+            parts.append(defaults.to_dict())
+    # A config.json often keeps the ids of the model it was copied from.
+    # What is beyond the vocabulary cannot be sampled, and does no harm.
+    named = [i for part in parts for i in ids(part)]
+    return ends + [i for i in named if i in range(vocabulary)]
+
+
+# ------------------------------------------------------------- the prompts
 def encode_opening(text, tokenizer):
     """Returns the token ids of a text that the model is to continue.
 
@@ -41,9 +132,8 @@ def encode_opening(text, tokenizer):
 
 def encode_prompts(problems, tokenizer, cfg):
     """Adds "task" and "prompt_ids", an int64 array, to each problem and drops
-    problems whose prompt is longer than --max-prompt-length.
-
-    Returns (problems, number dropped). Ends the program if none remain."""
+    problems whose prompt is longer than --max-prompt-length. Ends the program
+    if none remain."""
     kept = []
     for problem in problems:
         task = problem.get("task", cfg.task)
@@ -62,7 +152,7 @@ def encode_prompts(problems, tokenizer, cfg):
     if not kept:
         fail(f"all {len(problems)} prompts are longer than --max-prompt-length "
              f"{cfg.max_prompt_length}")
-    return kept, len(problems) - len(kept)
+    return kept
 
 
 def make_prompts(source, problems, tokenizer, vocabulary, cfg):
@@ -70,9 +160,9 @@ def make_prompts(source, problems, tokenizer, vocabulary, cfg):
     the template, the tokenizer or the model cannot do it."""
     with fail_as(f"{cfg.model}: its chat template or tokenizer cannot make "
                  f"a prompt of {source}; another --prompt-template may work"):
-        kept, dropped = encode_prompts(problems, tokenizer, cfg)
+        kept = encode_prompts(problems, tokenizer, cfg)
     check_prompts(source, kept, vocabulary, cfg)
-    return kept, dropped
+    return kept
 
 
 def check_prompts(source, problems, vocabulary, cfg):

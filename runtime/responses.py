@@ -1,12 +1,14 @@
-"""The files of an evaluation: LABEL.jsonl, with the settings in its first line
-and then a row for each response, and eval.json with pass@K. `check_...` are
-called before anything is loaded, the others during the evaluation."""
+"""An evaluation's benchmarks and its files: LABEL.jsonl, with the settings in
+its first line and then a row for each response, and eval.json with pass@K."""
+import glob
 import json
+from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
-from runtime.common import fail, write_whole
-from runtime.data import digest
-from runtime.run_folder import differences, read_settings
+from runtime.common import fail, fail_as, write_whole
+from runtime.data import DATASETS, GROUPS, PROTOCOL, digest, jsonl_file
+from runtime.run_folder import differences, read_settings, saved_checkpoints
 from runtime.versions import versions
 
 # The settings of the run that its responses depend on.
@@ -35,6 +37,39 @@ class Benchmark(NamedTuple):
 
 
 # ------------------------------------------------ before anything is loaded
+def set_name(source):
+    """Returns the name of a set in tables and of its file of responses."""
+    if file := jsonl_file(source):
+        return Path(file).stem
+    return Path(source.split(",")[0]).name  # of hub/id,split=test or a folder
+
+
+def plan_benchmarks(command, cfg, sets, room):
+    """Returns the Benchmarks of --eval-data. What the flags leave open is
+    as in the paper. Responses must fit into the room after a prompt."""
+    weights_written = ""
+    if command == "eval":
+        files = Path(cfg.model).glob("*.safetensors")
+        written = [file.stat().st_mtime for file in files]
+        if written:
+            weights_written = str(datetime.fromtimestamp(max(written)))
+    benchmarks = []
+    for source in cfg.eval_data:
+        kind = "logic" if source in GROUPS["logic"] else "math"
+        temperature, top_p, tokens = PROTOCOL[kind]
+        n = DATASETS[source].n if source in DATASETS else 256
+        temperatures = cfg.eval_temperature or [temperature]
+        for t in temperatures:
+            name = set_name(source)
+            benchmarks.append(Benchmark(
+                label=f"{name}@T{t}" if len(temperatures) > 1 else name,
+                set=name, problems=sets[source], n=cfg.eval_n or n,
+                temperature=t, top_p=cfg.eval_top_p or top_p,
+                max_tokens=min(cfg.eval_max_tokens or tokens, room),
+                weights_written=weights_written))
+    return benchmarks
+
+
 # Files of an earlier version have the names on the left.
 RENAMED = {"weights_of": "weights_written", "problems": "problems_sha256"}
 
@@ -67,18 +102,40 @@ def check_sets(file, benchmarks):
              "command would remove: choose another --output-dir")
 
 
+def check_evaluations(command, cfg, benchmarks):
+    """Refuses a folder whose evaluations the command cannot continue."""
+    folder = Path(cfg.output_dir)
+    for benchmark in benchmarks:
+        name = f"{glob.escape(benchmark.label)}.jsonl"
+        for path in folder.glob(f"eval_*/{name}" if command == "train" else name):
+            check_responses(path, benchmark.settings(cfg))
+    for written in evaluation_folders(command, cfg):
+        check_sets(written / "eval.json", benchmarks)
+
+
+def evaluation_folders(command, cfg):
+    """Returns the folders whose eval.json the command will write again, if
+    it is there."""
+    folder = Path(cfg.output_dir)
+    if command == "eval":
+        return [folder]
+    steps = {cfg.steps}
+    reached = max(saved_checkpoints(folder), default=0)
+    if cfg.eval_steps and reached % cfg.eval_steps == 0:
+        steps.add(reached)  # the run evaluates first where it resumes
+    return [folder / f"eval_{step:06d}" for step in sorted(steps)]
+
+
 def read_row(path, number, line):
     """Returns the row in a line, or None if the line was cut off. Ends the
     program if the line is damaged."""
     if not line.endswith(b"\n"):
         return None
-    try:
+    with fail_as(f"{path}, line {number}, is damaged and must be removed with all "
+                 "that follow; the evaluation generates them again"):
         row = json.loads(line)
         return {"id": row["id"], "correct": int(row["correct"]),
                 "truncated": bool(row["truncated"])}
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        fail(f"{path}, line {number}, is damaged ({error!r}). Remove this "
-             "line and all that follow; the evaluation generates them again")
 
 
 # ---------------------------------------------------- during an evaluation

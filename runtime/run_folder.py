@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from runtime.common import fail, flag, one_line
+from runtime.common import fail, fail_as, flag, one_line, write_whole
 from runtime.data import digest
 from runtime.ranks import gather
 
@@ -108,11 +108,8 @@ def check_run(cfg, problems):
 
 def read_settings(path, text):
     """Returns the JSON object in `text`, which comes from the file `path`."""
-    try:
+    with fail_as(f"{path} is damaged: repair it, or choose another --output-dir"):
         return dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
-        fail(f"{path} is damaged ({error}): repair it, or choose another "
-             "--output-dir")
 
 
 def differences(before, settings):
@@ -129,10 +126,8 @@ def check_log(path):
     that was cut off."""
     lines = path.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, 1):
-        try:
+        with fail_as(f"{path}, line {number}, is damaged and must be removed"):
             int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            fail(f"{path}, line {number}, is damaged ({error!r}): remove it")
 
 
 # ----------------------------------------------------------- during a run
@@ -181,6 +176,12 @@ def rewind(folder, first, steps):
     """Removes incomplete saves, and what a run that resumes after step `first`
     will write again."""
     drop_unfinished(folder)
+    log = folder / "metrics.jsonl"
+    if log.exists():
+        # Text after the last newline is a row that was cut off.
+        lines = log.read_text().split("\n")[:-1]
+        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        write_whole(log, "".join(line + "\n" for line in kept))
     if first < steps:
         for name in ("hf", "adapter"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -195,12 +196,3 @@ def drop_unfinished(folder):
     for path in Path(folder, "checkpoints").glob("step_*.tmp"):
         print(f"{path}: removed, because this save was cut off", flush=True)
         shutil.rmtree(path, ignore_errors=True)
-
-
-def disk_space(folder):
-    """Returns what to tell the user when a save has failed."""
-    free = shutil.disk_usage(folder).free / 2**30
-    return (f"{free:.1f} GiB are free there. Complete checkpoints and "
-            f"responses in {folder} are kept. If the disk is full, free some "
-            "space (delete checkpoints of finished runs, for example) and "
-            "run the same command again")

@@ -58,27 +58,28 @@ class WorkerPool:
         or lists of different lengths, TypeError if a task returns anything but
         a verdict or a pair, and RuntimeError if a worker does not start."""
         names = [task] * len(responses) if isinstance(task, str) else task
-        self.check(answers, {task} if isinstance(task, str) else {*task})
+        self.check(answers, {*names})
         results = [
-            self.judge(name, response, answer)
+            self.run(name, response, answer)
             for name, response, answer in zip(names, responses, answers, strict=True)
         ]
-        for name, result in zip(names, results):
-            check_result(name, result)
         pairs = list(dict.fromkeys(r for r in results if isinstance(r, tuple)))
         with self.lock, ThreadPoolExecutor(self.workers) as threads:
-            self.start_workers(len(pairs))
+            missing = min(self.workers, len(pairs)) - len(self.idle)
+            self.idle += [self.start() for _ in range(missing)]
             equal = dict(zip(pairs, threads.map(self.cached_ask, pairs)))
         return [float(equal.get(result, result)) for result in results]
 
-    def judge(self, name, response, answer):
+    def run(self, name, response, answer):
         """Returns what a task finds. An error in it names the response."""
         try:
-            return self.tasks[name](response, answer)
+            result = self.tasks[name](response, answer)
         except Exception as error:
             error.add_note(f"The task {name!r} failed for the answer {answer!r:.80} and "
                            f"the response {response!r:.300}")
             raise
+        check_result(name, result)
+        return result
 
     def check(self, answers, names):
         for name in names:
@@ -89,10 +90,6 @@ class WorkerPool:
             if not answer.strip():
                 raise ValueError(f"row {row}: the gold answer is empty; "
                                  "give the row an answer or remove it")
-
-    def start_workers(self, questions):
-        wanted = min(self.workers, questions) - len(self.idle)
-        self.idle += [self.start() for _ in range(wanted)]
 
     def start(self):
         command = [sys.executable, os.path.abspath(self.program), "--worker",

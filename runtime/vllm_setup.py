@@ -36,8 +36,9 @@ def prepare_vllm(cfg):
     """Sets up vLLM's environment for the engine that starts in this context.
     Its log and its cache of compiled code are in the run folder, and no other
     run or rank uses them. Must be entered before vLLM's engine is imported."""
-    print_once(f"vLLM starts, and writes its log to {log_path(cfg)}")
-    with stderr_in(log_path(cfg)), compile_cache(cfg):
+    log = Path(cfg.output_dir, "vllm_log", f"rank_{os.environ['RANK']}.log")
+    print_once(f"vLLM starts, and writes its log to {log}")
+    with stderr_in(log), compile_cache(cfg):
         os.environ.update(
             # Run the engine in this process, so that its weights are accessible.
             VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -48,7 +49,7 @@ def prepare_vllm(cfg):
         # the first evaluation, and fails without nvcc. vLLM's own sampler needs
         # no compiler.
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-        keep_log(log_path(cfg))
+        keep_log(log)
         leave_classes_alone()
         yield
 
@@ -79,10 +80,6 @@ def leave_classes_alone():
     vLLM runs such models without torch.compile."""
     from vllm.model_executor.models.transformers.base import Base
     Base._decorate_for_torch_compile = lambda model: None
-
-
-def log_path(cfg):
-    return Path(cfg.output_dir, "vllm_log", f"rank_{os.environ['RANK']}.log")
 
 
 @contextmanager
@@ -136,7 +133,7 @@ class Tail(logging.Handler):
         self.lines = deque(maxlen=30)
 
     def emit(self, record):
-        self.lines.append(f"{self.format(record)}\n")
+        self.lines.append(self.format(record))
 
 
 tail = Tail()

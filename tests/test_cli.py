@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import simko
-from runtime import cli
+from runtime import cli, responses
 from runtime.common import flag
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
@@ -249,7 +249,7 @@ def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, cap
     ("parquet/", "parquet"),
 ])
 def test_a_set_is_named_after_its_file_or_its_last_part(source, name):
-    assert cli.set_name(source) == name
+    assert responses.set_name(source) == name
 
 
 def test_auto_is_what_the_machine_has(tiny, tmp_path, monkeypatch, capsys):

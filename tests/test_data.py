@@ -11,7 +11,7 @@ from unittest import mock
 import datasets
 import pytest
 
-from runtime import cli, data
+from runtime import cli, data, responses
 from runtime.data import DATASETS, GROUPS, load_problems
 from simko import Config
 from tests import workers
@@ -146,7 +146,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_config_names", config_names)
     uncounted = {name: spec._replace(count=None) for name, spec in DATASETS.items()}
-    for module in (cli, data, data_program):
+    for module in (cli, data, responses, data_program):
         monkeypatch.setattr(module, "DATASETS", uncounted)
 
 
@@ -185,7 +185,7 @@ def test_training_problems_that_are_test_problems_are_left_out(hub, capsys):
     problems = data.fetch("gsm8k-math1-train")
     assert [problem["problem"] for problem in problems] == ["Apples?", "One plus one?"]
     message = "left out 1 of 3 training problems, which are also test problems"
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().out
 
 
 UNUSABLE = {  # source: what the message says
@@ -444,7 +444,7 @@ def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny
     long = {**row, "problem": "1 " * 500_000}  # a line of 1 MB
     path.write_text(f"{json.dumps(long)}\n{json.dumps(row)}\r\n", encoding="utf-8-sig")
     job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
-    ((problem,), dropped), = job.sets.values()
+    ((problem,),), (dropped,) = job.sets.values(), job.dropped.values()
     assert (problem["id"], dropped) == ("2", 1)
     path.write_text(json.dumps(long))
     with pytest.raises(SystemExit, match="all 1 prompts are longer than --max-prompt-length 16"):
@@ -525,8 +525,8 @@ def test_every_epoch_trains_on_each_prompt_once_in_an_order_of_its_own(batch_siz
 def plan(*flags, room=10**6):
     """Returns (label, n, temperature, top-p, tokens) of each benchmark that the flags select."""
     _, cfg = cli.parse_config(["eval", "--eval-data", *flags], Config)
-    sets = {source: ([], 0) for source in cfg.eval_data}
-    benchmarks = cli.plan_benchmarks("train", cfg, sets, room)
+    sets = {source: [] for source in cfg.eval_data}
+    benchmarks = responses.plan_benchmarks("train", cfg, sets, room)
     return [(b.label, b.n, b.temperature, b.top_p, b.max_tokens) for b in benchmarks]
 
 

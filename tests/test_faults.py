@@ -277,7 +277,7 @@ def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
 
 def test_free_space_is_in_gib(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: mock.Mock(free=5 * 2**29))
-    assert run_folder.disk_space(tmp_path).startswith("2.5 GiB are free there. ")
+    assert faults.after_failed_save(tmp_path).startswith("2.5 GiB are free there. ")
 
 
 def save_elsewhere(path, state):

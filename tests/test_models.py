@@ -17,7 +17,7 @@ from transformers import (
     FalconConfig, FalconForCausalLM, Gemma3Config, GenerationConfig, LlamaForCausalLM,
     Qwen2_5_VLConfig)
 
-from runtime import cli, models, run_folder
+from runtime import cli, models, prompts, run_folder
 from runtime.hf_engine import HFEngine
 from runtime.models import check_parallel, context_left, load_model
 from simko import Config
@@ -403,7 +403,7 @@ def test_a_response_ends_with_its_turn_where_the_template_has_turns(tiny):
     for template, ends in (
             ("raw", [2]), ("plain", [2]), ("chat", [2, turn]), ("qwen-math", [2, turn])):
         cfg = Config(model=str(tiny / "base"), prompt_template=template)
-        assert models.end_tokens(cfg, tokenizer, VOCABULARY) == ends
+        assert prompts.end_tokens(cfg, tokenizer, VOCABULARY) == ends
 
 
 def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tmp_path):

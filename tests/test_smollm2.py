@@ -148,7 +148,7 @@ def test_a_demonstration_has_the_prompt_of_a_run_and_ends(tiny):
         single="? $A", pair=None, special_tokens=[("?", first)])
     (question, answer), = demonstrations(0, 1)
     given, wanted = countdown.encode(tokenizer, question, answer)
-    (problem,), _ = encode_prompts(
+    (problem,) = encode_prompts(
         [{"problem": question}], tokenizer, Config(prompt_template="chat", task="countdown"))
     assert given == problem["prompt_ids"].tolist()
     assert [first, *wanted] == [*tokenizer.encode(answer), tokenizer.eos_token_id]

@@ -85,7 +85,7 @@ def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, 
     for i in range(40):
         logging.getLogger("vllm.engine").info("line %d", i)
     logger.error("broken")
-    assert list(vllm_setup.tail.lines) == [*(f"line {i}\n" for i in range(11, 40)), "broken\n"]
+    assert list(vllm_setup.tail.lines) == [*(f"line {i}" for i in range(11, 40)), "broken"]
     assert capsys.readouterr().out == "broken\n" and "line 39\nbroken" in vllm_setup.last_lines()
     lines = (tmp_path / "rank_0.log").read_text().splitlines()
     assert lines == [*(f"line {i}" for i in range(40)), "broken"]

@@ -44,10 +44,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from runtime.cli import set_name
 from runtime.common import fail, one_line, printable
 from runtime.data import load_problems, read_jsonl
 from runtime.prompts import encode_prompts
+from runtime.responses import set_name
 from runtime.run_folder import check_log
 from simko import Config
 from tools import command_line, report, tables
@@ -219,7 +219,7 @@ def read_path(folders, index):
         fail(f"--path {index}: {source} has the problems 0 to {len(problems) - 1}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=False)
-        ((problem,), _) = encode_prompts([problems[index]], tokenizer, cfg)
+        (problem,) = encode_prompts([problems[index]], tokenizer, cfg)
         text = first_correct(runs.values(), name, problem["id"])
         response = tokenizer.encode(text, add_special_tokens=False)
         models = {"base": cfg.model}

@@ -35,10 +35,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import simko
-from runtime.cli import set_name
 from runtime.common import fail, write_whole
 from runtime.data import load_problems, read_jsonl
 from runtime.prompts import encode_prompts
+from runtime.responses import set_name
 from tools import ROOT, command_line
 from tools.plots import first_correct, run_settings
 
@@ -158,7 +158,7 @@ def measure(folders):
             fail(f"the model or eval_data of {folder} differs from {folders[0]}: name runs "
                  "that share both")
     tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=False)
-    problems, _ = encode_prompts(load_problems(cfg.eval_data[0], cfg.data_dir), tokenizer, cfg)
+    problems = encode_prompts(load_problems(cfg.eval_data[0], cfg.data_dir), tokenizer, cfg)
     benchmark = set_name(cfg.eval_data[0])
 
     def load(folder):
