@@ -7,6 +7,7 @@ import pickle
 import shutil
 from contextlib import contextmanager
 from itertools import count
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from runtime import lora
-from runtime.common import fail, write_whole
+from runtime.common import fail, fail_as, write_whole
 from runtime.faults import reason
+from runtime.models import NO_CODE
 from runtime.ranks import gather
 from runtime.run_folder import (
     check_shared, rewind, run_settings, saved_checkpoints)
@@ -149,14 +151,7 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
     if trainer.rank == 0:
         # fully_shard has changed the policy's class. A plain model holds
         # the weights instead.
-        config = AutoConfig.from_pretrained(trainer.cfg.model)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=trainer.dtype)
-        before = trainer.policy.generation_config
-        model.generation_config = GenerationConfig(
-            eos_token_id=stop_ids, bos_token_id=before.bos_token_id,
-            pad_token_id=before.pad_token_id)
+        model = plain_model(trainer.cfg, stop_ids, trainer.dtype)
         if trainer.cfg.lora_rank:
             # transformers refuses to save some that it has loaded.
             trainer.policy.generation_config = model.generation_config
@@ -168,6 +163,36 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
             model.save_pretrained(path, state_dict=state)
             tokenizer.save_pretrained(path)
     dist.barrier()
+
+
+def plain_model(cfg, stop_ids, dtype=None):
+    """Returns the model that a run exports, on the meta device."""
+    config = AutoConfig.from_pretrained(cfg.model, **NO_CODE)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **NO_CODE)
+    try:
+        before = GenerationConfig.from_pretrained(cfg.model)
+    except OSError:  # there is no such file
+        before = model.generation_config
+    vocabulary = config.get_text_config().vocab_size
+
+    def known(token):  # -1 stands for no token, but cannot be saved
+        return token if token in range(vocabulary) else None
+
+    model.generation_config = GenerationConfig(
+        eos_token_id=stop_ids, bos_token_id=known(before.bos_token_id),
+        pad_token_id=known(before.pad_token_id))
+    return model
+
+
+def check_export(cfg, tokenizer, stop_ids):
+    """Refuses a model whose export would fail at the end of the run."""
+    with (fail_as(f"--model {cfg.model}: the trained model could not be saved"),
+          TemporaryDirectory() as folder):
+        model = plain_model(cfg, stop_ids)
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 @contextmanager

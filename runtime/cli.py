@@ -17,7 +17,7 @@ import torch.distributed as dist
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from runtime.baselines import METHODS
-from runtime.checkpoints import check_checkpoints
+from runtime.checkpoints import check_checkpoints, check_export
 from runtime.common import (
     fail, fail_as, flag, one_line, print_once, printable)
 from runtime.data import DATASETS, GROUPS, digest, load_problems, without_tests
@@ -365,6 +365,8 @@ def prepare(arguments, Config):
     if Path(cfg.model).is_dir():
         check_weights(command, Path(cfg.model))
     room = context_left(command, cfg, config)
+    if command == "train":
+        check_export(cfg, tokenizer, stop_ids)
 
     training = command == "train"
     sources = [cfg.train_data, *cfg.eval_data] if training else cfg.eval_data

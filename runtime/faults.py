@@ -140,7 +140,7 @@ def explain(error, cfg):
                     "the time limit. `py-spy dump --pid` shows its stack; the "
                     "same command resumes the run. "
                     f"({one_line(error)})")
-    if current_phase in ("engine start", "rollout"):
+    if current_phase in ("engine start", "rollout") and cfg.rollout == "vllm":
         error.add_note(
             f"simko.py: the engine failed during the {current_phase}."
             f"{last_lines()}\nIf it ran out of memory: {advice}. If the engine's "
@@ -413,8 +413,9 @@ def refuse_gap(gap, limit, where):
              f"above {limit}: the engine does not sample from the trained "
              "policy. Likely causes: weights that have other names in the "
              "engine, an attention or output head with soft-capping or a bias, "
-             "or a quantised checkpoint. If the value is nan, numbers are too "
-             "large for --dtype")
+             "a quantised checkpoint, or with --rollout hf layers that let the "
+             "padding of short prompts change them. If the value is nan, "
+             "numbers are too large for --dtype")
 
 
 def check_groups(step, groups, cfg):

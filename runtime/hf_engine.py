@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor
 
-from runtime.models import load_model, use_attention_of_transformers
+from runtime.models import load_model
 from runtime.packing import Sample
 
 
@@ -37,8 +37,8 @@ class HFEngine:
     batch_size = 256  # responses generated at a time
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
-        self.model = load_model(cfg.model, dtype).to(device).eval()
-        use_attention_of_transformers(self.model)
+        # With its own attention, a model masks the padding of its prompts.
+        self.model = load_model(cfg.model, dtype, attention=None).to(device).eval()
         # Otherwise generate() would take unset options from the checkpoint.
         self.model.generation_config = GenerationConfig()
         self.stop_ids, self.device = stop_ids, device

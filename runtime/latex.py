@@ -452,8 +452,8 @@ week, month 月, yr year 年 岁, decade, century, ct cent ¢, dollar usd buck $
 rupee rs inr ₹, yuan 元 rmb, yen ¥, peso, % percent pct percentage, ° degree deg 度,
 arcsec arcsecond, angstrom, c celsius, f fahrenheit, k kelvin, rad radian, hz hertz,
 khz, mhz, megahz megahertz, ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev,
-megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm, pa pascal, kpa, atm, bar,
-t tesla, mol mole, erg, rpm, bit, byte, kb, mb, gb,
+megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm,
+pa pascal, kpa, atm, bar, t tesla, mol mole, erg, rpm, bit, byte, kb, mb, gb,
 knot, acre, hectare, light-year, 厘米, 千米, 公里, 克, 吨, 毫升"""
 COUNTED = """unit way time piece point item object thing set group team pair part person
 people man men woman women child children kid boy girl student teacher player member

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig,
     AutoModelForCausalLM, PreTrainedConfig)
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from runtime.common import fail, fail_as, one_line
@@ -113,7 +115,16 @@ def check_trainable(cfg, config, body):
         if hasattr(body.config, "vision_config"):
             fail(f"--model {cfg.model} {READS_IMAGES}")
         fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
-             "trained here, since it has no .layers")
+             "trained here (docs/models.md has what can): choose another model")
+    # There is no public call that tells. Such a model would keep its own
+    # attention, which does not know where the sequences of a row begin.
+    if not body._can_set_attn_implementation():
+        fail(f"--model {cfg.model}: the attention of a {type(body).__name__} "
+             "cannot be replaced, so it cannot be trained here: choose "
+             "another model")
+    if cfg.gradient_checkpointing and not body.supports_gradient_checkpointing:
+        fail(f"--model {cfg.model}: a {type(body).__name__} does not support "
+             "gradient checkpointing: add --no-gradient-checkpointing")
     # Some families count none in their dense models: Granite 4.0 0, Gemma 4 None.
     experts = any("experts" in field and count
                   for field, count in config.to_dict().items())
@@ -160,10 +171,10 @@ def context_left(command, cfg, config):
 
 
 def weight_files(folder):
-    """Returns the files of weights that transformers reads: those that the
-    index names, or model.safetensors if it is there."""
+    """Returns the files of weights that transformers reads: model.safetensors
+    if it is there, or those that the index names."""
     index = folder / INDEX
-    if not index.exists():
+    if (folder / "model.safetensors").exists() or not index.exists():
         return sorted(folder.glob("model.safetensors"))
     with fail_as(f"{index} is damaged, fetch it again"):
         names = json.loads(index.read_bytes())["weight_map"].values()
@@ -236,11 +247,12 @@ def check_finite(model, tensors):
 
 
 # --------------------------------------------------------------- the model
-def load_model(path, dtype):
-    """Returns a causal language model with `packed_attention`.
+def load_model(path, dtype, attention="packed"):
+    """Returns a causal language model.
 
-    dtype: a torch dtype, or "auto" for that of the stored weights. Only
-    safetensors are read, and no code of the checkpoint is run."""
+    dtype: a torch dtype, or "auto" for that of the stored weights.
+    attention: "packed" for `packed_attention`, or None for the model's own.
+    Only safetensors are read, and no code of the checkpoint is run."""
     AttentionInterface.register("packed", packed_attention)
     try:
         if dtype == "auto" and holds_float32(path):
@@ -249,18 +261,32 @@ def load_model(path, dtype):
         # "auto" would otherwise mean the dtype that config.json names,
         # and reading weights in a lower precision would round them.
         config.dtype = None
+        config.return_dict = True
         switch_off_dropout(config)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype,
-            attn_implementation="packed", use_safetensors=True,
-            output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE)
+        with errors_alone():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype,
+                attn_implementation=attention, use_safetensors=True,
+                output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         fail(f"--model {path}: {one_line(error)}")
     except KeyError as error:  # a family with a table of its own attentions
         fail(f"--model {path}: its attention cannot be replaced by "
-             f"{error}: --rollout vllm may be able to evaluate it")
+             f"{error}, so it can be evaluated here but not trained")
     check_loaded(path, found)
     return model
+
+
+@contextmanager
+def errors_alone():
+    """Silences transformers' warnings. It would print a table of weights that
+    do not fit, for which `check_loaded` needs one line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def check_loaded(path, found):

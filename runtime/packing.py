@@ -108,7 +108,8 @@ def balance_across_ranks(samples, rank, world):
 
 def packed_attention(module, query, key, value, attention_mask, scaling,
                      cu_seq_lens_q=None, max_length_q=None, sliding_window=None,
-                     softcap=None, s_aux=None, **_):
+                     softcap=None, s_aux=None, position_bias=None,
+                     indices=None, block_indices=None, **_):
     """Causal attention within each packed sequence.
 
     query, key, value: (1, heads, T, d). Returns (1, T, heads, d).
@@ -116,8 +117,12 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
     sequences apart only if neither a mask nor a cache is passed."""
     name = f"a {type(module).__name__}"
     if cu_seq_lens_q is None:
-        fail(f"{name} does not pass on where sequences begin, so many of them "
-             "cannot be read at once")
+        fail(f"{name} does not pass on where sequences begin, so it cannot be "
+             "trained here: choose another model")
+    changes = attention_mask, position_bias, indices, block_indices
+    if any(change is not None for change in changes):
+        fail(f"{name} masks or biases its scores, as sparse attention does, "
+             "which is not implemented: choose another model")
     if softcap is not None:
         fail(f"{name} caps its scores (soft-capping), which is not implemented: "
              "choose another model")

@@ -10,7 +10,7 @@ import inspect
 import numpy as np
 import torch
 
-from runtime.common import fail
+from runtime.common import fail, one_line
 from runtime.models import check_finite, use_attention_of_transformers
 from runtime.packing import Sample, pack
 
@@ -37,10 +37,16 @@ def check_log_probs(model, policy_forward, cfg, device):
     model.base_model.layers = first_of_each_kind(layers)
     model.to(device, torch.float32)
     samples = probes(model.config.get_text_config(), cfg)
-    alone = torch.cat([log_probs(model, policy_forward, [s], device) for s in samples])
-    packed = alone
-    if cfg.micro_batch_tokens >= 4:  # the minimum for two sequences
-        packed = log_probs(model, policy_forward, samples, device)
+    try:
+        alone = torch.cat([log_probs(model, policy_forward, [s], device) for s in samples])
+        packed = alone
+        if cfg.micro_batch_tokens >= 4:  # the minimum for two sequences
+            packed = log_probs(model, policy_forward, samples, device)
+    except torch.OutOfMemoryError:
+        raise  # has advice of its own
+    except Exception as error:  # noqa: BLE001  other layers may need anything
+        fail(f"{name} cannot compute packed sequences, so it cannot be trained "
+             f"here: choose another model ({one_line(error)})")
 
     use_attention_of_transformers(model)
     own = torch.cat([own_log_probs(model, s, device) for s in samples])

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BloomConfig, XGLMConfig
 
 import simko
 from runtime.common import seed_everything
@@ -148,6 +149,25 @@ def test_the_same_seeds_give_the_same_tokens_and_another_seed_step_or_rank_other
     assert responses.pop("again") == responses["(0, 0, 0)"]
     assert len(responses) == 4
     assert all(a != b for a, b in itertools.combinations(responses.values(), 2))
+
+
+@pytest.mark.parametrize("Config", [BloomConfig, XGLMConfig])
+def test_generate_hides_the_padding_also_in_families_with_attentions_of_their_own(
+        Config, tmp_path):
+    """Their layers ignore which attention transformers is told to use."""
+    sizes = {"d_model": 32, "hidden_size": 32, "n_head": 2, "attention_heads": 2,
+             "n_layer": 1, "num_layers": 1, "ffn_dim": 32}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Config(vocab_size=64, **sizes)).eval()
+    model.save_pretrained(tmp_path)
+    engine = HFEngine(config(tmp_path), STOPS, CPU, torch.float32, "auto", 8)
+    prompts = [np.arange(3, 3 + length) for length in (2, 9)]
+    for sample in engine.generate(prompts, 2, 1.0, 1.0, 6, quiet):
+        ids = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]))[None]
+        with torch.no_grad():
+            logp = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+        own = logp[-len(sample.response_ids):]
+        assert (torch.from_numpy(sample.engine_logp) - own).abs().max() < 1e-4
 
 
 def test_responses_come_in_order_keep_their_end_and_say_when_they_were_cut(engine, base):

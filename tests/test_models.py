@@ -118,12 +118,14 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
         "model.safetensors is damaged",
     ),
     "a shard missing": (
-        cut("model.safetensors.index.json", 0, b'{"weight_map": {"a": "1.safetensors"}}'),
+        several(
+            remove("model.safetensors"),
+            cut("model.safetensors.index.json", 0, b'{"weight_map": {"a": "1.safetensors"}}')),
         "raw",
         "1.safetensors is damaged or missing",
     ),
     "bad index": (
-        cut("model.safetensors.index.json", 0, b"{"),
+        several(remove("model.safetensors"), cut("model.safetensors.index.json", 0, b"{")),
         "raw",
         "model.safetensors.index.json",
     ),
@@ -316,6 +318,47 @@ def test_a_family_with_attentions_of_its_own_is_refused(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match="its attention cannot be replaced by 'packed'"):
         load_model(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_model_without_padding_or_start_token_can_be_exported(tiny, tmp_path, name):
+    """Older Llamas have -1 in place of no token, which transformers does not save."""
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    (tmp_path / "base/generation_config.json").unlink(missing_ok=True)
+    fields = {"pad_token_id": -1, "bos_token_id": VOCABULARY}
+    if name == "config.json":
+        edit(name, **fields)(tmp_path / "base")
+    else:
+        (tmp_path / "base" / name).write_text(json.dumps(fields))
+    flags = "--model", tmp_path / "base", "--steps", 1, "--rollout", "hf"
+    main(recipe(tiny, "train", tmp_path / "run", *flags))
+    exported = GenerationConfig.from_pretrained(tmp_path / "run/hf")
+    assert (exported.pad_token_id, exported.bos_token_id) == (None, None)
+
+
+def test_a_model_that_could_not_be_exported_is_refused_before_it_trains(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit("config.json", output_attentions=True)(tmp_path / "base")
+    with pytest.raises(SystemExit, match="the trained model could not be saved.*attentions"):
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+
+
+def test_a_model_whose_config_asks_for_tuples_is_read(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    edit("config.json", return_dict=False)(tmp_path / "base")
+    model = load_model(tmp_path / "base", torch.float32)
+    assert model(torch.tensor([[1, 2]]), cu_seq_lens_q=torch.tensor([0, 2], dtype=torch.int32),
+                 max_length_q=2, use_cache=False).logits.shape == (1, 2, VOCABULARY)
+
+
+def test_the_weights_that_are_checked_are_those_that_are_read(tmp_path):
+    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    shard = tmp_path / "model-00001-of-00001.safetensors"
+    assert models.weight_files(tmp_path) == [shard]
+    whole = tmp_path / "model.safetensors"  # transformers takes it first
+    whole.touch()
+    assert models.weight_files(tmp_path) == [whole]
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch):

@@ -107,12 +107,14 @@ def test_ranks_take_turns_forwards_and_backwards(world):
 
 
 @pytest.mark.parametrize("feature", [
-    {"sliding_window": 2}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}])
+    {"sliding_window": 2}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)},
+    {"attention_mask": torch.zeros(3, 3)}])
 def test_attention_that_would_be_computed_wrongly_is_refused(feature):
     x, bounds = randn(1, 1, 3, 4), torch.tensor([0, 3], dtype=torch.int32)
     packed_attention(None, x, x, x, None, 0.5, bounds, 3, sliding_window=3)
     with pytest.raises(SystemExit, match="not implemented"):
-        packed_attention(None, x, x, x, None, 0.5, bounds, 3, **feature)
+        packed_attention(None, x, x, x, feature.pop("attention_mask", None), 0.5, bounds, 3,
+                         **feature)
 
 
 @pytest.mark.parametrize("dtype, sizes, expected", [

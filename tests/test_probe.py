@@ -8,7 +8,8 @@ from unittest import mock
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig, AutoModelForCausalLM, GPT2Config, GPTNeoXJapaneseConfig, JetMoeConfig, XGLMConfig)
 
 import simko
 from runtime.models import check_trainable, load_config, load_model
@@ -63,6 +64,9 @@ def test_these_are_refused(name, message, tmp_path):
 @pytest.mark.parametrize("option, message", [
     ({"softcap": 50.0}, "a Linear caps its scores .soft-capping., which is not"),
     ({"s_aux": torch.zeros(1)}, "a Linear has attention sinks, which are not"),
+    ({"position_bias": torch.zeros(1)}, "a Linear masks or biases its scores, .* which is not"),
+    ({"indices": torch.zeros(1)}, "a Linear masks or biases its scores"),
+    ({"block_indices": torch.zeros(1)}, "a Linear masks or biases its scores"),
     ({"sliding_window": 24}, "sliding window of 24 tokens.*: lower --max-prompt-length and "),
 ])
 def test_each_attention_that_is_not_implemented_is_named(option, message):
@@ -111,6 +115,8 @@ def test_a_config_that_counts_no_experts_is_not_a_mixture_of_them(count):
 
 def body_of(layer):
     body = torch.nn.Module()
+    body._can_set_attn_implementation = lambda: True
+    body.supports_gradient_checkpointing = True
     body.layers = torch.nn.ModuleList([layer])
     return body
 
@@ -124,6 +130,35 @@ def test_a_buffer_of_the_checkpoint_is_not_left_to_chance_in_vllm(persistent, ro
     cfg, config = simko.Config(rollout=rollout), mock.Mock(to_dict=dict)
     with pytest.raises(SystemExit, match="layers.0.layer_scalar") if refused else nullcontext():
         check_trainable(cfg, config, body_of(layer))
+
+
+@pytest.mark.parametrize("Config, flag, message", [
+    (XGLMConfig, {}, "the attention of a XGLMModel cannot be replaced"),
+    (GPTNeoXJapaneseConfig, {}, "the attention of a GPTNeoXJapaneseModel cannot be replaced"),
+    (JetMoeConfig, {}, "a JetMoeModel does not support .*: add --no-gradient-checkpointing"),
+    (JetMoeConfig, {"gradient_checkpointing": False}, None),
+    (GPT2Config, {}, "a GPT2Model cannot be trained here .docs/models.md has what can."),
+])
+def test_a_family_that_cannot_be_trained_is_refused_by_its_class(Config, flag, message):
+    config = Config()
+    with torch.device("meta"):
+        body = AutoModelForCausalLM.from_config(config).base_model
+    cfg = simko.Config(rollout="hf", **flag)
+    with pytest.raises(SystemExit, match=message) if message else nullcontext():
+        check_trainable(cfg, config, body)
+
+
+@pytest.mark.parametrize("error, line", [
+    (TypeError("'NoneType' object is not subscriptable"),
+     "a LlamaForCausalLM cannot compute packed sequences.*'NoneType' object is not"),
+    (torch.OutOfMemoryError("out of memory"), None),
+])
+def test_an_error_in_the_probe_is_one_line_unless_memory_is_short(error, line, tmp_path):
+    forward = mock.Mock(side_effect=error)
+    model = load_model(zoo.save("llama", tmp_path), "auto")
+    cfg = simko.Config(model="some/model")
+    with pytest.raises(SystemExit if line else torch.OutOfMemoryError, match=line):
+        check_log_probs(model, forward, cfg, torch.device("cpu"))
 
 
 def test_a_mixture_of_experts_is_trained_through_generate():

@@ -5,10 +5,11 @@ weights.
     python -m tools.zoo qwen3 lfm2       # only these
     python -m tools.zoo --rollout hf
 
-Each model trains two steps with each rollout backend. A run that succeeds has
-passed the probe of its log-probs (runtime/probe.py) and, at every step, the
-comparison with the engine's log-probs. The result is the markdown table in
-docs/models.md.
+Each model trains two steps with each rollout backend, in which about half of
+its random responses are right. A run that succeeds has passed the
+probe of its log-probs (runtime/probe.py) and, at every step, the comparison
+with the engine's log-probs, the second time with weights that have changed.
+The result is the markdown table in docs/models.md.
 """
 import json
 import subprocess
@@ -82,8 +83,11 @@ def save(name, folder):
 
 
 def save_tokenizer(folder, vocabulary):
-    """Saves a tokenizer whose words are <pad>, <eos> and the numbers below `vocabulary`."""
-    words = {"<pad>": 0, "<eos>": 1} | {str(i): i for i in range(2, vocabulary)}
+    """Saves a tokenizer whose words are <pad>, <eos>, numbers, and at the end two answers in
+    boxes, which ten words each spell with more and more spaces."""
+    boxes = [f"\\boxed{{{answer:>{n}}}}" for answer in ("right", "wrong") for n in range(5, 15)]
+    numbers = map(str, range(2, vocabulary - len(boxes)))
+    words = {word: i for i, word in enumerate(["<pad>", "<eos>", *numbers, *boxes])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
@@ -95,20 +99,23 @@ def outcome(name, rollout, *flags):
     with tempfile.TemporaryDirectory() as folder:
         model = save(name, Path(folder, "model"))
         data = Path(folder, "train.jsonl")
-        rows = [{"problem": f"{i} {i + 1}", "answer": f"{i}"} for i in range(2, 10)]
+        rows = [{"problem": f"{i} {i + 1}", "answer": "right"} for i in range(2, 10)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = """
             --prompt-template raw --steps 2 --batch-size 4 --mini-batch-size 4
-            --num-generations 2 --max-prompt-length 30 --max-completion-length 30"""
+            --num-generations 4 --max-prompt-length 30 --max-completion-length 30
+            --learning-rate 1e-3"""
         done = subprocess.run(
             [sys.executable, "simko.py", "train", "--model", str(model), "--rollout", rollout,
              "--train-data", str(data), "--output-dir", f"{folder}/run", *settings.split(),
              *flags],
             cwd=ROOT, capture_output=True, text=True)
         if done.returncode == 0:
-            lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
-            gap = max(json.loads(line)["logp_gap"] for line in lines)
-            return f"right, gap {gap:.0e}"
+            log = Path(folder, "run", "metrics.jsonl").read_text()
+            steps = [json.loads(line) for line in log.splitlines()]
+            if not all(step["grad_norm"] > 0 for step in steps):
+                return "not tried, since a step had no gradient"
+            return f"right, gap {max(step['logp_gap'] for step in steps):.0e}"
         lines = (done.stdout + done.stderr).splitlines()
         errors = [line for line in lines if "Error: " in line or "error: " in line]
         found = errors[-1] if errors else f"ended with status {done.returncode}"
