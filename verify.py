@@ -35,7 +35,7 @@ Graders differ on some conventions. These are ours:
 - log is the natural logarithm. Letters except e, i, π stand for real numbers, and n in
   a gold answer's (-1)^n for an integer. \ln x is not \ln|x|, but \ln|x| is right for \ln x.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2, a column
-  vector the same as a tuple, and 3:4 the same as 3/4.
+  vector the same as a tuple, and 3:4 the same as 3/4, unless it may be a time.
 
 Text that a model wrote is never executed. Answers are compared in worker
 processes, which are stopped when they take too long (runtime/scoring.py).

@@ -413,8 +413,8 @@ def refuse_gap(gap, limit, where):
              f"above {limit}: the engine does not sample from the trained "
              "policy. Likely causes: weights that have other names in the "
              "engine, an attention or output head with soft-capping or a bias, "
-             "a quantised checkpoint, or with --rollout hf layers that let the "
-             "padding of short prompts change them. If the value is nan, "
+             "a quantised checkpoint, or with --rollout hf layers whose output "
+             "changes with the padding of short prompts. If the value is nan, "
              "numbers are too large for --dtype")
 
 

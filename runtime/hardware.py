@@ -184,18 +184,17 @@ def check_driver(torch):
 
 
 def too_old():
-    """Returns the name of a card that cannot compute in bfloat16, or None."""
+    """Returns the names of the cards that cannot compute in bfloat16."""
     import torch
-    for card in range(torch.cuda.device_count()):
-        if torch.cuda.get_device_capability(card) < (8, 0):
-            return torch.cuda.get_device_name(card)
-    return None
+    return [torch.cuda.get_device_name(card)
+            for card in range(torch.cuda.device_count())
+            if torch.cuda.get_device_capability(card) < (8, 0)]
 
 
 def check_bfloat16():
     """Stops if a card cannot compute in bfloat16."""
-    if name := too_old():
-        fail(f"{name} cannot compute in bfloat16, for which the compute "
+    if names := too_old():
+        fail(f"{names[0]} cannot compute in bfloat16, for which the compute "
              "capability must be 8.0 or more. Choose laptop, hide the card "
              "with CUDA_VISIBLE_DEVICES, or add --force to start in float32")
 
@@ -236,18 +235,18 @@ def largest(recipes):
     return max(recipes, key=lambda recipe: recipe.parameters, default=None)
 
 
-def choose(cards, login, old=None):
+def choose(cards, login, old=()):
     """Chooses the recipe to train if the user names none.
 
     cards: GB of each. login: whether gated models can be downloaded.
-    old: the name of a card that cannot compute in bfloat16.
+    old: the names of those that cannot compute in bfloat16.
     Returns (Recipe, or None for the laptop's; the reason in a sentence).
     """
     if not cards:
         return None, "The recipe is laptop, since PyTorch sees no GPU here."
-    if old:
+    if len(old) == len(cards):
         return None, ("The recipe is laptop, since the others compute in "
-                      f"bfloat16, and {old} cannot.")
+                      f"bfloat16, and {old[0]} cannot.")
     fitting = [recipe for recipe in RECIPES if fits(recipe, cards)]
     allowed = [recipe for recipe in fitting if login or not recipe.gated]
     best, chosen = largest(fitting), largest(allowed)
@@ -369,7 +368,7 @@ def main(arguments):
         if recipe is None:
             from huggingface_hub import get_token
             login = get_token() is not None
-            old = None if options.force else too_old()
+            old = () if options.force else too_old()
             recipe, reason = choose(cards, login, old)
         rank = options.lora_rank
         if recipe and rank and (rank != "0") != bool(recipe.full):

@@ -39,7 +39,7 @@ def finite_or_null(value):
 class Log:
     """Adds each row to metrics.jsonl, to the screen and to TensorBoard's files.
 
-    first: the step that a resumed run goes on after. TensorBoard hides what
+    first: the step after which a resumed run continues. TensorBoard hides what
     it has of later steps; `rewind` has removed their rows."""
 
     def __init__(self, folder, first, cfg):

@@ -115,7 +115,7 @@ def check_trainable(cfg, config, body):
         if hasattr(body.config, "vision_config"):
             fail(f"--model {cfg.model} {READS_IMAGES}")
         fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
-             "trained here (docs/models.md has what can): choose another model")
+             "trained here (docs/models.md lists what can): choose another model")
     # There is no public call that tells. Such a model would keep its own
     # attention, which does not know where the sequences of a row begin.
     if not body._can_set_attn_implementation():

@@ -44,9 +44,10 @@ def check_log_probs(model, policy_forward, cfg, device):
             packed = log_probs(model, policy_forward, samples, device)
     except torch.OutOfMemoryError:
         raise  # has advice of its own
-    except Exception as error:  # noqa: BLE001  other layers may need anything
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         fail(f"{name} cannot compute packed sequences, so it cannot be trained "
-             f"here: choose another model ({one_line(error)})")
+             "here: choose another model, or look for a mistake in your own changes "
+             f"({type(error).__name__}: {one_line(error)})")
 
     use_attention_of_transformers(model)
     own = torch.cat([own_log_probs(model, s, device) for s in samples])

@@ -84,8 +84,10 @@ def readings(gold, pred):
     gold, pred = with_names_of(pred, gold), with_names_of(gold, pred, of_gold=True)
     gold, pred = without_value(gold, pred), without_value(pred, gold)
     gold, pred = as_fraction(gold, pred, TIME), as_fraction(pred, gold)
-    if "∈" not in gold:
-        pred = FOR_INTEGERS.sub(r"\1", pred)
+    integers = FOR_INTEGERS.match(pred)
+    if integers and "∈" not in gold and not re.match(
+            rf"\s*{integers[2]}\s*[{RELATIONS}]", integers[1]):
+        pred = integers[1]  # but x>0, x∈\mathbb{Z} is not x>0
     numbers = without_grouping(gold), without_grouping(pred)
     gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},(?!0)", gold)
     grouped = re.findall(GROUPED, gold) + re.findall(GROUPED, pred)
@@ -96,8 +98,7 @@ def readings(gold, pred):
 
 
 CHOICE = re.compile(r"\(?[A-E]\)?")
-CHOICE_WITH_VALUE = re.compile(  # (C) 5 or (C) Plane, but not (C) is wrong
-    r"(?:\\text\{)?\s*(\([A-E]\))[\s:.]*(?!.*\b(?:is|not)\b)[\w\\$][^,;∨()]*$")
+CHOICE_WITH_VALUE = re.compile(r"(\([A-E]\))[\s:]*[0-9][0-9./]*$")
 RATIO = re.compile(r"^([0-9]+)\s*:\s*([0-9]+)$")
 TIME = re.compile("[0-9]{1,2}:[0-5][0-9]")
 FRACTION = re.compile(r"\\frac|[0-9]/[0-9]")
@@ -117,23 +118,24 @@ def as_fraction(text, other, but=None):
 
 
 def with_names_of(other, text, of_gold=False):
-    """Rewrites (x,y)=(1,2), and (1,2) if the other answer is a list of equations, as
-    x=1, y=2. The letters of (1,2) are those of the list, in alphabetical order. If the
-    other is the gold answer, 1, 2 is rewritten as well, with letters in their order."""
+    """Rewrites (x,y)=(1,2) or (1,2) as x=1, y=2 if the other answer is a list of
+    equations. The letters of (1,2) are those of the list, in alphabetical order. If
+    the other is the gold answer and each equation in it names a letter, 1, 2 is
+    rewritten as well, with the letters in their order."""
     *left, right = split(text, "=")
     equations = split(other, ",")
-    if len(left) > 1 or len(equations) < 2:
-        return text
-    if not left and "=" not in other:
+    if len(left) > 1 or len(equations) < 2 or "=" not in other:
         return text
     names = [equation.split("=")[0].strip() for equation in equations]
     kind, values = parts(right)
+    named = all("=" in equation for equation in equations) and all(
+        map(VARIABLE.fullmatch, names))
     first_letters = {name[:1] for name in names}  # x_1 and x_2 have no order
     if left:
         _, names = parts(left[0])
     elif kind == "()":
         names = sorted(set(names))
-    elif kind == "," and of_gold and len(first_letters) == len(names):
+    elif kind == "," and of_gold and named and len(first_letters) == len(names):
         kind = "()"
     if kind != "()" or len(names) != len(values):
         return text

@@ -27,7 +27,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 import simko
-from runtime import faults, packing, ranks, run_folder, vllm_setup
+from runtime import cli, faults, packing, ranks, run_folder, vllm_setup
 from runtime.checkpoints import skip_checkpoint
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
@@ -527,11 +527,13 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
 
 
 @pytest.mark.parametrize("name", ["__init__", "generate"])
-def test_an_engine_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, name):
+def test_a_vllm_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, name):
     with (at_call(HFEngine, name, 1, raised(ValueError("engine core died"))),
+          mock.patch.object(simko, "VLLMEngine", HFEngine),
+          mock.patch.object(cli, "find_vllm", lambda cfg: True),
           mock.patch.object(vllm_setup.tail, "lines", ["INFO loading"]),
           pytest.raises(ValueError, match="core died") as crash):
-        main(flags(data, tmp_path))
+        main(flags(data, tmp_path, "--rollout", "vllm"))
     (note,) = crash.value.__notes__
     assert "The last lines of its log:\nINFO loading" in note
     assert "--gpu-memory-utilization 0.6" in note

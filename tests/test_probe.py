@@ -137,7 +137,7 @@ def test_a_buffer_of_the_checkpoint_is_not_left_to_chance_in_vllm(persistent, ro
     (GPTNeoXJapaneseConfig, {}, "the attention of a GPTNeoXJapaneseModel cannot be replaced"),
     (JetMoeConfig, {}, "a JetMoeModel does not support .*: add --no-gradient-checkpointing"),
     (JetMoeConfig, {"gradient_checkpointing": False}, None),
-    (GPT2Config, {}, "a GPT2Model cannot be trained here .docs/models.md has what can."),
+    (GPT2Config, {}, "a GPT2Model cannot be trained here .docs/models.md lists what can."),
 ])
 def test_a_family_that_cannot_be_trained_is_refused_by_its_class(Config, flag, message):
     config = Config()

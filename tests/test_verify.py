@@ -473,13 +473,14 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 -5 ¦ ‑5 ¦ ‐5 ¦ –5 ¦ −5
 12 ¦ 12^{\text{th}} ¦ 12\text{th}
 204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5} ¦ 204 \text{ (base 5)} ¦ 204\ (\text{base } 5)
-\text{(C)} ¦ \textbf{(C)}\ 5 ¦ \text{(C) Saturn} ¦ (C)\ \frac{1+\sqrt{5}}{2}
+\text{(C)} ¦ \textbf{(C)}\ 5
 a=2, b=3 ¦ 2, 3 ¦ b=3, a=2 ¦ (2, 3)
 l=5, b=3 ¦ 5, 3
 k=1 ¦ k_{\min}=1
 m_{\max}=n-1 ¦ m=n-1 ¦ m_\text{max}=n-1
 x_1=2, x_2=1 ¦ 1, 2
-2,-1,-18 ¦ (a,h,k)=(2,-1,-18)
+x=2, 3 ¦ 3, 2 ¦ 2, 3
+n=1, 2, 3 ¦ 3, 2, 1
 1.69 ¦ 1.69 Å ¦ 1.69\,\text{\AA} ¦ 1.69\text{ angstroms}
 5.4 ¦ 5.4¢ ¦ 5.4 \text{ cents}
 \textbf{(C)}\ 5 ¦ C ¦ (C) ¦ (C) 5
@@ -700,6 +701,10 @@ n^{\underline{3}} ¦ n^3
 53 ¦ 5\$3
 A ¦ (A)-1 ¦ (A) + 5
 a=2, b=3 ¦ 3, 2 ¦ (3, 2)
+(x,y)=(3,4) ¦ 4, 3
+(0,\infty) ¦ x>0, x\in\mathbb{Z}
+x^2+y^2=1, z=3 ¦ 1, 3
+(C) ¦ (C) wrong ¦ (C) D
 1,2,3 ¦ (1,2,3)
 \frac{36}{49} ¦ 49:36
 m_{\max}=n-1 ¦ m_{\min}=n-1 ¦ k=n-1
