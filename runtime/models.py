@@ -335,10 +335,3 @@ def switch_off_dropout(config):
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-
-
-def use_attention_of_transformers(model):
-    try:
-        model.set_attn_implementation("sdpa")
-    except ValueError:  # the architecture has no sdpa
-        model.set_attn_implementation("eager")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from runtime.common import fail, one_line
-from runtime.models import check_finite, use_attention_of_transformers
+from runtime.models import check_finite
 from runtime.packing import Sample, pack
 
 # The largest difference that rounding in float32 may cause, in nats. Supported
@@ -118,6 +118,13 @@ def log_probs(model, policy_forward, batch, device):
     them, packed into one row."""
     logp, *_ = policy_forward(model, pack(batch, device), 1, 1.0)
     return logp
+
+
+def use_attention_of_transformers(model):
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:  # the architecture has no sdpa
+        model.set_attn_implementation("eager")
 
 
 def own_log_probs(model, sample, device):

@@ -81,9 +81,11 @@ def readings(gold, pred):
     of a list does not start with 0, as in 174,000. Of equal numbers, each is right."""
     if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
         return [(side, pred) for side in split(gold, "=")]
-    gold, pred = with_names_of(pred, gold), with_names_of(gold, pred, of_gold=True)
+    gold, pred = with_names_of(gold, pred), with_names_of(pred, gold, of_gold=True)
     gold, pred = without_value(gold, pred), without_value(pred, gold)
-    gold, pred = as_fraction(gold, pred, TIME), as_fraction(pred, gold)
+    pred = as_fraction(pred, gold)
+    if not TIME.fullmatch(gold):
+        gold = as_fraction(gold, pred)
     integers = FOR_INTEGERS.match(pred)
     if integers and "∈" not in gold and not re.match(
             rf"\s*{integers[2]}\s*[{RELATIONS}]", integers[1]):
@@ -109,15 +111,12 @@ def without_value(text, other):
     return CHOICE_WITH_VALUE.sub(r"\1", text) if CHOICE.fullmatch(other) else text
 
 
-def as_fraction(text, other, but=None):
-    """Rewrites 3:4 as 3/4 if the other answer is a fraction. but: a pattern of texts
-    that are no ratios."""
-    if but and but.fullmatch(text) or not FRACTION.search(other):
-        return text
-    return RATIO.sub(r"\1/\2", text)
+def as_fraction(text, other):
+    """Rewrites 3:4 as 3/4 if the other answer is a fraction."""
+    return RATIO.sub(r"\1/\2", text) if FRACTION.search(other) else text
 
 
-def with_names_of(other, text, of_gold=False):
+def with_names_of(text, other, of_gold=False):
     """Rewrites (x,y)=(1,2) or (1,2) as x=1, y=2 if the other answer is a list of
     equations. The letters of (1,2) are those of the list, in alphabetical order. If
     the other is the gold answer and each equation in it names a letter, 1, 2 is

@@ -6,10 +6,10 @@ weights.
     python -m tools.zoo --rollout hf
 
 Each model trains two steps with each rollout backend, in which about half of
-its random responses are right. A run that succeeds has passed the
-probe of its log-probs (runtime/probe.py) and, at every step, the comparison
-with the engine's log-probs, the second time with weights that have changed.
-The result is the markdown table in docs/models.md.
+its random responses are right. A run that succeeds has passed the probe of
+its log-probs (runtime/probe.py) and, at every step, the comparison with the
+engine's log-probs, the second time with weights that have changed. The result
+is the markdown table in docs/models.md.
 """
 import json
 import subprocess
