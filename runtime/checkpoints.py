@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from runtime import lora
 from runtime.common import fail, fail_as, write_whole
 from runtime.faults import reason
-from runtime.models import NO_CODE
+from runtime.models import NO_CODE, generation_file
 from runtime.ranks import gather
 from runtime.run_folder import (
     check_shared, rewind, run_settings, saved_checkpoints)
@@ -170,10 +170,7 @@ def plain_model(cfg, stop_ids, dtype=None):
     config = AutoConfig.from_pretrained(cfg.model, **NO_CODE)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **NO_CODE)
-    try:
-        before = GenerationConfig.from_pretrained(cfg.model)
-    except OSError:  # there is no such file
-        before = model.generation_config
+    before = generation_file(cfg.model) or model.generation_config
     vocabulary = config.get_text_config().vocab_size
 
     def known(token):  # -1 stands for no token, but cannot be saved

@@ -43,13 +43,14 @@ def fail(message):
 
 
 @contextmanager
-def fail_as(what):
+def fail_as(what, advice=None):
     """Turns any error of a library, such as that of a damaged file, into
-    one line that begins with `what`."""
+    one line: what is wrong, the error, and the advice."""
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        fail(f"{what}: {one_line(error)}")
+        cause = one_line(error)
+        fail(f"{what} ({cause}): {advice}" if advice else f"{what}: {cause}")
 
 
 def flag(name):

@@ -14,7 +14,7 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig,
-    AutoModelForCausalLM, PreTrainedConfig)
+    AutoModelForCausalLM, GenerationConfig, PreTrainedConfig)
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -42,7 +42,7 @@ def find_model(model):
     if is_offline_mode():
         return
     with fail_as(f"--model {model} is not a folder here, and {ENDPOINT} cannot "
-                 "be reached. Name a folder, or set HF_HUB_OFFLINE=1 to use "
+                 "be reached", "name a folder, or set HF_HUB_OFFLINE=1 to use "
                  "what was downloaded before"):
         get_session().head(ENDPOINT, timeout=10)
 
@@ -176,7 +176,7 @@ def weight_files(folder):
     index = folder / INDEX
     if (folder / "model.safetensors").exists() or not index.exists():
         return sorted(folder.glob("model.safetensors"))
-    with fail_as(f"{index} is damaged, fetch it again"):
+    with fail_as(f"{index} is damaged", "fetch it again"):
         names = json.loads(index.read_bytes())["weight_map"].values()
         return sorted({folder / name for name in names})
 
@@ -192,7 +192,7 @@ def check_weights(command, folder):
              f"files that {INDEX} names. Other formats are not read, since "
              "some can hold code. Save the model with save_pretrained")
     for file in files:
-        with fail_as(f"{file} is damaged or missing, fetch it again"):
+        with fail_as(f"{file} is damaged or missing", "fetch it again"):
             # Reads the header and compares it with the file's size.
             with safe_open(file, "pt") as weights:
                 stored_dtypes(folder, weights)
@@ -244,6 +244,17 @@ def check_finite(model, tensors):
             fail(f"--model {model}: its weights are not finite: {name} has "
                  "NaN or infinity in it. The training that saved them has "
                  "diverged, or the file is damaged: choose another checkpoint")
+
+
+def generation_file(model):
+    """Returns the GenerationConfig of a model's generation_config.json, or
+    None if it has no such file. Raises OSError if the file is damaged."""
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:
+        if os.path.exists(os.path.join(model, "generation_config.json")):
+            raise
+        return None
 
 
 # --------------------------------------------------------------- the model

@@ -4,13 +4,12 @@ a response is decided here too."""
 import inspect
 import re
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from runtime.common import fail, fail_as
-from runtime.models import NO_CODE
+from runtime.models import NO_CODE, generation_file
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 # The problems of other tasks contain their own instructions.
@@ -95,15 +94,12 @@ def model_ends(model, vocabulary):
 
     with fail_as(f"--model {model}"):
         config, _ = PreTrainedConfig.get_config_dict(model)
-        parts = [config, config.get("text_config") or {}]
-        try:
-            ends = ids(GenerationConfig.from_pretrained(model).to_dict())
-        except OSError:
-            if Path(model, "generation_config.json").exists():
-                raise
-            ends = []
-            # The file is optional. Without it vLLM also ends at the ids
-            # that are the defaults of the config's class.
+        parts, ends = [config, config.get("text_config") or {}], []
+        if own := generation_file(model):
+            ends = ids(own.to_dict())
+        else:
+            # Without the file vLLM also ends at the ids that are the
+            # defaults of the config's class.
             defaults = GenerationConfig.from_model_config(
                 AutoConfig.from_pretrained(model, **NO_CODE))
             parts.append(defaults.to_dict())
@@ -159,7 +155,7 @@ def make_prompts(source, problems, tokenizer, vocabulary, cfg):
     """`encode_prompts`, which ends the program with one line about `source` if
     the template, the tokenizer or the model cannot do it."""
     with fail_as(f"{cfg.model}: its chat template or tokenizer cannot make "
-                 f"a prompt of {source}; another --prompt-template may work"):
+                 f"a prompt of {source}", "try another --prompt-template"):
         kept = encode_prompts(problems, tokenizer, cfg)
     check_prompts(source, kept, vocabulary, cfg)
     return kept

@@ -131,8 +131,9 @@ def read_row(path, number, line):
     program if the line is damaged."""
     if not line.endswith(b"\n"):
         return None
-    with fail_as(f"{path}, line {number}, is damaged and must be removed with all "
-                 "that follow; the evaluation generates them again"):
+    with fail_as(f"{path}, line {number}, is damaged",
+                 "remove it and all that follow, and the evaluation generates "
+                 "them again"):
         row = json.loads(line)
         return {"id": row["id"], "correct": int(row["correct"]),
                 "truncated": bool(row["truncated"])}

@@ -108,7 +108,7 @@ def check_run(cfg, problems):
 
 def read_settings(path, text):
     """Returns the JSON object in `text`, which comes from the file `path`."""
-    with fail_as(f"{path} is damaged: repair it, or choose another --output-dir"):
+    with fail_as(f"{path} is damaged", "repair it, or choose another --output-dir"):
         return dict(json.loads(text))
 
 
@@ -126,7 +126,7 @@ def check_log(path):
     that was cut off."""
     lines = path.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, 1):
-        with fail_as(f"{path}, line {number}, is damaged and must be removed"):
+        with fail_as(f"{path}, line {number}, is damaged", "remove the line"):
             int(json.loads(line)["step"])
 
 

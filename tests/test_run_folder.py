@@ -201,7 +201,7 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
 def test_damage_in_a_run_folder_is_named_before_anything_changes(tiny, run, tmp_path):
     resume = recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2)
     for name, content, message in (
-            ("config.json", b"\xff{}", "config.json is damaged"),
+            ("config.json", b"\xff{}", r"config.json is damaged \(.*\): repair it"),
             ("config.json", b"[" * 10**6, "config.json is damaged"),
             ("metrics.jsonl", b'{"step": 1}\n{"st\n{"step": 3}\n',
              "metrics.jsonl, line 2, is damaged"),
