@@ -2,12 +2,13 @@ r"""SimKO: Simple Pass@K Policy Optimization, to read beside the paper.
 
 Reinforcement learning with verifiable rewards makes a language model
 better at its first answer (pass@1) and worse at finding an answer in K
-tries (pass@K), because GRPO piles probability on the rank-1 token.
-SimKO changes two things, at high-entropy tokens only. A correct response
-shares its gradient with the top-K candidates (Eq. 6). A wrong response
-is pushed down harder where it took the rank-1 candidate (Sec. 4.3).
-Both changes are in `simko_ratio` below. The rest of this file is GRPO,
-with a few hooks (`method.`) that only the baselines set.
+tries (pass@K). The paper traces this to GRPO, whose updates pile
+probability on the rank-1 token. SimKO changes two things, at
+high-entropy tokens only. A correct response shares its gradient with
+the top-K candidates (Eq. 6). A wrong response is pushed down harder
+where it took the rank-1 candidate (Sec. 4.3). Both changes are in
+`simko_ratio` below. The rest of this file is GRPO, with a few hooks
+(`method.`) that only the baselines set.
 
     bash train.sh                        # a recipe that fits this machine
     torchrun --nproc_per_node 8 simko.py train --prompt-template qwen-math
@@ -53,24 +54,24 @@ from verify import Verifier
 
 
 # ---------------------------------------------------------------- settings
-# Defaults are the paper's or else the released code's; docs/methods.md lists
-# exceptions. --help shows a class's fields under its _argument_group_name.
+# Defaults are the paper's or else the released code's; docs/methods.md and
+# docs/reproduce.md list exceptions. --help groups them by _argument_group_name.
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
     method: str = setting("simko", "simko, grpo, or a name in runtime/baselines.py")
     alpha: float = setting(0.01, "share of the gradient given to the top-K, Eq. 6")
-    K: int = setting(3, "candidates in Eq. 6, and Lambda^(k) in the log")
+    K: int = setting(3, "number of candidates in Eq. 6, and of Lambda^(k) in the log")
     q: float = setting(0.8, "entropy quantile: tau of Eq. 3 is tau(q) of Sec. 5.1")
-    lambda_top1: float = setting(1.1, "lambda, Sec. 4.3; Qwen2.5-7B: 1.05")
-    tau_scope: str = setting("response", "tau(q) is over a response (released code) or batch")
-    epsilon: float = setting(0.2, "clip below 1 (Sec. 2)")
-    epsilon_high: float = setting(0.2, "clip above 1; logic recipe: 0.28 (v3, App. E.1)")
+    lambda_top1: float = setting(1.1, "lambda of Sec. 4.3; Qwen2.5-7B: 1.05")
+    tau_scope: str = setting("response", "tau(q) is over each response (released code) or batch")
+    epsilon: float = setting(0.2, "ratios are clipped below 1 - this (Sec. 2)")
+    epsilon_high: float = setting(0.2, "ratios are clipped above 1 + this; logic recipe: 0.28 (v3)")
     beta: float = setting(0.0, "weight of the KL penalty")
     loss_type: str = setting(
         "grpo", "grpo: mean over each response, then over responses (Sec. 2); "
         "dapo: mean over all tokens (released code)")
-    grpo_warmup_steps: int = setting(0, "first steps, with grpo; logic recipe: 50")
+    grpo_warmup_steps: int = setting(0, "GRPO steps before the method begins; logic recipe: 50")
 
 
 @dataclass
@@ -129,12 +130,12 @@ class Config(ObjectiveConfig, TrainConfig, EvalConfig, RunConfig, SystemConfig, 
 # --------------------------------------------------------------- objective
 # These functions are pure: tensors in, tensors out.
 def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lambda_top1):
-    """The ratio of Eq. 3, which takes gamma's place in GRPO's loss.
+    """gamma-tilde of Eq. 3, which takes gamma's place in GRPO's loss.
 
     logp: log pi_theta(y|s) of the sampled token y, (...,).
     old_logp: log pi_old(y|s), by the policy that sampled it, (...,). The
         paper prints pi_ref here; the released code has pi_old.
-    topk_logp: log pi_theta of its own top-K candidates, (..., K).
+    topk_logp: log pi_theta of the K tokens it finds most probable, (..., K).
     is_top1: whether y is the rank-1 candidate, bool (...,).
     advantage: A of y's response, (...,).
     gate: whether the entropy at s is above tau(q), bool (...,).
@@ -143,14 +144,14 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
     and lambda_top1 = 1, or an empty gate, it is gamma, bit for bit."""
     gamma = (logp - old_logp).exp()
 
-    # Eq. 6 has sg(gamma / gamma_k) gamma_k with gamma_k = pi_k / pi_old,k.
-    # That equals sg(gamma) pi_k / sg(pi_k): the old policy's probability
-    # of a candidate cancels.
+    # Eq. 6 sums sg(gamma / gamma_k) gamma_k with gamma_k = pi_k / pi_old,k.
+    # pi_old,k cancels, which leaves sg(gamma) pi_k / sg(pi_k).
     # This detach makes the value 1 and leaves the gradient of log pi_k.
     ratio_k = (topk_logp - topk_logp.detach()).exp()
-    # This one makes gamma a weight: only the candidates get a gradient.
+    # sg(gamma) is a weight: only the candidates get a gradient.
     shared = gamma.detach() * ratio_k.mean(-1)
-    gamma_pos = gamma + alpha * (shared - gamma)  # Eq. 6, and its value is gamma's
+    # (1 - alpha) gamma + alpha shared, in a form that rounds to exactly gamma.
+    gamma_pos = gamma + alpha * (shared - gamma)  # Eq. 6
 
     # lambda is in the ratio, so it acts before the clip.
     gamma_neg = torch.where(is_top1, lambda_top1 * gamma, gamma)  # Sec. 4.3
@@ -194,8 +195,8 @@ def entropy_threshold(entropy, lengths, q):
 
 
 def kl_penalty(logp, ref_logp):
-    """Estimates KL(pi_theta || pi_ref) of Sec. 2 at each token (Shao et al.,
-    2024, Eq. 4). The estimate is never negative, and unbiased for samples
+    """Estimates KL(pi_theta || pi_ref) of Sec. 2 at each token, as Shao et
+    al. (2024) do. The estimate is never negative, and unbiased for samples
     of pi_theta. Shapes: (...,)."""
     log_ratio = ref_logp - logp
     return log_ratio.exp() - log_ratio - 1
@@ -240,8 +241,8 @@ def token_statistics(hidden, weight, token, K, temperature):
 
 
 def policy_forward(model, packed, K, temperature):
-    """`token_statistics` of all response tokens. As a forward method that
-    FSDP knows, it runs while the weights of body and head are gathered."""
+    """`token_statistics` of all response tokens. It reads the head's weight
+    itself, so build_model tells FSDP to gather the weights for this call, too."""
     body = model.base_model(
         input_ids=packed.tokens[None], position_ids=packed.positions[None],
         cu_seq_lens_q=packed.bounds, max_length_q=packed.longest, use_cache=False)
@@ -264,8 +265,8 @@ class VLLMEngine:
     max_tokens: the length of the longest response that will be requested.
 
     With tensor_parallel_size > 1 that many neighbouring ranks share an
-    engine, and `generate` is a collective call. Each rank schedules and
-    samples by itself. They agree because all get the same prompts in the
+    engine, and `generate` is a collective call. Each of them schedules and
+    samples on its own; they agree because all get the same prompts in the
     same order and draw from the same random stream."""
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
@@ -445,7 +446,7 @@ class Trainer:
                     s.ref_logp = part
             entropies.append(entropy)
 
-            # Eq. 2 is a mean over tokens. policy_metrics takes the mean over responses.
+            # Eq. 2: the mean over a response's tokens; policy_metrics divides by responses.
             length = lengths.repeat_interleave(lengths)
             sums["Lambda"] += (logp / length).sum().double()
             for k in range(cfg.K):
@@ -462,18 +463,17 @@ class Trainer:
             model.reshard()  # without a backward pass the root stays gathered
         return torch.cat(entropies), log.policy_metrics(sum_over_ranks(sums))
 
-    def update(self, samples, name, tau, progress):
+    def update(self, samples, method_name, tau, progress):
         """Makes one optimizer step on this rank's share of a mini-batch.
 
-        name: the method. tau: one threshold for the whole batch, or None
-        if each response has its own. Returns a dict of sums over all
-        ranks for the log.
+        tau: one threshold for the whole batch, or None if each response
+        has its own. Returns a dict of sums over all ranks for the log.
 
         The loss is a sum over tokens, divided once by a count over all
         ranks. So it does not matter how samples are split into
         micro-batches and over ranks. If the loss or its gradient is not
         finite, the weights stay as they are."""
-        cfg, method = self.cfg, baselines.METHODS[name]
+        cfg, method = self.cfg, baselines.METHODS[method_name]
         if method.drops_zero_advantage:
             samples = [s for s in samples if s.advantage]
         count = len(samples)
@@ -498,7 +498,7 @@ class Trainer:
             old_logp = join([s.old_logp for s in batch], like=logp)
             A = torch.tensor([s.advantage for s in batch], device=self.device)
             A = A.repeat_interleave(lengths)
-            # Without SimKO, only the log and some baselines read the gate.
+            # The gate of Eq. 3. Without SimKO, only the log and some baselines read it.
             if tau is None:
                 gate = entropy > entropy_threshold(entropy, lengths, cfg.q)
             else:
@@ -506,7 +506,7 @@ class Trainer:
             if method.choose:  # kl-cov's gate is not about entropy
                 gate = join([s.chosen for s in batch], like=gate)
 
-            if name == "simko":
+            if method_name == "simko":
                 gamma = simko_ratio(logp, old_logp, topk_logp, is_top1, A, gate,
                                     cfg.alpha, cfg.lambda_top1)
             else:
@@ -522,13 +522,12 @@ class Trainer:
             if cfg.loss_type == "grpo":
                 loss = loss / lengths.repeat_interleave(lengths)    # 1 / |y|
 
-            # KL(pi_old || pi_theta), since pi_old made the samples. The
-            # detach leaves no gradient: only the log reads it.
+            # KL(pi_old || pi_theta), for the log: the detach leaves no gradient.
             approx_kl = kl_penalty(old_logp, logp.detach())
             # Where A > 0 the clip hides an infinite gamma from the loss,
             # though its gradient is nan. approx_kl shows it.
             finite.append((batch, (loss + approx_kl).isfinite()))
-            # 1 / G, where G counts the responses of all prompts; or 1 / tokens
+            # 1 / G with the responses of all prompts, or with dapo 1 / tokens.
             loss = loss.sum() / denominator
             # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
@@ -543,7 +542,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.max_grad_norm)
         sums["grad_norm"] = norm.full_tensor().item()
         sums["updates"] = 1
-        # Both are the same on all ranks.
+        # Both are the same on all ranks, so all decide alike.
         if not math.isfinite(sums["loss"] + sums["grad_norm"]):
             faults.refuse_update(self, finite, sums["loss"], sums["grad_norm"])
             return {"grad_norm": math.nan}
@@ -562,20 +561,20 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     """Rollouts, and batch_size // mini_batch_size updates on them.
     Returns a row for metrics.jsonl."""
     rank, world, clock = trainer.rank, trainer.world, Clock(trainer.device)
-    name = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
-    method = baselines.METHODS[name]
+    method_name = "grpo" if step < cfg.grpo_warmup_steps else cfg.method
+    method = baselines.METHODS[method_name]
 
     # Each rank samples for its share of the prompts, and receives all samples.
     # There is one round, unless groups with equal rewards are to be replaced.
     max_rounds = max(cfg.max_sampling_rounds, 1)
     rounds, groups, sampled = 0, [], []
     while len(groups) < cfg.batch_size and rounds < max_rounds:
-        # A step owns max_rounds batches, used or not: its prompts do not
-        # depend on how many the steps before it have used.
+        # A step owns max_rounds batches, used or not, so that its prompts
+        # do not depend on how many rounds the steps before it took.
         batch = step * max_rounds + rounds
         order = prompt_order(batch, cfg.batch_size, len(problems), cfg.seed)
         own_problems = [problems[i] for i in order[rank::world]]
-        # The last number keeps rounds apart, and from evaluations, which have 1.
+        # The last number is even in training and 1 in evaluation.
         seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * rounds)
         samples = engine.generate(
             [problem["prompt_ids"] for problem in own_problems],
@@ -600,7 +599,8 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     for s, advantage in zip(samples, advantages.tolist()):
         s.advantage = advantage
 
-    # Together the ranks make the update that one rank would make.
+    # Mini-batches are cut before they are shared out, so that together the ranks
+    # make one rank's updates. Where groups are missing, the last ones are smaller.
     size = cfg.mini_batch_size * cfg.num_generations
     starts = range(0, cfg.batch_size * cfg.num_generations, size)
     mini_batches = [balance_across_ranks(samples[i:i + size], rank, world) for i in starts]
@@ -617,13 +617,13 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     with faults.phase("update"):
         for mini_batch in mini_batches:
             # Counter.update adds.
-            totals.update(trainer.update(mini_batch, name, tau, progress))
+            totals.update(trainer.update(mini_batch, method_name, tau, progress))
         trainer.optimizer.zero_grad()  # frees the gradients' memory
     clock.lap("update")
     engine.load_weights(trainer.named_weights())
     clock.lap("sync")
     return {
-        "step": step + 1, "method": name, "sampling_rounds": rounds,
+        "step": step + 1, "method": method_name, "sampling_rounds": rounds,
         **log.rollout_metrics(sampled, cfg.num_generations),
         **metrics, **log.update_metrics(totals),
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
@@ -656,7 +656,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
                 benchmark.temperature, benchmark.top_p,
                 benchmark.max_tokens, progress, logprobs=False)
             score(samples, own, tokenizer, verifier)
-            new = gather([responses.row(s) for s in samples])
+            new = gather([responses.to_row(s) for s in samples])
             if rank == 0:
                 responses.append(path, new)
             rows += new
@@ -695,7 +695,7 @@ def main(arguments):
         cli.check_ranks_agree(job)
         cli.announce(job, device, dtype)
 
-        # On a GPU the engine starts first, and then steps aside.
+        # The engine starts first, while a GPU's memory is free, and then sleeps.
         start = partial(make_engine, cfg, job.stop_ids, device, dtype,
                         "dummy" if training else "auto", job.max_tokens)
         engine = faults.GuardedEngine(start, shared=cfg.tensor_parallel_size > 1)

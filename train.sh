@@ -190,7 +190,7 @@ for word; do
   esac
   words+=("$word")
 done
-set -- ${words[@]+"${words[@]}"}
+set -- ${words[@]+"${words[@]}"}  # macOS's bash takes an empty array for an unset one
 
 recipe=
 case ${1-} in

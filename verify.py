@@ -28,7 +28,7 @@ Graders differ on some conventions. These are ours:
 - x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
   x = -1, y = 6 and -1 < x < 6 both match it.
 - Numbers in a base are compared as text: 204_5 matches neither 204 nor 54.
-- A response may omit the unit or add one, wholly or in part, but a different unit is
+- A response may leave out or add all or part of the unit, but a different unit is
   wrong: m/s matches m, but not s, 1/s, km/s or m²/s. Units are percent (28% is not
   0.28), degrees (90° is not π/2), currencies, the words of a closed list and those of
   the gold answer. "5 tenths" is not 5, and 2xy is not 2.
@@ -84,11 +84,11 @@ def compare(gold, pred):
 
 
 # ---- 3. structure -----------------------------------------------------------
-# Each by_... returns a Verdict, or None if it does not apply.
+# Each by_... returns a Verdict, or None if it does not apply. A Verdict is a tuple
+# and so counts as true, even a wrong one: `or` takes the first that is not None.
 def by_structure(gold, pred):
     for reading in structure.readings(gold, pred):  # 1,234 may have two
         try:
-            # None passes the pair on to the next rule; a verdict ends the chain.
             verdict = (by_relation(*reading) or by_equation(*reading)
                        or by_parts(*reading))
         except (formula.Unreadable, ArithmeticError) as error:

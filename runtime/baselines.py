@@ -149,9 +149,10 @@ METHODS = {
 
 
 def batch_threshold(entropies, method, cfg):
-    """Returns tau over the tokens of all ranks, or None if each response
-    has its own. It comes from pi_old's entropies, because pi_theta's exist
-    for one micro-batch at a time."""
+    """Returns one tau for the tokens of all ranks, or None if each response
+    has its own. SimKO needs it with --tau-scope batch, and "forking" always.
+    It comes from pi_old's entropies, because pi_theta's exist for one
+    micro-batch at a time."""
     q = method.batch_quantile
     if q is None and cfg.tau_scope == "batch":
         q = cfg.q

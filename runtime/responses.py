@@ -46,7 +46,8 @@ def set_name(source):
 
 def plan_benchmarks(command, cfg, sets, room):
     """Returns the Benchmarks of --eval-data. What the flags leave open is
-    as in the paper. Responses must fit into the room after a prompt."""
+    taken from DATASETS and PROTOCOL. Responses must fit into the room
+    after a prompt."""
     weights_written = ""
     if command == "eval":
         files = Path(cfg.model).glob("*.safetensors")
@@ -140,7 +141,7 @@ def read_row(path, number, line):
 
 
 # ---------------------------------------------------- during an evaluation
-def row(sample):
+def to_row(sample):
     """Converts a sample to a row of the file of responses."""
     return {
         "id": sample.id, "correct": int(sample.reward > 0),
