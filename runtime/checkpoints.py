@@ -162,7 +162,34 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
         with whole_folder(folder) as path:
             model.save_pretrained(path, state_dict=state)
             tokenizer.save_pretrained(path)
+            add_older_names(path)
     dist.barrier()
+
+
+def add_older_names(folder):
+    """Adds to an exported folder the names by which transformers 4, and the
+    programs built on it, know its settings. They do not read rope_parameters,
+    and would silently compute positions with another theta. transformers 5
+    reads both."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope:  # Gemma 3 has one theta for each kind of layer
+        local = rope.get("sliding_attention") or {}
+        config["rope_local_base_freq"] = local.get("rope_theta")
+        rope = rope["full_attention"]
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rope:
+            config[name] = rope[name]
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = rope
+    write_whole(path, json.dumps(config, indent=2) + "\n")
+
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 
 def plain_model(cfg, stop_ids, dtype=None):

@@ -6,7 +6,11 @@ import re
 from datetime import datetime
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig,
+    PreTrainedTokenizerFast)
+from transformers.utils import cached_file
 
 from runtime.common import fail, fail_as
 from runtime.models import NO_CODE, generation_file
@@ -26,13 +30,16 @@ TEMPLATES = {
 # keeps their prompts the same from run to run.
 TODAY = datetime(2024, 7, 26)
 CLOCK = {"date_string": "26 Jul 2024", "strftime_now": TODAY.strftime}
+# Tokenizers that treat spaces, lines, digits or LaTeX in different ways
+# split this into different tokens.
+SAMPLE = f"Find 12 + 345.\n\nIt's  x = {BOXED}"
 
 
 # ----------------------------------------------------------- the tokenizer
 def load_tokenizer(cfg, vocabulary):
     with fail_as(f"--model {cfg.model}: its tokenizer is missing, damaged "
                  "or asks for code of its own (auto_map), which is never run"):
-        tokenizer = AutoTokenizer.from_pretrained(cfg.model, **NO_CODE)
+        tokenizer = read_tokenizer(cfg.model)
         # The vocabulary may be padded beyond the tokenizer's tokens,
         # and the padding may be sampled.
         tokenizer.decode([vocabulary - 1])
@@ -46,6 +53,36 @@ def load_tokenizer(cfg, vocabulary):
              f"{', '.join(known)}")
     check_template_kwargs(cfg, tokenizer)
     return tokenizer
+
+
+def read_tokenizer(model):
+    """Returns the tokenizer that a model's tokenizer.json describes.
+
+    AutoTokenizer takes only the vocabulary from it, and splits text as the
+    class does that tokenizer_config.json names. Where that is the wrong one,
+    as in DeepSeek-R1-Distill-Llama, prompts and responses lose their spaces
+    (transformers issue 45488)."""
+    tokenizer = AutoTokenizer.from_pretrained(model, **NO_CODE)
+    try:
+        file = cached_file(model, "tokenizer.json")
+    except OSError:  # there is no such file
+        return tokenizer
+    if not tokenizer.is_fast:
+        return tokenizer
+    described = Tokenizer.from_file(file)
+    if as_tokens(SAMPLE, tokenizer.backend_tokenizer) == as_tokens(SAMPLE, described):
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(model, **NO_CODE)
+
+
+def as_tokens(text, tokenizer):
+    """Returns the ids of a text and what they are decoded to, or None if the
+    vocabulary lacks some of it, as one of a few words does."""
+    try:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception:  # noqa: BLE001  tokenizers raises no other class
+        return None
+    return ids, tokenizer.decode(ids)
 
 
 def check_template_kwargs(cfg, tokenizer):

@@ -14,16 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    FalconConfig, FalconForCausalLM, Gemma3Config, GenerationConfig, LlamaForCausalLM,
-    Qwen2_5_VLConfig)
+    AutoConfig, FalconConfig, FalconForCausalLM, Gemma3Config, Gemma3TextConfig,
+    GenerationConfig, LlamaConfig, LlamaForCausalLM, PhiConfig, Qwen2_5_VLConfig, Qwen2Config)
 
 from runtime import cli, models, prompts, run_folder
+from runtime.checkpoints import add_older_names
 from runtime.hf_engine import HFEngine
 from runtime.models import check_parallel, context_left, load_model
 from simko import Config
 from tests.conftest import ESCAPE, main, recipe, refused
 from tests.conftest import TINY_VOCABULARY as VOCABULARY
 from tools import laptop, tables, zoo
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 1024}
+PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
 
 
 # -------------------------------------------------------------------------- models that are refused
@@ -334,6 +340,30 @@ def test_a_model_without_padding_or_start_token_can_be_exported(tiny, tmp_path, 
     main(recipe(tiny, "train", tmp_path / "run", *flags))
     exported = GenerationConfig.from_pretrained(tmp_path / "run/hf")
     assert (exported.pad_token_id, exported.bos_token_id) == (None, None)
+
+
+@pytest.mark.parametrize("config, old", [
+    (Qwen2Config(rope_parameters={"rope_type": "default", "rope_theta": 1e6}), {"rope_theta": 1e6}),
+    (LlamaConfig(rope_parameters=LLAMA3), {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
+    (PhiConfig(rope_parameters=PART), {"rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    (Gemma3TextConfig(rope_parameters={
+        "full_attention": {"rope_type": "linear", "rope_theta": 3e5, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3e4}}),
+     {"rope_theta": 3e5, "rope_local_base_freq": 3e4,
+      "rope_scaling": {"rope_type": "linear", "rope_theta": 3e5, "factor": 8.0}}),
+], ids=["theta", "llama3", "part", "gemma3"])
+def test_an_export_also_has_the_names_of_transformers_4(tmp_path, config, old):
+    """It reads these fields, and takes its own theta where they are missing. With transformers
+    4.57.6 the log-probs of 40 tiny exports were those of version 5."""
+    config.save_pretrained(tmp_path)
+    tokenizer = tmp_path / "tokenizer_config.json"
+    tokenizer.write_text('{"tokenizer_class": "TokenizersBackend"}')
+    add_older_names(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert {name: fields.get(name) for name in old} == old
+    assert ("rope_scaling" in fields) == ("rope_scaling" in old)
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
+    assert json.loads(tokenizer.read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_model_that_could_not_be_exported_is_refused_before_it_trains(tiny, tmp_path):

@@ -1,11 +1,12 @@
 """Tests of runtime/prompts.py: prompts are in the format that each model was trained with."""
+import json
 import logging
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from runtime.prompts import BOXED, TEMPLATES, encode_prompts
+from runtime.prompts import BOXED, TEMPLATES, encode_prompts, read_tokenizer
 from simko import Config
 
 QWEN_SYSTEM = (
@@ -188,3 +189,20 @@ def test_a_chat_template_gets_its_arguments():
     assert prompt(enable_thinking=True) == "Q, 26 Jul 2024"
     assert prompt(enable_thinking=False) == "Q no, 26 Jul 2024"
     assert prompt(date_string="today") == "Q think, today"
+
+
+@pytest.mark.parametrize("named", ["LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_text_is_split_as_tokenizer_json_describes(named, tmp_path):
+    """DeepSeek-R1-Distill-Llama names LlamaTokenizerFast beside a byte-level tokenizer.json, and
+    AutoTokenizer drops the spaces of its text."""
+    make_tokenizer(LLAMA).save_pretrained(tmp_path)
+    LlamaConfig().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))
+    text = "Find 12 + 3 .\n\nIt's \\boxed{15}"
+    ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer.encode(text, add_special_tokens=False) == ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.chat_template == LLAMA
+    assert tokenizer.bos_token == "<|begin_of_text|>"

@@ -46,7 +46,7 @@ import torch
 
 from runtime.common import fail, one_line, printable
 from runtime.data import load_problems, read_jsonl
-from runtime.prompts import encode_prompts
+from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
 from runtime.run_folder import check_log
 from simko import Config
@@ -197,7 +197,7 @@ def first_correct(folders, name, id):
 def read_path(folders, index):
     """Returns the arguments of `path_figure`: one response and its top
     candidates under the base model and each run of {label: folder}."""
-    from transformers import AutoTokenizer, logging
+    from transformers import logging
     logging.disable_progress_bar()
     runs = only_runs(folders)
     settings = [run_settings(folder) for folder in runs.values()]
@@ -218,7 +218,7 @@ def read_path(folders, index):
     if not 0 <= index < len(problems):
         fail(f"--path {index}: {source} has the problems 0 to {len(problems) - 1}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=False)
+        tokenizer = read_tokenizer(cfg.model)
         (problem,) = encode_prompts([problems[index]], tokenizer, cfg)
         text = first_correct(runs.values(), name, problem["id"])
         response = tokenizer.encode(text, add_special_tokens=False)

@@ -37,7 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 import simko
 from runtime.common import fail, write_whole
 from runtime.data import load_problems, read_jsonl
-from runtime.prompts import encode_prompts
+from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
 from tools import ROOT, command_line
 from tools.plots import first_correct, run_settings
@@ -149,7 +149,7 @@ def rounded(numbers):
 
 def measure(folders):
     """Returns the contents of docs/walkthrough.json."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    from transformers import AutoModelForCausalLM, logging
     logging.disable_progress_bar()
     settings = {folder: run_settings(folder) for folder in folders}
     cfg = SimpleNamespace(**next(iter(settings.values())))
@@ -157,7 +157,7 @@ def measure(folders):
         if (own["model"], own["eval_data"]) != (cfg.model, cfg.eval_data):
             fail(f"the model or eval_data of {folder} differs from {folders[0]}: name runs "
                  "that share both")
-    tokenizer = AutoTokenizer.from_pretrained(cfg.model, trust_remote_code=False)
+    tokenizer = read_tokenizer(cfg.model)
     problems = encode_prompts(load_problems(cfg.eval_data[0], cfg.data_dir), tokenizer, cfg)
     benchmark = set_name(cfg.eval_data[0])
 
