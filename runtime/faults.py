@@ -103,6 +103,9 @@ def explained(cfg, verifier):
                 leave_at_once(told, verifier)
             if told is error:
                 raise
+            # The error holds the tensors of the functions that it left, and
+            # the engine needs their memory to wake up in before it closes.
+            traceback.clear_frames(error.__traceback__)
             raise told from error
 
 

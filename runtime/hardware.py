@@ -92,9 +92,8 @@ def engine_memory(recipe, count, card_gb):
     """Returns the share of a card that the engine may take in the rollout:
     the default, or what the trainer leaves if that is less.
 
-    The trainer's bytes are divided by the cards. CUDA, NCCL and the captured
-    graphs, which do not count as the engine's, and the tensors that a sync
-    gathers get 4 GB.
+    The trainer's bytes are divided by the cards. CUDA, NCCL and the tensors
+    that a sync gathers do not count as the engine's, and get 4 GB.
     """
     free = card_gb - recipe.rollout_bytes * recipe.parameters / count - 4
     return min(ENGINE_MEMORY, math.floor(100 * free / card_gb) / 100)

@@ -45,10 +45,11 @@ def prepare_vllm(cfg):
             # Otherwise vLLM pins the whole process to one core.
             VLLM_CPU_OMP_THREADS_BIND="nobind",
             VLLM_NO_USAGE_STATS="1")
-        # FlashInfer compiles its sampler at the first use of top-p, which is in
-        # the first evaluation, and fails without nvcc. vLLM's own sampler needs
-        # no compiler.
+        # FlashInfer compiles its kernels at their first use, and fails without
+        # nvcc: the sampler's in the first evaluation, the all-reduce's while an
+        # engine on several GPUs starts. vLLM's own need no compiler.
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+        os.environ.setdefault("VLLM_ALLREDUCE_USE_FLASHINFER", "0")
         keep_log(log)
         leave_classes_alone()
         yield

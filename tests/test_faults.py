@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -485,6 +486,24 @@ def test_out_of_memory_says_in_which_phase_and_which_flag_helps(data, tmp_path, 
     with (at_call(owner, name, 1, raised(error)),
           pytest.raises(SystemExit, match=f"rank 0, during the {message}.*2.00 GiB")):
         main(flags(data, tmp_path, "--eval-steps", 0, "--steps", 1, "--micro-batch-tokens", 999))
+
+
+def test_an_error_lets_go_of_its_tensors_before_the_engine_is_closed(data, tmp_path):
+    """vLLM's engine wakes up to be closed, which needs the memory that they take."""
+    held, alive = [], []
+
+    def fails(gamma, *rest):
+        held.append(weakref.ref(gamma))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def close(engine):
+        alive.append(held[0]() is not None)
+
+    with (mock.patch.object(simko, "clipped_loss", fails),
+          mock.patch.object(HFEngine, "close", close),
+          pytest.raises(SystemExit, match="during the update: out of GPU memory")):
+        main(flags(data, tmp_path, "--eval-steps", 0, "--steps", 1))
+    assert alive == [False]
 
 
 def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):

@@ -13,17 +13,19 @@ from runtime import vllm_setup
 from tests.conftest import config
 
 
+@pytest.mark.parametrize("kernels", [
+    "VLLM_USE_FLASHINFER_SAMPLER", "VLLM_ALLREDUCE_USE_FLASHINFER"])
 @pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
-def test_flashinfers_sampler_is_off_unless_the_user_wants_it(
-        monkeypatch, tmp_path, set_by_the_user, expected):
+def test_flashinfers_kernels_are_off_unless_the_user_wants_them(
+        monkeypatch, tmp_path, kernels, set_by_the_user, expected):
     monkeypatch.setattr(vllm_setup, "keep_log", lambda path: None)
     with mock.patch.dict(os.environ):
-        os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+        os.environ.pop(kernels, None)
         os.environ["RANK"] = "0"
         if set_by_the_user:
-            os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = set_by_the_user
+            os.environ[kernels] = set_by_the_user
         with vllm_setup.prepare_vllm(config("model", output_dir=str(tmp_path))):
-            assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == expected
+            assert os.environ[kernels] == expected
 
 
 @pytest.mark.needs_vllm
