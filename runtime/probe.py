@@ -33,6 +33,7 @@ def check_log_probs(model, policy_forward, cfg, device):
     check_finite(cfg.model, model.named_parameters())
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         fail(f"{name}: its output head has a bias, which is not implemented")
+    refuse_untied(name, model)
     layers = model.base_model.layers
     model.base_model.layers = first_of_each_kind(layers)
     model.to(device, torch.float32)
@@ -66,6 +67,19 @@ def check_log_probs(model, policy_forward, cfg, device):
              f"{worst:.2g} nats. State-space layers, convolution layers and longrope "
              "cause this. Add --micro-batch-tokens 1, which computes one "
              "sequence at a time and is slower")
+
+
+def refuse_untied(name, model):
+    """Refuses a head beside a config.json that ties it to the embeddings.
+    transformers keeps the two apart, but other programs would not, and would
+    read another model from what the run exports."""
+    head = model.get_output_embeddings().weight
+    config = model.config.get_text_config()
+    tied = getattr(config, "tie_word_embeddings", False)
+    if tied and head is not model.get_input_embeddings().weight:
+        fail(f"{name}: its config.json has tie_word_embeddings, but its "
+             "weights have an output head that differs from the embeddings: "
+             "set tie_word_embeddings to false")
 
 
 def first_of_each_kind(layers):

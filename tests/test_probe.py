@@ -2,6 +2,7 @@
 
     python -m pytest tests/test_probe.py
 """
+import json
 import re
 from contextlib import nullcontext
 from unittest import mock
@@ -59,6 +60,14 @@ def test_these_are_refused(name, message, tmp_path):
         probe(zoo.save(name, tmp_path))
     assert len(str(end.value).splitlines()) == 1
     assert re.search(message, str(end.value))
+
+
+def test_a_head_that_config_json_ties_but_the_weights_do_not_is_refused(tmp_path):
+    zoo.save("llama", tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    with pytest.raises(SystemExit, match="set tie_word_embeddings to false"):
+        probe(tmp_path)
 
 
 @pytest.mark.parametrize("option, message", [
