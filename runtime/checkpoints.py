@@ -172,21 +172,22 @@ def add_older_names(folder):
     and would silently compute positions with another theta. transformers 5
     reads both."""
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}
     if "full_attention" in rope:  # Gemma 3 has one theta for each kind of layer
         local = rope.get("sliding_attention") or {}
         config["rope_local_base_freq"] = local.get("rope_theta")
         rope = rope["full_attention"]
+    rope = dict(rope)
     for name in ("rope_theta", "partial_rotary_factor"):
         if name in rope:
-            config[name] = rope[name]
+            config[name] = rope.pop(name)
     if rope.get("rope_type", "default") != "default":
         config["rope_scaling"] = rope
     write_whole(path, json.dumps(config, indent=2) + "\n")
 
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_whole(path, json.dumps(settings, indent=2) + "\n")

@@ -27,8 +27,8 @@ from tests.conftest import TINY_VOCABULARY as VOCABULARY
 from tools import laptop, tables, zoo
 
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 1024}
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1024}
 PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
 
 
@@ -344,13 +344,14 @@ def test_a_model_without_padding_or_start_token_can_be_exported(tiny, tmp_path, 
 
 @pytest.mark.parametrize("config, old", [
     (Qwen2Config(rope_parameters={"rope_type": "default", "rope_theta": 1e6}), {"rope_theta": 1e6}),
-    (LlamaConfig(rope_parameters=LLAMA3), {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
+    (LlamaConfig(rope_parameters=LLAMA3 | {"rope_theta": 5e5}),
+     {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
     (PhiConfig(rope_parameters=PART), {"rope_theta": 1e4, "partial_rotary_factor": 0.25}),
     (Gemma3TextConfig(rope_parameters={
         "full_attention": {"rope_type": "linear", "rope_theta": 3e5, "factor": 8.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 3e4}}),
      {"rope_theta": 3e5, "rope_local_base_freq": 3e4,
-      "rope_scaling": {"rope_type": "linear", "rope_theta": 3e5, "factor": 8.0}}),
+      "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
 ], ids=["theta", "llama3", "part", "gemma3"])
 def test_an_export_also_has_the_names_of_transformers_4(tmp_path, config, old):
     """It reads these fields, and takes its own theta where they are missing. With transformers
