@@ -179,7 +179,7 @@ def faulty_rank(folder):
         "hangs": at_call(simko.Trainer, "update", 3, threading.Event().wait),
         "micro-batch": at_call(simko, "clipped_loss", 3, fail),
         "rollout": at_call(HFEngine, "generate", 1, fail, when=rollout),
-        "evaluation": at_call(simko.responses, "row", 1, fail),
+        "evaluation": at_call(simko.responses, "to_row", 1, fail),
     }[fault]
     limit, verifier = {"hours": 2}, Verifier
     if "hangs" in plan["faults"].values():
