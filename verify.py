@@ -22,7 +22,8 @@ or takes too long to compare.
 5. Units       The values without their units are compared from rung 2 on.
 
 Graders differ on some conventions. These are ours:
-- Of nested boxes, the outermost counts. A response without a box is wrong.
+- Of nested boxes, the outermost counts. A response without a box is wrong. The last
+  box counts wherever it stands, also in a thought (<think>) that was cut off.
 - A rounded value is wrong: 0.33 is not 1/3, and 3.14 is not π.
 - Any formula with the right value is right, also one copied from the question.
 - x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so

@@ -22,7 +22,7 @@ MAX_ANSWER = 4000  # characters
 
 
 # ---- the box ----------------------------------------------------------------
-BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+BOX = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*")
 
 
 def extract_answer(response, phrase=False):

@@ -62,15 +62,21 @@ def read_tokenizer(model):
     class does that tokenizer_config.json names. Where that is the wrong one,
     as in DeepSeek-R1-Distill-Llama, prompts and responses lose their spaces
     (transformers issue 45488)."""
-    tokenizer = AutoTokenizer.from_pretrained(model, **NO_CODE)
     try:
         file = cached_file(model, "tokenizer.json")
     except OSError:  # there is no such file
-        return tokenizer
+        return AutoTokenizer.from_pretrained(model, **NO_CODE)
+    # Where mistral_common is installed, a tekken.json would otherwise take
+    # precedence. Its tokenizer has no chat template, and splits special tokens.
+    tokenizer = AutoTokenizer.from_pretrained(model, mistral_format=False, **NO_CODE)
     if not tokenizer.is_fast:
         return tokenizer
     described = Tokenizer.from_file(file)
-    if as_tokens(SAMPLE, tokenizer.backend_tokenizer) == as_tokens(SAMPLE, described):
+    # Some tokenizers put a space before a text, and others behind each special
+    # token as well.
+    end = tokenizer.eos_token or ""
+    sample = f"{SAMPLE}{end}{SAMPLE}{end} {SAMPLE}"
+    if as_tokens(sample, tokenizer.backend_tokenizer) == as_tokens(sample, described):
         return tokenizer
     return PreTrainedTokenizerFast.from_pretrained(model, **NO_CODE)
 
@@ -104,11 +110,14 @@ def check_template_kwargs(cfg, tokenizer):
 
 def end_tokens(cfg, tokenizer, vocabulary):
     """Returns the sorted ids of the tokens that end a response: those that
-    the tokenizer, generation_config.json or config.json names."""
+    the tokenizer, generation_config.json or config.json names, and the one
+    with which the chat template ends a turn."""
     stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
     if cfg.prompt_template in ("chat", "qwen-math"):
         # Qwen's base models end a turn with it, though not their text.
         stops.append(tokenizer.get_vocab().get("<|im_end|>"))
+    if cfg.prompt_template == "chat":
+        stops.append(turn_end(cfg, tokenizer))
     stops = [stop for stop in stops if stop is not None]
     for stop in stops:
         if not isinstance(stop, int) or not 0 <= stop < vocabulary:
@@ -120,6 +129,29 @@ def end_tokens(cfg, tokenizer, vocabulary):
         fail(f"{cfg.model} names no end-of-text token, so no response "
              "would end: give its tokenizer an eos_token")
     return sorted(set(stops))
+
+
+def turn_end(cfg, tokenizer):
+    """Returns the id of the special token that the chat template puts behind
+    the assistant's words, or None if it puts none there.
+
+    The files of a fine-tuned model often name only the end of text of its
+    base model, such as Gemma's <eos>, though its turns end with another."""
+    said = "It is four."
+    chat = [{"role": "user", "content": "What is it?"},
+            {"role": "assistant", "content": said}]
+    try:
+        text = tokenizer.apply_chat_template(
+            chat, tokenize=False, **CLOCK | cfg.chat_template_kwargs)
+    except Exception:  # noqa: BLE001  a template may take no assistant's words
+        return None
+    _, found, behind = text.rpartition(said)
+    if not found:
+        return None
+    for i, token in tokenizer.added_tokens_decoder.items():
+        if token.special and behind.lstrip().startswith(token.content):
+            return i
+    return None
 
 
 def model_ends(model, vocabulary):

@@ -17,7 +17,8 @@ STEP = re.compile(
 def countdown(response, answer):
     """The answer "44 = 3 7 12" gives the target and the numbers. The response,
     "3 * 12 = 36 , then 36 + ...", must use each number and each result once.
-    Words without digits are ignored."""
+    Words without digits are ignored, but markup such as <think> or ** makes the
+    response wrong."""
     target, numbers = answer.split("=")
     pool = Counter(numbers.split())
     words = [word for word in ascii_signs(response).split()
@@ -43,14 +44,17 @@ def ascii_signs(text):
 def final_answer(response, phrase=False):
     """Returns the content of the last code block or box in the last <answer> tag,
     or everything in the tag if it has neither. Without a tag, the last code
-    block or box of the response counts. If phrase is true and there is no box, the
-    text after the last "answer is" counts."""
+    block or box of the response counts. If phrase is true, a box behind a code
+    block does not count, and without either the text after the last "answer is"
+    does."""
     _, opened, tail = response.rpartition("<answer>")
     inner, closed, _ = tail.partition("</answer>")
     tagged = bool(opened and closed)
     fences = (inner if tagged else response).split("```")
     if len(fences) > 2:
-        found = re.sub("^[a-z]*\n", "", fences[-2])
+        # The prompts that ask for a box do not ask for code.
+        box = None if phrase else extract_answer(fences[-1])
+        found = box or re.sub("^[a-z]*\n", "", fences[-2])
     else:
         found = extract_answer(fences[0], phrase)
     if not found and tagged:

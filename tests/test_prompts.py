@@ -1,12 +1,13 @@
 """Tests of runtime/prompts.py: prompts are in the format that each model was trained with."""
+import base64
 import json
 import logging
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import LlamaConfig, MistralConfig, PreTrainedTokenizerFast
 
-from runtime.prompts import BOXED, TEMPLATES, encode_prompts, read_tokenizer
+from runtime.prompts import BOXED, SAMPLE, TEMPLATES, encode_prompts, read_tokenizer, turn_end
 from simko import Config
 
 QWEN_SYSTEM = (
@@ -54,6 +55,19 @@ PUBLISHED = {  # what the model makers' documentation shows for the question "1 
 }
 
 
+TEKKEN = {  # a tokenizer of 256 bytes and 20 special tokens, as Mistral writes it
+    "config": {
+        "pattern": ".+", "num_vocab_tokens": 256, "default_vocab_size": 276,
+        "default_num_special_tokens": 20, "version": "v7"},
+    "vocab": [
+        {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None}
+        for i in range(256)],
+    "special_tokens": [
+        {"rank": i, "token_str": token, "is_control": True}
+        for i, token in enumerate(["<unk>", "<s>", "</s>", *(f"<{i}>" for i in range(17))])],
+}
+
+
 def make_tokenizer(chat_template):
     """Returns a tokenizer with a token for each byte and for each special token. It adds no
     special tokens by itself."""
@@ -74,6 +88,10 @@ def make_tokenizer(chat_template):
     )
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def change(file, **settings):
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
 def a_row(problem="1 + 1?", **more):
@@ -197,8 +215,7 @@ def test_text_is_split_as_tokenizer_json_describes(named, tmp_path):
     AutoTokenizer drops the spaces of its text."""
     make_tokenizer(LLAMA).save_pretrained(tmp_path)
     LlamaConfig().save_pretrained(tmp_path)
-    file = tmp_path / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))
+    change(tmp_path / "tokenizer_config.json", tokenizer_class=named)
     text = "Find 12 + 3 .\n\nIt's \\boxed{15}"
     ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
     tokenizer = read_tokenizer(tmp_path)
@@ -206,3 +223,58 @@ def test_text_is_split_as_tokenizer_json_describes(named, tmp_path):
     assert tokenizer.decode(ids) == text
     assert tokenizer.chat_template == LLAMA
     assert tokenizer.bos_token == "<|begin_of_text|>"
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_text_behind_a_special_token_is_split_as_tokenizer_json_describes(legacy, tmp_path):
+    """Llama 2's tokenizer.json puts a space before each text between special tokens. Its class in
+    transformers 5 does so before the first alone, or leaves it out before a space."""
+    letters = ["▁", *"abc", *sorted({*SAMPLE} - {*" abc"})]
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *letters])}
+    fast = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True))
+    fast.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    fast.add_special_tokens(["<unk>", "<s>", "</s>"])
+    PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+    ).save_pretrained(tmp_path)
+    LlamaConfig().save_pretrained(tmp_path)
+    change(tmp_path / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", legacy=legacy)
+    text = "<s>ab</s> c</s>"
+    ids = read_tokenizer(tmp_path).encode(text, add_special_tokens=False)
+    assert ids == [1, 3, 4, 5, 2, 3, 3, 6, 2]
+
+
+def test_a_tekken_json_beside_tokenizer_json_is_left_alone(tmp_path):
+    """Mistral Small 3 has both files. With mistral_common, which vLLM needs, AutoTokenizer would
+    take the first."""
+    pytest.importorskip("mistral_common")
+    make_tokenizer(LLAMA).save_pretrained(tmp_path)
+    MistralConfig().save_pretrained(tmp_path)
+    (tmp_path / "tekken.json").write_text(json.dumps(TEKKEN))
+    tokenizer = read_tokenizer(tmp_path)
+    (prompt,) = prompts([a_row()], tokenizer, Config())
+    assert prompt == PUBLISHED["chat", LLAMA]
+
+
+# Gemma, Phi-3 and Llama 3 end a turn with a token of their own.
+TURNS = {
+    "behind the answer": ("{{ message.content }}<|eot_id|>\n", "<|eot_id|>"),
+    "behind a line break": ("{{ message.content }}\n<|eot_id|>", "<|eot_id|>"),
+    "none": ("{{ message.content }}\n", None),
+    "no special one": ("{{ message.content }} end<|eot_id|>", None),
+    "of the question alone": (
+        "{% if message.role == 'user' %}{{ message.content }}<|eot_id|>{% endif %}", None),
+    "no answers": (
+        "{% if message.role != 'user' %}{{ raise_exception('no') }}{% endif %}", None),
+}
+
+
+@pytest.mark.parametrize("case", TURNS)
+def test_a_turn_ends_with_the_token_that_the_template_puts_behind_an_answer(case):
+    turn, end = TURNS[case]
+    tokenizer = make_tokenizer(
+        "<|begin_of_text|>{% for message in messages %}" + turn + "{% endfor %}")
+    assert turn_end(Config(), tokenizer) == tokenizer.get_vocab().get(end)

@@ -29,6 +29,8 @@ from verify import Verifier, explain, extract_answer, is_correct, judge
     (r"\boxed {17}", "17"),
     (r"\fbox{17}", "17"),
     ("\\boxed{\n7\n}", "7"),
+    (r"\\boxed{7}", "7"),
+    (r"a \\\boxed{7}", "7"),
     (r"\boxed{1} then \boxed{2}", "2"),
     (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
     (r"\boxed{\{1,2\}}", r"\{1,2\}"),
