@@ -1,5 +1,6 @@
 """Saves and loads checkpoints, and exports the result as an ordinary
 Hugging Face folder."""
+import copy
 import io
 import json
 import os
@@ -169,28 +170,47 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
 def add_older_names(folder):
     """Adds to an exported folder the names by which transformers 4, and the
     programs built on it, know its settings. They do not read rope_parameters,
-    and would silently compute positions with another theta. transformers 5
-    reads both."""
+    and would silently compute positions with another theta."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    rope = config.get("rope_parameters") or {}
-    if "full_attention" in rope:  # Gemma 3 has one theta for each kind of layer
-        local = rope.get("sliding_attention") or {}
-        config["rope_local_base_freq"] = local.get("rope_theta")
-        rope = rope["full_attention"]
-    rope = dict(rope)
-    for name in ("rope_theta", "partial_rotary_factor"):
-        if name in rope:
-            config[name] = rope.pop(name)
-    if rope.get("rope_type", "default") != "default":
-        config["rope_scaling"] = rope
-    write_whole(path, json.dumps(config, indent=2) + "\n")
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    older = fields | older_rope(fields.get("rope_parameters") or {})
+    if same_rope(fields, older):
+        write_whole(path, json.dumps(older, indent=2) + "\n")
 
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     write_whole(path, json.dumps(settings, indent=2) + "\n")
+
+
+def older_rope(rope):
+    """Returns the fields of transformers 4 for rope_parameters."""
+    older = {}
+    if "full_attention" in rope:  # Gemma 3 has one theta for each kind of layer
+        local = rope.get("sliding_attention") or {}
+        older["rope_local_base_freq"] = local.get("rope_theta")
+        rope = rope["full_attention"]
+    rope = dict(rope)
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rope:
+            older[name] = rope.pop(name)
+    if rope.get("rope_type", "default") != "default":
+        older["rope_scaling"] = rope
+    return older
+
+
+def same_rope(fields, older):
+    """Returns whether transformers reads the same rope from a config's fields
+    with the older ones among them. Some families cannot read both."""
+    try:
+        before, after = (AutoConfig.for_model(**copy.deepcopy(names)).rope_parameters
+                         for names in (fields, older))
+    except Exception:  # noqa: BLE001
+        return False
+    return before == after
 
 
 def plain_model(cfg, stop_ids, dtype=None):

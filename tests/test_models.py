@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig, FalconConfig, FalconForCausalLM, Gemma3Config, Gemma3TextConfig,
-    GenerationConfig, LlamaConfig, LlamaForCausalLM, PhiConfig, Qwen2_5_VLConfig, Qwen2Config)
+    AutoConfig, AutoTokenizer, FalconConfig, FalconForCausalLM, Gemma3Config, Gemma3TextConfig,
+    Gemma4TextConfig, GenerationConfig, GPTNeoXConfig, LlamaConfig, LlamaForCausalLM, PhiConfig,
+    Qwen2_5_VLConfig, Qwen2Config)
 
 from runtime import cli, models, prompts, run_folder
 from runtime.checkpoints import add_older_names
@@ -357,14 +358,39 @@ def test_an_export_also_has_the_names_of_transformers_4(tmp_path, config, old):
     """It reads these fields, and takes its own theta where they are missing. With transformers
     4.57.6 the log-probs of 40 tiny exports were those of version 5."""
     config.save_pretrained(tmp_path)
-    tokenizer = tmp_path / "tokenizer_config.json"
-    tokenizer.write_text('{"tokenizer_class": "TokenizersBackend"}')
+    (tmp_path / "tokenizer_config.json").write_text("{}")
     add_older_names(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     assert {name: fields.get(name) for name in old} == old
     assert ("rope_scaling" in fields) == ("rope_scaling" in old)
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters == config.rope_parameters
-    assert json.loads(tokenizer.read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+@pytest.mark.parametrize("config", [
+    Gemma4TextConfig(), GPTNeoXConfig(rope_parameters=LLAMA3 | {"rope_theta": 5e5})],
+    ids=["gemma4", "gpt-neox"])
+def test_older_names_that_transformers_5_would_misread_are_left_out(tmp_path, config):
+    """It cannot load Gemma 4 with them, and gives GPT-NeoX another theta."""
+    config.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    before = (tmp_path / "config.json").read_text()
+    add_older_names(tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_an_exported_tokenizer_has_the_names_of_transformers_4(tmp_path):
+    """It knows no TokenizersBackend, and stops at a list of extra_special_tokens."""
+    zoo.save("llama", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, extra_special_tokens=["<box>"])
+    tokenizer.save_pretrained(tmp_path)
+    add_older_names(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["additional_special_tokens"] == ["<box>"]
+    assert "extra_special_tokens" not in settings
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.all_special_tokens == tokenizer.all_special_tokens
+    assert again.get_vocab() == tokenizer.get_vocab()
 
 
 def test_a_model_that_could_not_be_exported_is_refused_before_it_trains(tiny, tmp_path):
