@@ -8,6 +8,7 @@ import pickle
 import shutil
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -238,6 +239,7 @@ def check_export(cfg, tokenizer, stop_ids):
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        add_older_names(Path(folder))
 
 
 @contextmanager
