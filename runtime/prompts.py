@@ -75,6 +75,8 @@ def read_tokenizer(model):
     # Some tokenizers put a space before a text, and others behind each special
     # token as well.
     end = tokenizer.eos_token or ""
+    if described.token_to_id(end) is None:
+        end = ""
     sample = f"{SAMPLE}{end}{SAMPLE}{end} {SAMPLE}"
     if as_tokens(sample, tokenizer.backend_tokenizer) == as_tokens(sample, described):
         return tokenizer

@@ -5,7 +5,8 @@ import logging
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2Tokenizer)
 
 from runtime.prompts import BOXED, SAMPLE, TEMPLATES, encode_prompts, read_tokenizer, turn_end
 from simko import Config
@@ -223,6 +224,14 @@ def test_text_is_split_as_tokenizer_json_describes(named, tmp_path):
     assert tokenizer.decode(ids) == text
     assert tokenizer.chat_template == LLAMA
     assert tokenizer.bos_token == "<|begin_of_text|>"
+
+
+def test_a_class_that_splits_text_as_tokenizer_json_does_is_kept(tmp_path):
+    """It may know more than that file, such as its own special tokens."""
+    make_tokenizer(QWEN).save_pretrained(tmp_path)
+    Qwen2Config().save_pretrained(tmp_path)
+    change(tmp_path / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    assert isinstance(read_tokenizer(tmp_path), Qwen2Tokenizer)
 
 
 @pytest.mark.parametrize("legacy", [True, False])

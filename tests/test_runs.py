@@ -119,6 +119,8 @@ def test_the_export_is_an_ordinary_checkpoint_that_transformers_loads_and_genera
     text = tokenizer.decode(made)
     assert text.startswith("<bos> 3 5 7 > 56 : ")
     assert len(text.split()) == 13
+    # transformers 4 reads this field.
+    assert json.loads((runs[0] / "hf" / "config.json").read_text())["rope_theta"] == 10000
 
 
 def spy(owner, name):
