@@ -107,7 +107,7 @@ def chunk_gradient(h, weight, log_z, columns, grad, temperature):
     """Returns d loss / d logits, (t, V), in the weight's dtype.
 
     grad: (t, 1 + K), d loss / d log pi(j) for each j in `columns` (t, 1 + K).
-    Each j adds grad_j (e_j - pi), which is Eq. 4 with the sign of +log pi. Together
+    Each j adds grad_j (e_j - pi), where e_j - pi is the negative of Eq. 4. Together
     they add -pi times the sum of grad, which is dense, and grad_j in column j."""
     z = chunk_logits(h, weight, temperature)
     pi = z.sub_(log_z).exp_()

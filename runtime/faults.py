@@ -101,11 +101,13 @@ def explained(cfg, verifier):
             told = explain(error, cfg)
             if dist.get_world_size() > 1:
                 leave_at_once(told, verifier)
+            if isinstance(told, SystemExit):
+                # The traceback, which nobody will see, keeps the tensors of
+                # the functions that the error left. The engine needs their
+                # memory, because it wakes up before it closes.
+                traceback.clear_frames(error.__traceback__)
             if told is error:
                 raise
-            # The error holds the tensors of the functions that it left, and
-            # the engine needs their memory to wake up in before it closes.
-            traceback.clear_frames(error.__traceback__)
             raise told from error
 
 

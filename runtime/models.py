@@ -248,7 +248,7 @@ def check_finite(model, tensors):
 
 def generation_file(model):
     """Returns the GenerationConfig of a model's generation_config.json, or
-    None if it has no such file. Raises OSError if the file is damaged."""
+    None if it has no such file. Raises OSError if a folder's file is damaged."""
     try:
         return GenerationConfig.from_pretrained(model)
     except OSError:

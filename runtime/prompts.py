@@ -58,10 +58,10 @@ def load_tokenizer(cfg, vocabulary):
 def read_tokenizer(model):
     """Returns the tokenizer that a model's tokenizer.json describes.
 
-    AutoTokenizer takes only the vocabulary from it, and splits text as the
-    class does that tokenizer_config.json names. Where that is the wrong one,
-    as in DeepSeek-R1-Distill-Llama, prompts and responses lose their spaces
-    (transformers issue 45488)."""
+    For some classes AutoTokenizer takes only the vocabulary from it, and
+    splits text by the rules of the class that tokenizer_config.json names.
+    Where that is the wrong one, as in DeepSeek-R1-Distill-Llama, prompts and
+    responses lose their spaces (transformers issue 45488)."""
     try:
         file = cached_file(model, "tokenizer.json")
     except OSError:  # there is no such file

@@ -232,6 +232,8 @@ def test_a_class_that_splits_text_as_tokenizer_json_does_is_kept(tmp_path):
     Qwen2Config().save_pretrained(tmp_path)
     change(tmp_path / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
     assert isinstance(read_tokenizer(tmp_path), Qwen2Tokenizer)
+    change(tmp_path / "tokenizer.json", decoder={"type": "Fuse"})  # the ids stay the same
+    assert not isinstance(read_tokenizer(tmp_path), Qwen2Tokenizer)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
