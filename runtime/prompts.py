@@ -72,7 +72,7 @@ def read_tokenizer(model):
     if not tokenizer.is_fast:
         return tokenizer
     described = Tokenizer.from_file(file)
-    # Some tokenizers put a space before a text, and others behind each special
+    # Some tokenizers put a space before a text, and others after each special
     # token as well.
     end = tokenizer.eos_token or ""
     if described.token_to_id(end) is None:
@@ -134,7 +134,7 @@ def end_tokens(cfg, tokenizer, vocabulary):
 
 
 def turn_end(cfg, tokenizer):
-    """Returns the id of the special token that the chat template puts behind
+    """Returns the id of the special token that the chat template puts after
     the assistant's words, or None if it puts none there.
 
     The files of a fine-tuned model often name only the end of text of its
@@ -147,11 +147,11 @@ def turn_end(cfg, tokenizer):
             chat, tokenize=False, **CLOCK | cfg.chat_template_kwargs)
     except Exception:  # noqa: BLE001  a template may take no assistant's words
         return None
-    _, found, behind = text.rpartition(said)
+    _, found, rest = text.rpartition(said)
     if not found:
         return None
     for i, token in tokenizer.added_tokens_decoder.items():
-        if token.special and behind.lstrip().startswith(token.content):
+        if token.special and rest.lstrip().startswith(token.content):
             return i
     return None
 

@@ -158,16 +158,16 @@ ADDED = {
 @pytest.mark.parametrize("template", ["plain", "raw", "qwen-math"])
 @pytest.mark.parametrize("problem", ["1 + 1?", "what does {eos} mean, and {bos}? {eos}"])
 @pytest.mark.parametrize("case", ADDED)
-def test_a_prompt_keeps_the_bos_and_has_no_eos_behind_it(case, problem, template):
+def test_a_prompt_keeps_the_bos_and_has_no_eos_after_it(case, problem, template):
     tokenizer = make_tokenizer(None)
     tokenizer.eos_token = "<|eot_id|>"
     names = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
-    single, front, behind = ADDED[case]
+    single, front, back = ADDED[case]
     ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in names.values()]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=single.format(**names), pair=None, special_tokens=ids)
     problem = problem.format(**names)
-    if behind:  # the tokenizer does add an EOS
+    if back:  # the tokenizer does add an EOS
         assert tokenizer.decode(tokenizer.encode(problem)[-1:]) == names["eos"]
 
     text = TEMPLATES[template].replace("{ask}", BOXED).replace("{problem}", problem)
@@ -237,7 +237,7 @@ def test_a_class_that_splits_text_as_tokenizer_json_does_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_text_behind_a_special_token_is_split_as_tokenizer_json_describes(legacy, tmp_path):
+def test_text_after_a_special_token_is_split_as_tokenizer_json_describes(legacy, tmp_path):
     """Llama 2's tokenizer.json puts a space before each text between special tokens. Its class in
     transformers 5 does so before the first alone, or leaves it out before a space."""
     letters = ["▁", *"abc", *sorted({*SAMPLE} - {*" abc"})]
@@ -272,8 +272,8 @@ def test_a_tekken_json_beside_tokenizer_json_is_left_alone(tmp_path):
 
 # Gemma, Phi-3 and Llama 3 end a turn with a token of their own.
 TURNS = {
-    "behind the answer": ("{{ message.content }}<|eot_id|>\n", "<|eot_id|>"),
-    "behind a line break": ("{{ message.content }}\n<|eot_id|>", "<|eot_id|>"),
+    "after the answer": ("{{ message.content }}<|eot_id|>\n", "<|eot_id|>"),
+    "after a line break": ("{{ message.content }}\n<|eot_id|>", "<|eot_id|>"),
     "none": ("{{ message.content }}\n", None),
     "no special one": ("{{ message.content }} end<|eot_id|>", None),
     "of the question alone": (
@@ -284,7 +284,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("case", TURNS)
-def test_a_turn_ends_with_the_token_that_the_template_puts_behind_an_answer(case):
+def test_a_turn_ends_with_the_token_that_the_template_puts_after_an_answer(case):
     turn, end = TURNS[case]
     tokenizer = make_tokenizer(
         "<|begin_of_text|>{% for message in messages %}" + turn + "{% endfor %}")

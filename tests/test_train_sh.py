@@ -505,7 +505,7 @@ def test_without_a_gpu_two_files_of_tests_run_at_a_time(box):
     assert "python -m pytest -n 2 --dist loadfile -x" in box.log()
 
 
-def test_help_behind_a_recipe_is_simko_s(box):
+def test_help_after_a_recipe_is_simko_s(box):
     done = box.run("logic", "--help")
     assert done.returncode == 0, done.stderr
     assert box.log()[0] == "python simko.py train --help"

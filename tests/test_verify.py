@@ -591,7 +591,7 @@ A\setminus B ¦ B\setminus A
 \mathbb{R}\setminus\{0\} ¦ \mathbb{Q}\setminus\{0\} ¦ \mathbb{R}\setminus\{1\}\setminus\{0\}
 \mathbb{R}\setminus\{0,1\} ¦ \mathbb{R}\setminus(0,1)
 1<x<3 ¦ x>1, x\ne3
-# words behind a value
+# words after a value
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
