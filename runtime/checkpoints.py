@@ -174,9 +174,10 @@ def add_older_names(folder):
     and would silently compute positions with another theta."""
     path = folder / "config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
-    older = fields | older_rope(fields.get("rope_parameters") or {})
-    if same_rope(fields, older):
-        write_whole(path, json.dumps(older, indent=2) + "\n")
+    if rope := fields.get("rope_parameters"):
+        older = fields | older_rope(rope)
+        if same_rope(fields, older):
+            write_whole(path, json.dumps(older, indent=2) + "\n")
 
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

@@ -322,6 +322,11 @@ def save_tiny_models(*folders):
         laptop_program.make_tokenizer().save_pretrained(folder)
 
 
+def edit_json(path, **changes):
+    """Changes these fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

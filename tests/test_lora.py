@@ -14,8 +14,8 @@ import simko
 from runtime import cli
 from runtime.checkpoints import checkpoint_state
 from tests.conftest import (
-    CPU, config, distance, load_samples, main, metrics, move, near, plain_logits, plain_model,
-    quiet, short_recipe)
+    CPU, config, distance, edit_json, load_samples, main, metrics, move, near, plain_logits,
+    plain_model, quiet, short_recipe)
 from tests.test_trainer import naive_backward, weights_of
 from tools import zoo
 
@@ -226,9 +226,8 @@ def test_the_exported_model_and_the_exported_adapter_agree(runs, taught):
 def test_a_generation_config_that_transformers_cannot_save_does_not_stop_the_export(
         taught, tmp_path):
     shutil.copytree(taught, tmp_path / "taught")
-    path = tmp_path / "taught/base/generation_config.json"
-    settings = json.loads(path.read_text()) | {"do_sample": False, "top_p": 0.5}
-    path.write_text(json.dumps(settings))
+    file = tmp_path / "taught/base/generation_config.json"
+    edit_json(file, do_sample=False, top_p=0.5)
     main(short_recipe(tmp_path / "taught", tmp_path / "run", *LORA, "--steps", 1))
     assert (tmp_path / "run/hf/model.safetensors").exists()
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()

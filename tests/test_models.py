@@ -23,7 +23,7 @@ from runtime.checkpoints import add_older_names
 from runtime.hf_engine import HFEngine
 from runtime.models import check_parallel, context_left, load_model
 from simko import Config
-from tests.conftest import ESCAPE, main, recipe, refused
+from tests.conftest import ESCAPE, edit_json, main, recipe, refused
 from tests.conftest import TINY_VOCABULARY as VOCABULARY
 from tools import laptop, tables, zoo
 
@@ -36,10 +36,7 @@ PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25
 # -------------------------------------------------------------------------- models that are refused
 def edit(name, **changes):
     """Returns a function of a folder that changes these fields of a JSON file in it."""
-    def change(folder):
-        fields = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(fields | changes))
-    return change
+    return lambda folder: edit_json(folder / name, **changes)
 
 
 def cut(name, size, text=None):

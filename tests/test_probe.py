@@ -2,7 +2,6 @@
 
     python -m pytest tests/test_probe.py
 """
-import json
 import re
 from contextlib import nullcontext
 from unittest import mock
@@ -16,7 +15,7 @@ import simko
 from runtime.models import check_trainable, load_config, load_model
 from runtime.packing import packed_attention
 from runtime.probe import check_log_probs, first_of_each_kind, probes
-from tests.conftest import needs_vllm
+from tests.conftest import edit_json, needs_vllm
 from tools import zoo
 
 ONE_BY_ONE = "packed sequences change each other.*--micro-batch-tokens 1"
@@ -64,8 +63,7 @@ def test_these_are_refused(name, message, tmp_path):
 
 def test_a_head_that_config_json_ties_but_the_weights_do_not_is_refused(tmp_path):
     zoo.save("llama", tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    edit_json(tmp_path / "config.json", tie_word_embeddings=True)
     with pytest.raises(SystemExit, match="set tie_word_embeddings to false"):
         probe(tmp_path)
 

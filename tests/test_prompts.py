@@ -10,6 +10,7 @@ from transformers import (
 
 from runtime.prompts import BOXED, SAMPLE, TEMPLATES, encode_prompts, read_tokenizer, turn_end
 from simko import Config
+from tests.conftest import edit_json
 
 QWEN_SYSTEM = (
     "<|im_start|>system\n"
@@ -89,10 +90,6 @@ def make_tokenizer(chat_template):
     )
     tokenizer.chat_template = chat_template
     return tokenizer
-
-
-def change(file, **settings):
-    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
 def a_row(problem="1 + 1?", **more):
@@ -216,7 +213,7 @@ def test_text_is_split_as_tokenizer_json_describes(named, tmp_path):
     AutoTokenizer drops the spaces of its text."""
     make_tokenizer(LLAMA).save_pretrained(tmp_path)
     LlamaConfig().save_pretrained(tmp_path)
-    change(tmp_path / "tokenizer_config.json", tokenizer_class=named)
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=named)
     text = "Find 12 + 3 .\n\nIt's \\boxed{15}"
     ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
     tokenizer = read_tokenizer(tmp_path)
@@ -230,9 +227,9 @@ def test_a_class_that_splits_text_as_tokenizer_json_does_is_kept(tmp_path):
     """It may know more than that file, such as its own special tokens."""
     make_tokenizer(QWEN).save_pretrained(tmp_path)
     Qwen2Config().save_pretrained(tmp_path)
-    change(tmp_path / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
     assert isinstance(read_tokenizer(tmp_path), Qwen2Tokenizer)
-    change(tmp_path / "tokenizer.json", decoder={"type": "Fuse"})  # the ids stay the same
+    edit_json(tmp_path / "tokenizer.json", decoder={"type": "Fuse"})  # the ids stay the same
     assert not isinstance(read_tokenizer(tmp_path), Qwen2Tokenizer)
 
 
@@ -252,7 +249,7 @@ def test_text_after_a_special_token_is_split_as_tokenizer_json_describes(legacy,
         tokenizer_object=fast, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
     ).save_pretrained(tmp_path)
     LlamaConfig().save_pretrained(tmp_path)
-    change(tmp_path / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", legacy=legacy)
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", legacy=legacy)
     text = "<s>ab</s> c</s>"
     ids = read_tokenizer(tmp_path).encode(text, add_special_tokens=False)
     assert ids == [1, 3, 4, 5, 2, 3, 3, 6, 2]
