@@ -190,7 +190,7 @@ def entropy_threshold(entropy, lengths, q):
     The gate of Eq. 3 is open strictly above it: `entropy > tau`.
     entropy: (T,) in nats, one response after another.
     lengths: (R,) tokens of each response, at least 1. Returns (T,)."""
-    tau = [h.double().quantile(q) for h in entropy.split(lengths.tolist())]
+    tau = [h.quantile(q) for h in entropy.split(lengths.tolist())]
     return entropy.new_tensor(tau).repeat_interleave(lengths)
 
 
