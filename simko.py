@@ -666,7 +666,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
         c = torch.tensor(list(correct.values()))
         ks = [2**i for i in range(n.bit_length())]
         results[benchmark.label] = {
-            **benchmark.settings(cfg), "problems": len(problems), "correct": correct,
+            **benchmark.about(cfg), "correct": correct,
             "truncated": sum(row["truncated"] for row in rows) / len(rows),
             "pass": {k: pass_at_k(n, c, k).mean().item() for k in ks}}
     if rank == 0:

@@ -376,7 +376,7 @@ def prepare(arguments, Config):
     sets = {source: make_prompts(source, problems, tokenizer, vocabulary, cfg)
             for source, problems in rows.items()}
     dropped = {source: len(rows[source]) - len(sets[source]) for source in rows}
-    benchmarks = plan_benchmarks(command, cfg, sets, room)
+    benchmarks = plan_benchmarks(command, cfg, sets, dropped, room)
     job = Job(command, cfg, tokenizer, stop_ids, sets, dropped, benchmarks)
 
     folder = Path(cfg.output_dir)

@@ -20,6 +20,7 @@ class Benchmark(NamedTuple):
     label: str       # the set's name, with "@T" and the temperature if there are several
     set: str
     problems: list
+    dropped: int     # problems that are left out because their prompts are too long
     n: int           # samples per problem
     temperature: float
     top_p: float
@@ -35,6 +36,12 @@ class Benchmark(NamedTuple):
             **{name: getattr(self, name) for name in own},
             "problems_sha256": digest(self.problems)}
 
+    def about(self, cfg):
+        """Returns what eval.json says about the set, beside its results."""
+        return {
+            **self.settings(cfg),
+            "problems": len(self.problems), "dropped": self.dropped}
+
 
 # ------------------------------------------------ before anything is loaded
 def set_name(source):
@@ -44,10 +51,10 @@ def set_name(source):
     return Path(source.split(",")[0]).name  # of hub/id,split=test or a folder
 
 
-def plan_benchmarks(command, cfg, sets, room):
+def plan_benchmarks(command, cfg, sets, dropped, room):
     """Returns the Benchmarks of --eval-data. What the flags leave open is
     taken from DATASETS and PROTOCOL. Responses must fit into the room
-    after a prompt."""
+    after a prompt. sets, dropped: as in cli.Job."""
     weights_written = ""
     if command == "eval":
         files = Path(cfg.model).glob("*.safetensors")
@@ -64,8 +71,9 @@ def plan_benchmarks(command, cfg, sets, room):
             name = set_name(source)
             benchmarks.append(Benchmark(
                 label=f"{name}@T{t}" if len(temperatures) > 1 else name,
-                set=name, problems=sets[source], n=cfg.eval_n or n,
-                temperature=t, top_p=cfg.eval_top_p or top_p,
+                set=name, problems=sets[source], dropped=dropped[source],
+                n=cfg.eval_n or n, temperature=t,
+                top_p=cfg.eval_top_p or top_p,
                 max_tokens=min(cfg.eval_max_tokens or tokens, room),
                 weights_written=weights_written))
     return benchmarks
@@ -201,3 +209,8 @@ def report(folder, cfg, results):
         print("{:16}{:>5}{:>5}{:>7}{:>8}     ".format(label[:16], *how)
               + "".join(f"{100 * share:7.1f}" for share in result["pass"].values()),
               flush=True)
+    for label, result in results.items():
+        if dropped := result["dropped"]:
+            print(f"{label}: pass@K is without {dropped} of "
+                  f"{result['problems'] + dropped} problems, whose prompts are "
+                  "longer than --max-prompt-length", flush=True)

@@ -428,7 +428,7 @@ def test_bad_data_are_named_by_file_and_line(tmp_path, content, where):
         load_problems(str(path))
 
 
-def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny, tmp_path, capsys):
+def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny, tmp_path):
     path = tmp_path / "data.jsonl"
     row = {"problem": "1 20 4 > 48 :", "answer": "48 = 1 20 4"}
     named = {**row, "id": "x"}
@@ -446,6 +446,9 @@ def test_rows_that_cannot_be_used_are_named_and_what_is_too_long_is_dropped(tiny
     job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
     ((problem,),), (dropped,) = job.sets.values(), job.dropped.values()
     assert (problem["id"], dropped) == ("2", 1)
+    (benchmark,) = job.benchmarks
+    about = benchmark.about(job.cfg)
+    assert (about["problems"], about["dropped"]) == (1, 1)
     path.write_text(json.dumps(long))
     with pytest.raises(SystemExit, match="all 1 prompts are longer than --max-prompt-length 16"):
         cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--eval-data", path), Config)
@@ -526,7 +529,8 @@ def plan(*flags, room=10**6):
     """Returns (label, n, temperature, top-p, tokens) of each benchmark that the flags select."""
     _, cfg = cli.parse_config(["eval", "--eval-data", *flags], Config)
     sets = {source: [] for source in cfg.eval_data}
-    benchmarks = responses.plan_benchmarks("train", cfg, sets, room)
+    dropped = dict.fromkeys(sets, 0)
+    benchmarks = responses.plan_benchmarks("train", cfg, sets, dropped, room)
     return [(b.label, b.n, b.temperature, b.top_p, b.max_tokens) for b in benchmarks]
 
 

@@ -524,7 +524,7 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
     should fail in the first minute, not after training."""
     prompt = np.array([5, 6])
     benchmarks = [
-        Benchmark("a", "a", [{"prompt_ids": prompt}], 4, temperature, top_p, tokens, "")
+        Benchmark("a", "a", [{"prompt_ids": prompt}], 0, 4, temperature, top_p, tokens, "")
         for temperature, top_p, tokens in ((0.6, 0.95, 4096), (0.6, 0.95, 4096), (1.0, 0.9, 3))]
     engine = mock.Mock()
     faults.try_sampling(simko.Config(), benchmarks, engine, quiet)

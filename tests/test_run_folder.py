@@ -340,7 +340,7 @@ def test_the_folder_of_a_run_is_not_taken_for_its_model(tiny, run, tmp_path):
 
 def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
     file = tmp_path / "eval.json"
-    a, b = (Benchmark(name, name, [], 1, 1.0, 1.0, 1, "") for name in "ab")
+    a, b = (Benchmark(name, name, [], 0, 1, 1.0, 1.0, 1, "") for name in "ab")
     responses.check_sets(file, [a])
     file.write_text(json.dumps({"settings": {}, "sets": {"a": {}, "c@T0.5": {}}}))
     with pytest.raises(SystemExit, match="eval.json has the results of c@T0.5, which") as stop:
@@ -351,7 +351,7 @@ def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
 
 
 def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(tmp_path):
-    benchmark = Benchmark("a", "a", [], 1, 1.0, 1.0, 1, "")
+    benchmark = Benchmark("a", "a", [], 0, 1, 1.0, 1.0, 1, "")
     path = tmp_path / "a.jsonl"
     config = Config(dtype="float32", rollout="vllm")
     path.write_text(json.dumps(benchmark.settings(config)) + "\n")

@@ -152,6 +152,7 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
         assert entry["pass"]["1"] == pytest.approx(right.total() / len(made)) != 0
         cut = sum(row["truncated"] for row in made)
         assert entry["truncated"] == cut / len(made) != 0
+        assert (entry["problems"], entry["dropped"]) == (200, 0)
         for kept, rest, calls in [
                 (701, b"", 2),
                 (301, b'{"id"', 3),
@@ -185,7 +186,7 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
 
 def test_an_evaluation_shows_pass_at_k_and_its_average_over_the_sets(tmp_path, capsys):
     one = {"set": "one", "n": 4, "temperature": 0.6, "top_p": 0.95, "max_tokens": 64,
-           "pass": {1: 0.25, 2: 0.5, 4: 1.0}}
+           "problems": 5, "dropped": 0, "pass": {1: 0.25, 2: 0.5, 4: 1.0}}
     two = one | {"set": "two", "n": 2, "temperature": 1.0, "pass": {1: 0.75, 2: 0.8}}
 
     def shown(results):
@@ -201,6 +202,8 @@ def test_an_evaluation_shows_pass_at_k_and_its_average_over_the_sets(tmp_path, c
     assert shown({"one": one}) == [head, of_one]
     # Two temperatures of a set have no average.
     assert len(shown({"one": one, "one@T1.0": one})) == 3
+    *_, note = shown({"one": one, "two": two | {"dropped": 2}})
+    assert " ".join(note).startswith("two: pass@K is without 2 of 7 problems, whose prompts are")
 
 
 def test_all_nine_methods_train_three_steps_on_the_laptop_recipe(laptop, tmp_path):
