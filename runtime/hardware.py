@@ -221,7 +221,11 @@ def gpus(count):
 
 
 def describe(cards):
-    return f"{gpus(len(cards))} of {min(cards):.0f} GB"
+    text = f"{gpus(len(cards))} of {min(cards):.0f} GB"
+    if max(cards) > 1.5 * min(cards):
+        text += (f" (the smallest decides; the largest has {max(cards):.0f} GB, and "
+                 "CUDA_VISIBLE_DEVICES can hide the others)")
+    return text
 
 
 def fits(recipe, cards):

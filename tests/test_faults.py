@@ -201,6 +201,29 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # restored
 
 
+def test_a_terminal_that_closes_saves_the_run_unless_nohup_ignores_it(data, tmp_path, capfd):
+    def hang_up():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    def closed():
+        return at_call(simko.Trainer, "update", 2, hang_up)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with closed():
+            main(flags(data, tmp_path / "nohup", "--steps", 1))
+        assert "stopped" not in capfd.readouterr().out
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with closed(), pytest.raises(SystemExit) as stop:
+            main(flags(data, tmp_path / "run"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert stop.value.code == 0
+    assert "stopped by SIGHUP: the same command resumes the run" in capfd.readouterr().out
+    assert checkpoints(tmp_path / "run") == ["step_000001"]
+
+
 def test_ctrl_c_that_ended_the_reader_of_the_output_too_saves(forks):
     """This happens with `simko.py train ... | tee log`."""
     assert forks[1]["unread"] == 0 and forks[1]["unread_left"] == ["step_000002", "step_000003"]

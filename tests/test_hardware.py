@@ -145,7 +145,9 @@ def test_without_a_card_or_without_room_it_is_the_laptop_s():
 def test_the_smallest_of_unequal_cards_decides(capsys):
     box = [84.9, 84.9, 25.3, 84.9]
     assert hardware.choose(box, login=True)[0].name == MIDDLE_LORA
-    assert hardware.describe(box) == "4 GPUs of 25 GB"
+    assert hardware.describe(box) == (
+        "4 GPUs of 25 GB (the smallest decides; the largest has 85 GB, and "
+        "CUDA_VISIBLE_DEVICES can hide the others)")
     hardware.print_plan(RECIPES[PAPER], "Why.", [141.0, 92.0], None, force=True)
     assert capsys.readouterr().out.startswith(f"{PAPER} 2 0.46\n")
 

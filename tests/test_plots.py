@@ -3,10 +3,12 @@ compare it with plain computations on rows that they write themselves."""
 import base64
 import json
 import math
+import os
 import random
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,6 +29,13 @@ VOCABULARY = laptop.vocabulary()
 def close():
     yield
     plots.plt.close("all")
+
+
+def test_a_notebook_s_backend_is_not_needed():
+    """Colab and Kaggle set MPLBACKEND, and .venv does not have what it names."""
+    environment = os.environ | {"MPLBACKEND": "module://not_here.backend"}
+    command = [sys.executable, "-m", "tools.plots", "--help"]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
 
 
 def styles(*labels):

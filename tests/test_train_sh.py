@@ -6,6 +6,7 @@ wants, and record how they are called.
 """
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -223,7 +224,9 @@ def test_without_gpus_the_laptop_s_two_runs(box):
     assert "The recipe is laptop, since PyTorch sees no GPU" in done.stdout
     shared = " ".join(listed("laptop", "psr"))
     runs = {line for line in box.log() if line.startswith("torchrun")}
-    start = f"torchrun --standalone --nproc_per_node 1 simko.py train {shared}"
+    start = ("torchrun --standalone --local-addr localhost "
+             "--signals-to-handle SIGTERM,SIGINT,SIGQUIT,SIGHUP "
+             f"--nproc_per_node 1 simko.py train {shared}")
     assert runs == {
         f"{start} --output-dir runs/laptop/grpo --method grpo --eval-steps 500 "
         "--seed 1",
@@ -231,6 +234,16 @@ def test_without_gpus_the_laptop_s_two_runs(box):
         "--lambda-top1 1.5 --q 0.5 --seed 1"}
     others = [line.split()[2] for line in box.log() if "python" in line]
     assert others == ["tools.laptop", "tools.tables", "tools.plots"]
+
+
+def test_torchrun_leaves_sighup_ignored_under_nohup(box):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits this
+    try:
+        box.run("laptop", "--method", "grpo")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    line, = (line for line in box.log() if line.startswith("torchrun"))
+    assert " --signals-to-handle SIGTERM,SIGINT,SIGQUIT --" in line
 
 
 def test_the_laptop_leaves_gpus_alone(box):
@@ -385,7 +398,7 @@ exec {sys.executable} "$@"
         assert "logic needs about" in line
     for words in (["qwen2.5-0.5b"], ["logic", "--force"], []):
         done = box.run(*words, smi=[24], stamp="another", **python)
-        assert "makes no virtual environments" in refused(done)
+        assert "made no virtual environment, see" in refused(done)
 
 
 @pytest.mark.parametrize("stamp, smi, message", [
@@ -415,6 +428,35 @@ def test_a_set_up_for_gpus_that_fails_is_tried_again(box, fails, message):
     assert message in done.stderr
     assert "no vLLM wheel" not in done.stdout
     assert (box.folder / ".venv/installed").read_text() == "another"
+
+
+def set_up_with(box, pip, **environment):
+    """Runs a set-up in which `python -m ...` of the new .venv is this shell script."""
+    box.program("programs/python", f"""
+[ "$2" = venv ] || exec {sys.executable} "$@"
+""")
+    box.program(".venv/bin/python", f"[ $1 = -c ] && exit\n{pip}")
+    python = str(box.folder / "programs/python")
+    return box.run("laptop", stamp="another", PYTHON=python, **environment)
+
+
+def test_ctrl_c_ends_the_set_up(box):
+    """pip itself ends with status 1 and not by the signal."""
+    done = set_up_with(box, 'echo "$*" >>"$BOX/log"; kill -INT $PPID; exit 1')
+    assert done.returncode == 130
+    assert len(box.log()) == 1 and "vLLM could not" not in done.stdout
+
+
+def test_pip_s_settings_for_other_environments_are_not_those_of_the_venv(box):
+    set_up_with(box, 'echo "user $PIP_USER target $PIP_TARGET constraint $PIP_CONSTRAINT" >>"$BOX/log"',
+                PIP_USER="1", PIP_TARGET="/elsewhere", PIP_CONSTRAINT="/etc/pip/constraint.txt")
+    assert box.log()[0] == "user 0 target  constraint "
+
+
+def test_packages_of_pythonpath_do_not_stand_in_for_those_of_the_venv(box):
+    box.program(".venv/bin/torchrun", 'echo "${PYTHONPATH-unset}" >>"$BOX/log"')
+    box.run("laptop", "--method", "grpo", PYTHONPATH="/elsewhere")
+    assert "unset" in box.log()
 
 
 def test_cards_without_bfloat16(box):

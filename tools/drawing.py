@@ -1,11 +1,12 @@
 """The style of the figures, and what tools.plots and its parts draw with."""
 import math
+import os
 
-import matplotlib
 import numpy as np
 import pandas as pd
 
-matplotlib.use("Agg")
+# A notebook's MPLBACKEND names one that may not be installed here.
+os.environ["MPLBACKEND"] = "Agg"
 import matplotlib.pyplot as plt  # noqa: E402
 
 plt.rcParams |= {
