@@ -159,8 +159,12 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
             trainer.policy.generation_config = model.generation_config
             with whole_folder(folder.with_name("adapter")) as path:
                 trainer.policy.save_pretrained(path, state_dict=state)
+        # A tied head is no longer the same tensor in another dtype, and
+        # would be saved twice.
+        tied = model.all_tied_weights_keys
         state = {name: weight.to(trainer.dtype)
-                 for name, weight in lora.merged(state, trainer.cfg)}
+                 for name, weight in lora.merged(state, trainer.cfg)
+                 if name not in tied}
         with whole_folder(folder) as path:
             model.save_pretrained(path, state_dict=state)
             tokenizer.save_pretrained(path)
@@ -174,10 +178,13 @@ def add_older_names(folder):
     and would silently compute positions with another theta."""
     path = folder / "config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
+    if "dtype" in fields:
+        fields["torch_dtype"] = fields["dtype"]
     if rope := fields.get("rope_parameters"):
-        older = fields | older_rope(rope)
+        older = fields | older_rope(fields["model_type"], rope)
         if same_rope(fields, older):
-            write_whole(path, json.dumps(older, indent=2) + "\n")
+            fields = older
+    write_whole(path, json.dumps(fields, indent=2) + "\n")
 
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -188,7 +195,7 @@ def add_older_names(folder):
     write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 
-def older_rope(rope):
+def older_rope(model_type, rope):
     """Returns the fields of transformers 4 for rope_parameters."""
     older = {}
     if "full_attention" in rope:  # Gemma 3 has one theta for each kind of layer
@@ -201,6 +208,15 @@ def older_rope(rope):
             older[name] = rope.pop(name)
     if rope.get("rope_type", "default") != "default":
         older["rope_scaling"] = rope
+    longrope = rope.get("rope_type") == "longrope"
+    if model_type == "phi3" and longrope and "factor" not in rope:
+        # It refuses other fields than these three.
+        older["rope_scaling"] = {
+            "type": "longrope", "short_factor": rope["short_factor"],
+            "long_factor": rope["long_factor"]}
+    if model_type == "gpt_neox":
+        older["rotary_emb_base"] = older["rope_theta"]
+        older["rotary_pct"] = older["partial_rotary_factor"]
     return older
 
 
@@ -212,6 +228,9 @@ def same_rope(fields, older):
                          for names in (fields, older))
     except Exception:  # noqa: BLE001
         return False
+    # Only transformers 4 reads the type under this name.
+    for rope in (before, after):
+        rope.pop("type", None)
     return before == after
 
 
