@@ -128,16 +128,40 @@ def hub_rows(hub, config, split):
             if config or split != "train":
                 fail(f"{hub} holds one saved set, which has neither config nor split: "
                      "name only its columns")
-            saved = datasets.load_from_disk(hub)
-            return [{"id": str(i), **row} for i, row in enumerate(saved)]
+            return [*plain_rows(datasets.load_from_disk(hub))]
         configs = [config]
         if config == "*":
             configs = datasets.get_dataset_config_names(hub, revision=revision)
         for name in configs:
             part = datasets.load_dataset(hub, name, split=split, revision=revision)
             prefix = f"{name}-" if config == "*" else ""
-            rows += [{"id": f"{prefix}{i}", **row} for i, row in enumerate(part)]
+            rows += plain_rows(part, prefix)
     return rows
+
+
+def plain_rows(part, prefix=""):
+    """Yields the rows of a datasets.Dataset, with an index for a missing id.
+
+    Labels have their names in place of numbers, and numbers in float32 the
+    digits that they were written with. Images and sounds are left out: they
+    are not read here, and decoding them needs time and further libraries."""
+    import datasets
+    kinds = {field.name: str(field.type) for field in part.features.arrow_schema}
+    media = [name for name, kind in kinds.items() if "binary" in kind]
+    part = part.remove_columns(media)
+    for name, kind in kinds.items():
+        if kind == "float":
+            part = part.cast_column(name, datasets.Value("string"))
+    labels = {name: feature.names for name, feature in part.features.items()
+              if isinstance(feature, datasets.ClassLabel)}
+    for i, row in enumerate(part):
+        row = {"id": None, **row}
+        for name, names in labels.items():
+            if row[name] in range(len(names)):  # -1 stands for no label
+                row[name] = names[row[name]]
+        if row["id"] is None:
+            row["id"] = f"{prefix}{i}"
+        yield row
 
 
 def convert_all(source, spec, rows):
@@ -189,9 +213,9 @@ def number_as_text(answer):
     """Converts an answer that is a finite number to text. Returns any other
     answer unchanged, including truth values and nan, with which no response
     could be compared."""
-    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
-        return str(answer)
-    return answer
+    if isinstance(answer, float) and not math.isfinite(answer) or isinstance(answer, bool):
+        return answer
+    return str(answer) if isinstance(answer, int | float) else answer
 
 
 def synlogic(row):

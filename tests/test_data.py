@@ -138,7 +138,7 @@ def hub(monkeypatch):
             raise RuntimeError("no such set")
         assert revision == data.REVISIONS.get(hub)
         assert revision or "SynLogic" in hub
-        return HUB[hub][config][split]
+        return datasets.Dataset.from_list(HUB[hub][config][split])
 
     def config_names(hub, revision):
         return list(HUB[hub])
@@ -215,7 +215,7 @@ def test_hub_rows_in_other_columns_and_sets_with_scripts_are_refused(tmp_path, m
     with pytest.raises(SystemExit, match=message) as stop:
         load_problems(f"{tmp_path}/set")
     assert refused(stop.value) and not trap.exists()
-    rows = [{"problem": "p", "answer": "1"}, {"x": ESCAPE}]
+    rows = datasets.Dataset.from_list([{"x": ESCAPE}])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     for source in ("synlogic", "synlogic/other", "a/b"):
         with pytest.raises(SystemExit, match=f"{source}, row ") as stop:
@@ -468,6 +468,31 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
         data.load_problems(f"{tmp_path}/damaged")
     with pytest.raises(SystemExit, match="one holds one saved set, which has neither config nor"):
         data.load_problems(f"{tmp_path}/one,problem=question,split=test")
+
+
+def test_columns_of_labels_float32_and_media_are_read_as_they_are_meant(tmp_path):
+    """A label is a number with a name. The digits of 0.1 in float32 are not those of 0.1, with
+    which a response is compared. The image is damaged, and nobody looks at it."""
+    kinds = datasets.Features({
+        "id": datasets.Value("string"), "problem": datasets.Value("string"),
+        "answer": datasets.ClassLabel(names=["Yes", "No"]), "share": datasets.Value("float32"),
+        "images": datasets.List(datasets.Image())})
+    image = {"bytes": b"damaged", "path": None}
+    columns = {"id": [None, "b"], "problem": ["p", "q"], "answer": [1, 0], "share": [0.1, 7],
+               "images": [[image], []]}
+    datasets.Dataset.from_dict(columns, features=kinds).save_to_disk(tmp_path / "one")
+    labels = data.load_problems(f"{tmp_path}/one")
+    assert labels == [{"id": "0", "problem": "p", "answer": "No"},
+                      {"id": "b", "problem": "q", "answer": "Yes"}]
+    shares = data.load_problems(f"{tmp_path}/one,answer=share")
+    assert [problem["answer"] for problem in shares] == ["0.1", "7"]
+
+
+def test_an_answer_may_be_a_whole_number_beyond_the_floats(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({"problem": "p", "answer": 10**320}))
+    (problem,) = load_problems(str(path))
+    assert problem["answer"] == "1" + "0" * 320
 
 
 def test_a_folder_of_parquet_may_name_tasks_but_not_several_answers(tmp_path, capsys):
