@@ -213,9 +213,11 @@ def number_as_text(answer):
     """Converts an answer that is a finite number to text. Returns any other
     answer unchanged, including truth values and nan, with which no response
     could be compared."""
-    if isinstance(answer, float) and not math.isfinite(answer) or isinstance(answer, bool):
+    if isinstance(answer, bool):
         return answer
-    return str(answer) if isinstance(answer, int | float) else answer
+    if isinstance(answer, int) or isinstance(answer, float) and math.isfinite(answer):
+        return str(answer)
+    return answer
 
 
 def synlogic(row):

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig, AutoTokenizer, FalconConfig, FalconForCausalLM, Gemma3Config, Gemma3TextConfig,
     Gemma4TextConfig, GenerationConfig, GPTNeoXConfig, LlamaConfig, LlamaForCausalLM,
-    Phi3Config, PhiConfig,
-    Qwen2_5_VLConfig, Qwen2Config)
+    Phi3Config, PhiConfig, Qwen2_5_VLConfig, Qwen2Config)
 
 from runtime import cli, models, prompts, run_folder
 from runtime.checkpoints import add_older_names
