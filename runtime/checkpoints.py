@@ -1,6 +1,5 @@
 """Saves and loads checkpoints, and exports the result as an ordinary
 Hugging Face folder."""
-import copy
 import io
 import json
 import os
@@ -182,7 +181,7 @@ def add_older_names(folder):
         fields["torch_dtype"] = fields["dtype"]
     if rope := fields.get("rope_parameters"):
         older = fields | older_rope(fields["model_type"], rope)
-        if same_rope(fields, older):
+        if same_rope(folder, older):
             fields = older
     write_whole(path, json.dumps(fields, indent=2) + "\n")
 
@@ -220,16 +219,19 @@ def older_rope(model_type, rope):
     return older
 
 
-def same_rope(fields, older):
-    """Returns whether transformers reads the same rope from a config's fields
-    with the older ones among them. Some families cannot read both."""
-    try:
-        # transformers 4 may call the rope_type "type", which changes nothing.
-        before, after = (
-            {**AutoConfig.for_model(**copy.deepcopy(names)).rope_parameters,
-             "type": None} for names in (fields, older))
-    except Exception:  # noqa: BLE001
-        return False
+def same_rope(folder, older):
+    """Returns whether transformers reads the same rope from a folder's
+    config.json as from the fields `older`. Some families cannot read both."""
+    with TemporaryDirectory() as other:
+        # Only from a file does it read an infinite number, as Falcon-H1 has.
+        Path(other, "config.json").write_text(json.dumps(older), encoding="utf-8")
+        try:
+            # transformers 4 may call the rope_type "type", which changes nothing.
+            before, after = (
+                {**AutoConfig.from_pretrained(path, **NO_CODE).rope_parameters,
+                 "type": None} for path in (folder, other))
+        except Exception:  # noqa: BLE001
+            return False
     return before == after
 
 

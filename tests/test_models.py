@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig, AutoTokenizer, FalconConfig, FalconForCausalLM, Gemma3Config, Gemma3TextConfig,
-    Gemma4TextConfig, GenerationConfig, GPTNeoXConfig, LlamaConfig, LlamaForCausalLM,
-    Phi3Config, PhiConfig, Qwen2_5_VLConfig, Qwen2Config)
+    AutoConfig, AutoTokenizer, FalconConfig, FalconForCausalLM, FalconH1Config, Gemma3Config,
+    Gemma3TextConfig, Gemma4TextConfig, GenerationConfig, GPTNeoXConfig, LlamaConfig,
+    LlamaForCausalLM, Phi3Config, PhiConfig, Qwen2_5_VLConfig, Qwen2Config)
 
 from runtime import cli, models, prompts, run_folder
 from runtime.checkpoints import add_older_names
@@ -357,7 +357,9 @@ def test_a_model_without_padding_or_start_token_can_be_exported(tiny, tmp_path, 
      {"rotary_emb_base": 5e5, "rotary_pct": 0.5}),
     (Phi3Config(rope_parameters=LONG, original_max_position_embeddings=48), {"rope_scaling": {
         "type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}}),
-], ids=["theta", "llama3", "part", "gemma3", "gpt-neox", "phi3"])
+    (FalconH1Config(rope_parameters={"rope_type": "default", "rope_theta": 2e4}),
+     {"rope_theta": 2e4}),
+], ids=["theta", "llama3", "part", "gemma3", "gpt-neox", "phi3", "falcon-h1"])
 def test_an_export_also_has_the_names_of_transformers_4(tmp_path, config, old):
     """It reads these fields, and takes its own theta where they are missing. With transformers
     4.57.6 the log-probs of 40 tiny exports were those of version 5."""
