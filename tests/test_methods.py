@@ -408,7 +408,7 @@ def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(
 
 def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_bit(
         taught, tmp_path, capsys):
-    flags = "--max-sampling-rounds", 9, "--method", "simko", "--seed", 5
+    flags = "--max-sampling-rounds", 9, "--method", "simko", "--seed", 5, "--temperature", 0.8
     update = simko.Trainer.update
     with (mock.patch.object(simko, "seed_everything", wraps=simko.seed_everything) as seed,
           mock.patch.object(simko, "prompt_order", wraps=simko.prompt_order) as order,
@@ -419,7 +419,8 @@ def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_
     rounds = [(row["step"] - 1, r) for row in rows for r in range(row["sampling_rounds"])]
     assert [call.args for call in seed.call_args_list] == [
         (5, step, 0, 2 * r) for step, r in rounds]
-    assert [call.args[0] for call in order.call_args_list] == [9 * step + r for step, r in rounds]
+    batches_and_seeds = [(call.args[0], call.args[3]) for call in order.call_args_list]
+    assert batches_and_seeds == [(9 * step + r, 5) for step, r in rounds]
     assert all(1 < row["sampling_rounds"] < 9 and row["mixed_groups"] < 1 for row in rows)
     assert "unequal" not in capsys.readouterr().out
     assert sleep.call_count == 1 + 3  # at the start, and after the last rollout of each step
