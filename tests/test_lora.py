@@ -181,6 +181,8 @@ def test_a_run_goes_on_bit_for_bit(runs):
         assert (straight / path).read_bytes() == (stopped / path).read_bytes()
     rows = metrics(straight)
     assert [row["step"] for row in rows] == [1, 2, 3]
+    # Its warm-up ends with the sixth of two updates a step.
+    near([row["learning_rate"] for row in rows], [2e-2 * 2 / 6, 2e-2 * 4 / 6, 2e-2])
     for row in rows:
         assert row["grad_norm"] > 0
         assert row["logp_gap"] < 1e-5
