@@ -4,6 +4,7 @@ optimizer's steps and the precision of the weights."""
 import itertools
 import json
 import math
+import time
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -291,6 +292,22 @@ def test_the_screen_and_tensorboard_show_the_rows_of_the_log(tmp_path, capsys):
     assert {*board.Tags()["scalars"]} == numbers
     shown = [(event.step, event.value) for event in board.Scalars("reward")]
     assert shown == [(3, 0.5), (4, 0.25)]
+
+
+def test_the_clock_adds_up_the_laps_of_each_phase(monkeypatch):
+    times = iter([0, 2, 2, 3, 3, 8, 8])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    clock = log.Clock(CPU)
+    for phase in ("rollout", "update", "rollout"):
+        clock.lap(phase)
+    row = clock.metrics(rollout=14, update=5)
+    assert 0.1 < row.pop("peak_memory_gib") < 64
+    assert row == {
+        "seconds_rollout": 2 + 5,
+        "seconds_update": 1,
+        "tokens_per_s_rollout": 14 / 7,
+        "tokens_per_s_update": 5 / 1,
+    }
 
 
 # ------------------------------------------------------------------------------------- precision
