@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import simko
 from runtime import chunked
+from test_simko import gradient
 from tests.conftest import near, randn, seeds
 
 
@@ -84,6 +85,16 @@ def test_tokens_that_tie_for_the_highest_probability_are_all_rank_1(function):
     weight = torch.tensor([[1.0], [2.0], [2.0]])
     is_top1 = function(torch.ones(3, 1), weight, torch.arange(3), 1, 1.0)[3]
     assert is_top1.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("function", [simko.token_statistics, chunked.token_statistics])
+def test_a_token_that_is_certain_overflows_nothing(function):
+    """exp(150) is infinite in float32."""
+    weight = torch.tensor([[150.0], [0.0], [0.0]], requires_grad=True)
+    logp, topk_logp, entropy, _ = function(torch.ones(1, 1), weight, torch.tensor([0]), 3, 1.0)
+    assert topk_logp.tolist() == [[0, -150, -150]]
+    assert logp.item() == entropy.item() == 0
+    assert gradient(logp, weight).tolist() == [[0], [0], [0]]
 
 
 def test_the_loop_holds_the_logits_of_one_chunk_at_a_time(monkeypatch):
