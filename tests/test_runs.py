@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import simko
 from runtime import responses
 from runtime.baselines import METHODS
+from runtime.data import prompt_order
 from runtime.hf_engine import HFEngine
 from runtime.puzzles import countdown
 from tests import workers
@@ -150,6 +151,7 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
         assert right == Counter(row["id"] for row in made if row["correct"])
         assert entry["correct"] == {row["id"]: right[row["id"]] for row in made}
         assert entry["pass"]["1"] == pytest.approx(right.total() / len(made)) != 0
+        assert entry["pass"].keys() == {"1", "2", "4"}
         cut = sum(row["truncated"] for row in made)
         assert entry["truncated"] == cut / len(made) != 0
         assert (entry["problems"], entry["dropped"]) == (200, 0)
@@ -270,14 +272,14 @@ def spy_on_seeds():
 
 def one_rank(folder):
     """Runs `simko.py train` on this rank of two. Records the keys of its random streams, and the
-    threshold tau and the prompts of its updates."""
+    threshold tau and the problems of its updates."""
     arguments = json.loads((folder / "arguments.json").read_text())
     with spy_on_seeds() as seed, spy(simko.Trainer, "update") as updates:
         simko.main(arguments)
     keys = [call.args for call in seed.call_args_list]
     tau = [call.args[3] for call in updates.call_args_list]
-    prompts = [[s.prompt for s in call.args[1]] for call in updates.call_args_list]
-    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps([keys, tau, prompts]))
+    ids = [[s.id for s in call.args[1]] for call in updates.call_args_list]
+    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps([keys, tau, ids]))
 
 
 def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on(
@@ -292,8 +294,8 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     train = partial(recipe, laptop, "train", tmp_path, *flags, "--steps")
     (tmp_path / "arguments.json").write_text(json.dumps(train(1)))
     workers.run(workers.two_ranks(*workers.worker("one rank", tmp_path)))
-    first, tau, prompts = json.loads((tmp_path / "rank_0.json").read_text())
-    second, same_tau, others = json.loads((tmp_path / "rank_1.json").read_text())
+    first, tau, own = json.loads((tmp_path / "rank_0.json").read_text())
+    second, same_tau, other = json.loads((tmp_path / "rank_1.json").read_text())
     with spy_on_seeds() as seed:
         main(train(2))
     keys = [*map(tuple, first + second), seed.call_args_list[0].args]
@@ -301,9 +303,12 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     assert len(tau) == 4
     assert tau == same_tau
     assert min(tau) > 0
-    # Together the ranks train on 8 responses to each of the mini-batch's 8 prompts.
-    for update, (own, other) in enumerate(zip(prompts, others)):
-        assert sorted(own + other) == [8 * update + i // 8 for i in range(64)]
+    # Together the ranks train on 8 responses to each of the 8 problems that one rank would take.
+    problems = (laptop / "train.jsonl").read_text().splitlines(keepends=True)
+    order = prompt_order(0, 32, len(problems), seed=0)
+    for update in range(4):
+        ids = [json.loads(problems[i])["id"] for i in order[8 * update:8 * update + 8]]
+        assert Counter(own[update] + other[update]) == dict.fromkeys(ids, 8)
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
@@ -311,12 +316,19 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
         assert 0.4 < row["gate_share"] < 0.6
         assert row["grad_norm"] > 0
 
-    # The second chunk of an evaluation has one problem, so rank 1 has none.
-    problems = (laptop / "train.jsonl").read_text().splitlines(keepends=True)
+    # Two ranks finish an evaluation. Its second chunk has one problem, so rank 1 has none.
     (tmp_path / "65.jsonl").write_text("".join(problems[:65]))
     flags = "--rollout", "hf", "--eval-n", 2, "--eval-data", tmp_path / "65.jsonl"
-    workers.run(workers.two_ranks("simko.py", *recipe(laptop, "eval", tmp_path / "eval", *flags)))
-    assert len((tmp_path / "eval" / "65.jsonl").read_text().splitlines()) == 1 + 2 * 65
+    evaluate = recipe(laptop, "eval", tmp_path / "eval", *flags)
+    main(evaluate)
+    rows = tmp_path / "eval" / "65.jsonl"
+    kept = rows.read_text().splitlines(keepends=True)[:1 + 2 * 64]
+    rows.write_text("".join(kept))
+    (tmp_path / "eval" / "eval.json").unlink()
+    workers.run(workers.two_ranks("simko.py", *evaluate))
+    *same, one, two = rows.read_text().splitlines(keepends=True)
+    assert same == kept
+    assert json.loads(one)["id"] == json.loads(two)["id"] == json.loads(problems[64])["id"]
 
     # A run with other settings must not resume here.
     with pytest.raises(SystemExit, match="--lambda-top1 was 1.1, is 1.2"):
