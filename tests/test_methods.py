@@ -56,9 +56,9 @@ def naive_advantage(method, rewards, i, k):
     return (rewards[i] - mean(rewards)) / (deviation + 1e-6)
 
 
-def real_advantage(method, rewards, N, k=4):
-    """Returns the advantages (N,) as `train_step` computes them."""
-    if method == "pass-at-k":
+def real_advantage(method, rewards, N, k=None):
+    """Returns the advantages (N,) as `train_step` computes them, or pass-at-k's for another k."""
+    if method == "pass-at-k" and k:
         return baselines.pass_at_k_advantage(rewards, N, k)
     function = baselines.METHODS[method].advantage or simko.group_advantage
     return function(rewards, N)
