@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import simko
 from runtime import baselines, log
@@ -25,8 +26,8 @@ from runtime.models import fingerprint, load_model
 from runtime.packing import Sample
 from test_simko import naive_ratio
 from tests.conftest import (
-    CPU, SHARES, config, distance, load_samples, move, near, plain_logits, plain_model, quiet,
-    randn)
+    CPU, SHARES, config, distance, load_samples, move, near, one_base, plain_logits,
+    plain_model, quiet, randn)
 
 CASES = {
     "grpo": {"loss_type": "grpo"},
@@ -185,6 +186,18 @@ def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
         trainer.compute_old_logp(samples, quiet)
         trainer.update(samples, "simko", None, quiet)
         gradient = gradient_of(trainer)
+
+
+@one_base
+@pytest.mark.parametrize("again", [True, False])
+def test_an_update_computes_its_layers_again_with_gradient_checkpointing_alone(base, group, again):
+    cfg = config(base, micro_batch_tokens=10**6, gradient_checkpointing=again)
+    trainer, samples = simko.Trainer(cfg, CPU, torch.float32), load_samples(base)
+    trainer.compute_old_logp(samples, quiet)
+    with mock.patch.object(
+            LlamaMLP, "forward", autospec=True, side_effect=LlamaMLP.forward) as forward:
+        trainer.update(samples, "simko", None, quiet)
+    assert forward.call_count == (4 if again else 2)  # it has two layers
 
 
 # --------------------------------------------------------------------------------- old log-probs
