@@ -436,10 +436,16 @@ def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_
 
 def test_a_step_that_reaches_its_sampling_limit_warns_and_trains_on_the_groups_found(
         taught, tmp_path, capsys):
+    def without_gradients(trainer):
+        """The engine needs the memory of the gradients."""
+        assert all(p.grad is None for p in trainer.policy.parameters())
+        return named_weights(trainer)
+
     (whole,), _ = train(taught, tmp_path / "all", "--steps", 1)
-    update = simko.Trainer.update
-    with mock.patch.object(
-            simko.Trainer, "update", autospec=True, side_effect=update) as updates:
+    update, named_weights = simko.Trainer.update, simko.Trainer.named_weights
+    with (mock.patch.object(
+            simko.Trainer, "update", autospec=True, side_effect=update) as updates,
+          mock.patch.object(simko.Trainer, "named_weights", without_gradients)):
         (row,), _ = train(taught, tmp_path / "mixed", "--steps", 1, "--max-sampling-rounds", 1)
     groups = round(8 * whole["mixed_groups"])
     trained = [s for call in updates.call_args_list for s in call.args[1]]
