@@ -192,7 +192,7 @@ def test_nodes_with_other_commands_models_or_data_are_refused(
         cli.check_ranks_agree(jobs[1])
     else:
         with pytest.raises(SystemExit, match=message):
-            cli.check_ranks_agree(jobs[1])
+            main([*flags, *map(str, change)])
 
 
 def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
