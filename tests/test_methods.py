@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import simko
-from runtime import baselines, cli
+from runtime import baselines, cli, faults
 from runtime.common import seed_everything
 from runtime.hf_engine import HFEngine
 from runtime.models import load_model
@@ -388,11 +388,14 @@ def test_every_method_trains_after_the_same_grpo_step(taught, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(
         taught, tmp_path, capsys, method):
-    (row,), weights = train(
-        taught, tmp_path, "--train-data", taught / "hopeless.jsonl", "--method", method,
-        "--max-sampling-rounds", 2, "--steps", 1, "--tau-scope", "batch")
-    warning = "step 1: --max-sampling-rounds 2 found only 0 of 8 groups with unequal rewards"
-    assert warning in capsys.readouterr().out
+    after_one_step = partial(faults.check_rewards, steps=1)
+    with mock.patch.object(faults, "check_rewards", after_one_step):
+        (row,), weights = train(
+            taught, tmp_path, "--train-data", taught / "hopeless.jsonl", "--method", method,
+            "--max-sampling-rounds", 2, "--steps", 1, "--tau-scope", "batch")
+    out, error = capsys.readouterr()
+    assert "step 1: --max-sampling-rounds 2 found only 0 of 8 groups with unequal rewards" in out
+    assert "all rewards of 1 steps were 0" in error
     unmeasured = {name for name, x in row.items() if x is None}
     assert unmeasured == {
         "Lambda",
@@ -430,8 +433,10 @@ def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_
         assert len(samples) == 32 and all(s.advantage for s in samples)
         assert 4 <= sum(s.advantage > 0 for s in samples) <= 28
     train(taught, tmp_path / "stopped", "--steps", 1, *flags)
-    again, same = train(taught, tmp_path / "stopped", "--steps", 3, *flags)
+    with mock.patch.object(simko, "Log", wraps=simko.Log) as log:
+        again, same = train(taught, tmp_path / "stopped", "--steps", 3, *flags)
     assert again == rows and distance(same, weights) == 0
+    assert log.call_args.args[1] == 1  # TensorBoard goes on showing the first step
 
 
 def test_a_step_that_reaches_its_sampling_limit_warns_and_trains_on_the_groups_found(
