@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -191,6 +192,7 @@ def test_a_step_clips_the_norm_warms_up_and_is_adamws(base, group):
 @one_base
 @pytest.mark.parametrize("again", [True, False])
 def test_an_update_computes_its_layers_again_with_gradient_checkpointing_alone(base, group, again):
+    """Neither this nor the sharding changes a gradient, but a GPU's memory depends on both."""
     cfg = config(base, micro_batch_tokens=10**6, gradient_checkpointing=again)
     trainer, samples = simko.Trainer(cfg, CPU, torch.float32), load_samples(base)
     trainer.compute_old_logp(samples, quiet)
@@ -198,6 +200,8 @@ def test_an_update_computes_its_layers_again_with_gradient_checkpointing_alone(b
             LlamaMLP, "forward", autospec=True, side_effect=LlamaMLP.forward) as forward:
         trainer.update(samples, "simko", None, quiet)
     assert forward.call_count == (4 if again else 2)  # it has two layers
+    # FSDP gathers one layer at a time, and then the rest.
+    assert sum(isinstance(module, FSDPModule) for module in trainer.policy.modules()) == 2 + 1
 
 
 # --------------------------------------------------------------------------------- old log-probs
