@@ -32,6 +32,7 @@ from verify import Verifier, explain, extract_answer, is_correct, judge
     (r"\\boxed{7}", "7"),
     (r"a \\\boxed{7}", "7"),
     (r"\boxed{1} then \boxed{2}", "2"),
+    (r"\boxed{1}" + " so" * 3000 + r" \boxed{2}", "2"),
     (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
     (r"\boxed{\{1,2\}}", r"\{1,2\}"),
     (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
