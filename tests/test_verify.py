@@ -160,6 +160,7 @@ def test_sets_of_real_numbers(text, name, intervals):
     ("2", 2),
     ("1/2/3", Fraction(1, 6)),
     ("2(3+4)", 14),
+    ("2[3+4]", 14),
     ("-2^{2}", -4),
     (r"2\frac{1}{3}", Fraction(7, 3)),
     (r"2\frac{4}{3}", Fraction(8, 3)),
@@ -169,6 +170,7 @@ def test_sets_of_real_numbers(text, name, intervals):
     ("3!^{2}", 36),
     (r"\lfloor 7/2\rfloor", 3),
     ("2^{-1}", Fraction(1, 2)),
+    ("0^{2}", 0),
 ])
 def test_exact_values(text, value):
     assert formula.exact(formula.parse(text), 0) == value
@@ -198,6 +200,7 @@ def test_equal_values(text, other):
     (r"\gamma", r"\Gamma"),
     ("x'", "x"),
     ("f(2)", "2f"),
+    ("f(x+1)", "fx+f"),
     ("f^{-1}(x)", "1/f(x)"),
     (r"\sqrt{x^{2}}", "x"),
     (r"\lceil n/2\rceil", r"\lceil n/5\rceil"),
@@ -250,6 +253,7 @@ RIGHT = r"""
 13.6 eV ¦ 13.6 ¦ 13.6\text{ eV}
 60 Hz ¦ 60 ¦ 60\text{ Hz}
 ab^2 ¦ b^2 a ¦ a \cdot b \cdot b
+AB+CD ¦ CD+AB
 2 - 3i ¦ -3i + 2 ¦ 2 + 3i^3
 e^{2x} ¦ (e^x)^2 ¦ \exp(2x)
 \ln 2 ¦ \ln(2) ¦ \log_e 2 ¦ \frac{\ln 4}{2}
@@ -323,6 +327,7 @@ e^{i\pi/3} ¦ \frac{1}{2}+\frac{\sqrt3}{2}i ¦ \cos \pi/3 + i \sin \pi/3
 6x^2+1 ¦ 6x**2+1 ¦ 6*x^2 + 1
 # equations
 y=2x+3 ¦ y-3=2x ¦ 4x-2y+6=0
+x^2+y^2=25 ¦ x^2+y^2=5^2
 MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
  ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
@@ -332,7 +337,7 @@ x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3)
 y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
 # sets of real numbers
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\}
- ¦ x \ge -2 \text{ and } x<1
+ ¦ x \ge -2 \text{ and } x<1 ¦ \{x \mid -2\le x<1\}
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
  ¦ x<1, \text{ or } x>3
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
@@ -343,7 +348,7 @@ a<b<c ¦ c>b>a
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 x>1, y<2 ¦ y<2, x>1
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
- ¦ 3n, n\in\mathbb{Z}
+ ¦ 3n, n\in\mathbb{Z} ¦ 3n\ (n\in\mathbb{Z})
 \text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
 # braces, spaces and Unicode
 \text{odd} ¦ (\text{odd}) ¦ \{\text{odd}\}
@@ -393,6 +398,7 @@ x'\ge5 ¦ x′⩾5 ¦ x'≧5
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C}
  ¦ 5\text{ gallons per minute} ¦ 5\ 
 12\text{ widgets} ¦ 12 ¦ 12 widgets
+12\text{ gadgets} ¦ 12 ¦ 12.0\text{ gadgets}
 5cm ¦ 5 ¦ 5\text{ cm}
 10 hrs ¦ 10 ¦ 10\text{ hours}
 \frac{1}{3}mL^2 ¦ \frac{mL^2}{3} ¦ \frac13 L^2 m
@@ -452,6 +458,7 @@ a+b ¦ a+b=c ¦ c=a+b
 1234 ¦ f(2)=1,234 ¦ S(n) = 1,234
 (2,3) ¦ x=2, y=3 ¦ y=3, x=2 ¦ \langle 2,3\rangle ¦ \lparen 2,3\rparen ¦ ⟨2,3⟩
 x=2,y=3 ¦ (2,3)
+x=2,y=3,z=4 ¦ (2,3,4)
 [-6,6] ¦ \lbrack -6,6\rbrack
 \begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}-1\\-2\end{pmatrix}
  ¦ \begin{pmatrix} x \\ y \end{pmatrix} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}
@@ -498,7 +505,8 @@ WRONG = r"""
 45 ¦ 45 = 46 ¦ 44 = 45 ¦ 45 \text{ minus 2} ¦ x ¦ 4 5 ¦ 45_6 ¦ 45! ¦ 54 ¦ \text{forty} ¦ x \ge 45
 45 ¦ 45^2 ¦ 45 \text{ is wrong}
 45 ¦ \frac{45}{0} ¦ x - 45 = 0 ¦ 44.999999999999999999999
-12345 ¦ 12346 ¦ 12345.5
+12345 ¦ 12346 ¦ 12345.5 ¦ 1 2345
+1234567 ¦ 1234 567 ¦ 1234,567
 1e-20 ¦ 1e-21 ¦ 0 ¦ 2e-20
 10^{100} ¦ 10^{100}+1 ¦ 10^{101} ¦ 10^{99}
 \frac{1}{3} ¦ 0.3333333333333333 ¦ 13 ¦ 3 ¦ 1.3
@@ -508,11 +516,12 @@ WRONG = r"""
 x > 10^{-20} ¦ x > 10^{-21} ¦ x \ge 10^{-20} ¦ x < 10^{-20}
 6m ¦ 6 ¦ 6n ¦ m
 5 \text{ cm} ¦ 5 \text{ km} ¦ 5 \text{ hours} ¦ 6 \text{ cm}
+ ¦ 5\text{ sq cm} ¦ 5\text{ cu cm} ¦ 5\text{ cubic cm}
 (1, 2) ¦ \{1, 2\} ¦ (2, 1) ¦ [1, 2] ¦ 1, 2 ¦ (1, 2, 3) ¦ 1 ¦ (1, 3)
 1, 2 ¦ 1 ¦ 1, 2, 3 ¦ 1, 3 ¦ 1, 1 ¦ 1, 2, 2 ¦ (1, 2)
 2, 2 ¦ 2
 [3, \infty) ¦ (3, \infty) ¦ [4, \infty) ¦ x > 3
-(-\infty, 3) ¦ (-\infty, 4) ¦ (-\infty, 3] ¦ x < 4 ¦ (3, \infty)
+(-\infty, 3) ¦ (-\infty, 4) ¦ (-\infty, 3] ¦ x < 4 ¦ (3, \infty) ¦ x < 2 < 3 ¦ x < 1, x < 3
 3 \pm \sqrt{2} ¦ 3 + \sqrt2 ¦ 2 \pm \sqrt3 ¦ 3 \pm 2
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 & 2 & 3 & 4 \end{pmatrix}
@@ -557,6 +566,8 @@ x ¦ x'
 m\frac{dv}{dt}+bv=f ¦ bv=f ¦ m\frac{dv}{dt}=f ¦ m\frac{dv}{ds}+bv=f ¦ 9m^2\frac{dv}{dt}+bv=f
 I\frac{d\omega}{dt}+2B\omega=T ¦ 2B\omega=T ¦ \omega=\frac{T}{2B}
 \frac{dx}{dt}=kx-a ¦ 0=kx-a ¦ kx=a
+(y')^2=y ¦ y'=y
+y'=y ¦ (y')^2=y
 \frac{dy}{dx} ¦ \frac{y}{x} ¦ \frac{dy}{dt} ¦ 0
 \frac{\Delta y}{\Delta x} ¦ \frac{y}{x}
 \gamma^2-1 ¦ \gamma^2-3 ¦ \Gamma^2-1
@@ -584,7 +595,8 @@ x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4)
 \sin^2x+\cos^2x=1 ¦ x=y
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
-(-2,2) ¦ |x|\le 2 ¦ |x|>2
+(-2,2) ¦ |x|\le 2 ¦ |x|>2 ¦ |x|^2<2
+|x|>2 ¦ |x|^2>2
 a<b<c ¦ a<c<b ¦ a<b\le c
 x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
 \{3k|k\in\mathbb{Z}\} ¦ \{2k|k\in\mathbb{Z}\} ¦ \{3k|t\in\mathbb{Z}\} ¦ \{3k|k\in\mathbb{N}\} ¦ 3k
@@ -609,7 +621,7 @@ n\text{ even} ¦ n\text{ odd} ¦ n
 5 ¦ x \not= 5 ¦ x\not\approx 5 ¦ \text{not } = 5 ¦ \not= 5
 (0,1) ¦ x \not\in (0,1) ¦ x\notin(0,1)
 x \in (0,1) ¦ x\not\in(0,1)
-(4,\infty) ¦ x\not>4
+(4,\infty) ¦ x\not>4 ¦ x>4, x>5
 \frac13 ¦ \frac13\approx 0.333, \frac23\approx 0.667 ¦ \frac13\approx0.333\text{ or }\frac23
  ¦ \frac23 \approx \frac13
 1+\sqrt2 ¦ x=1+\sqrt2\approx2.41, x=1-\sqrt2\approx-0.41
@@ -686,11 +698,12 @@ x=2,x=3 ¦ (2,3)
 3k ¦ \{3k|k\in\mathbb{Z}\} ¦ 3n, k\in\mathbb{Z}
 0 ¦ \infty-\infty
 1 ¦ \frac{\infty}{\infty} ¦ 1^\infty ¦ \frac{\tan\frac{\pi}{2}}{\tan\frac{\pi}{2}}
-0 ¦ (\sqrt2-\sqrt2)^{-1}
+0 ¦ (\sqrt2-\sqrt2)^{-1} ¦ (\sqrt2-\sqrt2)^0
 \infty ¦ 2\infty ¦ \infty+1
 \emptyset ¦ \{\emptyset\}
 # other values
 8/3 ¦ 4\times 2\frac{1}{3}
+2 ¦ (\frac52)!
 3\text{ hundredths} ¦ 3
 3\text{ tens} ¦ 3
 n^{\underline{3}} ¦ n^3
@@ -715,6 +728,7 @@ m_{\max}=n-1 ¦ m_{\min}=n-1 ¦ k=n-1
 3:4 ¦ 6:8 ¦ \frac43
 \begin{pmatrix}2\\4\end{pmatrix} ¦ (4,2) ¦ 2,4 ¦ \begin{pmatrix}2&4\end{pmatrix} ¦ (2,4]
 [-1,0)\cup(0,1] ¦ [-1,1]\setminus\{2\} ¦ -1\le x\le1, y\ne0 ¦ [-1,1]\setminus\{a\} ¦ x\ne0
+[-1,1] ¦ [-1,1]\setminus\{a+2\}
 \text{(C)}\ 5 ¦ (C) 6 ¦ (D) 5 ¦ (D)
 (C) 0 ¦ (D) 0 ¦ 0
 174,000 ¦ 174, 0 ¦ 174
@@ -949,7 +963,7 @@ def test_scores_a_file(tmp_path):
             {"response": box("2"), "answer": "1"},
             {"response": "1 + 2 = 3", "answer": "3 = 1 2", "task": "countdown"}]
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text("\n\n".join(map(json.dumps, rows)))
     printed = command(path).stdout
     assert "| math | 2 | 1 | 1 | 0.500 |" in printed
     assert "| countdown | 1 | 1 | 0 | 1.000 |" in printed
