@@ -93,6 +93,7 @@ def runs(tmp_path, monkeypatch):
                      "correct": {"a": 1, "b": 3}}
             (path / "eval.json").write_text(json.dumps({"sets": {"test": entry}}))
         if command == "train":
+            assert job.settings.items() <= flags.items()
             (run / "checkpoints").mkdir(exist_ok=True)
             write_rows(run / "metrics.jsonl", [
                 {"step": step, "reward": 0.5, "entropy": 1.0, "loss": None}
