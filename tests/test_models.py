@@ -85,7 +85,7 @@ def add_code(folder):
 
 def larger_tokenizer(folder):
     tokens = json.loads((folder / "tokenizer.json").read_text())
-    tokens["model"]["vocab"] |= {"48": 5000}
+    tokens["model"]["vocab"] |= {"48": VOCABULARY}
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
 
 
@@ -154,7 +154,7 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
     "another's tokenizer": (
         larger_tokenizer,
         "raw",
-        "has a token of id 5000, beyond the model's 128",
+        "has a token of id 128, beyond the model's 128",
     ),
     "no config": (
         remove("config.json"),

@@ -121,10 +121,10 @@ def prompts(rows, tokenizer, cfg):
 
 
 def test_puzzles_with_their_own_instructions_are_not_asked_for_a_box():
-    rows = [a_row("Q", task=task) for task in ("synlogic", "text")]
-    puzzle, question = prompts(rows, make_tokenizer(QWEN), Config())
+    rows = [a_row("Q", task=task) for task in ("synlogic", "math", "choice", "text")]
+    puzzle, *questions = prompts(rows, make_tokenizer(QWEN), Config())
     assert BOXED not in puzzle
-    assert BOXED in question
+    assert all(BOXED in question for question in questions)
     assert "user\nQ<|im_end|>" in puzzle
 
 
