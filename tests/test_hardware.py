@@ -264,6 +264,7 @@ def pretended_torch(cuda):
     ("13.0", None, ["2 GPUs and PyTorch none:", "driver is 470.57",
                     "PyTorch 2.13.0 was built for CUDA 13.0"]),
     ("13.0", "1", ["CUDA_VISIBLE_DEVICES is '1'", "470.57"]),
+    ("13.0", "GPU-1", ["CUDA_VISIBLE_DEVICES is 'GPU-1'", "470.57"]),
     ("13.0", "0,7", ["is '0,7'): unset it, or name cards by numbers below 2"]),
     (None, None, ["was built for CPUs alone", "Delete .venv"])])
 def test_cards_that_only_nvidia_smi_sees(cuda, visible, words, tmp_path,

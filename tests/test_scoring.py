@@ -251,8 +251,8 @@ def test_no_worker_outlives_its_parent(sent, tmp_path):
 
 def test_under_torchrun_the_ranks_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert Verifier().workers == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert Verifier().workers == 5
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert Verifier().workers == 1
     assert Verifier(workers=3).workers == 3
