@@ -33,6 +33,7 @@ def synlogic_row(game, question, **changes):
 def synlogic_rows(split):
     return [
         synlogic_row("boolean_expressions", f"Which? {split}"),
+        synlogic_row("arrow_maze", "Draw", answer=[["→", 2]]),
         synlogic_row("game_of_24", "Make 24", answer="", metadata={"numbers": [1, 3, 7, 8]}),
         synlogic_row("number_wall", "Walls", metadata={"grid": [[1, "X"]]}),
     ]
@@ -117,7 +118,7 @@ ANSWERS = {
     "math-train": ["2", r"\frac{1}{2}", "5"],
     "gsm8k-train": ["1,007"],
     "gsm8k-math1-train": ["1,007", "2"],
-    "synlogic-train": ["A,C", "24 = 1 3 7 8", '[[1, "X"]]'],
+    "synlogic-train": ["A,C", '[["→", 2]]', "24 = 1 3 7 8", '[[1, "X"]]'],
     "math500": ["3"],
     "aime24": ["033"],
     "aime25": [r"336^\circ"],
@@ -125,7 +126,7 @@ ANSWERS = {
     "minerva": ["1.6e-7"],
     "olympiad": ["2"],
     "gsm8k": ["18"],
-    "synlogic": ["A,C", "24 = 1 3 7 8", '[[1, "X"]]'],
+    "synlogic": ["A,C", '[["→", 2]]', "24 = 1 3 7 8", '[[1, "X"]]'],
     "bbh": ["Yes", "(B)"],
 }
 
@@ -164,7 +165,10 @@ def test_each_set_is_read_in_the_columns_of_the_hub(hub, name):
     assert answers_of(problems) == ANSWERS[name]
     assert all(problem["problem"] for problem in problems)
     tasks = tasks_of(problems)
-    others = {"synlogic": ["synlogic", "game24", "number_wall"], "bbh": ["text", "choice"]}
+    others = {
+        "synlogic": ["synlogic", "synlogic", "game24", "number_wall"],
+        "bbh": ["text", "choice"],
+    }
     assert tasks == others.get(name.removesuffix("-train"), ["math"] * len(tasks))
 
 
