@@ -264,12 +264,13 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path):
+@pytest.mark.parametrize("start", ['"answer": "1', '"task": "text", "answer": "'])
+def test_a_run_does_not_go_on_with_other_problems(tiny, run, tmp_path, start):
     shutil.copytree(run[0], tmp_path / "run")
     train = tiny / "train.jsonl"
     content = train.read_bytes()
     try:
-        train.write_bytes(content.replace(b'"answer": "', b'"answer": "1', 1))
+        train.write_bytes(content.replace(b'"answer": "', start.encode(), 1))
         resume = recipe(tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 1)
         message = f"a run on other training data than --train-data {train} has now"
         with pytest.raises(SystemExit, match=message) as stop:
