@@ -154,6 +154,9 @@ def test_a_difference_has_the_interval_of_problems_that_both_answered(tmp_path, 
     printed, found = run(f"X={x}", f"Z={z}")
     assert "- a: the same ids for other problems or answers (X, Z)" in printed
     assert not any("Differences" in title for title in found)
+    write(z, entry("a", after, 16, correct={f"b-{i}": c for i, c in enumerate(after)}))
+    _, found = run(f"Y={y}", f"Z={z}")
+    assert not any("Differences" in title for title in found)
 
 
 @pytest.mark.parametrize("name, values, word", [
