@@ -524,10 +524,11 @@ def test_responses_end_at_the_ids_of_each_file_that_names_some(tiny, tmp_path, c
 
 def test_a_response_ends_with_its_turn_where_the_template_has_turns(tiny):
     tokenizer = laptop.make_tokenizer()
-    tokenizer.add_tokens(["<|im_end|>"])
-    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.add_tokens(["<|im_end|>", "<turn|>"], special_tokens=True)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<turn|>{% endfor %}"
+    qwens, own = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<turn|>"])
     for template, ends in (
-            ("raw", [2]), ("plain", [2]), ("chat", [2, turn]), ("qwen-math", [2, turn])):
+            ("raw", [2]), ("plain", [2]), ("chat", [2, qwens, own]), ("qwen-math", [2, qwens])):
         cfg = Config(model=str(tiny / "base"), prompt_template=template)
         assert prompts.end_tokens(cfg, tokenizer, VOCABULARY) == ends
 
