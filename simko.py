@@ -506,16 +506,15 @@ class Trainer:
             if method.choose:  # kl-cov's gate is not about entropy
                 gate = join([s.chosen for s in batch], like=gate)
 
-            if method_name == "simko":
+            gamma = (logp - old_logp).exp()
+            if method.simko_ratio:
                 gamma = simko_ratio(logp, old_logp, topk_logp, is_top1, A, gate,
                                     cfg.alpha, cfg.lambda_top1)
-            else:
-                gamma = (logp - old_logp).exp()
+            loss, clipped = self.grpo_loss(gamma, A)
             if method.token_loss:
                 loss, clipped = method.token_loss(
-                    self.grpo_loss, gamma, logp, old_logp, entropy, A, gate)
-            else:
-                loss, clipped = self.grpo_loss(gamma, A)
+                    self.grpo_loss, cfg=cfg, gamma=gamma, logp=logp, old_logp=old_logp,
+                    entropy=entropy, advantage=A, gate=gate, lengths=lengths)
             if cfg.beta:
                 ref_logp = join([s.ref_logp for s in batch], like=logp)
                 loss = loss + cfg.beta * kl_penalty(logp, ref_logp)

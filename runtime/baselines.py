@@ -18,11 +18,14 @@ class Method(NamedTuple):
     about: str
     # (rewards (N,), num_generations) -> (N,)
     advantage: Callable | None = None
-    # (grpo_loss, gamma, logp, old_logp, entropy, advantage, gate) ->
-    # (loss, whether it is clipped). All are (T,), except that grpo_loss is
-    # a function of (gamma, advantage) that returns this pair for GRPO. T is
-    # 0 where other ranks have more micro-batches.
+    # (grpo_loss, and by name: cfg, gamma, logp, old_logp, entropy, advantage,
+    # gate, lengths) -> (loss, whether it is clipped). All are (T,), except
+    # that grpo_loss is a function of (gamma, advantage) that returns this pair
+    # for GRPO, cfg holds the settings, and lengths (R,) are those of the
+    # responses. T and R are 0 where other ranks have more micro-batches.
     token_loss: Callable | None = None
+    # Eq. 3 gives the ratio: gamma-tilde takes gamma's place.
+    simko_ratio: bool = False
     # The gate opens above this quantile of all entropies in the batch.
     batch_quantile: float | None = None
     # A function of (samples) that sets `chosen` in each; it becomes the gate.
@@ -69,14 +72,14 @@ def pass_at_k_advantage(rewards, num_generations, k=4):
     return (failure - own_failure) / (deviation + 1e-6)
 
 
-def forking_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
+def forking_loss(grpo_loss, *, gamma, advantage, gate, **_):
     """Keeps the loss of gated tokens only. The other tokens still count in
     the denominator."""
     loss, clipped = grpo_loss(gamma, advantage)
     return torch.where(gate, loss, 0), clipped & gate
 
 
-def entropy_advantage_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
+def entropy_advantage_loss(grpo_loss, *, gamma, entropy, advantage, **_):
     """Uses A + min(0.4 H, |A| / 2) in place of A.
 
     H is detached: it scales the gradient of gamma, but the loss does not
@@ -85,7 +88,7 @@ def entropy_advantage_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage,
     return grpo_loss(gamma, advantage + bonus)
 
 
-def kl_cov_loss(grpo_loss, gamma, logp, old_logp, entropy, advantage, gate):
+def kl_cov_loss(grpo_loss, *, gamma, logp, old_logp, advantage, gate, **_):
     """Adds |log gamma| on gated tokens to an unclipped loss. Where gamma is
     1 up to rounding, rounding decides the sign of the penalty's gradient."""
     penalty = torch.where(gate, (logp - old_logp).abs(), 0)
@@ -118,7 +121,9 @@ def choose_by_covariance(samples, share=0.002):
 
 
 METHODS = {
-    "simko": Method("Eq. 3: --alpha, --K, --q, --lambda-top1, --tau-scope"),
+    "simko": Method(
+        "Eq. 3: --alpha, --K, --q, --lambda-top1, --tau-scope",
+        simko_ratio=True),
     "grpo": Method("the same loop without Eq. 3"),
     "psr": Method(
         "correct responses only, A = 1 (Zhu et al., 2025)",

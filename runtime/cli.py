@@ -175,7 +175,8 @@ def check_together(command, cfg, parser):
 def note_idle_flags(cfg):
     """Prints which flags the user has set that the method does not train with."""
     idle = [name for name in SIMKO_ONLY
-            if cfg.method != "simko" and getattr(cfg, name) != getattr(type(cfg), name)]
+            if not METHODS[cfg.method].simko_ratio
+            and getattr(cfg, name) != getattr(type(cfg), name)]
     if idle:
         print_once(f"note: --method {cfg.method} does not train with "
                    f"{', '.join(map(flag, idle))}")

@@ -328,7 +328,7 @@ def inequality(terms, signs):
     if len(middle) == 1 and VARIABLE.fullmatch(middle[0]) and set(signs) <= set(BRACKETS):
         opening, closing = BRACKETS[signs[0]][0], BRACKETS[signs[1]][1]
         return middle[0], [(opening, left, right, closing)]
-    if middle or signs == ["≠"]:
+    if middle:
         return None
     opening, closing = BRACKETS[signs[0]]
     if near := DISTANCE.fullmatch(left):

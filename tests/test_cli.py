@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import simko
-from runtime import cli, responses
+from runtime import baselines, cli, responses
 from runtime.common import flag
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
@@ -235,7 +235,11 @@ def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, cap
     assert "counts as gated still depends on --tau-scope\n" in printed  # 0.8 is q's default
     cli.prepare(train("--alpha", 0.2), Config)
     assert "gated" not in capsys.readouterr().out
-    cli.prepare(train("--method", "simko", "--alpha", 0.2, "--q", 0.3), Config)
+    mine = baselines.METHODS["simko"]._replace(advantage=baselines.nsr_advantage)
+    with (mock.patch.dict(baselines.METHODS, mine=mine),
+          mock.patch.dict(cli.CHOICES, method=("simko", "mine"))):
+        for method in ("simko", "mine"):
+            cli.prepare(train("--method", method, "--alpha", 0.2, "--q", 0.3), Config)
     assert "note" not in capsys.readouterr().out
 
 

@@ -29,9 +29,17 @@ from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, main, metrics, move, near, one_base,
     plain_logits, plain_model, quiet, randn, seeds, short_recipe)
 
-METHODS = tuple(baselines.METHODS)
-# The methods with their own loss of a token.
-LOSSES = "simko", *(name for name, method in baselines.METHODS.items() if method.token_loss)
+# The methods whose formulas this file has.
+METHODS = (
+    "simko", "grpo", "psr", "nsr", "w-reinforce", "forking", "entropy-adv", "kl-cov", "pass-at-k")
+# Those with their own loss of a token.
+LOSSES = "simko", *(name for name in METHODS if baselines.METHODS[name].token_loss)
+
+
+def test_this_file_has_the_formula_of_every_method():
+    missing = set(baselines.METHODS) - set(METHODS)
+    assert not missing, (
+        f"add the formulas of {missing} to naive_advantage or naive_loss, and name them in METHODS")
 
 
 # ------------------------------------------------------------------------------------ advantages
@@ -140,7 +148,8 @@ def real_losses(method, z, z_old, y, A, gate, cfg, entropy=None):
     if entropy is None:
         entropy = -(log_pi.exp() * log_pi).sum(-1)
     return baselines.METHODS[method].token_loss(
-        grpo_loss, gamma, logp, old_logp, entropy, A, gate)
+        grpo_loss, cfg=cfg, gamma=gamma, logp=logp, old_logp=old_logp, entropy=entropy,
+        advantage=A, gate=gate, lengths=torch.tensor([len(y)]))
 
 
 def batch_of_tokens(seed, moved, V=7, N=24):

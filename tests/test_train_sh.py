@@ -448,9 +448,10 @@ def test_ctrl_c_ends_the_set_up(box):
 
 
 def test_pip_s_settings_for_other_environments_are_not_those_of_the_venv(box):
-    set_up_with(box, 'echo "user $PIP_USER target $PIP_TARGET constraint $PIP_CONSTRAINT" >>"$BOX/log"',
-                PIP_USER="1", PIP_TARGET="/elsewhere", PIP_CONSTRAINT="/etc/pip/constraint.txt")
-    assert box.log()[0] == "user 0 target  constraint "
+    pip = 'echo "$PIP_USER,$PIP_TARGET,$PIP_PREFIX,$PIP_CONSTRAINT" >>"$BOX/log"'
+    set_up_with(box, pip, PIP_USER="1", PIP_TARGET="/elsewhere", PIP_PREFIX="/elsewhere",
+                PIP_CONSTRAINT="/etc/pip/constraint.txt")
+    assert box.log()[0] == "0,,,"
 
 
 def test_packages_of_pythonpath_do_not_stand_in_for_those_of_the_venv(box):
