@@ -8,7 +8,7 @@ high-entropy tokens only. A correct response shares its gradient with
 the top-K candidates (Eq. 6). A wrong response is pushed down harder
 where it took the rank-1 candidate (Sec. 4.3). Both changes are in
 `simko_ratio` below. The rest of this file is GRPO, with a few hooks
-(`method.`) that only the baselines set.
+(`method.`) for the baselines.
 
     bash train.sh                        # a recipe that fits this machine
     torchrun --nproc_per_node 8 simko.py train --prompt-template qwen-math
