@@ -147,15 +147,17 @@ def plain_rows(part, prefix=""):
     are not read here, and decoding them needs time and further libraries."""
     import datasets
     kinds = {field.name: str(field.type) for field in part.features.arrow_schema}
-    media = [name for name, kind in kinds.items() if "binary" in kind]
-    part = part.remove_columns(media)
-    for name, kind in kinds.items():
-        if kind == "float":
-            part = part.cast_column(name, datasets.Value("string"))
+    part = part.remove_columns([
+        name for name, kind in kinds.items()
+        if "struct<bytes: binary, path: string>" in kind])
+    singles = [name for name, kind in kinds.items() if kind == "float"]
     labels = {name: feature.names for name, feature in part.features.items()
               if isinstance(feature, datasets.ClassLabel)}
     for i, row in enumerate(part):
         row = {"id": None, **row}
+        for name in singles:
+            if row[name] is not None:
+                row[name] = float(str(np.float32(row[name])))
         for name, names in labels.items():
             if row[name] in range(len(names)):  # -1 stands for no label
                 row[name] = names[row[name]]

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import signal
 from functools import partial
 from unittest import mock
 
@@ -374,6 +375,17 @@ def checkpoints(run):
 
 
 # ----------------------------------------------------------------------------------------- messages
+@contextlib.contextmanager
+def handled(number, handler):
+    """Handles a signal in this way meanwhile, also in processes that are started meanwhile if
+    it is SIG_DFL or SIG_IGN. The tests themselves may run under nohup."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 def refused(stop, capsys=None):
     """Returns the message of a SystemExit, from its code or from stderr. Fails unless the message
     is one printable line and the status is not 0."""

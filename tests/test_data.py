@@ -489,7 +489,7 @@ def test_columns_of_labels_float32_and_media_are_read_as_they_are_meant(tmp_path
     assert labels == [{"id": "0", "problem": "p", "answer": "No"},
                       {"id": "b", "problem": "q", "answer": "Yes"}]
     shares = data.load_problems(f"{tmp_path}/one,answer=share")
-    assert [problem["answer"] for problem in shares] == ["0.1", "7"]
+    assert [problem["answer"] for problem in shares] == ["0.1", "7.0"]
 
 
 def test_an_answer_may_be_a_whole_number_beyond_the_floats(tmp_path):

@@ -34,7 +34,8 @@ from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from runtime.responses import Benchmark
 from tests import workers
-from tests.conftest import CPU, checkpoints, config, load_samples, main, metrics, one_base, quiet
+from tests.conftest import (
+    CPU, checkpoints, config, handled, load_samples, main, metrics, one_base, quiet)
 from tests.provoke import ask, at_call, broken_losses, evaluation, flags, kill, raised, rollout
 from tests.workers import end_of
 
@@ -209,16 +210,12 @@ def test_a_terminal_that_closes_saves_the_run_unless_nohup_ignores_it(data, tmp_
     def closed():
         return at_call(simko.Trainer, "update", 2, hang_up)
 
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with closed():
-            main(flags(data, tmp_path / "nohup", "--steps", 1))
-        assert "stopped" not in capfd.readouterr().out
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with closed(), pytest.raises(SystemExit) as stop:
-            main(flags(data, tmp_path / "run"))
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with handled(signal.SIGHUP, signal.SIG_IGN), closed():
+        main(flags(data, tmp_path / "nohup", "--steps", 1))
+    assert "stopped" not in capfd.readouterr().out
+    default = handled(signal.SIGHUP, signal.SIG_DFL)
+    with default, closed(), pytest.raises(SystemExit) as stop:
+        main(flags(data, tmp_path / "run"))
     assert stop.value.code == 0
     assert "stopped by SIGHUP: the same command resumes the run" in capfd.readouterr().out
     assert checkpoints(tmp_path / "run") == ["step_000001"]

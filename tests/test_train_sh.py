@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from runtime import cli, hardware
 from runtime.baselines import METHODS
 from simko import Config
+from tests.conftest import handled
 from tools import laptop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +89,7 @@ class Box:
         path.write_text(f"#!/bin/sh\n{text}")
         path.chmod(0o755)
 
-    def run(self, *words, cards=(), smi=None, stamp=None, **environment):
+    def run(self, *words, cards=(), smi=None, stamp=None, nohup=False, **environment):
         """Runs train.sh with these words. cards: GB of each GPU that PyTorch
         sees. smi: GB of each GPU that nvidia-smi sees, if they differ.
         stamp: what an earlier set-up wrote, if not what this one would."""
@@ -112,9 +113,11 @@ class Box:
             "TORCH_CARDS": " ".join(map(str, cards)),
             "SMI_CARDS": " ".join(map(str, smi)),
             **environment}
-        return subprocess.run(
-            ["bash", self.folder / "train.sh", *map(str, words)],
-            capture_output=True, text=True, env=environment, check=False)
+        hang_up = signal.SIG_IGN if nohup else signal.SIG_DFL
+        with handled(signal.SIGHUP, hang_up), handled(signal.SIGINT, signal.SIG_DFL):
+            return subprocess.run(
+                ["bash", self.folder / "train.sh", *map(str, words)],
+                capture_output=True, text=True, env=environment, check=False)
 
     def log(self):
         """Returns the commands that were started."""
@@ -237,11 +240,7 @@ def test_without_gpus_the_laptop_s_two_runs(box):
 
 
 def test_torchrun_leaves_sighup_ignored_under_nohup(box):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits this
-    try:
-        box.run("laptop", "--method", "grpo")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    box.run("laptop", "--method", "grpo", nohup=True)
     line, = (line for line in box.log() if line.startswith("torchrun"))
     assert " --signals-to-handle SIGTERM,SIGINT,SIGQUIT --" in line
 
