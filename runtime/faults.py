@@ -204,8 +204,8 @@ class Stopped(SystemExit):
 
 class Unbroken:
     """Wraps a stream so that writing never fails when its reader has gone.
-    Ctrl-C also ends the `tee` of `simko.py ... | tee log`, a terminal may be
-    closed, and the run must still save."""
+    Ctrl-C also ends the `tee` of `simko.py ... | tee log`, a terminal may
+    close just when the run writes a line, and the run must still save."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -217,7 +217,9 @@ class Unbroken:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
             discard(self.stream.fileno())
 
 
@@ -268,6 +270,7 @@ class GuardedEngine:
             numbers.append(signal.SIGHUP)
         self.before = {number: signal.signal(number, self.ask) for number in numbers}
         self.streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = map(Unbroken, self.streams)
 
     def hangs(self):
         """Ends the process, because the engine did not start in time."""
@@ -284,7 +287,6 @@ class GuardedEngine:
                 return  # A terminal that closes sends it more than once.
             os._exit(128 + number)
         GuardedEngine.asked, self.signal = True, number
-        sys.stdout, sys.stderr = map(Unbroken, self.streams)
         name = signal.Signals(number).name
         text = (f"rank {self.rank}: {name}: stopping; complete steps and "
                 "responses are kept; a second signal stops at once\n")

@@ -109,6 +109,15 @@ def killed_runs(folder):
         os.dup2(writer, 2)
         os.kill(os.getpid(), signal.SIGINT)
 
+    def closed():
+        terminal, ours = os.openpty()
+        os.dup2(ours, 1)
+        os.dup2(ours, 2)
+        os.close(ours)
+        os.close(terminal)
+
+    report["closed"] = end_of(run("closed", at_call(simko.Trainer, "update", 3, closed)))
+    report["closed_left"] = checkpoints(folder / "closed")
     report["unread"] = end_of(run("unread", at_call(simko.Trainer, "update", 5, unread)))
     report["unread_left"] = checkpoints(folder / "unread")
     report["twice"] = end_of(run("twice", at_call(simko.Trainer, "update", 1, twice)))
@@ -224,6 +233,10 @@ def test_a_terminal_that_closes_saves_the_run_unless_nohup_ignores_it(data, tmp_
 def test_ctrl_c_that_ended_the_reader_of_the_output_too_saves(forks):
     """This happens with `simko.py train ... | tee log`."""
     assert forks[1]["unread"] == 0 and forks[1]["unread_left"] == ["step_000002", "step_000003"]
+
+
+def test_a_terminal_that_is_gone_when_a_line_is_written_is_no_error(forks):
+    assert forks[1]["closed"] == 0 and forks[1]["closed_left"] == ["step_000004", "step_000006"]
 
 
 def test_a_second_ctrl_c_exits_at_once(forks):
