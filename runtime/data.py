@@ -159,8 +159,8 @@ def plain_rows(part, prefix=""):
             if row[name] is not None:
                 row[name] = float(str(np.float32(row[name])))
         for name, names in labels.items():
-            if row[name] in range(len(names)):  # -1 stands for no label
-                row[name] = names[row[name]]
+            # -1 stands for no label.
+            row[name] = names[row[name]] if row[name] in range(len(names)) else None
         if row["id"] is None:
             row["id"] = f"{prefix}{i}"
         yield row

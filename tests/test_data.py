@@ -1,6 +1,7 @@
 """Tests of problems: data sets in the hub's format and their local copies, other files of problems,
 the choice of problems for training and evaluation, and those of the laptop experiment."""
 import json
+import math
 import random
 import re
 import subprocess
@@ -490,6 +491,12 @@ def test_columns_of_labels_float32_and_media_are_read_as_they_are_meant(tmp_path
                       {"id": "b", "problem": "q", "answer": "Yes"}]
     shares = data.load_problems(f"{tmp_path}/one,answer=share")
     assert [problem["answer"] for problem in shares] == ["0.1", "7.0"]
+    assert not [*(tmp_path / "one").glob("cache-*")]  # the folder may be read-only
+    for name, missing in (("answer", -1), ("share", math.nan)):
+        ruined = datasets.Dataset.from_dict(columns | {name: [missing, missing]}, features=kinds)
+        ruined.save_to_disk(tmp_path / name)
+        with pytest.raises(SystemExit, match="must be a text or a number and not empty, got"):
+            load_problems(f"{tmp_path / name},answer={name}")
 
 
 def test_an_answer_may_be_a_whole_number_beyond_the_floats(tmp_path):
