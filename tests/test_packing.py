@@ -23,7 +23,11 @@ def test_packed_statistics_are_those_of_each_response_alone(base):
     samples = load_samples(base)
     by_prompt = sorted(samples, key=lambda s: len(s.prompt_ids))
     for order in (samples, samples[::-1], samples[3:4], by_prompt):
-        got = simko.policy_forward(model, pack(order, CPU), 3, 0.7)
+        packed = pack(order, CPU)
+        # Attention on a GPU takes both as they are, which no result on a CPU shows.
+        assert packed.bounds.dtype == torch.int32
+        assert packed.longest == max(len(s.prompt_ids) + len(s.response_ids) for s in order)
+        got = simko.policy_forward(model, packed, 3, 0.7)
         logits = torch.cat([plain_logits(plain, s) for s in order])
         log_pi = (logits / 0.7).log_softmax(-1)
         token = torch.from_numpy(np.concatenate([s.response_ids for s in order]))
@@ -61,7 +65,7 @@ def blank_samples(lengths):
 
 
 def size(samples):
-    return sum(s.size() for s in samples)
+    return sum(len(s.prompt_ids) + len(s.response_ids) for s in samples)
 
 
 def assert_whole(parts, samples):
@@ -119,6 +123,7 @@ def test_attention_that_would_be_computed_wrongly_is_refused(feature):
 
 @pytest.mark.parametrize("dtype, sizes, expected", [
     (torch.bfloat16, (128, 128), True),
+    (torch.bfloat16, (256, 256), True),  # Gemma
     (torch.float32, (128, 128), False),
     (torch.bfloat16, (24, 16), False),  # DeepSeek V3, MiniCPM3
     (torch.bfloat16, (12, 12), False),
