@@ -8,12 +8,15 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
+import simko
 import verify
 from runtime.data import check_problem
+from runtime.packing import Sample
 from runtime.scoring import WorkerPool
 from tests.conftest import box
 from tests.workers import ROOT
@@ -58,6 +61,19 @@ def test_bad_calls_name_the_row_or_the_task(verifier):
     with pytest.raises(ValueError):
         verifier.score(["a", "b"], ["1"], "math")
     assert verifier.score([], [], "math") == []
+
+
+def test_each_response_is_judged_by_the_task_and_the_answer_of_its_own_problem(verifier):
+    problems = [{"id": "a", "answer": "8", "task": "math"},
+                {"id": "b", "answer": "10 = 3 7", "task": "countdown"}]
+    texts = [box(8), "3 + 7 = 11", "3 + 7 = 10", "3 + 7 = 10"]
+    samples = [Sample(i, np.zeros(1), np.array([row]), np.zeros(1), truncated=False)
+               for row, i in enumerate([0, 1, 1, 0])]
+    tokenizer = mock.Mock(decode=lambda ids, skip_special_tokens: texts[ids[0]])
+    simko.score(samples, problems, tokenizer, verifier)
+    assert [s.id for s in samples] == ["a", "b", "b", "a"]
+    assert [s.text for s in samples] == texts
+    assert [s.reward for s in samples] == [1.0, 0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("result", [
