@@ -157,9 +157,11 @@ def test_responses_whose_advantage_is_0_count_but_need_no_pass(base, group, zero
     assert distance(*updates) < 1e-12
 
 
-def test_simko_reduces_to_grpo_bit_for_bit_in_the_trainer(base, group):
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_simko_reduces_to_grpo_bit_for_bit_in_the_trainer(base, group, beta):
+    """The KL penalty is a part of both."""
     def gradient(**changes):
-        return real_update(base, config(base, **changes), load_samples(base))[0]
+        return real_update(base, config(base, beta=beta, **changes), load_samples(base))[0]
 
     grpo = gradient(method="grpo")
     assert distance(gradient(alpha=0.0, lambda_top1=1.0), grpo) == 0
