@@ -219,6 +219,18 @@ def test_the_expected_number_of_distinct_tokens_is_that_of_many_draws():
     near(expected[0].item(), exact, 1e-6)
 
 
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_only_tokens_above_the_tau_of_the_batch_are_gated(base, group, tokens):
+    """It may be one of the entropies, or 0 if most tokens are certain."""
+    cfg, samples = config(base, micro_batch_tokens=tokens), load_samples(base)
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
+    samples = [s for s in samples if s.advantage]
+    entropies, _ = trainer.compute_old_logp(samples, quiet)
+    for tau in (0.0, entropies.median().item(), entropies.max().item()):
+        sums = trainer.update(samples, "simko", tau, quiet)
+        assert sums["gated_tokens"] == (entropies > tau).sum()
+
+
 def test_distinct_tokens_are_a_mean_over_the_gated_tokens_that_were_trained_on(base, group):
     cfg, samples = config(base, temperature=0.8), load_samples(base)
     trainer = simko.Trainer(cfg, CPU, torch.float64)
