@@ -273,12 +273,15 @@ def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(
     assert len(means) == 5
     near({name: row[name] for name in means}, dict(means), 1e-12)
     near(row["logp_gap"], sum(gaps) / len(gaps), 1e-12)
-    assert len(entropies) == row["tokens"] == sum(row["entropy_histogram"]) == len(gaps)
+    assert len(entropies) == row["tokens"] == len(gaps)
+    assert row["entropy_histogram"] == log.entropy_histogram(entropies).tolist()
 
 
 def test_entropies_are_counted_in_bins_of_a_tenth_of_a_nat():
     entropy = torch.tensor([0.0, 0.05, 0.15, 3.95, 4.05, 9.0])
     assert log.entropy_histogram(entropy).tolist() == [2, 1, *[0] * 37, 1, 2]
+    for few in (entropy[:0], entropy[:3]):  # the histograms of micro-batches are added
+        assert len(log.entropy_histogram(few)) == 41
 
 
 def test_the_log_describes_a_rollout_by_its_responses_and_groups():
