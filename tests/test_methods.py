@@ -426,6 +426,8 @@ def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_
           mock.patch.object(simko, "prompt_order", wraps=simko.prompt_order) as order,
           mock.patch.object(HFEngine, "sleep") as sleep,
           mock.patch.object(
+              HFEngine, "generate", autospec=True, side_effect=HFEngine.generate) as generate,
+          mock.patch.object(
               simko.Trainer, "update", autospec=True, side_effect=update) as updates):
         rows, weights = train(taught, tmp_path / "straight", "--steps", 3, *flags)
     rounds = [(row["step"] - 1, r) for row in rows for r in range(row["sampling_rounds"])]
@@ -434,6 +436,11 @@ def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_
     batches_and_seeds = [(call.args[0], call.args[3]) for call in order.call_args_list]
     assert batches_and_seeds == [(9 * step + r, 5) for step, r in rounds]
     assert all(1 < row["sampling_rounds"] < 9 and row["mixed_groups"] < 1 for row in rows)
+    rollouts = [call for call in generate.call_args_list if len(call.args[1]) == 8]
+    assert len(rollouts) == len(rounds)
+    for call in rollouts:
+        assert call.args[2:4] == (8, 0.8)
+        assert (call.kwargs["top_p"], call.kwargs["max_tokens"]) == (1.0, 12)
     assert "unequal" not in capsys.readouterr().out
     assert sleep.call_count == 1 + 3  # at the start, and after the last rollout of each step
     assert len(updates.call_args_list) == 6
@@ -455,21 +462,41 @@ def test_a_step_that_reaches_its_sampling_limit_warns_and_trains_on_the_groups_f
         assert all(p.grad is None for p in trainer.policy.parameters())
         return named_weights(trainer)
 
-    (whole,), _ = train(taught, tmp_path / "all", "--steps", 1)
+    flags = "--steps", 1, "--mini-batch-size", 1
     update, named_weights = simko.Trainer.update, simko.Trainer.named_weights
-    with (mock.patch.object(
-            simko.Trainer, "update", autospec=True, side_effect=update) as updates,
-          mock.patch.object(simko.Trainer, "named_weights", without_gradients)):
-        (row,), _ = train(taught, tmp_path / "mixed", "--steps", 1, "--max-sampling-rounds", 1)
+    with mock.patch.object(
+            simko.Clock, "metrics", autospec=True, side_effect=simko.Clock.metrics) as speeds:
+        (whole,), _ = train(taught, tmp_path / "all", *flags)
+        with (mock.patch.object(
+                simko.Trainer, "update", autospec=True, side_effect=update) as updates,
+              mock.patch.object(simko.Trainer, "named_weights", without_gradients)):
+            (row,), _ = train(taught, tmp_path / "mixed", *flags, "--max-sampling-rounds", 1)
     groups = round(8 * whole["mixed_groups"])
+    # All eight updates count for the warm-up, as they do in a resumed run.
+    assert len(updates.call_args_list) == 8
     trained = [s for call in updates.call_args_list for s in call.args[1]]
     assert 0 < groups < 8 and len(trained) == 8 * groups and all(s.advantage for s in trained)
     assert row["sampling_rounds"] == 1 and row["grad_norm"] > 0
+    sampled, kept = whole["tokens"], row["tokens"]
+    assert [call.kwargs for call in speeds.call_args_list] == [
+        {"rollout": sampled, "logprobs": sampled, "update": kept},  # others have no gradient
+        {"rollout": sampled, "logprobs": kept, "update": kept}]
     warning = f"--max-sampling-rounds 1 found only {groups} of 8 groups with unequal rewards"
     assert warning in capsys.readouterr().out
     # These metrics cover all samples.
     for name in ("reward", "response_length", "mixed_groups", "truncated"):
         assert row[name] == whole[name]
+
+
+def test_kl_cov_chooses_its_tokens_on_a_rank_without_samples_too(taught, tmp_path):
+    """The choice is a collective call, so the others would wait for that rank. Of many ranks,
+    some may have no samples if few groups are found."""
+    choose = mock.Mock()
+    method = baselines.METHODS["kl-cov"]._replace(choose=choose)
+    with (mock.patch.dict(baselines.METHODS, {"kl-cov": method}),
+          mock.patch.object(simko, "balance_across_ranks", lambda *_: [])):
+        train(taught, tmp_path, "--steps", 1, "--method", "kl-cov")
+    choose.assert_called_once_with([])
 
 
 def test_random_streams_are_functions_of_their_keys_and_of_nothing_else():
