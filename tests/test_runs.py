@@ -9,6 +9,7 @@ from collections import Counter
 from functools import partial
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,9 +19,11 @@ from runtime import responses
 from runtime.baselines import METHODS
 from runtime.data import prompt_order
 from runtime.hf_engine import HFEngine
+from runtime.packing import Sample
 from runtime.puzzles import countdown
+from runtime.responses import Benchmark
 from tests import workers
-from tests.conftest import checkpoints, distance, main, metrics, near, needs_vllm, recipe
+from tests.conftest import checkpoints, distance, main, metrics, near, needs_vllm, quiet, recipe
 
 
 def vllm_runs(folder):
@@ -152,6 +155,7 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
         assert entry["correct"] == {row["id"]: right[row["id"]] for row in made}
         assert entry["pass"]["1"] == pytest.approx(right.total() / len(made)) != 0
         assert entry["pass"].keys() == {"1", "2", "4"}
+        assert {row["tokens"] for row in made if row["truncated"]} == {11}
         cut = sum(row["truncated"] for row in made)
         assert entry["truncated"] == cut / len(made) != 0
         assert (entry["problems"], entry["dropped"]) == (200, 0)
@@ -203,9 +207,25 @@ def test_an_evaluation_shows_pass_at_k_and_its_average_over_the_sets(tmp_path, c
     assert shown({"one": one, "two": two}) == [head, of_one, of_two, average]
     assert shown({"one": one}) == [head, of_one]
     # Two temperatures of a set have no average.
-    assert len(shown({"one": one, "one@T1.0": one})) == 3
+    both = shown({"one": one, "one@T1.0": one})
+    assert [words[0] for words in both] == ["set", "one", "one@T1.0"]
     *_, note = shown({"one": one, "two": two | {"dropped": 2}})
     assert " ".join(note).startswith("two: pass@K is without 2 of 7 problems, whose prompts are")
+
+
+@pytest.mark.parametrize("n, values", [(1, [1]), (3, [1, 2]), (8, [1, 2, 4, 8])])
+def test_pass_at_k_is_for_the_powers_of_two_up_to_n(group, tmp_path, n, values):
+    problem = {"id": "a", "problem": "", "prompt_ids": np.ones(1), "answer": "1", "task": "math"}
+    benchmark = Benchmark("set", "set", [problem], 0, n, 1.0, 1.0, 1, "")
+    samples = [Sample(0, np.ones(1), np.ones(1), np.zeros(0), truncated=False) for _ in range(n)]
+    simko.evaluate(
+        simko.Config(), tmp_path, [benchmark],
+        tokenizer=mock.Mock(decode=lambda ids, **_: ""),
+        engine=mock.Mock(generate=lambda *_, **__: samples),
+        verifier=mock.Mock(score=lambda *_: [1.0] + [0.0] * (n - 1)),
+        progress=quiet)
+    shares = json.loads((tmp_path / "eval.json").read_text())["sets"]["set"]["pass"]
+    near(shares, {str(k): k / n for k in values})  # one of n is right
 
 
 def test_all_nine_methods_train_three_steps_on_the_laptop_recipe(laptop, tmp_path):
