@@ -332,6 +332,9 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
+        # All metrics are of the responses of both ranks.
+        tokens = 32 * 8 * row["response_length"]
+        assert row["tokens"] == sum(row["entropy_histogram"]) == tokens
         assert row["logp_gap"] < 1e-5
         assert 0.4 < row["gate_share"] < 0.6
         assert row["grad_norm"] > 0
