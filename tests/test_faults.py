@@ -401,7 +401,7 @@ def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, caps
             sample.id, sample.text = f"problem-{i}", f"\x1b[31m text {i}"
         for i in bad:
             samples[i].old_logp[1] = -200
-        return trainer.update(samples, "simko", None, quiet)
+        return trainer.update(samples, "grpo", None, quiet)
 
     def state():
         moments = [x for part in trainer.optimizer.state.values() for x in part.values()]
