@@ -180,6 +180,22 @@ def test_logits_that_are_not_a_product_and_a_scale_are_refused(tmp_path):
         probe(tmp_path)
 
 
+@pytest.mark.parametrize("several, message", [
+    (False, "differ by up to nan nats from the model's own"),
+    (True, ONE_BY_ONE)])
+def test_log_probs_that_are_not_numbers_are_refused(several, message, tmp_path):
+    def forward(model, packed, K, temperature):
+        logp, *others = simko.policy_forward(model, packed, K, temperature)
+        if (len(packed.lengths) > 1) == several:
+            logp = logp * torch.nan
+        return logp, *others
+
+    model = load_model(zoo.save("llama", tmp_path), "auto")
+    cfg = simko.Config(model="some/model")
+    with pytest.raises(SystemExit, match=message):
+        check_log_probs(model, forward, cfg, torch.device("cpu"))
+
+
 def test_layers_of_one_kind_are_tried_once_and_settings_tell_kinds_apart():
     config = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}
     for changes, count in (({}, 1), (config, 3)):
