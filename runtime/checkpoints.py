@@ -209,11 +209,11 @@ def older_rope(model_type, rope):
         older["rope_scaling"] = rope
     longrope = rope.get("rope_type") == "longrope"
     if model_type == "phi3" and longrope and "factor" not in rope:
-        # It refuses other fields than these three.
+        # transformers 4 refuses any other field than these three here.
         older["rope_scaling"] = {
             "type": "longrope", "short_factor": rope["short_factor"],
             "long_factor": rope["long_factor"]}
-    if model_type == "gpt_neox":
+    if model_type == "gpt_neox":  # which has names of its own there
         older["rotary_emb_base"] = older["rope_theta"]
         older["rotary_pct"] = older["partial_rotary_factor"]
     return older
