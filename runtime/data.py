@@ -241,7 +241,7 @@ def synlogic(row):
         task, answer = "number_wall", json.dumps(facts["grid"])
     else:
         task, answer = "synlogic", game["answer"]
-        if not isinstance(answer, str):
+        if answer is not None and not isinstance(answer, str):
             answer = json.dumps(answer, ensure_ascii=False)
     return {"problem": prompt, "answer": answer, "task": task}
 

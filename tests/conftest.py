@@ -29,6 +29,7 @@ import simko
 from runtime.log import Progress
 from runtime.packing import Sample, balance_across_ranks
 from runtime.ranks import process_group
+from runtime.responses import Benchmark
 # This import also sets hypothesis' profile, and PyTorch to one thread.
 from test_simko import near, randn, seeds  # noqa: F401
 from tests import workers
@@ -355,6 +356,14 @@ def short_recipe(data, output, *flags):
         --max-prompt-length 16 --max-completion-length 12 --eval-max-tokens 12
         --learning-rate 1e-3 --loss-type dapo --no-gradient-checkpointing"""
     return [*line.split(), *map(str, flags)]
+
+
+def benchmark(problems=(), n=1, **changes):
+    """Returns a Benchmark "set" of these problems."""
+    values = {
+        "label": "set", "set": "set", "problems": list(problems), "dropped": 0, "n": n,
+        "temperature": 1.0, "top_p": 1.0, "max_tokens": 1, "weights_written": ""}
+    return Benchmark(**values | changes)
 
 
 def main(arguments):

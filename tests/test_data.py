@@ -37,6 +37,7 @@ def synlogic_rows(split):
         synlogic_row("arrow_maze", "Draw", answer=[["→", 2]]),
         synlogic_row("game_of_24", "Make 24", answer="", metadata={"numbers": [1, 3, 7, 8]}),
         synlogic_row("number_wall", "Walls", metadata={"grid": [[1, "X"]]}),
+        synlogic_row("cipher", "No answer", answer=None),
     ]
 
 

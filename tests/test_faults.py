@@ -32,10 +32,9 @@ from runtime import cli, faults, packing, ranks, run_folder, vllm_setup
 from runtime.checkpoints import skip_checkpoint
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
-from runtime.responses import Benchmark
 from tests import workers
 from tests.conftest import (
-    CPU, checkpoints, config, handled, load_samples, main, metrics, one_base, quiet)
+    CPU, benchmark, checkpoints, config, handled, load_samples, main, metrics, one_base, quiet)
 from tests.provoke import ask, at_call, broken_losses, evaluation, flags, kill, raised, rollout
 from tests.workers import end_of
 
@@ -557,7 +556,8 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
     should fail in the first minute, not after training."""
     prompt = np.array([5, 6])
     benchmarks = [
-        Benchmark("a", "a", [{"prompt_ids": prompt}], 0, 4, temperature, top_p, tokens, "")
+        benchmark([{"prompt_ids": prompt}], 4, temperature=temperature, top_p=top_p,
+                  max_tokens=tokens)
         for temperature, top_p, tokens in ((0.6, 0.95, 4096), (0.6, 0.95, 4096), (1.0, 0.9, 3))]
     engine = mock.Mock()
     faults.try_sampling(simko.Config(), benchmarks, engine, quiet)

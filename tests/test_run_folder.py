@@ -8,9 +8,11 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pickle
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,10 @@ import torch
 import verify
 from runtime import checkpoints, cli, responses, run_folder
 from runtime.log import Log
-from runtime.responses import Benchmark
 from simko import Config
 from tests import workers
-from tests.conftest import BEYOND_ASCII, ESCAPE, main, metrics, recipe, refused, write_rows
+from tests.conftest import (
+    BEYOND_ASCII, ESCAPE, benchmark, main, metrics, recipe, refused, write_rows)
 from tools import data, plots, tables
 
 SECRET_NAMES = "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"
@@ -341,7 +343,7 @@ def test_the_folder_of_a_run_is_not_taken_for_its_model(tiny, run, tmp_path):
 
 def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
     file = tmp_path / "eval.json"
-    a, b = (Benchmark(name, name, [], 0, 1, 1.0, 1.0, 1, "") for name in "ab")
+    a, b = (benchmark(label=name) for name in "ab")
     responses.check_sets(file, [a])
     file.write_text(json.dumps({"settings": {}, "sets": {"a": {}, "c@T0.5": {}}}))
     with pytest.raises(SystemExit, match="eval.json has the results of c@T0.5, which") as stop:
@@ -351,25 +353,48 @@ def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
     responses.check_sets(file, [a, b])
 
 
-def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(tmp_path):
-    benchmark = Benchmark("a", "a", [], 0, 1, 1.0, 1.0, 1, "")
+def test_an_evaluation_does_not_go_on_with_a_model_of_which_a_file_was_rewritten(tmp_path):
+    shards = [tmp_path / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for shard in shards:
+        shard.write_bytes(b"")
+    config = Config(model=str(tmp_path), eval_data=["a.jsonl"])
+    sets, dropped = {"a.jsonl": []}, {"a.jsonl": 0}
+
+    def settings(command="eval"):
+        (planned,) = responses.plan_benchmarks(command, config, sets, dropped, room=1)
+        return planned.settings(config)
+
     path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(settings()) + "\n")
+    for shard in shards:
+        before = settings()
+        responses.check_responses(path, before)
+        later = datetime.fromisoformat(before["weights_written"]).timestamp() + 60
+        os.utime(shard, (later, later))
+        with pytest.raises(SystemExit, match="other settings: weights_written was .* is "):
+            responses.check_responses(path, settings())
+        path.write_text(json.dumps(settings()) + "\n")
+    assert settings("train")["weights_written"] == ""  # a run's own weights have no file
+
+
+def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(tmp_path):
+    path, one = tmp_path / "set.jsonl", benchmark()
     config = Config(dtype="float32", rollout="vllm")
-    path.write_text(json.dumps(benchmark.settings(config)) + "\n")
-    responses.check_responses(path, benchmark.settings(config))
+    path.write_text(json.dumps(one.settings(config)) + "\n")
+    responses.check_responses(path, one.settings(config))
     for change, message in (
             ({"dtype": "bfloat16"}, "dtype was float32, is bfloat16"),
             ({"rollout": "hf"}, "rollout was vllm, is hf")):
         changed = dataclasses.replace(config, **change)
         with pytest.raises(SystemExit, match=f"other settings: {message}"):
-            responses.check_responses(path, benchmark.settings(changed))
+            responses.check_responses(path, one.settings(changed))
 
     # A file of an earlier version says auto, or neither, and has two other names.
-    older = benchmark.settings(Config())
+    older = one.settings(Config())
     path.write_text(json.dumps(older) + "\n")
-    responses.check_responses(path, benchmark.settings(config))
+    responses.check_responses(path, one.settings(config))
     del older["dtype"], older["rollout"]
     older["weights_of"] = older.pop("weights_written")
     older["problems"] = older.pop("problems_sha256")
     path.write_text(json.dumps(older) + "\n")
-    responses.check_responses(path, benchmark.settings(Config(rollout="hf")))
+    responses.check_responses(path, one.settings(Config(rollout="hf")))

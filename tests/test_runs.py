@@ -21,9 +21,9 @@ from runtime.data import prompt_order
 from runtime.hf_engine import HFEngine
 from runtime.packing import Sample
 from runtime.puzzles import countdown
-from runtime.responses import Benchmark
 from tests import workers
-from tests.conftest import checkpoints, distance, main, metrics, near, needs_vllm, quiet, recipe
+from tests.conftest import (
+    benchmark, checkpoints, distance, main, metrics, near, needs_vllm, quiet, recipe)
 
 
 def vllm_runs(folder):
@@ -216,10 +216,9 @@ def test_an_evaluation_shows_pass_at_k_and_its_average_over_the_sets(tmp_path, c
 @pytest.mark.parametrize("n, values", [(1, [1]), (3, [1, 2]), (8, [1, 2, 4, 8])])
 def test_pass_at_k_is_for_the_powers_of_two_up_to_n(group, tmp_path, n, values):
     problem = {"id": "a", "problem": "", "prompt_ids": np.ones(1), "answer": "1", "task": "math"}
-    benchmark = Benchmark("set", "set", [problem], 0, n, 1.0, 1.0, 1, "")
     samples = [Sample(0, np.ones(1), np.ones(1), np.zeros(0), truncated=False) for _ in range(n)]
     simko.evaluate(
-        simko.Config(), tmp_path, [benchmark],
+        simko.Config(), tmp_path, [benchmark([problem], n)],
         tokenizer=mock.Mock(decode=lambda ids, **_: ""),
         engine=mock.Mock(generate=lambda *_, **__: samples),
         verifier=mock.Mock(score=lambda *_: [1.0] + [0.0] * (n - 1)),
