@@ -117,6 +117,10 @@ from runtime import cli
 cli.$1(sys.argv[1:], simko.Config)" train "${@:2}"
 }
 train() {
+  if ((processes == 1)); then  # torchrun would add its traceback to each stop and error
+    python -u simko.py train "$@"
+    return
+  fi
   # A terminal that closes sends SIGHUP. Under nohup it is ignored, but torchrun would still end.
   local signals=SIGTERM,SIGINT,SIGQUIT
   [[ $(trap -p HUP) ]] || signals+=,SIGHUP
@@ -143,7 +147,10 @@ train_recipe() {
   train "$@"
 }
 
-named() { while IFS= read -r line; do echo "$1 $line"; done; }
+named() {
+  trap '' INT  # after Ctrl-C a run still says what it has saved
+  while IFS= read -r line; do echo "$1 $line"; done
+}
 laptop_words() {  # METHOD [any flag ...]; sets words to the flags of this method's run
   words=($(flags laptop) --output-dir "runs/laptop/$1" --method "$1" $(method_flags "laptop/$1") "${@:2}")
 }
@@ -172,6 +179,7 @@ train_laptop() {
     laptop_words "$name" "$@"
     check prepare "${words[@]}" || stop "runs/laptop/$name: repeat the command that began it, or move it away"
   done
+  trap 'wait; exit 130' INT  # after Ctrl-C the runs save, which takes a moment
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
   if [[ $method ]]; then
     train_laptop_method "$method" "$@"
@@ -233,6 +241,7 @@ fi
 PATH="$PWD/.venv/bin:$PATH"
 unset PYTHONPATH      # its packages would come before those of .venv
 unset PYTHONSAFEPATH  # python -m would not find tools/
+unset WORLD_SIZE      # a cluster's job may have set it, but the processes are started here
 # A terminal without UTF-8 shows an escape for the minus sign of the tables.
 export PYTHONIOENCODING=${PYTHONIOENCODING:-:backslashreplace}
 

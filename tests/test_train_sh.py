@@ -89,7 +89,8 @@ class Box:
         path.write_text(f"#!/bin/sh\n{text}")
         path.chmod(0o755)
 
-    def run(self, *words, cards=(), smi=None, stamp=None, nohup=False, **environment):
+    def run(self, *words, cards=(), smi=None, stamp=None, nohup=False,
+            stdout=subprocess.PIPE, **environment):
         """Runs train.sh with these words. cards: GB of each GPU that PyTorch
         sees. smi: GB of each GPU that nvidia-smi sees, if they differ.
         stamp: what an earlier set-up wrote, if not what this one would."""
@@ -117,7 +118,8 @@ class Box:
         with handled(signal.SIGHUP, hang_up), handled(signal.SIGINT, signal.SIG_DFL):
             return subprocess.run(
                 ["bash", self.folder / "train.sh", *map(str, words)],
-                capture_output=True, text=True, env=environment, check=False)
+                stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment,
+                check=False, start_new_session=True)
 
     def log(self):
         """Returns the commands that were started."""
@@ -127,9 +129,16 @@ class Box:
     def started(self):
         """Returns (number of processes, words after `simko.py train`) of the
         only run."""
-        line, = (line for line in self.log() if line.startswith("torchrun"))
+        line, = self.runs()
         before, _, after = line.partition(" simko.py train ")
+        if before == "python -u":
+            return 1, after.split()
+        assert before.startswith("torchrun")
         return int(before.split()[-1]), after.split()
+
+    def runs(self):
+        """Returns the commands that started simko.py."""
+        return [line for line in self.log() if " simko.py train " in line]
 
 
 @pytest.fixture
@@ -196,9 +205,8 @@ def test_list_laptop_has_a_line_for_each_method_that_the_recipe_trains(box):
     lines = dict(line.split(": ", 1) for line in
                  box.run("--list", "laptop").stdout.splitlines())
     assert sorted(lines) == ["grpo", "simko"]
-    runs = [line for line in box.log() if line.startswith("torchrun")]
     for method, line in lines.items():
-        started, = (run for run in runs if f"--method {method}" in run)
+        started, = (run for run in box.runs() if f"--method {method}" in run)
         words = started.partition(" simko.py train ")[2].split()
         output = words.index("--output-dir")
         del words[output:output + 2]
@@ -226,23 +234,41 @@ def test_without_gpus_the_laptop_s_two_runs(box):
     assert done.returncode == 0, done.stderr
     assert "The recipe is laptop, since PyTorch sees no GPU" in done.stdout
     shared = " ".join(listed("laptop", "psr"))
-    runs = {line for line in box.log() if line.startswith("torchrun")}
-    start = ("torchrun --standalone --local-addr localhost "
-             "--signals-to-handle SIGTERM,SIGINT,SIGQUIT,SIGHUP "
-             f"--nproc_per_node 1 simko.py train {shared}")
-    assert runs == {
-        f"{start} --output-dir runs/laptop/grpo --method grpo --eval-steps 500 "
-        "--seed 1",
-        f"{start} --output-dir runs/laptop/simko --method simko --alpha 0.05 "
-        "--lambda-top1 1.5 --q 0.5 --seed 1"}
-    others = [line.split()[2] for line in box.log() if "python" in line]
+    start = f"python -u simko.py train {shared} --output-dir runs/laptop"
+    assert {*box.runs()} == {
+        f"{start}/grpo --method grpo --eval-steps 500 --seed 1",
+        f"{start}/simko --method simko --alpha 0.05 --lambda-top1 1.5 --q 0.5 --seed 1"}
+    others = [line.split()[2] for line in box.log() if "python -m" in line]
     assert others == ["tools.laptop", "tools.tables", "tools.plots"]
 
 
-def test_torchrun_leaves_sighup_ignored_under_nohup(box):
-    box.run("laptop", "--method", "grpo", nohup=True)
-    line, = (line for line in box.log() if line.startswith("torchrun"))
-    assert " --signals-to-handle SIGTERM,SIGINT,SIGQUIT --" in line
+def test_after_ctrl_c_the_laptop_s_runs_save_before_it_ends(box):
+    """SIGINT goes to the whole process group, as it does from a terminal."""
+    box.program(".venv/bin/python", """
+case "$*" in *simko.py*) ;; *) exit ;; esac
+trap 'sleep 0.2; echo saved; exit' INT
+echo started
+case "$*" in *"--method simko"*)
+  until [ "$(grep -c started "$BOX/screen")" = 2 ]; do sleep 0.1; done
+  kill -INT 0 ;;
+esac
+while :; do sleep 0.1; done
+""")
+    screen = box.folder / "screen"
+    with screen.open("w") as file:
+        done = box.run("laptop", stdout=file)
+    assert done.returncode == 130 and not done.stderr
+    assert sorted(screen.read_text().splitlines()) == [
+        "grpo | saved", "grpo | started", "simko | saved", "simko | started"]
+
+
+@pytest.mark.parametrize("nohup, signals", [
+    (False, "SIGTERM,SIGINT,SIGQUIT,SIGHUP"), (True, "SIGTERM,SIGINT,SIGQUIT")])
+def test_torchrun_leaves_sighup_ignored_under_nohup(box, nohup, signals):
+    box.run("qwen2.5-0.5b", cards=[80, 80], nohup=nohup)
+    line, = box.runs()
+    assert line.startswith("torchrun --standalone --local-addr localhost "
+                           f"--signals-to-handle {signals} --nproc_per_node 2 simko.py train --")
 
 
 def test_the_laptop_leaves_gpus_alone(box):
@@ -260,7 +286,7 @@ def test_a_laptop_run_of_another_command_is_refused_before_any_run_starts(box):
     (run / "config.json").touch()
     message = refused(box.run("laptop", "--alpha", "0.1", REFUSES="prepare"))
     assert "runs/laptop/simko: repeat the command that began it, or move it away" in message
-    assert not [line for line in box.log() if line.startswith("torchrun")]
+    assert not box.runs()
     # There is no run of GRPO yet.
     done = box.run("laptop", "--method", "grpo", REFUSES="prepare")
     assert done.returncode == 0, done.stderr
@@ -284,9 +310,8 @@ def test_hidden_gpus_are_none(box):
     done = box.run(smi=[80] * 8, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     assert "The recipe is laptop" in done.stdout
-    runs = [line for line in box.log() if line.startswith("torchrun")]
-    assert len(runs) == 2
-    assert all("--rollout hf" in line for line in runs)
+    assert len(box.runs()) == 2
+    assert all("--rollout hf" in line for line in box.runs())
 
 
 def test_a_driver_that_pytorch_cannot_use(box):
@@ -453,10 +478,10 @@ def test_pip_s_settings_for_other_environments_are_not_those_of_the_venv(box):
     assert box.log()[0] == "0,,,"
 
 
-def test_packages_of_pythonpath_do_not_stand_in_for_those_of_the_venv(box):
-    box.program(".venv/bin/torchrun", 'echo "${PYTHONPATH-unset}" >>"$BOX/log"')
-    box.run("laptop", "--method", "grpo", PYTHONPATH="/elsewhere")
-    assert "unset" in box.log()
+def test_variables_for_other_programs_do_not_reach_the_run(box):
+    box.program(".venv/bin/torchrun", 'echo "${PYTHONPATH-unset} ${WORLD_SIZE-unset}" >>"$BOX/log"')
+    box.run("qwen2.5-0.5b", cards=[80, 80], PYTHONPATH="/elsewhere", WORLD_SIZE="16")
+    assert "unset unset" in box.log()
 
 
 def test_cards_without_bfloat16(box):
