@@ -370,6 +370,44 @@ def train(taught, output, *flags):
     return metrics(output), weights_of(output / "hf")
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_step_trains_each_response_with_its_own_advantage_from_the_policy_that_sampled_it(
+        taught, tmp_path, beta):
+    """A step has two updates. The second starts from weights that the first has moved, and the
+    second step from weights that the first step has left."""
+    update = mock.patch.object(
+        simko.Trainer, "update", autospec=True, side_effect=simko.Trainer.update)
+    with update as updates:
+        train(taught, tmp_path, "--steps", 2, "--beta", beta)
+    shares = [call.args[1] for call in updates.call_args_list]
+    assert [len(share) for share in shares] == [4 * 8] * 4
+    for step in (shares[:2], shares[2:]):
+        # The first update has the first four prompts of the step, and the second the others.
+        prompts = [{s.prompt for s in share} for share in step]
+        assert prompts == [{0, 1, 2, 3}, {4, 5, 6, 7}]
+    groups = [[s for s in share if s.prompt == prompt]
+              for share in shares for prompt in sorted({s.prompt for s in share})]
+    advantages = set()
+    for group in groups:
+        rewards = np.array([s.reward for s in group])
+        want = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6)
+        near([s.advantage for s in group], want.tolist(), 1e-5)
+        advantages |= {s.advantage > 0 for s in group if s.advantage}
+    assert advantages == {True, False}
+
+    start = plain_model(taught / "base")
+    for number, share in enumerate(shares):
+        gaps = []
+        for s in share:
+            log_pi = plain_logits(start, s).log_softmax(-1)
+            logp = log_pi[range(len(log_pi)), s.response_ids].detach()
+            gaps.append((s.old_logp - logp).abs().max().item())
+            if beta:
+                near(s.ref_logp.double(), logp, 1e-4)
+        # Both updates of the first step have the starting model's.
+        assert (max(gaps) < 1e-4) == (number < 2)
+
+
 def test_every_method_trains_after_the_same_grpo_step(taught, tmp_path):
     results = {}
     for method in METHODS:
