@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 import simko
 from runtime import cli, faults, packing, ranks, run_folder, vllm_setup
-from runtime.checkpoints import skip_checkpoint
+from runtime.checkpoints import save_checkpoint, skip_checkpoint
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from tests import workers
@@ -325,6 +325,7 @@ def cut(path):
 
 DAMAGES = {
     "incomplete": lambda path: (path / ".metadata").unlink(),
+    "without its parts": lambda path: [part.unlink() for part in path.glob("*.distcp")],
     "cut off": cut,
     "empty": lambda path: (shutil.rmtree(path), path.mkdir()),
     "of other shapes": lambda path: (shutil.rmtree(path), save_elsewhere(path, {"model": {
@@ -338,13 +339,15 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_it_used(
     run = tmp_path / "run"
     shutil.copytree(clean, run)
     DAMAGES[damage](run / "checkpoints/step_000006")
+    (run / "checkpoints/step_000006.unreadable1/before").mkdir(parents=True)
     (run / "checkpoints/step_000005.tmp").mkdir()
     main(flags(data, run))
     same(run, clean)
     out = capfd.readouterr().out
-    assert "step_000006 cannot be read; skipped it and renamed it" in out
+    assert "step_000006 cannot be read; skipped it and renamed it to step_000006.unreadable2" in out
     assert "step_000005.tmp: removed, because this save was cut off" in out
-    assert checkpoints(run) == ["step_000004", "step_000006", "step_000006.unreadable1"]
+    assert checkpoints(run) == [
+        "step_000004", "step_000006", "step_000006.unreadable1", "step_000006.unreadable2"]
     assert sum(line.startswith("step ") for line in out.splitlines()) == 2
 
 
@@ -366,10 +369,43 @@ def test_a_checkpoint_that_cannot_be_read_this_time_stays(tmp_path, error):
     """Another attempt may read it, so the run must not go on from an older one."""
     path = tmp_path / "step_000004"
     path.mkdir()
-    failed = dcp.CheckpointException("load", {1: (error, None)})
+    failed = dcp.CheckpointException(
+        "load", {1: (error, None), 2: (ValueError("damaged"), None)})
     with pytest.raises(SystemExit, match="step_000004 could not be read this time .rank 1: "):
         skip_checkpoint(path, failed, last=False)
     assert path.exists()
+
+
+@one_base
+def test_a_power_cut_during_a_save_leaves_whole_checkpoints(base, group, tmp_path, monkeypatch):
+    """A new checkpoint reaches the disk before its rename, and its new name before the oldest one
+    is removed."""
+    trainer, folder = simko.Trainer(config(base), CPU, torch.float32), tmp_path / "checkpoints"
+    fsync, rename, rmtree, seen = os.fsync, Path.rename, shutil.rmtree, []
+
+    def see_fsync(descriptor):
+        for path in (folder, *folder.iterdir()):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                seen.append(f"{path.name} reaches the disk")
+        fsync(descriptor)
+
+    def see_rename(path, target):
+        seen.append(f"{path.name} becomes {target.name}")
+        return rename(path, target)
+
+    def see_rmtree(path):
+        seen.append(f"{path.name} is removed")
+        rmtree(path)
+
+    monkeypatch.setattr(os, "fsync", see_fsync)
+    monkeypatch.setattr(Path, "rename", see_rename)
+    monkeypatch.setattr(shutil, "rmtree", see_rmtree)
+    for step in (1, 2, 3):
+        seen.clear()
+        save_checkpoint(tmp_path, step, trainer)
+    assert [line for line in seen if "step" in line or "checkpoints" in line] == [
+        "step_000003.tmp reaches the disk", "step_000003.tmp becomes step_000003",
+        "checkpoints reaches the disk", "step_000001 is removed"]
 
 
 def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
