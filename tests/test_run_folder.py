@@ -160,9 +160,15 @@ def test_no_code_in_a_checkpoint_is_run(tiny, run, tmp_path):
     path = folder / "checkpoints" / "step_000001" / ".metadata"
     whole = pickle.loads(path.read_bytes())
     checkpoints.check_checkpoints(folder)
+    later = shutil.copytree(path.parent, path.parent.with_name("step_000002"))
     path.write_bytes(pickle.dumps(Trap(trap)))
     with pytest.raises(SystemExit, match=rf"{path} calls pathlib.Path.*delete its folder"):
         main(resume)
+    shutil.rmtree(later)
+    for name in ("torch load", "torch.hub Size", "torch.serialization load"):
+        path.write_bytes(f"c{name.replace(' ', chr(10))}\n.".encode())
+        with pytest.raises(SystemExit, match=f"{path} calls {name.replace(' ', '.')},"):
+            checkpoints.check_checkpoints(folder)
     path.write_bytes(pickle.dumps(dataclasses.replace(whole, planner_data=Trap(trap))))
     with pytest.raises(SystemExit, match=f"{path} calls"):
         main(resume)
