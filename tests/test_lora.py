@@ -241,17 +241,21 @@ def test_an_adapter_is_written_whole_or_not_at_all(taught, tmp_path):
     def cut_off(folder, **options):
         folder.mkdir()
         (folder / "adapter_config.json").write_text("{")
+        (folder / "part").touch()
         raise KeyboardInterrupt
 
-    with (mock.patch.object(PreTrainedModel, "save_pretrained", side_effect=cut_off),
-          pytest.raises(KeyboardInterrupt)):
+    for before in (False, True):
+        with (mock.patch.object(PreTrainedModel, "save_pretrained", side_effect=cut_off),
+              pytest.raises(KeyboardInterrupt)):
+            main(arguments)
+        assert (tmp_path / "adapter").exists() == before
+        assert not (tmp_path / "hf").exists()
         main(arguments)
-    assert not (tmp_path / "adapter").exists()
-    assert not (tmp_path / "hf").exists()
-    main(arguments)
-    names = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
-    assert not list(tmp_path.glob("*.tmp"))
+        names = {path.name for path in (tmp_path / "adapter").iterdir()}
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+        assert "part" not in names
+        assert not list(tmp_path.glob("*.tmp"))
+        shutil.rmtree(tmp_path / "hf")  # as if the run had been killed between the two
 
 
 def test_a_model_that_peft_cannot_adapt_is_refused():
