@@ -27,7 +27,8 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
-from runtime import faults, ranks, run_folder, vllm_setup
+from runtime import faults, ranks, vllm_setup
+from runtime.checkpoints import start_or_resume
 from runtime.hf_engine import HFEngine
 from tests import workers
 from tests.conftest import checkpoints, main, metrics, needs_vllm
@@ -85,12 +86,12 @@ def test_a_run_says_that_it_waits_for_ranks_and_for_how_long(monkeypatch, capsys
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ranks, "meet", lambda: (None, 1, 2))
+    monkeypatch.setattr(ranks, "meet", lambda: (None, 3, 4))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(SystemExit, match="rank 1 is process 2 on its machine, where PyTorch sees"):
+    with pytest.raises(SystemExit, match="rank 3 is process 2 on its machine, where PyTorch sees"):
         with ranks.process_group():
             pass
 
@@ -105,6 +106,18 @@ def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeyp
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv(name)
             ranks.check_launch()
+
+
+@pytest.mark.parametrize("local, shape, names", [
+    ("6", (6,), {}), ("2", (3, 2), {"mesh_dim_names": ("replicate", "shard")})])
+def test_weights_are_sharded_within_a_node_and_replicated_over_nodes(
+        monkeypatch, local, shape, names):
+    made = mock.Mock()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 6)
+    monkeypatch.setattr(ranks, "init_device_mesh", made)
+    ranks.device_mesh(torch.device("cpu"))
+    made.assert_called_once_with("cpu", shape, **names)
 
 
 # ---------------------------------------------------------------------------------- ranks that fail
@@ -219,8 +232,8 @@ def hanging_ranks(data, tmp_path_factory):
 @pytest.mark.usefixtures("hanging_ranks")  # so that the run which hangs starts first
 def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpoint(data, tmp_path):
     """Rank 1 of two is killed. Then it raises an error, and torchrun restarts both ranks. Then
-    rank 1 alone gets SIGTERM. Each time the run resumes, and its result equals that of two
-    undisturbed ranks."""
+    rank 1 alone gets SIGTERM. Then rank 1's part of the last checkpoint is damaged. Each time the
+    run resumes, and its result equals that of two undisturbed ranks."""
     two = partial(torchrun, "--standalone", "--nproc_per_node", 2)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "killed"}, two())
     assert code == 1, log
@@ -237,7 +250,9 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     # Step 3 failed, and the restart was asked to stop in its first rollout.
     done = checkpoints(tmp_path / "run")[-1]
     assert steps == [2] and done == "step_000002", log
+    (tmp_path / "run/checkpoints/step_000002/__1_0.distcp").write_bytes(b"damaged")
     ((code, log),) = run_ranks(data, tmp_path, {}, two())
+    assert log.count("step_000002 cannot be read; skipped it") == 1, log
     assert code == 0 and [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5], log
     ((code, log),) = run_ranks(data, tmp_path, {}, two(), output_dir="straight")
     assert code == 0 and metrics(tmp_path / "run") == metrics(tmp_path / "straight"), log
@@ -411,11 +426,11 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
 
 
 def see_folder(folder, rank, port):
-    """Calls check_shared on this rank of two. Each rank is the only one on its node."""
+    """Starts a run on this rank of two. Each rank is the only one on its node."""
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     with ranks.process_group():
-        run_folder.check_shared(folder)
+        start_or_resume(folder, [], mock.Mock(rank=rank, cfg=simko.Config()))
 
 
 def see_folders(folder):
@@ -439,7 +454,7 @@ def test_a_run_folder_that_the_nodes_do_not_share_is_refused(tmp_path):
     report = json.loads((folder / "report.json").read_text())
     assert report["shared"] == [0, 0] and report["apart"] == [1, 1]
     assert "ranks [1] do not see what rank 0 writes to" in (folder / "apart_log").read_text()
-    assert not list((folder / "a").iterdir())
+    assert not list((folder / "a").glob(".shared*"))
 
 
 # ---------------------------------------------------------------------------------- ranks that wait
