@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig, AutoTokenizer, FalconConfig, FalconForCausalLM, FalconH1Config, Gemma3Config,
     Gemma3TextConfig, Gemma4TextConfig, GenerationConfig, GPTNeoXConfig, LlamaConfig,
-    LlamaForCausalLM, Phi3Config, PhiConfig, Qwen2_5_VLConfig, Qwen2Config)
+    LlamaForCausalLM, Phi3Config, PhiConfig, PreTrainedTokenizerBase, Qwen2_5_VLConfig,
+    Qwen2Config)
 
-from runtime import cli, models, prompts, run_folder
+from runtime import checkpoints, cli, models, prompts, run_folder
 from runtime.checkpoints import add_older_names
 from runtime.hf_engine import HFEngine
 from runtime.models import check_parallel, context_left, load_model
@@ -33,6 +34,8 @@ LLAMA3 = {
 LONG = {
     "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48,
     "long_factor": [4.0] * 48}
+SCALING = {name: value for name, value in LONG.items() if name != "rope_theta"}
+REACH = {"original_max_position_embeddings": 48}
 PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
 
 
@@ -355,11 +358,16 @@ def test_a_model_without_padding_or_start_token_can_be_exported(tiny, tmp_path, 
       "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     (GPTNeoXConfig(rope_parameters=PART | {"rope_theta": 5e5, "partial_rotary_factor": 0.5}),
      {"rotary_emb_base": 5e5, "rotary_pct": 0.5}),
-    (Phi3Config(rope_parameters=LONG, original_max_position_embeddings=48), {"rope_scaling": {
+    (Phi3Config(rope_parameters=LONG, **REACH), {"rope_scaling": {
         "type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}}),
+    (Phi3Config(rope_parameters=LONG | REACH | {"factor": 4.0}, **REACH),
+     {"rope_theta": 1e4, "rope_scaling": SCALING | REACH | {"factor": 4.0}}),
+    (LlamaConfig(rope_parameters=LONG | REACH, hidden_size=96, num_attention_heads=1),
+     {"rope_theta": 1e4, "rope_scaling": SCALING | REACH}),
     (FalconH1Config(rope_parameters={"rope_type": "default", "rope_theta": 2e4}),
      {"rope_theta": 2e4}),
-], ids=["theta", "llama3", "part", "gemma3", "gpt-neox", "phi3", "falcon-h1"])
+], ids=["theta", "llama3", "part", "gemma3", "gpt-neox", "phi3", "phi3-factor", "longrope",
+        "falcon-h1"])
 def test_an_export_also_has_the_names_of_transformers_4(tmp_path, config, old):
     """It reads these fields, and takes its own theta where they are missing. With transformers
     4.57.6 the log-probs of 40 tiny exports were those of version 5."""
@@ -398,6 +406,7 @@ def test_an_export_has_a_tied_head_once_and_both_names_of_its_dtype(tmp_path):
     weights = load_file(tmp_path / "run/hf/model.safetensors")
     assert "model.embed_tokens.weight" in weights
     assert "lm_head.weight" not in weights
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     model = load_model(str(tmp_path / "run/hf"), "auto")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
@@ -422,6 +431,17 @@ def test_a_model_that_could_not_be_exported_is_refused_before_it_trains(tiny, tm
     edit("config.json", output_attentions=True)(tmp_path / "base")
     with pytest.raises(SystemExit, match="the trained model could not be saved.*attentions"):
         cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+
+
+@pytest.mark.parametrize("owner, name", [
+    (GenerationConfig, "save_pretrained"),
+    (PreTrainedTokenizerBase, "save_pretrained"),
+    (checkpoints, "add_older_names"),
+])
+def test_each_part_of_the_export_is_tried_before_a_run(tiny, tmp_path, monkeypatch, owner, name):
+    monkeypatch.setattr(owner, name, mock.Mock(side_effect=ValueError("cannot be written")))
+    with pytest.raises(SystemExit, match="trained model could not be saved: cannot be written"):
+        cli.prepare(recipe(tiny, "train", tmp_path / "run"), Config)
 
 
 def test_a_model_whose_config_asks_for_tuples_is_read(tiny, tmp_path):
@@ -535,7 +555,7 @@ def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tm
     shutil.copytree(tiny / "base", tmp_path / "base")
     ends = [*range(2, VOCABULARY, 8)]
     edit("config.json", eos_token_id=ends)(tmp_path / "base")
-    remove("generation_config.json")(tmp_path / "base")
+    edit("generation_config.json", eos_token_id=2)(tmp_path / "base")
     arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
                        "--rollout", "hf", "--steps", 1)
     samples, generate = [], HFEngine.generate
