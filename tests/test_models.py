@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -204,6 +205,11 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
         store_as(torch.int8, "model.layers.0.mlp.up_proj.weight"),
         "raw",
         "model.layers.0.mlp.up_proj.weight is stored as I8, and only",
+    ),
+    "in float64": (
+        store_as(torch.float64, "model.norm.weight"),
+        "raw",
+        "model.norm.weight is stored as F64, and only",
     ),
     "adapter": (
         several(cut("adapter_config.json", 0, b"{}"), remove("config.json", "model.safetensors")),
@@ -462,6 +468,35 @@ def test_the_weights_that_are_checked_are_those_that_are_read(tmp_path):
     assert models.weight_files(tmp_path) == [whole]
 
 
+def test_pickled_weights_are_not_loaded(tiny, tmp_path):
+    """The files of a model on the hub are not looked at before."""
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    weights = load_file(tmp_path / "base/model.safetensors")
+    remove("model.safetensors")(tmp_path / "base")
+    torch.save(weights, tmp_path / "base/pytorch_model.bin")
+    with pytest.raises(SystemExit, match="model.safetensors") as stop:
+        load_model(tmp_path / "base", torch.float32)
+    refused(stop.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
+def test_copies_of_a_model_that_differ_in_a_file_are_told_apart(tiny, tmp_path, name):
+    copy = shutil.copytree(tiny / "base", tmp_path / "copy")
+    backwards = sorted(copy.iterdir(), reverse=True)  # as another file system may list them
+    with mock.patch.object(Path, "iterdir", lambda folder: iter(backwards)):
+        same = models.fingerprint(copy)
+    assert same == models.fingerprint(tiny / "base")
+    (copy / name).write_bytes((copy / name).read_bytes()[:-1] + b" ")
+    assert models.fingerprint(copy) != models.fingerprint(tiny / "base")
+
+
+@pytest.mark.parametrize("name", ["./model", "/model", "~/model", "some/other/model"])
+def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(monkeypatch, name):
+    monkeypatch.setattr(models, "get_session", mock.Mock(side_effect=AssertionError))
+    with pytest.raises(SystemExit, match="there is no such folder"):
+        models.find_model(name)
+
+
 def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch):
     asked = []
 
@@ -475,6 +510,9 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tiny, tmp_path, monkeypatch)
     with pytest.raises(SystemExit, match=message) as stop:
         cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", "some/model"), Config)
     assert "no network" in refused(stop.value) and len(asked) == 1
+    monkeypatch.setattr(models, "is_offline_mode", lambda: True)
+    models.find_model("some/model")  # which may lie in the cache
+    assert len(asked) == 1
 
 
 def test_prompt_and_response_fit_into_the_models_context():
@@ -638,11 +676,12 @@ def test_weights_of_another_shape_than_the_configs_are_named(tiny, tmp_path):
     refused(stop.value)
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
-def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command):
+@pytest.mark.parametrize("command, value", [
+    ("train", math.nan), ("eval", math.nan), ("train", math.inf), ("eval", -math.inf)])
+def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command, value):
     shutil.copytree(tiny / "base", tmp_path / "base")
     weights = load_file(tmp_path / "base" / "model.safetensors")
-    weights["model.norm.weight"][3] = float("nan")
+    weights["model.norm.weight"][3] = value
     save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
     flags = "--model", tmp_path / "base", "--rollout", "hf"
     message = f"--model {tmp_path}/base: its weights are not finite: model.norm.weight"
