@@ -19,13 +19,16 @@ from tests.conftest import config
 def test_flashinfers_kernels_are_off_unless_the_user_wants_them(
         monkeypatch, tmp_path, kernels, set_by_the_user, expected):
     monkeypatch.setattr(vllm_setup, "keep_log", lambda path: None)
+    monkeypatch.setattr(vllm_setup, "leave_classes_alone", lambda: None)
     with mock.patch.dict(os.environ):
         os.environ.pop(kernels, None)
-        os.environ["RANK"] = "0"
+        os.environ["RANK"] = "1"
         if set_by_the_user:
             os.environ[kernels] = set_by_the_user
         with vllm_setup.prepare_vllm(config("model", output_dir=str(tmp_path))):
             assert os.environ[kernels] == expected
+            assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    assert (tmp_path / "vllm_log/rank_1.log").exists()
 
 
 @pytest.mark.needs_vllm
@@ -48,7 +51,8 @@ def test_without_nvcc_a_b200_does_not_use_flashinfer(
 def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
     monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
     monkeypatch.setenv("RANK", "1")
-    cfg = config("model", output_dir=str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cfg = config("model", output_dir=".")
 
     def start(error=None):
         """Simulates an engine that starts, or fails, and leaves a file in the cache. Returns (the
