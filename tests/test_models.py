@@ -61,12 +61,12 @@ def remove(*names):
     return several(*(lambda folder, name=name: (folder / name).unlink() for name in names))
 
 
-def store_as(dtype, name):
+def store_as(dtype, name, size=1):
     """Returns a function of a folder that stores one of its weights in another dtype, or adds it
-    with one element."""
+    with this size."""
     def change(folder):
         weights = load_file(folder / "model.safetensors")
-        weights[name] = weights.get(name, torch.ones(1)).to(dtype)
+        weights[name] = weights.get(name, torch.ones(size)).to(dtype)
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return change
 
@@ -308,6 +308,13 @@ def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_p
         cli.prepare(recipe(tiny, "train", tmp_path / "run", *flags), Config)
     assert str(tmp_path / "base") in refused(stop.value)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_family_that_cannot_be_trained_can_be_evaluated(tiny, tmp_path):
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    gpt2(tmp_path / "base")
+    cfg = Config(model=str(tmp_path / "base"))
+    assert models.load_config("eval", cfg).model_type == "gpt2"
 
 
 def test_code_is_blamed_only_where_a_config_asks_for_it(tiny, tmp_path):
@@ -701,7 +708,25 @@ def test_weights_in_half_precision_and_buffers_of_older_checkpoints_are_read(
         dtype, name, tiny, tmp_path):
     shutil.copytree(tiny / "base", tmp_path / "base")
     store_as(dtype, name)(tmp_path / "base")
-    models.check_weights("train", tmp_path / "base")
+    store_as(dtype, "model.empty", 0)(tmp_path / "base")
+    for command in ("train", "eval"):
+        models.check_weights(command, tmp_path / "base")
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, RuntimeError])
+def test_an_error_of_the_loading_is_one_line(tiny, monkeypatch, error):
+    loader = mock.Mock(side_effect=error("bad\nweights"))
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", loader)
+    with pytest.raises(SystemExit, match=f"--model {tiny}/base: bad weights$") as stop:
+        load_model(tiny / "base", torch.float32)
+    refused(stop.value)
+
+
+def test_each_rate_of_dropout_becomes_0():
+    rates = "attention_dropout", "embd_pdrop", "resid_pdrop"
+    config = Phi3Config(**dict.fromkeys(rates, 0.1))
+    models.switch_off_dropout(config)
+    assert [getattr(config, name) for name in rates] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", [
