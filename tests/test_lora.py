@@ -223,6 +223,7 @@ def test_the_exported_model_and_the_exported_adapter_agree(runs, taught):
     assert (merged - before).abs().max() > 0.01
     named = json.loads((runs[0] / "adapter/adapter_config.json").read_text())
     assert named["base_model_name_or_path"] == str(taught / "base")
+    assert named["task_type"] == "CAUSAL_LM"
 
 
 def test_a_generation_config_that_transformers_cannot_save_does_not_stop_the_export(
