@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from runtime import vllm_setup
-from tests.conftest import config
+from tests.conftest import ESCAPE, config
 
 
 @pytest.mark.parametrize("kernels", [
@@ -87,7 +87,12 @@ def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, 
     monkeypatch.setattr(vllm_setup, "tail", vllm_setup.Tail())
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
+    assert vllm_setup.last_lines() == " It wrote no log."
+    with mock.patch.dict(os.environ, VLLM_LOGGING_CONFIG_PATH="their.json"):
+        vllm_setup.keep_log(tmp_path / "theirs.log")
+    assert not (tmp_path / "theirs.log").exists()
     vllm_setup.keep_log(tmp_path / "rank_0.log")
+    assert os.environ["VLLM_CONFIGURE_LOGGING"] == "0"
     for i in range(40):
         logging.getLogger("vllm.engine").info("line %d", i)
     logger.error("broken")
@@ -95,6 +100,9 @@ def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, 
     assert capsys.readouterr().out == "broken\n" and "line 39\nbroken" in vllm_setup.last_lines()
     lines = (tmp_path / "rank_0.log").read_text().splitlines()
     assert lines == [*(f"line {i}" for i in range(40)), "broken"]
+    logger.info("%s", ESCAPE)
+    assert r"\x1b]0;owned" in vllm_setup.last_lines()
+    assert "\x1b" not in vllm_setup.last_lines()
 
 
 def test_what_libraries_print_while_the_engine_starts_goes_to_a_file(tmp_path, capfd):
@@ -105,4 +113,6 @@ def test_what_libraries_print_while_the_engine_starts_goes_to_a_file(tmp_path, c
         raise ValueError
     os.write(2, b"afterwards\n")
     assert capfd.readouterr().err == "afterwards\n"
-    assert path.read_text().splitlines() == ["from C++"]
+    with vllm_setup.stderr_in(path):  # of the next start
+        os.write(2, b"again\n")
+    assert path.read_text().splitlines() == ["from C++", "again"]
