@@ -271,6 +271,22 @@ def test_auto_is_what_the_machine_has(tiny, tmp_path, monkeypatch, capsys):
     assert cli.prepare(arguments, Config).cfg.rollout == "vllm"
 
 
+@pytest.mark.parametrize("command, flags, weights, tokens", [
+    ("train", ["--max-completion-length", 20], "dummy", 20),
+    ("train", ["--eval-max-tokens", 30], "dummy", 30),
+    ("eval", ["--eval-max-tokens", 30], "auto", 30),
+])
+def test_an_engine_has_room_for_the_longest_response_and_in_training_no_weights(
+        tiny, tmp_path, monkeypatch, command, flags, weights, tokens):
+    """In training it gets the policy's weights."""
+    engine = mock.Mock(side_effect=SystemExit(0))
+    monkeypatch.setattr(simko, "make_engine", engine)
+    with pytest.raises(SystemExit):
+        main(recipe(tiny, command, tmp_path, "--rollout", "hf", *flags))
+    *_, load_format, max_tokens = engine.call_args.args
+    assert (load_format, max_tokens) == (weights, tokens)
+
+
 def test_a_run_shows_the_first_prompt_and_its_answer(laptop, tmp_path, group, capsys):
     job = cli.prepare(recipe(laptop, "eval", tmp_path, "--rollout", "hf"), simko.Config)
     first = job.benchmarks[0].problems[0]
