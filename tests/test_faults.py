@@ -221,6 +221,7 @@ def test_a_terminal_that_closes_saves_the_run_unless_nohup_ignores_it(data, tmp_
     with handled(signal.SIGHUP, signal.SIG_IGN), closed():
         main(flags(data, tmp_path / "nohup", "--steps", 1))
     assert "stopped" not in capfd.readouterr().out
+    assert checkpoints(tmp_path / "nohup") == ["step_000001"]  # the last step is always saved
     default = handled(signal.SIGHUP, signal.SIG_DFL)
     with default, closed(), pytest.raises(SystemExit) as stop:
         main(flags(data, tmp_path / "run"))
