@@ -5,6 +5,7 @@ numbers, lack of memory, and engines that crash or hang. docs/reliability.md lis
 
 Processes that have to die are forks of one that has imported everything. See workers.py."""
 import contextlib
+import errno
 import json
 import math
 import os
@@ -302,10 +303,12 @@ def test_a_full_disk_during_the_export_is_named_and_the_run_goes_on(data, clean,
     same(tmp_path, clean)
 
 
-def test_a_full_disk_elsewhere_is_named_too(data, tmp_path):
-    full = OSError(28, "No space left on device", "metrics.jsonl")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_or_quota_elsewhere_is_named_too(data, tmp_path, number):
+    full = OSError(number, os.strerror(number), "metrics.jsonl")
+    message = f"during the run: .*{os.strerror(number)}: 'metrics.jsonl'.*GiB are free"
     with (at_call(Log, "__call__", 2, raised(full)),
-          pytest.raises(SystemExit, match="No space left.*'metrics.jsonl'.*GiB are free")):
+          pytest.raises(SystemExit, match=message)):
         main(flags(data, tmp_path))
 
 
