@@ -272,6 +272,19 @@ def test_two_runs_in_one_folder_are_refused(data, tmp_path):
     main(flags(data, tmp_path, "--steps", 1))
 
 
+def test_a_folder_that_cannot_be_locked_is_used_with_a_note(group, tmp_path, capsys):
+    """Some network disks have no locks. A lock that another process holds may be reported as
+    EACCES."""
+    for number, refusal in (
+            (errno.ENOLCK, contextlib.nullcontext()),
+            (errno.EACCES, pytest.raises(SystemExit, match=f"another process uses {tmp_path}: "))):
+        error = OSError(number, os.strerror(number))
+        with (mock.patch.object(run_folder.fcntl, "lockf", side_effect=error), refusal,
+              run_folder.claimed(tmp_path)):
+            assert number == errno.ENOLCK
+    assert f"note: {tmp_path} cannot be locked (" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------- disk and checkpoints
 @contextlib.contextmanager
 def full_at(function, count):
