@@ -6,6 +6,7 @@ numbers, lack of memory, and engines that crash or hang. docs/reliability.md lis
 Processes that have to die are forks of one that has imported everything. See workers.py."""
 import contextlib
 import errno
+import faulthandler
 import json
 import math
 import os
@@ -642,6 +643,17 @@ def test_a_vllm_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, nam
     (note,) = crash.value.__notes__
     assert "The last lines of its log:\nINFO loading" in note
     assert "--gpu-memory-utilization 0.6" in note
+
+
+def test_an_engine_that_has_started_is_not_ended_by_the_limit_of_its_start(group):
+    """Otherwise every run would end after an hour."""
+    cancel = mock.Mock(wraps=faulthandler.cancel_dump_traceback_later)
+    with mock.patch.object(faulthandler, "cancel_dump_traceback_later", cancel):
+        engine = faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))
+    with contextlib.closing(engine):
+        timers = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+        assert all(timer.finished.is_set() for timer in timers)
+        cancel.assert_called_once_with()
 
 
 def test_an_engine_that_does_not_start_in_time_ends_the_run_with_its_log_and_where_it_stands(forks):
