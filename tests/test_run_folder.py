@@ -88,6 +88,7 @@ def test_a_log_that_lost_rows_goes_on(run, tmp_path):
     rows = [{"step": step} for step in (1, 4, 5, 6)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text + '{"st')
+    run_folder.check_log(tmp_path / "metrics.jsonl")
     run_folder.rewind(tmp_path, 5, 5)
     assert metrics(tmp_path) == [{"step": 1}, {"step": 4}, {"step": 5}]
 
