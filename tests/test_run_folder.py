@@ -294,9 +294,13 @@ def test_a_run_goes_on_where_its_problems_have_moved_and_with_other_evaluations(
     shutil.copytree(run[0], tmp_path / "run")
     moved = shutil.copy(tiny / "train.jsonl", tmp_path / "moved.jsonl")
     write_rows(tmp_path / "other.jsonl", [{"problem": "3 5 7 > 11 :", "answer": "11 = 3 5 7"}])
+    # Messages advise some of these flags, for example where memory has run out.
+    flags = """
+        --micro-batch-tokens 99 --gradient-checkpointing --gpu-memory-utilization 0.5 --save-steps 7
+        --eval-steps 2 --eval-n 2 --eval-temperature 0.5 --eval-top-p 0.9 --eval-max-tokens 9"""
     resume = recipe(
         tiny, "train", tmp_path / "run", "--rollout", "hf", "--steps", 2, "--train-data", moved,
-        "--eval-data", tmp_path / "other.jsonl")
+        "--eval-data", tmp_path / "other.jsonl", "--data-dir", tmp_path, *flags.split())
     job = cli.prepare(resume, Config)
     assert [benchmark.set for benchmark in job.benchmarks] == ["other"]
 
