@@ -394,6 +394,10 @@ def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(
     path.write_text(json.dumps(one.settings(config)) + "\n")
     responses.check_responses(path, one.settings(config))
     for change, message in (
+            ({"model": "mine"}, f"model was {config.model}, is mine"),
+            ({"seed": 1}, "seed was 0, is 1"),
+            ({"prompt_template": "raw"}, "prompt_template was chat, is raw"),
+            ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs was .*, is {'a': 1}"),
             ({"dtype": "bfloat16"}, "dtype was float32, is bfloat16"),
             ({"rollout": "hf"}, "rollout was vllm, is hf")):
         changed = dataclasses.replace(config, **change)
