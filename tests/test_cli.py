@@ -73,8 +73,8 @@ BAD_VALUES = """
     --steps 0
     --batch-size 0
     --mini-batch-size 0
-    --learning-rate nan
-    --weight-decay nan
+    --learning-rate 0
+    --weight-decay -1
     --max-grad-norm 0
     --max-sampling-rounds -1
     --warmup-steps -1
