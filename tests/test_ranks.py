@@ -23,6 +23,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -476,10 +477,11 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
         def wait(self, timeout=None):
             return super().wait()
 
-    held, reduced, stopped = [], threading.Event(), threading.Event()
+    held, operations, reduced, stopped = [], [], threading.Event(), threading.Event()
 
-    def all_reduce(tensor, _):
+    def all_reduce(tensor, operation):
         held.append(tensor)
+        operations.append(operation)
         reduced.set()
 
     def stop():
@@ -497,3 +499,5 @@ def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypa
         assert not stopped.wait(0.5)
         held.clear()
         assert stopped.wait(workers.LIMIT)
+    # The sum of the signals of all ranks would be another signal, or none.
+    assert operations == [dist.ReduceOp.MAX]
