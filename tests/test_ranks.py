@@ -32,7 +32,7 @@ from runtime import faults, ranks, vllm_setup
 from runtime.checkpoints import start_or_resume
 from runtime.hf_engine import HFEngine
 from tests import workers
-from tests.conftest import checkpoints, main, metrics, needs_vllm
+from tests.conftest import checkpoints, main, metrics, needs_vllm, refused
 from tests.provoke import ask, at_call, broken_losses, flags, kill, raised, rollout
 from tests.workers import end_of
 from verify import Verifier
@@ -459,6 +459,22 @@ def test_a_run_folder_that_the_nodes_do_not_share_is_refused(tmp_path):
 
 
 # ---------------------------------------------------------------------------------- ranks that wait
+@pytest.mark.parametrize("text", [
+    "Connection closed by peer [127.0.0.1]:4321",
+    "Read error [127.0.0.1]:4321: Connection reset by peer",
+    "connect [127.0.0.1]:4321: Connection refused",
+    "writev [127.0.0.1]:4321: Broken pipe",
+    "ncclRemoteError: remote process exited or there was a network error",
+])
+def test_what_gloo_and_nccl_say_of_a_rank_that_has_gone_is_not_taken_for_the_cause(
+        monkeypatch, text):
+    """torchrun would report the rank that says so as the one that failed."""
+    monkeypatch.setenv("RANK", "0")
+    told = faults.explain(RuntimeError(text), simko.Config())
+    assert isinstance(told, faults.LostRank)
+    assert text in refused(told)
+
+
 def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
     folder, wait = hanging_ranks
     ((code, log),) = wait()
