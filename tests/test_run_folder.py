@@ -14,6 +14,7 @@ import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -87,8 +88,13 @@ def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
 def test_a_log_that_lost_rows_goes_on(run, tmp_path):
     rows = [{"step": step} for step in (1, 4, 5, 6)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "metrics.jsonl").write_text(text + '{"st')
-    run_folder.check_log(tmp_path / "metrics.jsonl")
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text + '{"st')
+    run_folder.check_log(path)
+    cut_off = mock.patch.object(Path, "replace", side_effect=OSError("killed"))
+    with cut_off, pytest.raises(OSError, match="killed"):
+        run_folder.rewind(tmp_path, 5, 5)
+    assert path.read_text() == text + '{"st'  # no row is lost meanwhile
     run_folder.rewind(tmp_path, 5, 5)
     assert metrics(tmp_path) == [{"step": 1}, {"step": 4}, {"step": 5}]
 
