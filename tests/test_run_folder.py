@@ -22,10 +22,10 @@ import torch
 import verify
 from runtime import checkpoints, cli, responses, run_folder
 from runtime.log import Log
-from simko import Config
+from simko import Config, ObjectiveConfig, RunConfig, TrainConfig
 from tests import workers
 from tests.conftest import (
-    BEYOND_ASCII, ESCAPE, benchmark, main, metrics, recipe, refused, write_rows)
+    BEYOND_ASCII, ESCAPE, benchmark, edit_json, main, metrics, recipe, refused, write_rows)
 from tools import data, plots, tables
 
 SECRET_NAMES = "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"
@@ -300,6 +300,7 @@ def test_a_run_goes_on_where_its_problems_have_moved_and_with_other_evaluations(
     shutil.copytree(run[0], tmp_path / "run")
     moved = shutil.copy(tiny / "train.jsonl", tmp_path / "moved.jsonl")
     write_rows(tmp_path / "other.jsonl", [{"problem": "3 5 7 > 11 :", "answer": "11 = 3 5 7"}])
+    edit_json(tmp_path / "run" / "config.json", tensor_parallel_size=2, resume=False)
     # Messages advise some of these flags, for example where memory has run out.
     flags = """
         --micro-batch-tokens 99 --gradient-checkpointing --gpu-memory-utilization 0.5 --save-steps 7
@@ -309,6 +310,15 @@ def test_a_run_goes_on_where_its_problems_have_moved_and_with_other_evaluations(
         "--eval-data", tmp_path / "other.jsonl", "--data-dir", tmp_path, *flags.split())
     job = cli.prepare(resume, Config)
     assert [benchmark.set for benchmark in job.benchmarks] == ["other"]
+
+
+@pytest.mark.parametrize("group, free", [
+    (ObjectiveConfig, set()),
+    (TrainConfig, {"steps", "eval_steps", "train_data"}),
+    (RunConfig, {"output_dir"}),
+])
+def test_a_run_goes_on_only_with_the_settings_that_it_learned_by(group, free):
+    assert free == {field.name for field in dataclasses.fields(group)} & {*run_folder.CHANGEABLE}
 
 
 def test_a_setting_that_a_run_does_not_name_had_its_default(tiny, run, tmp_path):
@@ -322,6 +332,11 @@ def test_a_setting_that_a_run_does_not_name_had_its_default(tiny, run, tmp_path)
     cli.prepare(resume, Config)
     with pytest.raises(SystemExit, match="--epsilon was 0.2, is 0.1"):
         cli.prepare([*resume, "--epsilon", "0.1"], Config)
+    del settings["output_dir"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match="config.json is of an earlier version") as stop:
+        cli.prepare(resume, Config)
+    assert refused(stop.value)
 
 
 def test_an_evaluation_of_other_sets_where_a_run_resumes_is_refused(tiny, run, tmp_path):
