@@ -382,7 +382,24 @@ def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
         responses.check_sets(file, [a, b])
     assert refused(stop.value)
     file.write_text(json.dumps({"settings": {}, "sets": {"a": {}}}))
-    responses.check_sets(file, [a, b])
+    cfg = Config(output_dir=str(tmp_path))
+    for benchmark in (a, b):  # each has its own settings
+        text = json.dumps(benchmark.settings(cfg)) + "\n"
+        (tmp_path / f"{benchmark.label}.jsonl").write_text(text)
+    responses.check_evaluations("eval", cfg, [a, b])
+
+
+@pytest.mark.parametrize("command, eval_steps, names", [
+    ("eval", 10, ["."]),
+    ("train", 0, ["eval_000040"]),
+    ("train", 10, ["eval_000020", "eval_000040"]),
+    ("train", 15, ["eval_000040"]),
+])
+def test_a_command_knows_the_evaluations_that_it_writes_again(tmp_path, command, eval_steps, names):
+    for step in (10, 20):
+        (tmp_path / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
+    cfg = Config(output_dir=str(tmp_path), steps=40, eval_steps=eval_steps)
+    assert responses.evaluation_folders(command, cfg) == [tmp_path / name for name in names]
 
 
 def test_an_evaluation_does_not_go_on_with_a_model_of_which_a_file_was_rewritten(tmp_path):
