@@ -627,19 +627,24 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
             raise ValueError("no nvcc here")
         return generate(engine, prompts, n, temperature, top_p, *arguments, **options)
     with (mock.patch.object(HFEngine, "generate", no_top_p),
-          pytest.raises(ValueError, match="no nvcc here")):
+          pytest.raises(ValueError, match="no nvcc here") as crash):
         main(flags(data, tmp_path, "--eval-steps", 0, "--eval-temperature", 1, 0.2))
+    assert not hasattr(crash.value, "__notes__")  # the advice is for vLLM
     assert tried == [(1, 1, 0.95), (1, 0.2, 0.95)] and metrics(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["__init__", "generate"])
-def test_a_vllm_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, name):
-    with (at_call(HFEngine, name, 1, raised(ValueError("engine core died"))),
+@pytest.mark.parametrize("owner, name", [
+    (HFEngine, "__init__"), (HFEngine, "generate"), (simko.Trainer, "update")])
+def test_a_vllm_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, owner, name):
+    with (at_call(owner, name, 1, raised(ValueError("engine core died"))),
           mock.patch.object(simko, "VLLMEngine", HFEngine),
           mock.patch.object(cli, "find_vllm", lambda cfg: True),
           mock.patch.object(vllm_setup.tail, "lines", ["INFO loading"]),
           pytest.raises(ValueError, match="core died") as crash):
         main(flags(data, tmp_path, "--rollout", "vllm"))
+    if owner is simko.Trainer:
+        assert not hasattr(crash.value, "__notes__")
+        return
     (note,) = crash.value.__notes__
     assert "The last lines of its log:\nINFO loading" in note
     assert "--gpu-memory-utilization 0.6" in note
