@@ -387,8 +387,8 @@ def test_a_checkpoint_that_cannot_be_read_this_time_stays(tmp_path, error):
     """Another attempt may read it, so the run must not go on from an older one."""
     path = tmp_path / "step_000004"
     path.mkdir()
-    failed = dcp.CheckpointException(
-        "load", {1: (error, None), 2: (ValueError("damaged"), None)})
+    failed = dcp.CheckpointException("load", {
+        2: (error, None), 1: (error, None), 3: (ValueError("damaged"), None)})
     with pytest.raises(SystemExit, match="step_000004 could not be read this time .rank 1: "):
         skip_checkpoint(path, failed, last=False)
     assert path.exists()
