@@ -521,8 +521,9 @@ def test_one_response_that_is_altogether_wrong_is_not_hidden_by_the_mean():
 
     good = [response(f"good-{i}", 0.001) for i in range(1000)]
     faults.check_gap(0.002, good, torch.float32)
-    with pytest.raises(SystemExit, match="over a response to odd is 1, above 0.05"):
-        faults.check_gap(0.002, [*good, response("odd", 1.0)], torch.float32)
+    for gap in (1.0, -1.0, np.tile([1.0, -1.0], 10)):
+        with pytest.raises(SystemExit, match="over a response to odd is 1, above 0.05"):
+            faults.check_gap(0.002, [*good, response("odd", gap)], torch.float32)
     with pytest.raises(SystemExit, match="over all responses is nan"):
         faults.check_gap(float("nan"), [], torch.float32)
     faults.check_gap(0.15, [], torch.bfloat16)
