@@ -614,8 +614,10 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
         benchmark([{"prompt_ids": prompt}], 4, temperature=temperature, top_p=top_p,
                   max_tokens=tokens)
         for temperature, top_p, tokens in ((0.6, 0.95, 4096), (0.6, 0.95, 4096), (1.0, 0.9, 3))]
-    engine = mock.Mock()
+    engine, drawn = mock.Mock(), []
+    engine.generate.side_effect = lambda *_, **__: drawn.append(torch.rand(1).item())
     faults.try_sampling(simko.Config(), benchmarks, engine, quiet)
+    assert drawn[0] == drawn[1]  # seeded, as ranks that share an engine need it
     assert engine.generate.mock_calls == [
         mock.call([prompt], 1, 0.6, 0.95, 8, quiet, logprobs=False),
         mock.call([prompt], 1, 1.0, 0.9, 3, quiet, logprobs=False)]
