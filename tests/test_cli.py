@@ -38,6 +38,7 @@ REFUSED = {  # command line: what the message names, by default the first flag
     "train --tensor-parallel-size 2 --rollout hf":
         "--tensor-parallel-size 2 is for vLLM, and does not work with --rollout hf",
     "train --eval-data a/x,split=test b/x": "same name",
+    "train --eval-temperature 0.2 0.2": "--eval-temperature names one twice",
     "eval --alpha 0.1 --eval-data x": "--alpha",
     "train --output-dir=~/runs": "the shell replaces ~ only after a space",
     "train --chat-template-kwargs [1]": "'[1]' is not a JSON object",
@@ -136,6 +137,15 @@ def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
         cli.parse_config(["train", *flags], Config)
     assert flags[0] in refused(stop.value, capsys).replace("_", "-")
     assert stop.value.code == 2
+
+
+def test_the_cache_of_vllm_on_cpus_is_in_whole_gib(monkeypatch, capsys):
+    for size in ("4", "4.5"):
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", size)
+        ends = pytest.raises(SystemExit) if size == "4.5" else contextlib.nullcontext()
+        with ends as stop:
+            cli.parse_config(["train"], Config)
+    assert "VLLM_CPU_KVCACHE_SPACE must be" in refused(stop.value, capsys)
 
 
 @pytest.mark.parametrize("flags, message", [
