@@ -593,6 +593,15 @@ def test_an_error_lets_go_of_its_tensors_before_the_engine_is_closed(data, tmp_p
     assert alive == [False]
 
 
+def test_the_engine_sleeps_before_the_policy_is_loaded(data, tmp_path):
+    """A GPU may not have room for both."""
+    with (mock.patch.object(HFEngine, "sleep") as sleep,
+          mock.patch.object(simko, "Trainer", side_effect=SystemExit(0)),
+          pytest.raises(SystemExit)):
+        main(flags(data, tmp_path))
+    sleep.assert_called_once_with()
+
+
 def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):
     """vLLM's own allocator maps the engine's memory when it wakes up, and raises a RuntimeError."""
     error = RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62")
