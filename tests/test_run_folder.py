@@ -383,9 +383,9 @@ def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
     assert refused(stop.value)
     file.write_text(json.dumps({"settings": {}, "sets": {"a": {}}}))
     cfg = Config(output_dir=str(tmp_path))
-    for benchmark in (a, b):  # each has its own settings
-        text = json.dumps(benchmark.settings(cfg)) + "\n"
-        (tmp_path / f"{benchmark.label}.jsonl").write_text(text)
+    for one in (a, b):  # each has its own settings
+        text = json.dumps(one.settings(cfg)) + "\n"
+        (tmp_path / f"{one.label}.jsonl").write_text(text)
     responses.check_evaluations("eval", cfg, [a, b])
 
 
