@@ -7,11 +7,11 @@ import shutil
 import statistics
 from collections import Counter
 from functools import partial
+from importlib import metadata
 from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
@@ -97,7 +97,7 @@ def test_a_run_folder_holds_the_last_two_checkpoints_the_export_and_its_evaluati
         report = json.loads((run / "eval_000003/eval.json").read_text())
         versions = report["versions"]
         assert settings["versions"] == versions
-        assert versions["torch"] == torch.__version__
+        assert versions["torch"] == metadata.version("torch")
         assert versions["commit"]
         entry = report["sets"]["test"]
         correct = entry["correct"]
