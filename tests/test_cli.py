@@ -22,7 +22,7 @@ from runtime import baselines, cli, responses
 from runtime.common import flag
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
-from tests.conftest import CPU, ESCAPE, main, recipe, refused, write_rows
+from tests.conftest import CPU, ESCAPE, main, needs_vllm, recipe, refused, write_rows
 
 REFUSED = {  # command line: what the message names, by default the first flag
     "": "train or eval",
@@ -149,10 +149,10 @@ def test_the_cache_of_vllm_on_cpus_is_in_whole_gib(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (
+    pytest.param(
         ["--tensor-parallel-size", 4],
         "--tensor-parallel-size 4 does not divide the model's num_attention_heads, 2",
-    ),
+        marks=needs_vllm),
     (["--K", 1000], "--K 1000 is more than"),
     (["--model", "./nosuch"], "--model ./nosuch"),
     (["--prompt-template", "chat"], "no chat template"),
@@ -227,7 +227,7 @@ def test_help_names_each_flag_once_and_with_dashes(capsys):
         shown = capsys.readouterr().out
         assert not re.search(r"\(default: (None|\[\])?\)", shown)
         flags = re.findall(r"^  (--.*?)(?: |$)(.*)", shown, re.MULTILINE)
-        names = [flag.rstrip(",") for flag, _ in flags]
+        names = [name.rstrip(",") for name, _ in flags]
         assert len(names) == len(set(names)) and not any("_" in name for name in names)
         switches = {"--no-gradient-checkpointing", "--no-resume"} & set(names)
         assert set(names) - switches == {flag(field.name) for field in fields_of(command)}
