@@ -27,10 +27,8 @@ class Progress:
 
 
 def finite_or_null(value):
-    """Returns a metric, a number or a list of numbers, with None in place of
-    nan and infinity, which JSON cannot represent."""
-    if isinstance(value, list):
-        return [finite_or_null(item) for item in value]
+    """Returns a metric with None in place of nan and infinity, which JSON
+    cannot represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
