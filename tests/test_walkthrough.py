@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import save_tiny_models, write_rows
-from tests.workers import ROOT
 from tools import laptop, walkthrough
 
 PAGE = walkthrough.TEXT.read_text(encoding="utf-8")
@@ -18,11 +17,11 @@ VOCABULARY = laptop.vocabulary()
 
 @pytest.fixture(scope="module")
 def printed():
-    return walkthrough.run_cells(walkthrough.split(PAGE)[1::2])
+    return walkthrough.run_cells(walkthrough.CELL.split(PAGE)[1::2])
 
 
 def test_the_page_and_the_notebook_show_what_the_cells_print(printed):
-    parts = walkthrough.split(PAGE)
+    parts = walkthrough.CELL.split(PAGE)
     assert len(printed) > 10
     assert PAGE == walkthrough.as_markdown(parts, printed)
     notebook = walkthrough.NOTEBOOK.read_text(encoding="utf-8")
@@ -30,7 +29,7 @@ def test_the_page_and_the_notebook_show_what_the_cells_print(printed):
 
 
 def test_every_number_of_the_text_is_printed_or_set_by_a_cell(printed):
-    parts = walkthrough.split(PAGE)
+    parts = walkthrough.CELL.split(PAGE)
     texts, codes = parts[::2], parts[1::2]
     material = " ".join(codes + printed)
     numbers = re.findall(r"(?<!Sec\. )(?<!\d)\d+\.\d+", " ".join(texts))
@@ -40,13 +39,6 @@ def test_every_number_of_the_text_is_printed_or_set_by_a_cell(printed):
         assert number in material or share in material, f"no cell prints {number}"
 
 
-def test_every_file_that_the_page_names_is_there():
-    links = re.findall(r"\]\(([^)]+)\)", PAGE)
-    assert len(links) >= 6
-    for link in links:
-        assert (ROOT / "docs" / link).is_file(), link
-
-
 def test_a_cell_that_prints_something_else_changes_both_pages():
     page = (
         "text\n\n"
@@ -54,13 +46,13 @@ def test_a_cell_that_prints_something_else_changes_both_pages():
         "```python\nprint(x + 1)\n```\n\n"
         "```text\n4\n```\n\n"
         "end\n")
-    parts = walkthrough.split(page)
+    parts = walkthrough.CELL.split(page)
     assert parts[1::2] == ["x = 2\n", "print(x + 1)\n"]
     printed = walkthrough.run_cells(parts[1::2])
     assert printed == ["", "3\n"]
     fresh = walkthrough.as_markdown(parts, printed)
     assert fresh == page.replace("```text\n4\n", "```text\n3\n")
-    assert walkthrough.as_markdown(walkthrough.split(fresh), printed) == fresh
+    assert walkthrough.as_markdown(walkthrough.CELL.split(fresh), printed) == fresh
     cells = json.loads(walkthrough.as_notebook(parts, printed))["cells"]
     kinds = [cell["cell_type"] for cell in cells]
     assert kinds == ["markdown", "code", "code", "markdown"]

@@ -37,6 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 import simko
 from runtime.common import fail, write_whole
 from runtime.data import load_problems, read_jsonl
+from runtime.models import load_model
 from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
 from tools import ROOT, command_line
@@ -44,18 +45,13 @@ from tools.plots import first_correct, run_settings
 
 DOCS = ROOT / "docs"
 TEXT, NOTEBOOK, MEASURED = (DOCS / f"walkthrough.{end}" for end in ("md", "ipynb", "json"))
-# Matches a cell and the output below it.
+# A cell and the output below it. It splits the page into [text, code, text, ..., text].
 CELL = re.compile(r"```python\n(.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
 RESPONSES = 8  # how many of each problem the statistics use
 GATE = 0.5     # the q of these statistics, for every model
 
 
 # ------------------------------------------------------------------- cells
-def split(text):
-    """Splits the page into texts and cells: [text, code, text, ..., text]."""
-    return CELL.split(text)
-
-
 def run_cells(codes):
     """Executes cells in one namespace, as a notebook does. Returns the
     output of each cell."""
@@ -149,7 +145,7 @@ def rounded(numbers):
 
 def measure(folders):
     """Returns the contents of docs/walkthrough.json."""
-    from transformers import AutoModelForCausalLM, logging
+    from transformers import logging
     logging.disable_progress_bar()
     settings = {folder: run_settings(folder) for folder in folders}
     cfg = SimpleNamespace(**next(iter(settings.values())))
@@ -162,8 +158,7 @@ def measure(folders):
     benchmark = set_name(cfg.eval_data[0])
 
     def load(folder):
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False).eval()
+        return load_model(folder, torch.float32, attention=None).eval()
 
     base, first = load(cfg.model), problems[0]
     text = first_correct(folders, benchmark, first["id"])
@@ -205,7 +200,7 @@ def main():
         write_whole(MEASURED, "{\n" + ",\n".join(lines) + "\n}\n")
         print(f"wrote {MEASURED}")
         return
-    parts = split(TEXT.read_text(encoding="utf-8"))
+    parts = CELL.split(TEXT.read_text(encoding="utf-8"))
     printed = run_cells(parts[1::2])
     write_whole(TEXT, as_markdown(parts, printed))
     write_whole(NOTEBOOK, as_notebook(parts, printed))
