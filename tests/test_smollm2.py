@@ -176,13 +176,13 @@ def test_each_demonstration_is_shown_once_at_a_rate_that_rises_and_falls(monkeyp
 
 
 # -------------------------------------------------------------------------------------- table
-def row(arm, seed, value, correct=None, n=256):
+def row(arm, seed, value, correct=None):
     return {
         "arm": arm,
         "seed": seed,
         "probe": {"entropy": value},
         "correct": correct or {},
-        "n": n,
+        "n": 256,
     }
 
 

@@ -301,7 +301,7 @@ def chart(log, steps, width):
     return "\n".join(lines)
 
 
-def follow(folder, seconds=3):
+def follow(folder):
     """Prints the chart of a run. In a terminal, updates it until the last
     step is done."""
     steps = run_settings(folder)["steps"]
@@ -319,7 +319,7 @@ def follow(folder, seconds=3):
         # Moves up to the chart's first line and clears the screen below.
         height = len(text.split("\n"))
         up = f"\x1b[{height}A\x1b[J"
-        time.sleep(seconds)
+        time.sleep(3)
 
 
 # ------------------------------------------------------------------- main

@@ -54,7 +54,6 @@ ARMS = {
     "simko-0.05": {"method": "simko", "alpha": 0.05},
 }
 K, Q, G = 3, 0.8, 8
-KS = 1, 4, 16, 64, 256
 LONGEST = 56  # tokens of a response
 MARGIN = 40  # seconds that are kept for the probe and the rows
 # simko.py, whose engine for transformers takes 256 responses at a time. So
@@ -184,7 +183,7 @@ class Run:
             flags |= ARMS[self.arm] | {
                 "train_data": folder / "train.jsonl", "steps": self.steps,
                 "batch_size": plan.prompts, "mini_batch_size": plan.prompts // 4,
-                "num_generations": 8, "max_completion_length": LONGEST,
+                "num_generations": G, "max_completion_length": LONGEST,
                 "save_steps": plan.save_steps, "micro_batch_tokens": 4096,
                 "learning_rate": self.learning_rate}
         words = ["train", "--no-gradient-checkpointing"] if self.steps else ["eval"]
@@ -307,7 +306,7 @@ class Study:
         return max(scores, key=scores.get)
 
 
-def study(plan, model, folder, rows, first_seed=0, learning_rate=None):
+def study(plan, model, folder, rows, first_seed, learning_rate):
     """Fine-tunes, chooses the learning rate, and makes the runs that the
     file `rows` lacks."""
     end = time.monotonic() + 60 * plan.minutes[2] - MARGIN
@@ -365,7 +364,7 @@ def values(rows):
         means = found[row["arm"], row["seed"]] = dict(row["probe"])
         if row["correct"] and common:
             c = torch.tensor([row["correct"][name] for name in common])
-            for k in (k for k in KS if k <= row["n"]):
+            for k in (k for k in results.KS if k <= row["n"]):
                 means[f"pass@{k}"] = 100 * pass_at_k(row["n"], c, k).mean().item()
     return pd.DataFrame.from_dict(found, orient="index")
 

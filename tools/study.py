@@ -112,7 +112,7 @@ def run_name(method, settings):
     return f"{method} {describe(settings)}"
 
 
-def comparisons(folder=RESULTS):
+def comparisons(folder):
     """Returns the runs to compare, twice {method: (run, step)}: with the
     chosen settings, and GRPO and SimKO at one learning rate."""
     try:
@@ -290,13 +290,13 @@ def run(stage, job, lock):
     return folder.name
 
 
-def curve(folder, width=25):
-    """Returns a run's training curve, as means over `width` steps each."""
+def curve(folder):
+    """Returns a run's training curve, as means over 25 steps each."""
     log = pd.DataFrame(row for _, row in read_jsonl(folder / "metrics.jsonl"))
     log = log.replace({None: math.nan}).infer_objects()  # null stands for nan
     names = [name for name in log
              if name.startswith("Lambda") or name in ("reward", "entropy", "gate_share")]
-    parts = log.groupby(log.index // width)
+    parts = log.groupby(log.index // 25)
     return {"steps": parts.step.last().tolist(), **parts[names].mean().to_dict("list")}
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from runtime.common import fail, write_whole
 from tools import allow_head, command_line
 from tools.drawing import STYLES, grid, legend
+from tools.study import NAMES
 from tools.tables import show
 from tools.toy import SEEDS, Cell, measure, shape
 
@@ -28,7 +29,6 @@ SIMKO = {
     8: (RATES, (0.01, 0.05, 0.1, 0.3, 0.6), (1.0, 1.1, 2.0, 4.0, 10.0), (2, 3, 4), (None, 0.8)),
     32: ((1.0, 3.0, 10.0), (0.01, 0.3, 0.6), (1.1, 2.0, 10.0), (3, 4), (None, 0.8)),
 }
-NAMES = {"grpo": "GRPO", "simko": "SimKO", "nsr": "NSR", "pass-at-k": "pass@k training"}
 # (accuracy, modes) that the paper's third version reports.
 PUBLISHED = {"GRPO + entropy bonus": (0.48, 6), "SimKO": (1.00, 6)}
 
