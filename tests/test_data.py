@@ -604,27 +604,13 @@ def test_the_laptops_demonstrations_are_what_its_verifier_reads(wordy, monkeypat
         assert is_correct(text, f"{target} = 4 7 20", "countdown")
         assert not is_correct(text, f"{target} = 4 7 7", "countdown")
 
-    def draw(rng, legal, held_out):
-        """Draws one of two problems, so that prompts have unequal lengths."""
-        if rng.random() < 0.5:
-            return [4, 7, 2], 30, "7 * 4 = 28 28 + 2 = 30".split()
-        return [4, 7, 20], 48, "7 * 4 = 28 28 + 20 = 48".split()
-
-    monkeypatch.setattr(laptop, "draw", draw)
+    chain = "7 * 4 = 28 28 + 20 = 48".split()
+    monkeypatch.setattr(laptop, "draw", lambda *_: ([4, 7, 20], 48, chain))
     monkeypatch.setitem(laptop.RECIPE, "solving", 1.0)
-    ids, labels, shortest = laptop.demonstrations(
-        random.Random(0), {(4, 7, 20): chains}, (), tokenizer, wordy)
-    assert ids.shape == labels.shape == (128, ids.shape[1])
-    for row, learnt in zip(ids, labels):
-        start = int((learnt != -100).nonzero()[0])
-        assert tokenizer.decode(row[:start]) in ("<bos> 4 7 20 > 48 :", "<bos> 4 7 2 > 30 :")
-        assert start >= shortest
-        kept = learnt[learnt != -100]
-        assert tokenizer.decode(kept).endswith("<eos>")
-        assert "<bos>" not in tokenizer.decode(kept)
-        assert (row[start:start + len(kept)] == kept).all()
-        assert not row[start + len(kept):].any()  # padding, and no label on it
-    assert (labels[:, shortest] != -100).any()
+    pairs = laptop.demonstrations(random.Random(0), {}, (), tokenizer, wordy)
+    assert len(pairs) == 128
+    shown = {(tokenizer.decode(given), tokenizer.decode(wanted)) for given, wanted in pairs}
+    assert shown == {("<bos> 4 7 20 > 48 :", f"{laptop.response(chain, wordy)} <eos>")}
 
 
 def test_the_laptops_sets_share_no_problem_that_they_must_not(tmp_path):

@@ -13,8 +13,6 @@ A problem is one of tools.laptop, asked and answered as a person would:
 The answer has 32 to 48 of SmolLM2's tokens, and its words vary.
 """
 import torch
-import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from runtime.log import distinct_tokens
 from runtime.models import load_model
@@ -55,11 +53,8 @@ def in_words(rng, chain):
 
 def demonstration(rng, legal, solving, held_out):
     """(question, answer) of a problem whose key is not in held_out. The
-    answer solves it with probability `solving`, and is any legal chain of
-    its numbers else."""
-    numbers, target, chain = laptop.draw(rng, legal, held_out)
-    if rng.random() >= solving:
-        *chain, _ = rng.choice(legal[tuple(sorted(numbers))])
+    answer solves it with probability `solving`."""
+    numbers, target, chain = laptop.demonstrated(rng, legal, held_out, solving)
     return question(numbers, target), in_words(rng, chain)
 
 
@@ -97,28 +92,18 @@ def encode(tokenizer, question, answer):
     return given, [*wanted, tokenizer.eos_token_id]
 
 
-def supervised_loss(model, pairs):
-    """Cross-entropy of the answers, mean over their tokens."""
-    ids = [torch.tensor(given + wanted) for given, wanted in pairs]
-    labels = [torch.tensor([-100] * len(given) + wanted) for given, wanted in pairs]
-    ids = pad_sequence(ids, batch_first=True).to(model.device)
-    labels = pad_sequence(labels, batch_first=True, padding_value=-100).to(model.device)
-    shortest = min(len(given) for given, _ in pairs)
-    with torch.autocast(model.device.type, torch.bfloat16):
-        logits = model(ids[:, :-1], use_cache=False).logits[:, shortest - 1:]
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, shortest:].flatten())
-
-
 def fine_tune(model, tokenizer, demonstrations, batch, lr, log):
     """Shows the model each demonstration once. The learning rate rises for
     ten steps, and falls to zero over the last third."""
-    steps = len(demonstrations) // batch
+    steps, device = len(demonstrations) // batch, model.device.type
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 10, 1, (steps - step) / (steps / 3)))
     for step in range(steps):
         shown = demonstrations[step * batch:(step + 1) * batch]
-        loss = supervised_loss(model, [encode(tokenizer, *pair) for pair in shown])
+        pairs = [encode(tokenizer, *pair) for pair in shown]
+        with torch.autocast(device, torch.bfloat16):
+            loss = laptop.supervised_loss(model, pairs)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

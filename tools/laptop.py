@@ -106,6 +106,15 @@ def draw(rng, legal, held_out=()):
             return numbers, target, chain
 
 
+def demonstrated(rng, legal, held_out, solving):
+    """Draws what a demonstration shows: a problem, and a chain that solves it
+    with probability `solving` and is any legal chain of its numbers else."""
+    numbers, target, chain = draw(rng, legal, held_out)
+    if rng.random() >= solving:
+        *chain, _ = rng.choice(legal[tuple(sorted(numbers))])
+    return numbers, target, chain
+
+
 def prompt(numbers, target):
     return f"{' '.join(map(str, numbers))} > {target} :"
 
@@ -168,22 +177,27 @@ def make_tokenizer(wordy=False):
 
 
 def demonstrations(rng, legal, held_out, tokenizer, wordy):
-    """Returns a batch: token ids (B, L), labels (B, L) with -100 at tokens
-    without a loss, and the length of the shortest prompt."""
+    """Returns a batch of (prompt ids, answer ids)."""
     prompts, responses = [], []
     for _ in range(RECIPE["batch"]):
-        numbers, target, chain = draw(rng, legal, held_out)
-        if rng.random() >= RECIPE["solving"]:
-            *chain, _ = rng.choice(legal[tuple(sorted(numbers))])
+        numbers, target, chain = demonstrated(rng, legal, held_out, RECIPE["solving"])
         prompts.append(prompt(numbers, target))
         responses.append(f"{response(chain, wordy)} {EOS}")
     prompts = tokenizer(prompts).input_ids
     responses = tokenizer(responses, add_special_tokens=False).input_ids
-    pairs = list(zip(prompts, responses))
-    ids = [torch.tensor(given + answer) for given, answer in pairs]
-    labels = [torch.tensor([-100] * len(given) + answer) for given, answer in pairs]
-    return (pad_sequence(ids, batch_first=True),
-            pad_sequence(labels, batch_first=True, padding_value=-100), min(map(len, prompts)))
+    return list(zip(prompts, responses))
+
+
+def supervised_loss(model, pairs):
+    """Cross-entropy of the answers, mean over their tokens. pairs: of
+    (prompt ids, answer ids)."""
+    ids = [torch.tensor(given + wanted) for given, wanted in pairs]
+    labels = [torch.tensor([-100] * len(given) + wanted) for given, wanted in pairs]
+    ids = pad_sequence(ids, batch_first=True).to(model.device)
+    labels = pad_sequence(labels, batch_first=True, padding_value=-100).to(model.device)
+    shortest = min(len(given) for given, _ in pairs)
+    logits = model(ids[:, :-1], use_cache=False).logits[:, shortest - 1:]
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, shortest:].flatten())
 
 
 def train_base(rng, legal, held_out, steps, seed, wordy):
@@ -208,9 +222,7 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
         shown = {"mininterval": 60, "bar_format": "{desc}: step {n} of {total}{postfix}\n"}
     progress = trange(steps, desc="base model", unit="step", **shown)
     for _ in progress:
-        ids, labels, shortest = demonstrations(rng, legal, held_out, tokenizer, wordy)
-        logits = model(ids[:, :-1], use_cache=False).logits[:, shortest - 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, shortest:].flatten())
+        loss = supervised_loss(model, demonstrations(rng, legal, held_out, tokenizer, wordy))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
