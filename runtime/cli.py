@@ -204,7 +204,6 @@ class Help(argparse.ArgumentDefaultsHelpFormatter,
 class Parser(HfArgumentParser):
     """Accepts each flag with - and with _, and shows the former. Reports a
     mistake in one line."""
-    command = None
 
     def format_help(self):
         twin = r"--[a-z]+_\w*(?: [^-\s]\S*(?: \[.*\])?)?, (?=--)"

@@ -29,9 +29,6 @@ class WorkerPool:
     A task is a function of (response, answer) that returns True or False, or the
     pair (answer, extracted) for a worker to compare."""
 
-    program = None
-    tasks = {}
-
     def __init__(self, workers=None, timeout_s=1.5, memory_mb=1024):
         self.workers = workers or max(1, min(8, own_cores()))
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
