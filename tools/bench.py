@@ -145,7 +145,6 @@ WAYS = {
     "few-passes": "the same, with fewer passes over the logits",
     "compiled-chunks": "torch.compile on the functions of a chunk",
     "compiled-layers": "layer.compile() without attention",
-    "half-checkpointed": "every second layer checkpointed, micro-batches half as large",
 }
 
 
@@ -334,10 +333,7 @@ def model_flops(model, samples):
 def update(trainer, samples, tokens, way):
     """Runs an update in one of WAYS. tokens: the size of a micro-batch."""
     method = "grpo" if way in ("grpo", "full-logits") else "simko"
-    half = way == "half-checkpointed"
-    trainer.cfg.micro_batch_tokens = tokens // 2 if half else tokens
-    for layer in trainer.policy.base_model.layers[1::2]:
-        layer.gradient_checkpointing = not half
+    trainer.cfg.micro_batch_tokens = tokens
     # In all other ways, layers run eagerly even if they were compiled.
     stance = "default" if way == "compiled-layers" else "force_eager"
     with (torch.compiler.set_stance(stance),
