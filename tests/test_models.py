@@ -40,6 +40,12 @@ REACH = {"original_max_position_embeddings": 48}
 PART = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
 
 
+@pytest.fixture
+def base(tiny, tmp_path):
+    """Returns a copy of the model of `tiny`, for a test to change."""
+    return shutil.copytree(tiny / "base", tmp_path / "base")
+
+
 # -------------------------------------------------------------------------- models that are refused
 def edit(name, **changes):
     """Returns a function of a folder that changes these fields of a JSON file in it."""
@@ -297,41 +303,36 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
 
 
 @pytest.mark.parametrize("case", UNFIT)
-def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_path, case):
+def test_a_model_that_cannot_be_used_is_refused_and_its_code_not_run(tiny, tmp_path, case, base):
     change, template, message = UNFIT[case]
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    add_code(tmp_path / "base")
-    change(tmp_path / "base")
-    flags = "--model", tmp_path / "base", "--prompt-template", template
+    add_code(base)
+    change(base)
+    flags = "--model", base, "--prompt-template", template
     with (mock.patch("builtins.input", lambda *_: "y"),
           pytest.raises(SystemExit, match=message) as stop):
         cli.prepare(recipe(tiny, "train", tmp_path / "run", *flags), Config)
-    assert str(tmp_path / "base") in refused(stop.value)
+    assert str(base) in refused(stop.value)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-def test_a_family_that_cannot_be_trained_can_be_evaluated(tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    gpt2(tmp_path / "base")
-    cfg = Config(model=str(tmp_path / "base"))
-    assert models.load_config("eval", cfg).model_type == "gpt2"
+def test_a_family_that_cannot_be_trained_can_be_evaluated(base):
+    gpt2(base)
+    assert models.load_config("eval", Config(model=str(base))).model_type == "gpt2"
 
 
-def test_code_is_blamed_only_where_a_config_asks_for_it(tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    edit("config.json", hidden_size="x")(tmp_path / "base")
+def test_code_is_blamed_only_where_a_config_asks_for_it(tiny, tmp_path, base):
+    edit("config.json", hidden_size="x")(base)
     with pytest.raises(SystemExit) as stop:
-        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", base), Config)
     assert "auto_map" not in refused(stop.value)
 
 
-def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    add_code(tmp_path / "base")
-    edit("config.json", auto_map=CODE)(tmp_path / "base")
+def test_code_beside_a_model_that_transformers_knows_is_not_run(tiny, tmp_path, base):
+    add_code(base)
+    edit("config.json", auto_map=CODE)(base)
     with mock.patch("builtins.input", lambda *_: "y"):
-        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
-        assert type(load_model(tmp_path / "base", torch.float32)) is LlamaForCausalLM
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", base), Config)
+        assert type(load_model(base, torch.float32)) is LlamaForCausalLM
     assert not (tmp_path / "trap").exists()
 
 
@@ -344,16 +345,15 @@ def test_a_family_with_attentions_of_its_own_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_a_model_without_padding_or_start_token_can_be_exported(tiny, tmp_path, name):
+def test_a_model_without_padding_or_start_token_can_be_exported(tiny, tmp_path, name, base):
     """Older Llamas have -1 in place of no token, which transformers does not save."""
-    shutil.copytree(tiny / "base", tmp_path / "base")
     (tmp_path / "base/generation_config.json").unlink(missing_ok=True)
     fields = {"pad_token_id": -1, "bos_token_id": VOCABULARY}
     if name == "config.json":
-        edit(name, **fields)(tmp_path / "base")
+        edit(name, **fields)(base)
     else:
-        (tmp_path / "base" / name).write_text(json.dumps(fields))
-    flags = "--model", tmp_path / "base", "--steps", 1, "--rollout", "hf"
+        (base / name).write_text(json.dumps(fields))
+    flags = "--model", base, "--steps", 1, "--rollout", "hf"
     main(recipe(tiny, "train", tmp_path / "run", *flags))
     exported = GenerationConfig.from_pretrained(tmp_path / "run/hf")
     assert (exported.pad_token_id, exported.bos_token_id) == (None, None)
@@ -439,11 +439,10 @@ def test_an_exported_tokenizer_has_the_names_of_transformers_4(tmp_path):
     assert again.get_vocab() == tokenizer.get_vocab()
 
 
-def test_a_model_that_could_not_be_exported_is_refused_before_it_trains(tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    edit("config.json", output_attentions=True)(tmp_path / "base")
+def test_a_model_that_could_not_be_exported_is_refused_before_it_trains(tiny, tmp_path, base):
+    edit("config.json", output_attentions=True)(base)
     with pytest.raises(SystemExit, match="the trained model could not be saved.*attentions"):
-        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base"), Config)
+        cli.prepare(recipe(tiny, "train", tmp_path / "run", "--model", base), Config)
 
 
 @pytest.mark.parametrize("owner, name", [
@@ -457,10 +456,9 @@ def test_each_part_of_the_export_is_tried_before_a_run(tiny, tmp_path, monkeypat
         cli.prepare(recipe(tiny, "train", tmp_path / "run"), Config)
 
 
-def test_a_model_whose_config_asks_for_tuples_is_read(tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    edit("config.json", return_dict=False)(tmp_path / "base")
-    model = load_model(tmp_path / "base", torch.float32)
+def test_a_model_whose_config_asks_for_tuples_is_read(base):
+    edit("config.json", return_dict=False)(base)
+    model = load_model(base, torch.float32)
     assert model(torch.tensor([[1, 2]]), cu_seq_lens_q=torch.tensor([0, 2], dtype=torch.int32),
                  max_length_q=2, use_cache=False).logits.shape == (1, 2, VOCABULARY)
 
@@ -576,11 +574,10 @@ ENDS = {  # case: (change to the model's folder, whose tokenizer ends at 2, resu
 
 
 @pytest.mark.parametrize("case", ENDS)
-def test_responses_end_at_the_ids_of_each_file_that_names_some(tiny, tmp_path, case):
+def test_responses_end_at_the_ids_of_each_file_that_names_some(tiny, tmp_path, case, base):
     change, ends = ENDS[case]
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    change(tmp_path / "base")
-    job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--model", tmp_path / "base"), Config)
+    change(base)
+    job = cli.prepare(recipe(tiny, "eval", tmp_path / "run", "--model", base), Config)
     known = job.tokenizer.get_vocab()
     assert job.stop_ids == sorted(known.get(end, end) for end in ends)
 
@@ -596,12 +593,11 @@ def test_a_response_ends_with_its_turn_where_the_template_has_turns(tiny):
         assert prompts.end_tokens(cfg, tokenizer, VOCABULARY) == ends
 
 
-def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
+def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tmp_path, base):
     ends = [*range(2, VOCABULARY, 8)]
-    edit("config.json", eos_token_id=ends)(tmp_path / "base")
-    edit("generation_config.json", eos_token_id=2)(tmp_path / "base")
-    arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
+    edit("config.json", eos_token_id=ends)(base)
+    edit("generation_config.json", eos_token_id=2)(base)
+    arguments = recipe(tiny, "train", tmp_path / "run", "--model", base,
                        "--rollout", "hf", "--steps", 1)
     samples, generate = [], HFEngine.generate
 
@@ -623,11 +619,9 @@ def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tm
 
 
 def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignores_is_refused(
-        tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    chat(chat_template="{{ messages[0]['content'] }}{% if thinking %} 20{% endif %}")(
-        tmp_path / "base")
-    arguments = recipe(tiny, "train", tmp_path / "run", "--model", tmp_path / "base",
+        tiny, tmp_path, base):
+    chat(chat_template="{{ messages[0]['content'] }}{% if thinking %} 20{% endif %}")(base)
+    arguments = recipe(tiny, "train", tmp_path / "run", "--model", base,
                        "--rollout", "hf", "--steps", 1, "--prompt-template", "chat")
     for given, message in (
             ({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
@@ -665,33 +659,30 @@ def lose_a_tensor(folder):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_weights_that_are_missing_are_not_drawn_at_random(tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    lose_a_tensor(tmp_path / "base")
-    message = f"--model {tmp_path}/base lacks weights: model.norm.weight"
+def test_weights_that_are_missing_are_not_drawn_at_random(base):
+    lose_a_tensor(base)
+    message = f"--model {base} lacks weights: model.norm.weight"
     with pytest.raises(SystemExit, match=message):
-        load_model(tmp_path / "base", torch.float32)
+        load_model(base, torch.float32)
 
 
-def test_weights_of_another_shape_than_the_configs_are_named(tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    edit("config.json", intermediate_size=33)(tmp_path / "base")
-    message = (rf"--model {tmp_path}/base: model.layers.0.mlp.down_proj.weight has the shape "
+def test_weights_of_another_shape_than_the_configs_are_named(base):
+    edit("config.json", intermediate_size=33)(base)
+    message = (rf"--model {base}: model.layers.0.mlp.down_proj.weight has the shape "
                r"\(16, 32\), where its config.json asks for \(16, 33\)")
     with pytest.raises(SystemExit, match=message) as stop:
-        load_model(tmp_path / "base", torch.float32)
+        load_model(base, torch.float32)
     refused(stop.value)
 
 
 @pytest.mark.parametrize("command, value", [
     ("train", math.nan), ("eval", math.nan), ("train", math.inf), ("eval", -math.inf)])
-def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command, value):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    weights = load_file(tmp_path / "base" / "model.safetensors")
+def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command, value, base):
+    weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"][3] = value
-    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
-    flags = "--model", tmp_path / "base", "--rollout", "hf"
-    message = f"--model {tmp_path}/base: its weights are not finite: model.norm.weight"
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    flags = "--model", base, "--rollout", "hf"
+    message = f"--model {base}: its weights are not finite: model.norm.weight"
     with pytest.raises(SystemExit, match=message) as stop:
         main(recipe(tiny, command, tmp_path / "run", *flags))
     refused(stop.value)
@@ -704,13 +695,11 @@ def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command, value):
     (torch.int64, "model.embeddings.position_ids"),
     (torch.bool, "model.layers.0.self_attn.mask"),
 ])
-def test_weights_in_half_precision_and_buffers_of_older_checkpoints_are_read(
-        dtype, name, tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    store_as(dtype, name)(tmp_path / "base")
-    store_as(dtype, "model.empty", 0)(tmp_path / "base")
+def test_weights_in_half_precision_and_buffers_of_older_checkpoints_are_read(dtype, name, base):
+    store_as(dtype, name)(base)
+    store_as(dtype, "model.empty", 0)(base)
     for command in ("train", "eval"):
-        models.check_weights(command, tmp_path / "base")
+        models.check_weights(command, base)
 
 
 @pytest.mark.parametrize("error", [OSError, ValueError, RuntimeError])
@@ -734,11 +723,10 @@ def test_each_rate_of_dropout_becomes_0():
     "model.layers.0.self_attn.q_proj.bias",
     "model.layers.0.mlp.up_proj.weight_scale",
 ])
-def test_weights_of_layers_that_the_config_does_not_know_are_named(name, tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    store_as(torch.float32, name)(tmp_path / "base")
+def test_weights_of_layers_that_the_config_does_not_know_are_named(name, base):
+    store_as(torch.float32, name)(base)
     with pytest.raises(SystemExit, match=f"config.json would not use: {name} ...") as stop:
-        load_model(tmp_path / "base", torch.float32)
+        load_model(base, torch.float32)
     refused(stop.value)
 
 
@@ -746,10 +734,9 @@ def test_weights_of_layers_that_the_config_does_not_know_are_named(name, tiny, t
     "model.layers.0.self_attn.rotary_emb.inv_freq",  # of older checkpoints
     "v_head.summary.weight",  # of PPO
 ])
-def test_weights_that_change_no_response_may_be_there(name, tiny, tmp_path):
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    store_as(torch.float32, name)(tmp_path / "base")
-    load_model(tmp_path / "base", torch.float32)
+def test_weights_that_change_no_response_may_be_there(name, base):
+    store_as(torch.float32, name)(base)
+    load_model(base, torch.float32)
 
 
 def test_a_head_that_tying_makes_superfluous_may_be_there(tmp_path):
