@@ -112,7 +112,7 @@ def save_checkpoint(folder, step, trainer):
     # Returns when every rank has written.
     dcp.save(checkpoint_state(trainer), checkpoint_id=temporary)
     if trainer.rank == 0:
-        reach_disk(temporary)
+        reach_disk(temporary)  # dcp.save does so for its files
         temporary.rename(final)
         reach_disk(final.parent)
         for old in [*saved_checkpoints(folder).values()][:-2]:
@@ -134,10 +134,10 @@ def checkpoint_state(trainer):
     return {"model": model, "optimizer": optimizer}
 
 
-def reach_disk(folder):
-    """Makes sure that the folder's entries survive a power cut, as
-    dcp.save does for its files."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def reach_disk(path):
+    """Makes sure that a file's content or a folder's list of entries
+    survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 
@@ -269,8 +269,12 @@ def whole_folder(folder):
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     yield temporary
+    # A run does not export again where it finds the folder.
+    for path in (*temporary.rglob("*"), temporary):
+        reach_disk(path)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+    reach_disk(folder.parent)
 
 
 # ---------------------------------------------- what a checkpoint may hold

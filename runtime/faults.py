@@ -295,7 +295,6 @@ class GuardedEngine:
         except OSError:
             discard(2)
         if self.abandonable:
-            self.abandonable = False
             raise Stopped(0)
 
     def generate(self, *arguments, **options):

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 import simko
 from runtime import cli, faults, packing, ranks, run_folder, vllm_setup
-from runtime.checkpoints import save_checkpoint, skip_checkpoint
+from runtime.checkpoints import save_checkpoint, skip_checkpoint, whole_folder
 from runtime.hf_engine import HFEngine
 from runtime.log import Log
 from tests import workers
@@ -424,6 +424,24 @@ def test_a_power_cut_during_a_save_leaves_whole_checkpoints(base, group, tmp_pat
     assert [line for line in seen if "step" in line or "checkpoints" in line] == [
         "step_000003.tmp reaches the disk", "step_000003.tmp becomes step_000003",
         "checkpoints reaches the disk", "step_000001 is removed"]
+
+
+def test_a_power_cut_after_an_export_leaves_whole_files(tmp_path, monkeypatch):
+    """The run that goes on after it finds the folder, and does not export again."""
+    fsync, safe = os.fsync, []
+
+    def see_fsync(descriptor):
+        safe.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", see_fsync)
+    with whole_folder(tmp_path / "hf") as path:
+        (path / "templates").mkdir(parents=True)
+        for name in ("config.json", "templates/one.jinja"):
+            (path / name).write_text("{}")
+    *inside, last = safe
+    assert last == tmp_path.stat().st_ino  # its new name
+    assert {*inside} == {path.stat().st_ino for path in tmp_path.rglob("*")}
 
 
 def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
