@@ -27,8 +27,10 @@ class Progress:
 
 
 def finite_or_null(value):
-    """Returns a metric with None in place of nan and infinity, which JSON
-    cannot represent."""
+    """Returns a metric, a number or a list of numbers, with None in place of
+    nan and infinity, which JSON cannot represent."""
+    if isinstance(value, list):
+        return [finite_or_null(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
