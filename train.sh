@@ -191,8 +191,11 @@ train_laptop() {
     simko=$!
     wait $grpo || failed=yes  # the other run still comes to its end
     wait $simko || failed=yes
-    [[ ! $failed ]] || stop "a run failed, see above; if it was stopped, the same command resumes it"
+    [[ ! $failed ]] || stop "a run failed, see above"
   fi
+  for name in ${method:-grpo simko}; do  # a run that was stopped has status 0
+    [[ -e runs/laptop/$name/hf ]] || stop "runs/laptop/$name was stopped: the same command resumes it"
+  done
 }
 show_laptop() {
   local runs= path= folder
@@ -239,9 +242,9 @@ if ! is_set_up; then
   set_up
 fi
 PATH="$PWD/.venv/bin:$PATH"
-unset PYTHONPATH      # its packages would come before those of .venv
-unset PYTHONSAFEPATH  # python -m would not find tools/
-unset WORLD_SIZE      # a cluster's job may have set it, but the processes are started here
+unset PYTHONPATH       # its packages would come before those of .venv
+unset PYTHONSAFEPATH   # python -m would not find tools/
+unset WORLD_SIZE RANK  # a cluster's job may have set them, but the processes are started here
 # A terminal without UTF-8 shows an escape for the minus sign of the tables.
 export PYTHONIOENCODING=${PYTHONIOENCODING:-:backslashreplace}
 

@@ -32,7 +32,9 @@ case "$*" in
   *"cli.$REFUSES("*) exit 1 ;;
   -c*) [ -z "$REAL_CHECK" ] || exec "$PYTHON" "$@" ;;
   *) echo "python $*" >>"$BOX/log"
-     echo "visible ${CUDA_VISIBLE_DEVICES-all}" >>"$BOX/log" ;;
+     echo "visible ${CUDA_VISIBLE_DEVICES-all}" >>"$BOX/log"
+     run=${*#* --output-dir }
+     case "$* " in *"--method $STOPPED "*) ;; *" simko.py "*) mkdir -p "${run%% *}/hf" ;; esac ;;
 esac
 """
 TORCHRUN = """
@@ -90,10 +92,11 @@ class Box:
         path.chmod(0o755)
 
     def run(self, *words, cards=(), smi=None, stamp=None, nohup=False,
-            stdout=subprocess.PIPE, **environment):
+            screen=None, **environment):
         """Runs train.sh with these words. cards: GB of each GPU that PyTorch
         sees. smi: GB of each GPU that nvidia-smi sees, if they differ.
-        stamp: what an earlier set-up wrote, if not what this one would."""
+        stamp: what an earlier set-up wrote, if not what this one would.
+        screen: a file for all output, which is then not waited for."""
         smi = cards if smi is None else smi
         with (self.folder / "pyproject.toml").open() as file:
             checksum = subprocess.check_output(["cksum"], stdin=file, text=True)
@@ -109,6 +112,7 @@ class Box:
             "PYTHON": sys.executable,
             "REAL_CHECK": "",
             "REFUSES": "",
+            "STOPPED": "none",
             "HF_HUB_OFFLINE": "1",
             "CAPABILITY": "9",
             "TORCH_CARDS": " ".join(map(str, cards)),
@@ -118,8 +122,9 @@ class Box:
         with handled(signal.SIGHUP, hang_up), handled(signal.SIGINT, signal.SIG_DFL):
             return subprocess.run(
                 ["bash", self.folder / "train.sh", *map(str, words)],
-                stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment,
-                check=False, start_new_session=True)
+                stdout=screen or subprocess.PIPE,
+                stderr=subprocess.STDOUT if screen else subprocess.PIPE,
+                text=True, env=environment, check=False, start_new_session=True)
 
     def log(self):
         """Returns the commands that were started."""
@@ -256,10 +261,17 @@ while :; do sleep 0.1; done
 """)
     screen = box.folder / "screen"
     with screen.open("w") as file:
-        done = box.run("laptop", stdout=file)
-    assert done.returncode == 130 and not done.stderr
+        assert box.run("laptop", screen=file).returncode == 130
     assert sorted(screen.read_text().splitlines()) == [
         "grpo | saved", "grpo | started", "simko | saved", "simko | started"]
+
+
+@pytest.mark.parametrize("words", [[], ["--method", "simko"]])
+def test_after_a_signal_to_a_laptop_run_nothing_is_shown(box, words):
+    """The run ends with status 0."""
+    message = refused(box.run("laptop", *words, STOPPED="simko"))
+    assert "runs/laptop/simko was stopped: the same command resumes it" in message
+    assert not [line for line in box.log() if "tools.tables" in line]
 
 
 @pytest.mark.parametrize("nohup, signals", [
@@ -479,9 +491,11 @@ def test_pip_s_settings_for_other_environments_are_not_those_of_the_venv(box):
 
 
 def test_variables_for_other_programs_do_not_reach_the_run(box):
-    box.program(".venv/bin/torchrun", 'echo "${PYTHONPATH-unset} ${WORLD_SIZE-unset}" >>"$BOX/log"')
-    box.run("qwen2.5-0.5b", cards=[80, 80], PYTHONPATH="/elsewhere", WORLD_SIZE="16")
-    assert "unset unset" in box.log()
+    names = {"PYTHONPATH": "/elsewhere", "WORLD_SIZE": "16", "RANK": "3"}
+    seen = " ".join(f"${{{name}-unset}}" for name in names)
+    box.program(".venv/bin/python", f'echo "$2 {seen}" >>"$BOX/log"')
+    box.run("laptop", **names)
+    assert "simko.py unset unset unset" in box.log()
 
 
 def test_cards_without_bfloat16(box):
