@@ -730,9 +730,8 @@ def main(arguments):
             if step > first and step % cfg.save_steps:
                 save_checkpoint(folder, step, trainer)
             raise
-        # A run that resumes may have made its export. What rank 0 sees counts.
-        exported = gather([(folder / "hf").exists()])[0]
-        if not exported:
+        exported = gather([(folder / "hf").exists()])[0]  # as rank 0 sees it
+        if first < cfg.steps or not exported:
             with faults.phase("export"):
                 save_hf(folder / "hf", trainer, tokenizer, job.stop_ids)
         if job.benchmarks:

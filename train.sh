@@ -118,8 +118,7 @@ cli.$1(sys.argv[1:], simko.Config)" train "${@:2}"
 }
 train() {
   if ((processes == 1)); then  # torchrun would add its traceback to each stop and error
-    python -u simko.py train "$@"
-    return
+    exec python -u simko.py train "$@"  # a signal to train.sh is then one to the run
   fi
   # A terminal that closes sends SIGHUP. Under nohup it is ignored, but torchrun would still end.
   local signals=SIGTERM,SIGINT,SIGQUIT

@@ -143,7 +143,7 @@ METHODS = {
         token_loss=entropy_advantage_loss),
     "kl-cov": Method(
         "no clip, and |log gamma| is added on the 0.2 % of all tokens "
-        "where A and log pi covary most (Cui et al., 2025)",
+        "where A and log pi_old covary most (Cui et al., 2025)",
         token_loss=kl_cov_loss, choose=choose_by_covariance,
         trains_on_zero_advantage=True),
     "pass-at-k": Method(

@@ -359,7 +359,7 @@ def short_recipe(data, output, *flags):
 
 
 def benchmark(problems=(), n=1, **changes):
-    """Returns a Benchmark "set" of these problems."""
+    """Returns a Benchmark of these problems, named "set"."""
     values = {
         "label": "set", "set": "set", "problems": list(problems), "dropped": 0, "n": n,
         "temperature": 1.0, "top_p": 1.0, "max_tokens": 1, "weights_written": ""}

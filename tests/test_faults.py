@@ -428,20 +428,20 @@ def test_a_power_cut_during_a_save_leaves_whole_checkpoints(base, group, tmp_pat
 
 def test_a_power_cut_after_an_export_leaves_whole_files(tmp_path, monkeypatch):
     """The run that goes on after it finds the folder, and does not export again."""
-    fsync, safe = os.fsync, []
+    fsync, safe, folder = os.fsync, [], tmp_path / "hf"
 
     def see_fsync(descriptor):
-        safe.append(os.fstat(descriptor).st_ino)
+        safe.append((os.fstat(descriptor).st_ino, folder.exists()))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", see_fsync)
-    with whole_folder(tmp_path / "hf") as path:
+    with whole_folder(folder) as path:
         (path / "templates").mkdir(parents=True)
         for name in ("config.json", "templates/one.jinja"):
             (path / name).write_text("{}")
     *inside, last = safe
-    assert last == tmp_path.stat().st_ino  # its new name
-    assert {*inside} == {path.stat().st_ino for path in tmp_path.rglob("*")}
+    assert last == (tmp_path.stat().st_ino, True)  # its new name
+    assert {*inside} == {(path.stat().st_ino, False) for path in tmp_path.rglob("*")}
 
 
 def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
@@ -663,21 +663,21 @@ def test_each_way_of_sampling_is_tried_once_before_the_first_step(data, tmp_path
     assert tried == [(1, 1, 0.95), (1, 0.2, 0.95)] and metrics(tmp_path) == []
 
 
-@pytest.mark.parametrize("owner, name", [
-    (HFEngine, "__init__"), (HFEngine, "generate"), (simko.Trainer, "update")])
-def test_a_vllm_that_crashes_shows_the_last_lines_of_its_log(data, tmp_path, owner, name):
+@pytest.mark.parametrize("owner, name, count", [
+    (HFEngine, "__init__", 1), (HFEngine, "generate", 1), (simko.Trainer, "update", 0)])
+def test_the_last_lines_of_vllms_log_are_shown_if_it_crashes_and_only_then(
+        data, tmp_path, owner, name, count):
     with (at_call(owner, name, 1, raised(ValueError("engine core died"))),
           mock.patch.object(simko, "VLLMEngine", HFEngine),
           mock.patch.object(cli, "find_vllm", lambda cfg: True),
           mock.patch.object(vllm_setup.tail, "lines", ["INFO loading"]),
           pytest.raises(ValueError, match="core died") as crash):
         main(flags(data, tmp_path, "--rollout", "vllm"))
-    if owner is simko.Trainer:
-        assert not hasattr(crash.value, "__notes__")
-        return
-    (note,) = crash.value.__notes__
-    assert "The last lines of its log:\nINFO loading" in note
-    assert "--gpu-memory-utilization 0.6" in note
+    notes = getattr(crash.value, "__notes__", [])
+    assert len(notes) == count
+    for note in notes:
+        assert "The last lines of its log:\nINFO loading" in note
+        assert "--gpu-memory-utilization 0.6" in note
 
 
 def test_an_engine_that_has_started_is_not_ended_by_the_limit_of_its_start(group):

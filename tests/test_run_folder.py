@@ -426,7 +426,7 @@ def test_an_evaluation_does_not_go_on_with_a_model_of_which_a_file_was_rewritten
     assert settings("train")["weights_written"] == ""  # a run's own weights have no file
 
 
-def test_an_evaluation_in_another_dtype_does_not_pass_for_the_one_that_was_made(tmp_path):
+def test_an_evaluation_with_other_settings_does_not_pass_for_the_one_that_was_made(tmp_path):
     path, one = tmp_path / "set.jsonl", benchmark()
     config = Config(dtype="float32", rollout="vllm")
     path.write_text(json.dumps(one.settings(config)) + "\n")

@@ -318,6 +318,13 @@ def test_a_process_for_each_gpu_that_pytorch_sees(box):
     assert "visible all" in box.log()
 
 
+def test_a_run_on_one_gpu_takes_the_place_of_train_sh(box):
+    """So a signal to train.sh is one to the run."""
+    box.program(".venv/bin/python", PYTHON + 'echo "$2 $PPID" >>"$BOX/log"')
+    box.run("qwen2.5-0.5b", cards=[80])
+    assert f"simko.py {os.getpid()}" in box.log()
+
+
 def test_hidden_gpus_are_none(box):
     done = box.run(smi=[80] * 8, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from tests.conftest import ESCAPE, config
 @pytest.mark.parametrize("kernels", [
     "VLLM_USE_FLASHINFER_SAMPLER", "VLLM_ALLREDUCE_USE_FLASHINFER"])
 @pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
-def test_flashinfers_kernels_are_off_unless_the_user_wants_them(
+def test_vllm_starts_without_flashinfers_kernels_unless_the_user_wants_them_and_keeps_its_log(
         monkeypatch, tmp_path, kernels, set_by_the_user, expected):
     monkeypatch.setattr(vllm_setup, "keep_log", lambda path: None)
     monkeypatch.setattr(vllm_setup, "leave_classes_alone", lambda: None)

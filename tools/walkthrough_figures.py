@@ -22,13 +22,13 @@ def push(z, y, advantage, alpha=0.0, lambda_top1=1.0, K=3):
     return torch.autograd.grad(advantage * ratio, z)[0]
 
 
-def peaked(entropy):
-    """Returns 51 probabilities with the given entropy, of which the first
-    dominates and the others are equal."""
-    low, high = 1 / 51, 1.0
+def peaked(entropy, others=50):
+    """Returns probabilities (1 + others,) with the given entropy, of which
+    the first dominates and the others are equal."""
+    low, high = 1 / (1 + others), 1.0
     for _ in range(100):  # the entropy falls as the first candidate grows
         first = (low + high) / 2
-        rest = [(1 - first) / 50] * 50
+        rest = [(1 - first) / others] * others
         p = torch.tensor([first, *rest], dtype=torch.float64)
         if entropy_of(p) > entropy:
             low = first
