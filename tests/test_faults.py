@@ -196,6 +196,7 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
         (at_call(simko.Trainer, "update", 2, ask()), [1, 2]),
         (at_call(dcp, "save", 1, ask(signal.SIGINT)), [2, 4]),
         (at_call(simko.Trainer, "compute_old_logp", 1, ask()), [4, 5]),
+        (at_call(HFEngine, "generate", 1, ask(), when=rollout), [4, 5]),  # before any new step
         (at_call(HFEngine, "generate", 2, ask(), when=evaluation), [5, 6]),
     ]
     for i, (patch, there) in enumerate(stops):
