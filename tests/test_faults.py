@@ -207,6 +207,7 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
         name = "SIGINT" if i in (1, 4) else "SIGTERM"
         assert f"stopped by {name}: the same command resumes the run" in out
         assert f"rank 0: {name}: stopping" in err
+        assert "\r" not in err  # progress bars are for terminals
         assert checkpoints(tmp_path) == [f"step_{step:06d}" for step in there], i
     main(flags(data, tmp_path))
     same(tmp_path, clean)
