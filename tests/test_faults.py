@@ -328,6 +328,14 @@ def test_a_full_disk_or_quota_elsewhere_is_named_too(data, tmp_path, number):
         main(flags(data, tmp_path))
 
 
+def test_a_full_disk_under_the_output_is_not_taken_for_a_reader_that_has_gone():
+    """Otherwise the rest of the run would be logged nowhere."""
+    stream = mock.Mock()
+    stream.write.side_effect = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        faults.Unbroken(stream).write("a line\n")
+
+
 def test_free_space_is_in_gib(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: mock.Mock(free=5 * 2**29))
     assert faults.after_failed_save(tmp_path).startswith("2.5 GiB are free there. ")
