@@ -584,6 +584,7 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
 OOM = {  # where memory runs out: what the message says
     "engine": (HFEngine, "__init__", "engine start: .*--gpu-memory-utilization 0.6"),
     "policy": (simko, "load_model", "loading of the policy: .*more GPUs"),
+    "checkpoint": (simko, "start_or_resume", "loading of the policy: .*more GPUs"),
     "rollout": (HFEngine, "generate", "rollout: .*--gpu-memory-utilization 0.6"),
     "log-probs": (simko, "pack", "log-probs: .*--micro-batch-tokens 999"),
     "update": (simko, "clipped_loss", "update: .*--micro-batch-tokens 999, "
