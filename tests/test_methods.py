@@ -378,7 +378,8 @@ def test_a_step_trains_each_response_with_its_own_advantage_from_the_policy_that
     update = mock.patch.object(
         simko.Trainer, "update", autospec=True, side_effect=simko.Trainer.update)
     with update as updates:
-        train(taught, tmp_path, "--steps", 2, "--beta", beta)
+        train(taught, tmp_path, "--steps", 2, "--beta", beta, "--eval-steps", 1)
+    assert not [*tmp_path.glob("eval*")]  # without --eval-data there is nothing to evaluate
     shares = [call.args[1] for call in updates.call_args_list]
     assert [len(share) for share in shares] == [4 * 8] * 4
     for step in (shares[:2], shares[2:]):
