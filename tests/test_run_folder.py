@@ -372,6 +372,11 @@ def test_the_folder_of_a_run_is_not_taken_for_its_model(tiny, run, tmp_path):
     with pytest.raises(SystemExit, match="is the folder of a run: name its model, .*/hf") as stop:
         cli.prepare(recipe(tiny, "eval", tmp_path / "eval", *flags), Config)
     assert refused(stop.value)
+    # A model may have such a subfolder, too.
+    shutil.copytree(tiny / "base", tmp_path / "base")
+    (tmp_path / "base/hf").mkdir()
+    cli.prepare(recipe(tmp_path, "eval", tmp_path / "eval", *flags[2:], "--eval-data",
+                       tiny / "test.jsonl"), Config)
 
 
 def test_an_evaluation_does_not_replace_the_results_of_other_sets(tmp_path):
