@@ -134,13 +134,16 @@ def spy(owner, name):
 
 
 def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_path):
-    flags = "--eval-temperature", 1.1, "--eval-top-p", 0.99, "--eval-max-tokens", 11
+    flags = (
+        "--seed", 5, "--eval-temperature", 1.1, "--eval-top-p", 0.99, "--eval-max-tokens", 11)
     arguments = recipe(laptop, "eval", tmp_path, "--rollout", "hf", *flags)
     rows, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
     problems = (laptop / "test.jsonl").read_text().splitlines(keepends=True)
     answers = {row["id"]: row["answer"] for row in map(json.loads, problems)}
-    with spy(HFEngine, "generate") as generate:
+    with spy(HFEngine, "generate") as generate, spy_on_seeds() as seed:
         main(arguments)
+        keys = [call.args for call in seed.call_args_list]
+        assert keys == [(5, start, 0, 1) for start in (0, 64, 128, 192)]
         whole, result = rows.read_bytes(), report.read_bytes()
         lines = whole.splitlines(keepends=True)
         assert len(lines) == 1 + 4 * 200
