@@ -622,13 +622,14 @@ def test_an_error_lets_go_of_its_tensors_before_the_engine_is_closed(data, tmp_p
     assert alive == [False]
 
 
-def test_the_engine_sleeps_before_the_policy_is_loaded(data, tmp_path):
+def test_the_engine_sleeps_while_the_policy_is_loaded_and_trained(data, tmp_path):
     """A GPU may not have room for both."""
-    with (mock.patch.object(HFEngine, "sleep") as sleep,
-          mock.patch.object(simko, "Trainer", side_effect=SystemExit(0)),
-          pytest.raises(SystemExit)):
-        main(flags(data, tmp_path))
-    sleep.assert_called_once_with()
+    for owner, name, times in ((simko, "Trainer", 1), (simko.Trainer, "compute_old_logp", 2)):
+        with (mock.patch.object(HFEngine, "sleep") as sleep,
+              mock.patch.object(owner, name, side_effect=SystemExit(0)),
+              pytest.raises(SystemExit)):
+            main(flags(data, tmp_path))
+        assert sleep.call_count == times
 
 
 def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):
