@@ -21,7 +21,8 @@ from runtime.hf_engine import HFEngine
 from runtime.ranks import process_group
 from tests import workers
 from tests.conftest import (
-    CPU, STOPS, config, load_samples, move, needs_vllm, plain_logits, plain_model, quiet)
+    CPU, STOPS, VOCABULARY, config, load_samples, move, needs_vllm, plain_logits, plain_model,
+    quiet)
 
 
 def engine_prompts(folder):
@@ -168,6 +169,15 @@ def test_generate_hides_the_padding_also_in_families_with_attentions_of_their_ow
             logp = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
         own = logp[-len(sample.response_ids):]
         assert (torch.from_numpy(sample.engine_logp) - own).abs().max() < 1e-4
+
+
+def test_generate_ends_when_all_responses_have_ended(bases):
+    """Otherwise each rollout would take as long as its longest response may be."""
+    folder, passes = bases[False], []
+    engine = HFEngine(config(folder), [*range(VOCABULARY)], CPU, torch.float32, "auto", 9)
+    engine.model.register_forward_hook(lambda *_: passes.append(1))
+    samples = engine.generate([np.arange(3, 9)], 4, 1.0, 1.0, 9, quiet)
+    assert len(samples) == 4 and len(passes) == 1
 
 
 def test_responses_come_in_order_keep_their_end_and_say_when_they_were_cut(engine, base):
