@@ -23,11 +23,12 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import simko
 from runtime import baselines, log
 from runtime.checkpoints import checkpoint_state
+from runtime.hf_engine import HFEngine
 from runtime.models import fingerprint, load_model
 from runtime.packing import Sample
 from test_simko import naive_ratio
 from tests.conftest import (
-    CPU, SHARES, config, distance, load_samples, move, near, one_base, plain_logits,
+    CPU, SHARES, STOPS, config, distance, load_samples, move, near, one_base, plain_logits,
     plain_model, quiet, randn)
 
 CASES = {
@@ -401,6 +402,10 @@ def test_a_checkpoint_is_loaded_in_its_own_dtype_and_held_in_float32(
     policy = trainer.policy
     tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
     assert tied == policy.config.tie_word_embeddings
+
+    # The engine's copy has the dtype of the run.
+    engine = HFEngine(config(tmp_path), STOPS, CPU, torch.bfloat16, "auto", 8)
+    assert {weight.dtype for weight in engine.model.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "weights-1-of-1.safetensors"])
