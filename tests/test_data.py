@@ -564,6 +564,14 @@ def plan(*flags, room=10**6):
     return [(b.label, b.n, b.temperature, b.top_p, b.max_tokens) for b in benchmarks]
 
 
+@pytest.mark.parametrize("source, name", [
+    ("math", "math-train"), ("gsm8k", "gsm8k-train"), ("gsm8k-train", "gsm8k-train"),
+    ("mine.jsonl", "mine.jsonl")])
+def test_a_set_of_the_hub_is_trained_on_in_its_training_split(source, name):
+    _, cfg = cli.parse_config(["train", "--train-data", source], Config)
+    assert cfg.train_data == name
+
+
 def test_each_benchmark_is_evaluated_as_in_the_paper_unless_a_flag_says_otherwise():
     for name, n, *others in plan("math"):
         assert n == (300 if name.startswith(("aime", "amc")) else 256)
