@@ -139,13 +139,30 @@ def test_values_that_no_run_can_have_name_their_flag(flags, capsys):
     assert stop.value.code == 2
 
 
-def test_the_cache_of_vllm_on_cpus_is_in_whole_gib(monkeypatch, capsys):
-    for size in ("4", "4.5"):
-        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", size)
-        ends = pytest.raises(SystemExit) if size == "4.5" else contextlib.nullcontext()
-        with ends as stop:
-            cli.parse_config(["train"], Config)
-    assert "VLLM_CPU_KVCACHE_SPACE must be" in refused(stop.value, capsys)
+@pytest.mark.parametrize("flags", [
+    "--alpha 0 --lambda-top1 1 --q 0 --epsilon 0",
+    "--alpha 1 --q 1",
+    "--eval-temperature 0 --eval-n 1 --eval-top-p 1",
+])
+def test_the_ends_of_a_range_may_be_chosen(flags):
+    command, _ = cli.parse_config(["train", *flags.split()], Config)
+    assert command == "train"
+
+
+@pytest.mark.parametrize("variable, good, bad, message", [
+    ("VLLM_CPU_KVCACHE_SPACE", "4", "4.5", "VLLM_CPU_KVCACHE_SPACE must be a whole number of GiB"),
+    ("LOCAL_WORLD_SIZE", "4", "3", "--tensor-parallel-size 2 does not divide the 3 processes"),
+])
+def test_variables_that_do_not_suit_vllm_are_refused(
+        variable, good, bad, message, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    train = "train", "--tensor-parallel-size", "2"
+    monkeypatch.setenv(variable, good)
+    cli.parse_config(train, Config)
+    monkeypatch.setenv(variable, bad)
+    with pytest.raises(SystemExit) as stop:
+        cli.parse_config(train, Config)
+    assert message in refused(stop.value, capsys)
 
 
 @pytest.mark.parametrize("flags, message", [
