@@ -177,6 +177,8 @@ def test_variables_that_do_not_suit_vllm_are_refused(
     (["--train-data", "nosuch.jsonl"], "nosuch.jsonl"),
     (["--train-data", "bad.jsonl"], "bad.jsonl, line 2"),
     (["--eval-data", "bad.jsonl"], "bad.jsonl, line 2"),
+    (["--train-data", "one.jsonl", "--eval-data", "one.jsonl", "--steps", 1, "--rollout", "hf"],
+     "all problems of --train-data one.jsonl"),
 ])
 def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_written(
         laptop, tmp_path, monkeypatch, flags, message):
@@ -184,10 +186,11 @@ def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_w
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     rows = '{"problem": "1 2 3 > 6 :", "answer": "6 = 1 2 3"}', '{"problem": "1"}'
     Path("bad.jsonl").write_text("\n".join(rows) + "\n")
+    Path("one.jsonl").write_text(rows[0] + "\n")
     with pytest.raises(SystemExit, match=message) as stop:
         main(recipe(laptop, "train", "run", *flags))
     assert "\n" not in str(stop.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.jsonl", "one.jsonl"}
 
 
 @pytest.mark.parametrize("change, message", [
