@@ -200,7 +200,8 @@ def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_w
     (["--eval-data", "other/test.jsonl"], "rank 1 has --eval-data test [0-9a-f]{64}, "),
     (["--model", "other/base"], "rank 1 has --model with checksum "),
     (["--model", "copy/base", "--eval-data", "copy/test.jsonl"], None),
-    (["--micro-batch-tokens", 64], None),
+    (["--micro-batch-tokens", 64, "--gradient-checkpointing", "--gpu-memory-utilization", 0.5,
+      "--output-dir", "copy/run", "--data-dir", "copy"], None),
 ])
 def test_nodes_with_other_commands_models_or_data_are_refused(
         laptop, tmp_path, monkeypatch, change, message):
