@@ -300,6 +300,10 @@ def test_auto_is_what_the_machine_has(tiny, tmp_path, monkeypatch, capsys):
     assert refused(stop.value)
     monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
     assert cli.prepare(arguments, Config).cfg.rollout == "vllm"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for supported, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: supported)
+        assert cli.resolve_auto(dataclasses.replace(cfg, dtype="auto")).dtype == dtype
 
 
 @pytest.mark.parametrize("command, flags, weights, tokens", [
