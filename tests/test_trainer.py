@@ -345,6 +345,15 @@ def test_the_clock_adds_up_the_laps_of_each_phase(monkeypatch):
     }
 
 
+def test_the_clock_keeps_the_largest_memory_of_all_phases(monkeypatch):
+    sizes = iter([1, 3, 2])
+    monkeypatch.setattr(log.Clock, "used_memory", lambda clock: next(sizes) * 2**30)
+    clock = log.Clock(CPU)
+    for phase in ("rollout", "update", "sync"):
+        clock.lap(phase)
+    assert clock.metrics()["peak_memory_gib"] == 3
+
+
 # ------------------------------------------------------------------------------------- precision
 def bfloat16_checkpoint(base, folder):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
