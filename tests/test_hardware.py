@@ -10,7 +10,9 @@ import sys
 import types
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import torch
 
 from runtime import hardware
 from simko import Config
@@ -140,6 +142,35 @@ def test_without_a_card_or_without_room_it_is_the_laptop_s():
     chosen, reason = hardware.choose([8.6], login=True)
     assert chosen is None
     assert "no other fits 1 GPU of 9 GB: qwen2.5-0.5b-lora needs about 14 GB" in reason
+    for old, is_laptop in (["Tesla V100"] * 2, True), (["Tesla V100"], False):
+        chosen, reason = hardware.choose([84.9] * 2, login=True, old=old)
+        assert (chosen is None) == is_laptop == ("Tesla V100 cannot" in reason)
+
+
+def test_a_token_of_the_hub_is_a_login(monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "pytorch_cards", lambda: [40.0])
+    for token, name in (("hf_abc", MIDDLE_LORA), (None, NEXT)):
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+        hardware.main(["plan", "--force"])
+        assert capsys.readouterr().out.startswith(f"{name} 1 ")
+
+
+def test_the_size_of_a_card_is_in_gb(monkeypatch):
+    card = types.SimpleNamespace(total_memory=85.5e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    assert hardware.pytorch_cards() == [85.5] * 2
+
+
+def test_cards_from_compute_capability_8_0_on_compute_in_bfloat16(monkeypatch):
+    capabilities = {"V100": (7, 0), "T4": (7, 5), "A100": (8, 0), "RTX 3090": (8, 6), "H100": (9, 0)}
+    names = [*capabilities]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: names[card])
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda card: capabilities[names[card]])
+    assert hardware.too_old() == ["V100", "T4"]
 
 
 def test_the_smallest_of_unequal_cards_decides(capsys):
@@ -265,7 +296,7 @@ def pretended_torch(cuda):
                     "PyTorch 2.13.0 was built for CUDA 13.0"]),
     ("13.0", "1", ["CUDA_VISIBLE_DEVICES is '1'", "470.57"]),
     ("13.0", "GPU-1", ["CUDA_VISIBLE_DEVICES is 'GPU-1'", "470.57"]),
-    ("13.0", "0,7", ["is '0,7'): unset it, or name cards by numbers below 2"]),
+    ("13.0", "0,2", ["is '0,2'): unset it, or name cards by numbers below 2"]),
     (None, None, ["was built for CPUs alone", "Delete .venv"])])
 def test_cards_that_only_nvidia_smi_sees(cuda, visible, words, tmp_path,
                                          monkeypatch, capsys):
