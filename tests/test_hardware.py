@@ -80,7 +80,7 @@ def test_the_default_needs_no_login_where_there_is_none(card_gb, cards):
         assert f"{MIDDLE_LORA} would fit after `hf auth login`" in reason
     else:
         assert chosen.name == DEFAULT[card_gb][cards]
-        assert "login" not in reason
+        assert "login" not in reason and MIDDLE not in reason
 
 
 @pytest.mark.parametrize("card_gb, cards", BOXES)
