@@ -289,6 +289,12 @@ def test_packages_that_triton_needs(build_tools, monkeypatch, capsys):
 def pretended_torch(cuda):
     return types.SimpleNamespace(
         __version__="2.13.0", version=types.SimpleNamespace(cuda=cuda))
+    # Debian's scheme names a folder in /usr/local, where Triton does not look.
+    monkeypatch.setattr(hardware.sysconfig, "get_default_scheme", lambda: "posix_local")
+    monkeypatch.setattr(hardware.sysconfig, "get_paths", {
+        "posix_prefix": {"include": str(headers)}, "posix_local": {"include": "/nowhere"}}.get)
+    assert hardware.missing_for_triton() == []
+    program(programs, "gcc", "")
 
 
 @pytest.mark.parametrize("cuda, visible, words", [
