@@ -218,10 +218,19 @@ def test_what_a_plan_says(monkeypatch, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == [PAPER_LORA, "1"]
     assert "46 GB on one GPU (2.5 x 7.6 / 1 + 2 x 7.6 + 12)" in second
+    # Nothing is left for the engine where the recipe does not fit.
+    hardware.print_plan(RECIPES[PAPER], "Why.", [25.3], None, force=True)
+    assert capsys.readouterr().out.splitlines()[0].split() == [PAPER, "1"]
+    hardware.print_plan(RECIPES[SMALL], "Why.", [], None, force=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == [SMALL, "0"]
+    assert second == "Why. PyTorch sees no GPU here, so nothing is predicted."
 
 
-def test_nothing_is_predicted_for_a_model_of_another_size(capsys):
+def test_nothing_is_predicted_for_a_model_of_another_size(monkeypatch, capsys):
     box = [25.3]
+    monkeypatch.setattr(hardware, "nvidia_smi", lambda: (box, "580.159"))
+    hardware.main(["check", "--recipe", PAPER, "--model", "my/model"])
     hardware.print_plan(RECIPES[PAPER], "Why.", box, "my/model", force=True)
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == [PAPER, "1"]
@@ -280,6 +289,12 @@ def test_packages_that_triton_needs(build_tools, monkeypatch, capsys):
     (headers / "Python.h").touch()
     assert hardware.missing_for_triton() == []
     hardware.check_compiler()
+    # Debian's scheme names a folder in /usr/local, where Triton does not look.
+    monkeypatch.setattr(hardware.sysconfig, "get_default_scheme", lambda: "posix_local")
+    monkeypatch.setattr(hardware.sysconfig, "get_paths", {
+        "posix_prefix": {"include": str(headers)}, "posix_local": {"include": "/nowhere"}}.get)
+    assert hardware.missing_for_triton() == []
+    program(programs, "gcc", "")
     monkeypatch.setenv("CC", str(programs / "cc"))  # which does not exist
     assert hardware.missing_for_triton() == ["gcc"]
     program(programs, "cc", "")
@@ -289,12 +304,6 @@ def test_packages_that_triton_needs(build_tools, monkeypatch, capsys):
 def pretended_torch(cuda):
     return types.SimpleNamespace(
         __version__="2.13.0", version=types.SimpleNamespace(cuda=cuda))
-    # Debian's scheme names a folder in /usr/local, where Triton does not look.
-    monkeypatch.setattr(hardware.sysconfig, "get_default_scheme", lambda: "posix_local")
-    monkeypatch.setattr(hardware.sysconfig, "get_paths", {
-        "posix_prefix": {"include": str(headers)}, "posix_local": {"include": "/nowhere"}}.get)
-    assert hardware.missing_for_triton() == []
-    program(programs, "gcc", "")
 
 
 @pytest.mark.parametrize("cuda, visible, words", [
