@@ -119,6 +119,7 @@ def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypat
     ("--eval-data", "x", ""),
     ("--task", "a\nb"),
     ("--train-data", f"x{ESCAPE}"),
+    ("--output-dir", f"~{ESCAPE}"),
     ("--data-dir", "\ud800"),
     ("--batch-size", str(10**30)),
     ("--batch-size", "1" * 5000),
