@@ -161,10 +161,10 @@ def stop(message):
 def after_failed_save(folder):
     """Returns what to tell the user when a save has failed."""
     free = shutil.disk_usage(folder).free / 2**30
-    return (f"{free:.1f} GiB are free there. Complete checkpoints and "
-            f"responses in {folder} are kept. If the disk is full, free some "
-            "space (delete checkpoints of finished runs, for example) and "
-            "run the same command again")
+    return (f"{free:.1f} GiB are free in {folder}, where complete checkpoints "
+            "and responses are kept. If the disk is full, free some space "
+            "(delete checkpoints of finished runs, for example) and run the "
+            "same command again")
 
 
 def leave_at_once(error, verifier):

@@ -338,7 +338,7 @@ def test_a_full_disk_under_the_output_is_not_taken_for_a_reader_that_has_gone():
 
 def test_free_space_is_in_gib(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: mock.Mock(free=5 * 2**29))
-    assert faults.after_failed_save(tmp_path).startswith("2.5 GiB are free there. ")
+    assert faults.after_failed_save(tmp_path).startswith(f"2.5 GiB are free in {tmp_path}, ")
 
 
 def save_elsewhere(path, state):
