@@ -164,7 +164,8 @@ def test_the_size_of_a_card_is_in_gb(monkeypatch):
 
 
 def test_cards_from_compute_capability_8_0_on_compute_in_bfloat16(monkeypatch):
-    capabilities = {"V100": (7, 0), "T4": (7, 5), "A100": (8, 0), "RTX 3090": (8, 6), "H100": (9, 0)}
+    capabilities = {
+        "V100": (7, 0), "T4": (7, 5), "A100": (8, 0), "RTX 3090": (8, 6), "H100": (9, 0)}
     names = [*capabilities]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: names[card])
