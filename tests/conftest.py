@@ -383,6 +383,12 @@ def checkpoints(run):
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+def spy(owner, name):
+    """Returns a context in which a mock records the calls of a method and passes them on."""
+    method = getattr(owner, name)
+    return mock.patch.object(owner, name, autospec=True, side_effect=method)
+
+
 # ----------------------------------------------------------------------------------------- messages
 @contextlib.contextmanager
 def handled(number, handler):

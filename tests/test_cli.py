@@ -126,6 +126,8 @@ def test_impossible_settings_get_one_line_and_status_2(line, tmp_path, monkeypat
     ("--seed", str(2**31)),
     ("--learning-rate", "inf"),
     ("--learning-rate", "1e400"),
+    ("--learning-rate", "nan"),
+    ("--weight-decay", "nan"),
     ("--temperature", "nan"),
     ("--eval-temperature", "0.5", "inf"),
     ("--beta", "-inf"),

@@ -365,6 +365,7 @@ def test_answers_may_be_numbers(tmp_path):
         "-3": "-3",
         "0": "0",
         "2.50": "2.5",
+        str(10**40): str(10**40),
         str(10**320): str(10**320),  # beyond the floats
         '"2"': "2",
     }

@@ -27,7 +27,7 @@ from runtime.packing import Sample
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, main, metrics, move, near, one_base,
-    plain_logits, plain_model, quiet, randn, seeds, short_recipe)
+    plain_logits, plain_model, quiet, randn, seeds, short_recipe, spy)
 
 # The methods whose formulas this file has.
 METHODS = (
@@ -375,9 +375,7 @@ def test_a_step_trains_each_response_with_its_own_advantage_from_the_policy_that
         taught, tmp_path, beta):
     """A step has two updates. The second starts from weights that the first has moved, and the
     second step from weights that the first step has left."""
-    update = mock.patch.object(
-        simko.Trainer, "update", autospec=True, side_effect=simko.Trainer.update)
-    with update as updates:
+    with spy(simko.Trainer, "update") as updates:
         train(taught, tmp_path, "--steps", 2, "--beta", beta, "--eval-steps", 1)
     assert not [*tmp_path.glob("eval*")]  # without --eval-data there is nothing to evaluate
     shares = [call.args[1] for call in updates.call_args_list]
@@ -460,14 +458,11 @@ def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(
 def test_dynamic_sampling_fills_the_batch_with_mixed_groups_and_resumes_bit_for_bit(
         taught, tmp_path, capsys):
     flags = "--max-sampling-rounds", 9, "--method", "simko", "--seed", 5, "--temperature", 0.8
-    update = simko.Trainer.update
-    with (mock.patch.object(simko, "seed_everything", wraps=simko.seed_everything) as seed,
-          mock.patch.object(simko, "prompt_order", wraps=simko.prompt_order) as order,
+    with (spy(simko, "seed_everything") as seed,
+          spy(simko, "prompt_order") as order,
           mock.patch.object(HFEngine, "sleep") as sleep,
-          mock.patch.object(
-              HFEngine, "generate", autospec=True, side_effect=HFEngine.generate) as generate,
-          mock.patch.object(
-              simko.Trainer, "update", autospec=True, side_effect=update) as updates):
+          spy(HFEngine, "generate") as generate,
+          spy(simko.Trainer, "update") as updates):
         rows, weights = train(taught, tmp_path / "straight", "--steps", 3, *flags)
     rounds = [(row["step"] - 1, r) for row in rows for r in range(row["sampling_rounds"])]
     assert [call.args for call in seed.call_args_list] == [
@@ -502,12 +497,10 @@ def test_a_step_that_reaches_its_sampling_limit_warns_and_trains_on_the_groups_f
         return named_weights(trainer)
 
     flags = "--steps", 1, "--mini-batch-size", 1
-    update, named_weights = simko.Trainer.update, simko.Trainer.named_weights
-    with mock.patch.object(
-            simko.Clock, "metrics", autospec=True, side_effect=simko.Clock.metrics) as speeds:
+    named_weights = simko.Trainer.named_weights
+    with spy(simko.Clock, "metrics") as speeds:
         (whole,), _ = train(taught, tmp_path / "all", *flags)
-        with (mock.patch.object(
-                simko.Trainer, "update", autospec=True, side_effect=update) as updates,
+        with (spy(simko.Trainer, "update") as updates,
               mock.patch.object(simko.Trainer, "named_weights", without_gradients)):
             (row,), _ = train(taught, tmp_path / "mixed", *flags, "--max-sampling-rounds", 1)
     groups = round(8 * whole["mixed_groups"])

@@ -347,7 +347,7 @@ def test_a_family_with_attentions_of_its_own_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_a_model_without_padding_or_start_token_can_be_exported(tiny, tmp_path, name, base):
     """Older Llamas have -1 in place of no token, which transformers does not save."""
-    (tmp_path / "base/generation_config.json").unlink(missing_ok=True)
+    (base / "generation_config.json").unlink(missing_ok=True)
     fields = {"pad_token_id": -1, "bos_token_id": VOCABULARY}
     if name == "config.json":
         edit(name, **fields)(base)
@@ -473,14 +473,13 @@ def test_the_weights_that_are_checked_are_those_that_are_read(tmp_path):
     assert models.weight_files(tmp_path) == [whole]
 
 
-def test_pickled_weights_are_not_loaded(tiny, tmp_path):
+def test_pickled_weights_are_not_loaded(base):
     """The files of a model on the hub are not looked at before."""
-    shutil.copytree(tiny / "base", tmp_path / "base")
-    weights = load_file(tmp_path / "base/model.safetensors")
-    remove("model.safetensors")(tmp_path / "base")
-    torch.save(weights, tmp_path / "base/pytorch_model.bin")
+    weights = load_file(base / "model.safetensors")
+    remove("model.safetensors")(base)
+    torch.save(weights, base / "pytorch_model.bin")
     with pytest.raises(SystemExit, match="model.safetensors") as stop:
-        load_model(tmp_path / "base", torch.float32)
+        load_model(base, torch.float32)
     refused(stop.value)
 
 

@@ -23,7 +23,7 @@ from runtime.packing import Sample
 from runtime.puzzles import countdown
 from tests import workers
 from tests.conftest import (
-    benchmark, checkpoints, distance, main, metrics, near, needs_vllm, quiet, recipe)
+    benchmark, checkpoints, distance, main, metrics, near, needs_vllm, quiet, recipe, spy)
 
 
 def vllm_runs(folder):
@@ -127,12 +127,6 @@ def test_the_export_is_an_ordinary_checkpoint_that_transformers_loads_and_genera
     assert json.loads((runs[0] / "hf" / "config.json").read_text())["rope_theta"] == 10000
 
 
-def spy(owner, name):
-    """Returns a context in which a mock records the calls of a method and passes them on."""
-    method = getattr(owner, name)
-    return mock.patch.object(owner, name, autospec=True, side_effect=method)
-
-
 def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_path):
     flags = (
         "--seed", 5, "--eval-temperature", 1.1, "--eval-top-p", 0.99, "--eval-max-tokens", 11)
@@ -140,7 +134,7 @@ def test_a_stopped_evaluation_goes_on_and_comes_to_the_same_result(laptop, tmp_p
     rows, report = tmp_path / "test.jsonl", tmp_path / "eval.json"
     problems = (laptop / "test.jsonl").read_text().splitlines(keepends=True)
     answers = {row["id"]: row["answer"] for row in map(json.loads, problems)}
-    with spy(HFEngine, "generate") as generate, spy_on_seeds() as seed:
+    with spy(HFEngine, "generate") as generate, spy(simko, "seed_everything") as seed:
         main(arguments)
         keys = [call.args for call in seed.call_args_list]
         assert keys == [(5, start, 0, 1) for start in (0, 64, 128, 192)]
@@ -288,15 +282,11 @@ def test_a_broken_sync_stops_the_run_and_says_so(laptop, tmp_path, monkeypatch):
     assert [row["step"] for row in metrics(tmp_path)] == [1]
 
 
-def spy_on_seeds():
-    return mock.patch.object(simko, "seed_everything", wraps=simko.seed_everything)
-
-
 def one_rank(folder):
     """Runs `simko.py train` on this rank of two. Records the keys of its random streams, and the
     threshold tau and the problems of its updates."""
     arguments = json.loads((folder / "arguments.json").read_text())
-    with spy_on_seeds() as seed, spy(simko.Trainer, "update") as updates:
+    with spy(simko, "seed_everything") as seed, spy(simko.Trainer, "update") as updates:
         simko.main(arguments)
     keys = [call.args for call in seed.call_args_list]
     tau = [call.args[3] for call in updates.call_args_list]
@@ -318,7 +308,7 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     workers.run(workers.two_ranks(*workers.worker("one rank", tmp_path)))
     first, tau, own = json.loads((tmp_path / "rank_0.json").read_text())
     second, same_tau, other = json.loads((tmp_path / "rank_1.json").read_text())
-    with spy_on_seeds() as seed:
+    with spy(simko, "seed_everything") as seed:
         main(train(2))
     keys = [*map(tuple, first + second), seed.call_args_list[0].args]
     assert len(set(keys)) == len(keys)

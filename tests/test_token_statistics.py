@@ -71,6 +71,15 @@ def test_chunks_have_the_values_and_gradients_of_the_definition(
         near(got, want)
 
 
+def test_many_tokens_and_a_larger_vocabulary():
+    case = 48, 610, 3, 0.7, True, 1
+    for chunk in (None, 1, 7, 48, 1000):
+        in_chunks = partial(chunked.token_statistics, chunk=chunk)
+        for got, want in zip(statistics_and_gradients(in_chunks, *case),
+                             statistics_and_gradients(simko.token_statistics, *case)):
+            near(got, want, 1e-11)
+
+
 @pytest.mark.parametrize("function", [simko.token_statistics, chunked.token_statistics])
 def test_tokens_that_tie_for_the_highest_probability_are_all_rank_1(function):
     weight = torch.tensor([[1.0], [2.0], [2.0]])

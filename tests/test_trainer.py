@@ -29,7 +29,7 @@ from runtime.packing import Sample
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, STOPS, config, distance, load_samples, move, near, one_base, plain_logits,
-    plain_model, quiet, randn)
+    plain_model, quiet, randn, spy)
 
 CASES = {
     "grpo": {"loss_type": "grpo"},
@@ -199,8 +199,7 @@ def test_an_update_computes_its_layers_again_with_gradient_checkpointing_alone(b
     cfg = config(base, micro_batch_tokens=10**6, gradient_checkpointing=again)
     trainer, samples = simko.Trainer(cfg, CPU, torch.float32), load_samples(base)
     trainer.compute_old_logp(samples, quiet)
-    with mock.patch.object(
-            LlamaMLP, "forward", autospec=True, side_effect=LlamaMLP.forward) as forward:
+    with spy(LlamaMLP, "forward") as forward:
         trainer.update(samples, "simko", None, quiet)
     assert forward.call_count == (4 if again else 2)  # it has two layers
     # FSDP gathers one layer at a time, and then the rest.
