@@ -658,7 +658,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
             new = gather([responses.to_row(s) for s in samples])
             if rank == 0:
                 responses.append(path, new)
-            rows += new
+            rows += map(responses.verdict, new)
         correct = {problem["id"]: 0 for problem in problems}
         for row in rows:
             correct[row["id"]] += row["correct"]

@@ -143,9 +143,14 @@ def read_row(path, number, line):
     with fail_as(f"{path}, line {number}, is damaged",
                  "remove it and all that follow, and the evaluation generates "
                  "them again"):
-        row = json.loads(line)
-        return {"id": row["id"], "correct": int(row["correct"]),
-                "truncated": bool(row["truncated"])}
+        return verdict(json.loads(line))
+
+
+def verdict(row):
+    """Returns what an evaluation counts. It leaves out the text, because
+    those of a large evaluation take gigabytes on each rank."""
+    return {"id": row["id"], "correct": int(row["correct"]),
+            "truncated": bool(row["truncated"])}
 
 
 # ---------------------------------------------------- during an evaluation

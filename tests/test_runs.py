@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import statistics
+import tracemalloc
 from collections import Counter
 from functools import partial
 from importlib import metadata
@@ -222,6 +223,26 @@ def test_pass_at_k_is_for_the_powers_of_two_up_to_n(group, tmp_path, n, values):
         progress=quiet)
     shares = json.loads((tmp_path / "eval.json").read_text())["sets"]["set"]["pass"]
     near(shares, {str(k): k / n for k in values})  # one of n is right
+
+
+def test_an_evaluation_does_not_keep_the_texts_of_its_responses_in_memory(group, tmp_path):
+    problems = [{"id": str(i), "problem": "", "prompt_ids": np.ones(1), "answer": "1",
+                 "task": "math"} for i in range(640)]
+    chunk, size = 64, 10**5
+    samples = [Sample(i, np.ones(1), np.ones(1), np.zeros(0), truncated=False)
+               for i in range(chunk)]
+    tracemalloc.start()
+    simko.evaluate(
+        simko.Config(), tmp_path, [benchmark(problems, 1)],
+        tokenizer=mock.Mock(decode=lambda ids, **_: "x" * size),
+        engine=mock.Mock(generate=lambda *_, **__: samples),
+        verifier=mock.Mock(score=lambda texts, *_: [0.0] * len(texts)),
+        progress=quiet)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # A chunk exists a few times, as samples, as rows and in the gather.
+    assert (tmp_path / "set.jsonl").stat().st_size > 640 * size
+    assert peak < 6 * chunk * size
 
 
 def test_all_nine_methods_train_three_steps_on_the_laptop_recipe(laptop, tmp_path):
