@@ -79,16 +79,11 @@ def plan_benchmarks(command, cfg, sets, dropped, room):
     return benchmarks
 
 
-# Files of an earlier version have the names on the left.
-RENAMED = {"weights_of": "weights_written", "problems": "problems_sha256"}
-
-
 def check_responses(path, settings):
     """Refuses responses that are damaged, or that were made with other
     settings according to the first line of the file."""
     with path.open("rb") as file:
         before = read_settings(path, file.readline())
-        before = {RENAMED.get(name, name): value for name, value in before.items()}
         changed = [f"{name} {change}"
                    for name, change in differences(before, settings).items()]
         if changed:

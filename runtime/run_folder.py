@@ -85,9 +85,6 @@ def check_run(cfg, problems):
     settings = run_settings(cfg, problems)
     fixed = {name: v for name, v in settings.items() if name not in CHANGEABLE}
     before = read_settings(file, file.read_bytes())
-    if "output_dir" not in before:
-        fail(f"{file} is of an earlier version of this program, whose runs "
-             "cannot be continued: choose another --output-dir")
     # A run from before a setting existed had its default.
     changes = differences(dataclasses.asdict(type(cfg)()) | before, fixed)
     if "train_data_sha256" in changes:
@@ -114,11 +111,9 @@ def read_settings(path, text):
 
 def differences(before, settings):
     """Returns {name: "was this, is that"} for each setting that has changed."""
-    # Older evaluations lack these settings; auto leaves a setting open.
-    before = {"chat_template_kwargs": {}, "dtype": "auto", "rollout": "auto", **before}
     return {name: f"was {before.get(name)}, is {value}"
             for name, value in settings.items()
-            if before.get(name) not in (value, "auto")}
+            if before.get(name) != value}
 
 
 def check_log(path):

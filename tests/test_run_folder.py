@@ -333,11 +333,6 @@ def test_a_setting_that_a_run_does_not_name_had_its_default(tiny, run, tmp_path)
     cli.prepare(resume, Config)
     with pytest.raises(SystemExit, match="--epsilon was 0.2, is 0.1"):
         cli.prepare([*resume, "--epsilon", "0.1"], Config)
-    del settings["output_dir"]
-    (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(SystemExit, match="config.json is of an earlier version") as stop:
-        cli.prepare(resume, Config)
-    assert refused(stop.value)
 
 
 def test_an_evaluation_of_other_sets_where_a_run_resumes_is_refused(tiny, run, tmp_path):
@@ -447,13 +442,3 @@ def test_an_evaluation_with_other_settings_does_not_pass_for_the_one_that_was_ma
         changed = dataclasses.replace(config, **change)
         with pytest.raises(SystemExit, match=f"other settings: {message}"):
             responses.check_responses(path, one.settings(changed))
-
-    # A file of an earlier version says auto, or neither, and has two other names.
-    older = one.settings(Config())
-    path.write_text(json.dumps(older) + "\n")
-    responses.check_responses(path, one.settings(config))
-    del older["dtype"], older["rollout"]
-    older["weights_of"] = older.pop("weights_written")
-    older["problems"] = older.pop("problems_sha256")
-    path.write_text(json.dumps(older) + "\n")
-    responses.check_responses(path, one.settings(Config(rollout="hf")))

@@ -233,9 +233,8 @@ def same_problems(one, other):
 
 
 def same_contents(entries):
-    """Returns whether problems of the same ids may have the same contents.
-    Older files have no digest of them."""
-    return len({entry.get("problems_sha256") for entry in entries} - {None}) < 2
+    """Returns whether problems of the same ids have the same contents."""
+    return len({entry.get("problems_sha256") for entry in entries}) < 2
 
 
 def set_table(rows, columns):
@@ -287,9 +286,7 @@ def differences(rows, names, paper):
         for key, word in COMPARED.items():
             values = {}
             for label, entry in group.items():
-                # Older files say auto, which may be anything.
-                known = entry.get(key, "auto") != "auto"
-                if known and (key != "temperature" or temperature is None):
+                if key in entry and (key != "temperature" or temperature is None):
                     values.setdefault(entry[key], []).append(label)
             if len(values) > 1:
                 texts = (f"{value} ({', '.join(labels)})" for value, labels in values.items())
