@@ -1,9 +1,10 @@
 """The equations: a second file to read, beside simko.py and the paper.
 
 It begins with one token whose gradients fit on a line and can be checked
-by hand. The tests after it compute again what simko.py computes, naively
-from the paper's formula or by hand. Those of the loss compare gradients
-as well.
+by hand. The tests after it check simko.py against values that are worked
+out by hand or computed naively from the paper's formulas. The tests of
+the loss compare gradients as well. The last one compares a whole update
+of `Trainer` with the paper's objective.
 
     python -m pytest test_simko.py -s      # -s shows what the tests print
 
@@ -286,34 +287,54 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
             assert simko.pass_at_k(n, torch.tensor([c]), k).item() == hits / len(subsets)
 
 
-# -------------------------------------------------------- micro-batches
-def test_splitting_a_batch_into_micro_batches_changes_nothing(tmp_path):
-    """The update's gradient is a sum over tokens, divided once."""
+# ------------------------------------------------------------- the update
+def naive_objective(model, samples, cfg):
+    """The objective of Sec. 2 with the ratio of Eq. 3, one response and one
+    token at a time. It is for a first update, where pi_old is pi and
+    the clip cuts nothing."""
+    objective = 0
+    for s in samples:
+        ids = torch.from_numpy(np.concatenate([s.prompt_ids, s.response_ids]))
+        z = model(ids[None]).logits[0, len(s.prompt_ids) - 1:-1]
+        entropy = torch.distributions.Categorical(logits=z.detach()).entropy()
+        tau = np.quantile(entropy, cfg.q)
+        for z_l, h, y in zip(z, entropy, s.response_ids):
+            ratio = naive_ratio(
+                z_l, z_l, y, s.advantage, h > tau, cfg.alpha, cfg.K, cfg.lambda_top1)
+            objective += ratio * s.advantage / len(s.response_ids)
+    return objective / len(samples)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 1000])
+def test_an_update_has_the_papers_gradient_in_one_micro_batch_or_many(tokens, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(0)
-    size = {"vocab_size": 19, "hidden_size": 16, "intermediate_size": 16}
+    size = {"vocab_size": 7, "hidden_size": 16, "intermediate_size": 16}
     shape = LlamaConfig(**size, num_hidden_layers=1, num_attention_heads=2)
     LlamaForCausalLM(shape).save_pretrained(tmp_path)
     rng, samples = np.random.default_rng(0), []
-    for length, A in zip([1, 5, 2, 9, 5], [0.9, -0.4, 1.3, 0.7, -1.1]):
-        prompt = rng.integers(19, size=3)
-        response = rng.integers(19, size=length)
+    for length, A in zip([1, 5, 2, 9, 9], [0.9, -0.4, 1.3, 0.7, -1.1]):
+        prompt = rng.integers(7, size=3)
+        response = rng.integers(7, size=length)
         engine_logp = np.zeros(length, np.float32)
         sample = Sample(0, prompt, response, engine_logp, truncated=False)
         sample.advantage = A
         samples.append(sample)
 
-    gradients, quiet = [], Progress(shown=False)
-    # process_group sets variables, which the patch takes back.
+    cfg = simko.Config(
+        model=str(tmp_path), micro_batch_tokens=tokens, alpha=0.3,
+        lambda_top1=1.5, q=0.5, max_grad_norm=1e9)
+    model = LlamaForCausalLM.from_pretrained(tmp_path).double()
+    loss = -naive_objective(model, samples, cfg)
+    loss.backward()
+    want = {name: p.grad for name, p in model.named_parameters()}
+
+    quiet = Progress(shown=False)
+    # process_group sets environment variables. The patch removes them again.
     with mock.patch.dict(os.environ), process_group() as device:
-        for tokens in (1, 15, 1000):
-            cfg = simko.Config(model=str(tmp_path), micro_batch_tokens=tokens)
-            trainer = simko.Trainer(cfg, device, torch.float64)
-            trainer.compute_old_logp(samples, quiet)
-            trainer.update(samples, "simko", None, quiet)
-            parts = [p.grad.full_tensor() for p in trainer.policy.parameters()]
-            gradients.append(torch.cat([part.flatten() for part in parts]))
-    one_by_one, some, whole = gradients
-    assert whole.norm() > 0
-    for split in (one_by_one, some):
-        assert (split - whole).norm() < 1e-6 * whole.norm()
+        trainer = simko.Trainer(cfg, device, torch.float64)
+        trainer.compute_old_logp(samples, quiet)
+        trainer.update(samples, "simko", None, quiet)
+        for name, p in trainer.policy.named_parameters():
+            # Its gradients are accumulated in float32.
+            near(p.grad.full_tensor().double(), want[name], 1e-5)
