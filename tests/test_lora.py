@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint import FileSystemReader
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import simko
-from runtime import cli
+from runtime import cli, lora
 from runtime.checkpoints import checkpoint_state
 from tests.conftest import (
     CPU, config, distance, edit_json, load_samples, main, metrics, move, near, plain_logits,
@@ -289,3 +289,52 @@ def test_a_run_does_not_go_on_with_another_rank(runs, taught, flags, words):
     message = str(stop.value.code)
     assert words in message
     assert "choose another --output-dir" in message
+
+
+def first_step(model, trained):
+    """Returns the mean |change of log pi| in a first step of AdamW, in units of its rate.
+    trained: the names of the parameters that it may move."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(94, (32, 24), generator=generator)
+    A = torch.randn(32, 1, generator=generator)
+
+    def log_probs():
+        log_pi = model(tokens[:, :-1]).logits.log_softmax(-1)
+        return log_pi.gather(-1, tokens[:, 1:, None])[..., 0]
+
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    moved = [p for p in model.parameters() if p.requires_grad]
+    rate = 1e-6
+    optimizer = torch.optim.AdamW(moved, rate, weight_decay=0, eps=1e-15)
+    old = log_probs()
+    (-(old * A).mean()).backward()
+    optimizer.step()
+    with torch.no_grad():
+        return (log_probs() - old).abs().mean().item() / rate
+
+
+@pytest.mark.parametrize("n", [64, 256, 1024])
+def test_a_first_step_of_lora_moves_the_policy_alpha_over_root_3_n_times_as_far(n):
+    """Checks a claim of docs/performance.md: n is the number of a layer's inputs, the comparison
+    is with full fine-tuning of the same layers at the same rate, and the rank does not matter."""
+    alpha = 32
+    shape = LlamaConfig(
+        vocab_size=94, hidden_size=n, intermediate_size=3 * n, num_hidden_layers=2,
+        num_attention_heads=n // 32, tie_word_embeddings=False, initializer_range=n**-0.5)
+
+    def model():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(shape)
+
+    linear = [f"{name}.weight" for name, layer in model().named_modules()
+              if isinstance(layer, torch.nn.Linear) and name != "lm_head"]
+    full = first_step(model(), linear)
+    for rank in (8, 32):
+        adapted = model()
+        lora.add_adapters(
+            adapted, simko.Config(lora_rank=rank, lora_alpha=alpha), torch.float32)
+        trained = [name for name, _ in adapted.named_parameters() if ".lora_" in name]
+        share = first_step(adapted, trained) / full
+        print(f"n {n}, rank {rank}: {share:.3f} times as far")
+        assert share == pytest.approx(alpha / (3**0.5 * n), rel=0.15)
