@@ -1,8 +1,8 @@
 r"""SimKO: Simple Pass@K Policy Optimization, to read beside the paper.
 
 Reinforcement learning with verifiable rewards makes a language model
-better at its first answer (pass@1) and worse at finding an answer in K
-tries (pass@K). The paper traces this to GRPO, whose updates pile
+better at its first answer (pass@1) and often worse at finding an answer
+in K tries (pass@K). The paper traces this to GRPO, whose updates pile
 probability on the rank-1 token. SimKO changes two things, at
 high-entropy tokens only. A correct response shares its gradient with
 the top-K candidates (Eq. 6). A wrong response is pushed down harder
@@ -54,17 +54,17 @@ from verify import Verifier
 
 
 # ---------------------------------------------------------------- settings
-# Defaults are the paper's or else the released code's; docs/methods.md and
-# docs/reproduce.md list exceptions. --help groups them by _argument_group_name.
+# Defaults are the paper's or else the released code's; docs/methods.md and docs/reproduce.md
+# list the exceptions. --help shows each class under its _argument_group_name.
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
     method: str = setting("simko", "simko, grpo, or a name in runtime/baselines.py")
     alpha: float = setting(0.01, "share of the gradient given to the top-K, Eq. 6")
     K: int = setting(3, "number of candidates in Eq. 6, and of Lambda^(k) in the log")
-    q: float = setting(0.8, "entropy quantile: tau of Eq. 3 is tau(q) of Sec. 5.1")
+    q: float = setting(0.8, "tau of Eq. 3 is this quantile of the entropies: tau(q), Sec. 5.1")
     lambda_top1: float = setting(1.1, "lambda of Sec. 4.3; Qwen2.5-7B: 1.05")
-    tau_scope: str = setting("response", "tau(q) is over each response (released code) or batch")
+    tau_scope: str = setting("response", "tau(q) of each response (released code) or of the batch")
     epsilon: float = setting(0.2, "ratios are clipped below 1 - this (Sec. 2)")
     epsilon_high: float = setting(0.2, "ratios are clipped above 1 + this; logic recipe: 0.28 (v3)")
     beta: float = setting(0.0, "weight of the KL penalty")
@@ -78,14 +78,14 @@ class ObjectiveConfig:
 class TrainConfig:
     _argument_group_name = "training"
     train_data: str = setting(
-        "math", "math, gsm8k, gsm8k-math1, synlogic, a JSONL file or hub data set")
+        "math", "math, gsm8k, gsm8k-math1, synlogic, a JSONL file or a hub data set")
     steps: int = setting(140, "training steps; 140 as in the released code, 19 epochs of MATH")
     batch_size: int = setting(1024, "prompts per step, over all ranks")
     mini_batch_size: int = setting(256, "prompts per update")
     num_generations: int = setting(8, "responses per prompt: G of Sec. 2")
     max_sampling_rounds: int = setting(
-        0, "dynamic sampling: the most rollouts per step until enough groups have "
-        "unequal rewards; 0: one rollout, and all groups are kept")
+        0, "dynamic sampling: at most this many rollouts per step, until enough groups "
+        "have unequal rewards; 0: one rollout, and all groups are kept")
     max_completion_length: int = setting(3072, "maximum tokens per response")
     temperature: float = setting(1.0, "temperature of the rollouts, and of pi in the loss")
     learning_rate: float = setting(1e-6, "learning rate of AdamW")
@@ -94,7 +94,7 @@ class TrainConfig:
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     lora_rank: int = setting(0, "rank of LoRA's adapters; 0: all weights are trained (paper)")
     lora_alpha: float = setting(32.0, "LoRA: the weights are W + (alpha / rank) B A")
-    eval_steps: int = setting(0, "steps between evaluations; 0: one at the end")
+    eval_steps: int = setting(0, "steps between evaluations; 0: only one, at the end")
 
 
 @dataclass
@@ -118,7 +118,7 @@ class RunConfig:
     seed: int = setting(0, "random streams are functions of (seed, step, rank)")
     prompt_template: str = setting("chat", "chat (the model's), qwen-math, plain, raw")
     chat_template_kwargs: dict = setting({}, "arguments of the chat template, a JSON object")
-    max_prompt_length: int = setting(1024, "tokens; longer prompts are left out")
+    max_prompt_length: int = setting(1024, "maximum tokens per prompt; longer ones are left out")
     task: str = setting("math", "how answers are checked, unless a row names its task")
 
 
@@ -141,7 +141,7 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
     gate: whether the entropy at s is above tau(q), bool (...,).
 
     Returns (...,). Where A > 0 its value is exactly gamma. With alpha = 0
-    and lambda_top1 = 1, or an empty gate, it is gamma, bit for bit."""
+    and lambda_top1 = 1, or where the gate is closed, it is gamma, bit for bit."""
     gamma = (logp - old_logp).exp()
 
     # Eq. 6 sums sg(gamma / gamma_k) gamma_k with gamma_k = pi_k / pi_old,k.
@@ -222,8 +222,8 @@ def token_statistics(hidden, weight, token, K, temperature):
 
     hidden: (T, D), the state that predicts each token.
     weight: (V, D), the output head. token: (T,).
-    Returns logp (T,) and topk_logp (T, K), descending, which have a
-    gradient, and entropy (T,) in nats and is_top1 (T,) bool, without one.
+    Returns, with a gradient, logp (T,) and topk_logp (T, K) in descending
+    order; without one, entropy (T,) in nats and is_top1 (T,), bool.
 
     This is the definition, and the reference of the tests. It holds T x V
     logits in memory. The loop calls `chunked.token_statistics`, which
@@ -277,7 +277,7 @@ class VLLMEngine:
         if self.on_gpu:
             memory = {"gpu_memory_utilization": cfg.gpu_memory_utilization,
                       "enable_sleep_mode": True}
-        else:  # by default each rank would claim most of the machine
+        else:  # by default each rank would claim most of the main memory
             gib = int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
             memory = {"kv_cache_memory_bytes": gib * 2**30}
         with prepare_vllm(cfg):
@@ -409,16 +409,16 @@ class Trainer:
         return model
 
     def named_weights(self):
-        """Yields (name, whole tensor) for the engine, in its dtype. Every
-        rank must read to the end, as each tensor is gathered."""
+        """Yields (name, whole tensor) for the engine, in its dtype. Every rank
+        must read to the end, because it takes all of them to gather a tensor."""
         weights = dict(self.policy.named_parameters())
         for name, weight in lora.merged(weights, self.cfg):
             # The detach leaves no gradient; the engine needs none.
             yield name, weight.detach().to(self.dtype).full_tensor()
 
     def passes(self, samples):
-        """Returns this rank's micro-batches, and empty ones until it has as
-        many as any other rank, since FSDP's collectives wait for every rank.
+        """Returns this rank's micro-batches. Empty ones follow until all ranks
+        have the same number, because FSDP's collectives wait for every rank.
         There is at least one, so that gradients are zero rather than None."""
         batches = micro_batches(samples, self.cfg.micro_batch_tokens)
         count = torch.tensor(max(len(batches), 1), device=self.device)
@@ -486,7 +486,7 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = cfg.learning_rate * warmup
         if not denominator:
             return {}  # no response is left; a step would be momentum alone
-        # Samples without a gradient count above, and need no pass.
+        # Samples without a gradient are counted above, but need no pass.
         samples = [s for s in samples if baselines.has_gradient(s, method, cfg.beta)]
         self.optimizer.zero_grad()
         sums, finite = Counter(), []
@@ -526,7 +526,7 @@ class Trainer:
             # Where A > 0 the clip hides an infinite gamma from the loss,
             # though its gradient is nan. approx_kl shows it.
             finite.append((batch, (loss + approx_kl).isfinite()))
-            # 1 / G with the responses of all prompts, or with dapo 1 / tokens.
+            # The mean over responses (1 / G of Sec. 2, over all prompts) or, with dapo, tokens.
             loss = loss.sum() / denominator
             # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
@@ -550,7 +550,7 @@ class Trainer:
         return sums
 
     def grpo_loss(self, gamma, advantage):
-        """Returns the loss of each token, and where the clip has cut its gradient."""
+        """Returns the loss of each token, and whether the clip has cut its gradient."""
         loss = clipped_loss(gamma, advantage, self.cfg.epsilon, self.cfg.epsilon_high)
         return loss, loss > -gamma * advantage
 
@@ -573,7 +573,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
         batch = step * max_rounds + rounds
         order = prompt_order(batch, cfg.batch_size, len(problems), cfg.seed)
         own_problems = [problems[i] for i in order[rank::world]]
-        # The last number is even in training and 1 in evaluation.
+        # The last number is even here and 1 in `evaluate`, so their streams differ.
         seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * rounds)
         samples = engine.generate(
             [problem["prompt_ids"] for problem in own_problems],
@@ -598,8 +598,8 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     for s, advantage in zip(samples, advantages.tolist()):
         s.advantage = advantage
 
-    # Mini-batches are cut before they are shared out, so that together the ranks
-    # make one rank's updates. Where groups are missing, the last ones are smaller.
+    # Mini-batches are cut before the ranks share them, so that the updates are those
+    # of a single rank. Where groups are missing, the last mini-batches are smaller.
     size = cfg.mini_batch_size * cfg.num_generations
     starts = range(0, cfg.batch_size * cfg.num_generations, size)
     mini_batches = [balance_across_ranks(samples[i:i + size], rank, world) for i in starts]
