@@ -23,9 +23,9 @@ or takes too long to compare.
 
 Graders differ on some conventions. These are ours:
 - Of nested boxes, the outermost counts. A response without a box is wrong. The last
-  box counts wherever it stands, also in a thought (<think>) that was cut off.
+  box counts wherever it stands, even in a thought (<think>) that was cut off.
 - A rounded value is wrong: 0.33 is not 1/3, and 3.14 is not π.
-- Any formula with the right value is right, also one copied from the question.
+- Any formula with the right value is right, even one copied from the question.
 - x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
   x = -1, y = 6 and -1 < x < 6 both match it.
 - Numbers in a base are compared as text: 204_5 matches neither 204 nor 54.
@@ -136,10 +136,10 @@ def any_order(name, golds, preds, same=compare):
 def by_equation(gold, pred):
     """Returns the verdict if a side is an equation, else None.
 
-    x = 5 and m + n = 5 name their answer, and 2 + 3 = 5 derives it: every side of
-    the prediction must equal the gold answer, except for names and, if another side
-    has a value, sums of names. If both answers are equations, they must have the
-    same solutions."""
+    An equation may name an answer (x = 5, m + n = 5) or derive it (2 + 3 = 5). Every
+    side of the prediction must equal the gold answer, apart from names and, if another
+    side has a value, sums of names. If all sides are names, the last one must. If both
+    answers are equations, they must have the same solutions."""
     golds, preds = structure.sides(gold), structure.sides(pred)
     if len(golds) == len(preds) == 1:
         return None
@@ -248,7 +248,7 @@ def by_value(gold, pred):
 
 # ---- 5. units ---------------------------------------------------------------
 def by_unit(gold, pred):
-    """Returns the verdict on the values without their units, None without units."""
+    """Returns the verdict on the values without their units, or None without units."""
     own = own_words(gold)
     gold_value, gold_units = split_unit(gold, own, gold=True)
     pred_value, pred_units = split_unit(pred, own)
@@ -324,7 +324,7 @@ def print_table(rows):
 def main():
     parser = argparse.ArgumentParser(description="Decides which answers are right.")
     parser.add_argument("rows", nargs="?", help="a file of JSON lines with the keys response, "
-                        f"answer and task, one of {', '.join(TASKS)} (default: math)")
+                        f"answer and task; tasks are {', '.join(TASKS)} (default: math)")
     parser.add_argument("--explain", nargs=2, metavar=("RESPONSE", "ANSWER"),
                         help="show what was extracted and which rung decided")
     parser.add_argument("--worker", nargs=2, type=float, help=argparse.SUPPRESS)
