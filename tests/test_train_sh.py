@@ -441,7 +441,7 @@ exec {sys.executable} "$@"
         assert "logic needs about" in line
     for words in (["qwen2.5-0.5b"], ["logic", "--force"], []):
         done = box.run(*words, smi=[24], stamp="another", **python)
-        assert "made no virtual environment, see" in refused(done)
+        assert "could not make a virtual environment, see" in refused(done)
 
 
 @pytest.mark.parametrize("stamp, smi, message", [
