@@ -16,13 +16,13 @@ from runtime.ranks import gather
 class Method(NamedTuple):
     """What a method changes. The defaults change nothing."""
     about: str
-    # (rewards (N,), num_generations) -> (N,)
+    # f(rewards (N,), num_generations) -> (N,)
     advantage: Callable | None = None
-    # (grpo_loss, and by name: cfg, gamma, logp, old_logp, entropy, advantage,
-    # gate, lengths) -> (loss, whether it is clipped). All are (T,), except
-    # that grpo_loss is a function of (gamma, advantage) that returns this pair
-    # for GRPO, cfg holds the settings, and lengths (R,) are those of the
-    # responses. T and R are 0 where other ranks have more micro-batches.
+    # f(grpo_loss, *, cfg, gamma, logp, old_logp, entropy, advantage, gate,
+    # lengths) -> (loss, whether the clip has cut its gradient), both (T,).
+    # grpo_loss(gamma, advantage) returns this pair for GRPO. cfg holds the
+    # settings. lengths: (R,), tokens of each response. The others are (T,).
+    # T and R are 0 where other ranks have more micro-batches.
     token_loss: Callable | None = None
     # Eq. 3 gives the ratio: gamma-tilde takes gamma's place.
     simko_ratio: bool = False
@@ -96,10 +96,10 @@ def kl_cov_loss(grpo_loss, *, gamma, logp, old_logp, advantage, gate, **_):
 
 
 def choose_by_covariance(samples, share=0.002):
-    """Sets `chosen`, (T,) bool, in each sample. It is true for the `share` of
-    tokens over all ranks (at least one token, and more where values tie)
-    where the product of A and log pi_old, each minus its mean, is largest.
-    If all A are equal, it is true for none.
+    """Sets `chosen`, (L,) bool, in each sample. It is true where the product
+    of A and log pi_old, each minus its mean, is largest: for the `share` of
+    all ranks' tokens (at least one token, and more where values tie). If all
+    A are equal, it is true for none.
 
     The choice uses pi_old so that it depends neither on micro-batches nor
     on earlier updates."""

@@ -77,9 +77,9 @@ def load_checkpoint(folder, trainer):
 def skip_checkpoint(path, error, last):
     """Renames a checkpoint that cannot be read and prints why.
 
-    error: a CheckpointException. last: whether there is no other checkpoint.
-    Then the program ends, since the user must decide whether to start over.
-    It also ends if the error may be temporary."""
+    error: a CheckpointException. last: whether no other checkpoint is left to
+    try. The program then ends, because the user must decide whether to start
+    over. It also ends if the error may be temporary."""
     causes = [cause for cause, _ in error.failures.values()]
     temporary = torch.OutOfMemoryError | OSError
     if any(isinstance(cause, temporary)
@@ -121,7 +121,7 @@ def save_checkpoint(folder, step, trainer):
 
 
 def checkpoint_state(trainer):
-    """Returns the states of model and optimizer, which share their tensors."""
+    """Returns the states of model and optimizer, without copying any tensor."""
     # An optimizer that has made no step gets its state from get_state_dict,
     # by a step with learning rate 0, which must not count.
     fresh = not trainer.optimizer.state
@@ -154,7 +154,7 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
         # the weights instead.
         model = plain_model(trainer.cfg, stop_ids, trainer.dtype)
         if trainer.cfg.lora_rank:
-            # transformers refuses to save some that it has loaded.
+            # transformers loads some generation configs that it refuses to save.
             trainer.policy.generation_config = model.generation_config
             with whole_folder(folder.with_name("adapter")) as path:
                 trainer.policy.save_pretrained(path, state_dict=state)
@@ -221,9 +221,10 @@ def older_rope(model_type, rope):
 
 def same_rope(folder, older):
     """Returns whether transformers reads the same rope from a folder's
-    config.json as from the fields `older`. Some families cannot read both."""
+    config.json as from the fields `older`, which have both the new names and
+    the old ones. Some families cannot read them side by side."""
     with TemporaryDirectory() as other:
-        # Only from a file does it read an infinite number, as Falcon-H1 has.
+        # It reads infinite numbers, which Falcon-H1 has, only from a file.
         Path(other, "config.json").write_text(json.dumps(older), encoding="utf-8")
         try:
             # transformers 4 may call the rope_type "type", which changes nothing.
@@ -269,7 +270,7 @@ def whole_folder(folder):
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     yield temporary
-    # A run does not export again where it finds the folder.
+    # A run that finds the folder does not export again, so it must be whole.
     for path in (*temporary.rglob("*"), temporary):
         reach_disk(path)
     shutil.rmtree(folder, ignore_errors=True)
@@ -278,7 +279,7 @@ def whole_folder(folder):
 
 
 # ---------------------------------------------- what a checkpoint may hold
-# All that the .metadata file of a checkpoint names, apart from dtypes.
+# Everything that the .metadata file of a checkpoint may name, apart from dtypes.
 PICKLED = {
     "torch.Size", "torch.serialization._get_layout",
     "pathlib.PosixPath", "pathlib._local.PosixPath",
@@ -310,8 +311,8 @@ class MetadataUnpickler(pickle.Unpickler):
 
     @staticmethod
     def member(*arguments):
-        """getattr, as which some Pythons (3.11.2 of Debian 12) pickle a
-        member of an enumeration."""
+        """Takes the place of getattr, through which some Pythons (such as
+        Debian 12's 3.11.2) pickle a member of an enumeration."""
         match arguments:
             case (owner, str(name)):
                 if owner is MEMORY_FORMATS and name in MEMORY_FORMAT_NAMES:
@@ -322,8 +323,8 @@ class MetadataUnpickler(pickle.Unpickler):
 def check_checkpoints(folder):
     """Refuses checkpoints that would run code when they are loaded.
 
-    torch.distributed.checkpoint unpickles .metadata without a question.
-    A damaged one is left to the loader, which names it."""
+    torch.distributed.checkpoint unpickles .metadata without any check. A
+    damaged file is left to the loader, whose message names it."""
     for path in saved_checkpoints(folder).values():
         file = path / ".metadata"
         try:

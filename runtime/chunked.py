@@ -9,8 +9,9 @@ For 16,384 tokens and a vocabulary of 152,000, a single copy takes 9 GiB.
 `token_statistics` takes the head's input instead of its output. It computes
 the logits of one chunk of tokens, keeps the few numbers, and frees the logits
 before it computes the next chunk. The backward pass recomputes each chunk's
-logits. Chunks change how much memory is needed, and the result by rounding
-only: in bfloat16 the head's gradient is rounded once a chunk.
+logits. The size of the chunks changes the memory that is needed, and the
+result only by rounding: in bfloat16 the head's gradient is rounded once per
+chunk.
 """
 import torch
 
@@ -112,7 +113,7 @@ def chunk_gradient(h, weight, log_z, columns, grad, temperature):
     z = chunk_logits(h, weight, temperature)
     pi = z.sub_(log_z).exp_()
     grad_z = pi.mul_(-grad.sum(1, keepdim=True))
-    # Adds both gradients if the sampled token is a candidate.
+    # If the sampled token is also a candidate, its two gradients are added.
     grad_z.scatter_add_(1, columns, grad)
     return grad_z.to(weight.dtype)
 

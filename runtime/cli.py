@@ -39,8 +39,8 @@ def setting(default, help):
 
 @dataclasses.dataclass
 class SystemConfig:
-    """How a run uses its machine. Apart from rounding, the engine's random
-    streams and data_dir, these settings change time and memory alone."""
+    """How a run uses its machine. These settings change only time and memory,
+    apart from rounding, the engine's random streams and data_dir."""
     _argument_group_name = "system"
     rollout: str = setting(
         "auto", "engine that generates: vllm, hf (transformers' generate), "
@@ -57,7 +57,7 @@ class SystemConfig:
 
 @dataclasses.dataclass
 class TrainSystemConfig:
-    """Settings of the machine that only a training run has."""
+    """The system settings that only a training run has."""
     _argument_group_name = "system, in training"
     micro_batch_tokens: int = setting(
         16384, "maximum packed tokens in a forward pass")
@@ -79,7 +79,7 @@ CHOICES = {
     "task": tuple(TASKS),
     "prompt_template": ("chat", *TEMPLATES)}
 
-# What a number must be, how that is tested, and for which settings.
+# What a number must be, a test of it, and the settings that it applies to.
 RANGES = (
     ("be above 0", lambda v: v > 0, (
         "K", "steps", "batch_size", "mini_batch_size", "max_prompt_length",
@@ -96,8 +96,8 @@ RANGES = (
     ("lie in (0, 1]", lambda v: 0 < v <= 1, (
         "gpu_memory_utilization", "eval_top_p")))
 
-# The objective's settings that only SimKO learns by, and those of them that
-# the log of every method depends on.
+# The settings of the objective that only SimKO trains with. Those in GATE
+# also change what the log of every other method counts as gated.
 SIMKO_ONLY = ("alpha", "lambda_top1", "q", "tau_scope")
 GATE = ("q", "tau_scope")
 
@@ -135,7 +135,7 @@ def check_number(name, number, parser):
 
 
 def check_together(command, cfg, parser):
-    """Refuses settings that are in range, but not beside the others."""
+    """Refuses settings that are each in range, but do not go together."""
     temperatures = cfg.eval_temperature or []
     names = [set_name(source) for source in cfg.eval_data]
     parts = cfg.tensor_parallel_size
@@ -153,7 +153,7 @@ def check_together(command, cfg, parser):
         parser.error("--eval-temperature 0 makes all samples the same: "
                      "choose --eval-n 1")
     if len(set(temperatures)) < len(temperatures):
-        parser.error("--eval-temperature names one twice")
+        parser.error("--eval-temperature names a temperature twice")
     if not cfg.lora_rank and cfg.lora_alpha != type(cfg).lora_alpha:
         parser.error("--lora-alpha needs a --lora-rank")
     if cfg.chat_template_kwargs and cfg.prompt_template != "chat":
@@ -161,7 +161,7 @@ def check_together(command, cfg, parser):
     if command == "eval" and not cfg.eval_data:
         parser.error("eval needs --eval-data")
     if len(set(names)) < len(names):
-        parser.error("two sets of --eval-data have the same name")
+        parser.error("two sets of --eval-data have the same name: leave one out")
     if parts > 1 and cfg.rollout == "hf":
         parser.error(f"--tensor-parallel-size {parts} is for vLLM, and does "
                      "not work with --rollout hf")
@@ -173,7 +173,7 @@ def check_together(command, cfg, parser):
 
 
 def note_idle_flags(cfg):
-    """Prints which flags the user has set that the method does not train with."""
+    """Prints a note about flags that the user has set and the method ignores."""
     idle = [name for name in SIMKO_ONLY
             if not METHODS[cfg.method].simko_ratio
             and getattr(cfg, name) != getattr(type(cfg), name)]
@@ -216,8 +216,8 @@ class Parser(HfArgumentParser):
 
 
 def groups_of(command, Config):
-    """Returns the classes of settings that a command has. Without one, --help
-    shows none."""
+    """Returns the classes of settings that a command has. `simko.py --help`,
+    which names no command, shows none."""
     if not command:
         return ()
     if command == "train":
@@ -337,7 +337,7 @@ def resolve_auto(cfg):
     """Returns the settings with what `auto` stands for on this machine.
 
     config.json holds the result, so that a run cannot resume with another
-    engine or dtype on a machine where `auto` stands for that."""
+    engine or dtype on a machine where `auto` stands for something else."""
     dtype, rollout = cfg.dtype, cfg.rollout
     if dtype == "auto":
         gpu = torch.cuda.is_available()
@@ -415,8 +415,8 @@ def identity(job):
 
 
 def check_ranks_agree(job):
-    """Ends the program if the ranks have different commands, models or data,
-    as nodes may have on which the run was started by hand."""
+    """Ends the program if the ranks have different commands, models or data.
+    This can happen if the run was started by hand on each node."""
     ranks = gather([identity(job)])
     for rank, other in enumerate(ranks):
         for name, value in other.items():

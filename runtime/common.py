@@ -58,14 +58,15 @@ def flag(name):
 
 
 def print_once(text):
-    """Prints a line on rank 0 alone, also before the ranks have met."""
+    """Prints a line on rank 0 only. It may be called before the ranks have met."""
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
 
 
 def write_whole(path, text):
     """Replaces a file's content atomically: if anything goes wrong, the file
-    keeps its old content. Overwrites the file with the suffix .tmp beside it."""
+    keeps its old content. The new content goes through a file beside it with
+    the suffix .tmp, which is overwritten if it exists."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -28,7 +28,7 @@ from runtime.ranks import gather
 from runtime.run_folder import drop_unfinished
 from runtime.vllm_setup import last_lines
 
-# Seconds that an engine may take to start, since it may download its model.
+# Seconds that an engine may take to start, which may include a download.
 START_LIMIT = 3600
 
 # Advice for each phase in case it runs out of memory.
@@ -94,7 +94,7 @@ def explained(cfg, verifier):
     with ExitStack() as stack:
         try:
             yield stack
-        # CheckpointException is no Exception.
+        # CheckpointException derives from BaseException alone.
         except (Exception, SystemExit, CheckpointException) as error:
             if isinstance(error, SystemExit) and not error.code:
                 raise  # a regular stop
@@ -102,9 +102,9 @@ def explained(cfg, verifier):
             if dist.get_world_size() > 1:
                 leave_at_once(told, verifier)
             if isinstance(told, SystemExit):
-                # The traceback, which nobody will see, keeps the tensors of
-                # the functions that the error left. The engine needs their
-                # memory, because it wakes up before it closes.
+                # The traceback, which nobody will see, keeps alive the tensors
+                # of the functions in it. The engine needs their memory, because
+                # it wakes up before it closes.
                 traceback.clear_frames(error.__traceback__)
             if told is error:
                 raise
@@ -203,9 +203,9 @@ class Stopped(SystemExit):
 
 
 class Unbroken:
-    """Wraps a stream so that writing never fails when its reader has gone.
-    Ctrl-C also ends the `tee` of `simko.py ... | tee log`, a terminal may
-    close just when the run writes a line, and the run must still save."""
+    """Wraps a stream so that writing does not fail when its reader has gone.
+    In `simko.py ... | tee log`, Ctrl-C ends tee as well, and a terminal may
+    close at any time. The run must still save."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -229,12 +229,12 @@ def discard(descriptor):
 
 
 class GuardedEngine:
-    """An engine whose start has a time limit, and whose rollouts SIGTERM,
-    SIGINT and SIGHUP end early on all ranks.
+    """An engine whose start has a time limit. Its rollouts end early, on all
+    ranks, when one of them receives SIGTERM, SIGINT or SIGHUP.
 
-    A signal in any other phase takes effect at the next rollout, which then
-    does not begin, because the weights belong to a complete step only during a
-    rollout. A second signal other than SIGHUP ends the process at once.
+    A signal in another phase takes effect at the next rollout, which then does
+    not begin. Only during a rollout do the weights belong to a complete step.
+    A second signal other than SIGHUP ends the process at once.
 
     start: a function that returns the engine. shared: whether several ranks
     share an engine. If one of them left a rollout early, the others would
@@ -365,9 +365,8 @@ def refuse_update(trainer, finite, loss, norm):
     """Prints which responses made a loss or gradient non-finite. Ends the run
     at the third such update in a row. All ranks must call it together.
 
-    finite: a pair for each micro-batch, its samples and whether the loss of
-    each of their tokens is finite. loss, norm: the mini-batch's loss and
-    gradient norm."""
+    finite: (samples, whether the loss of each of their tokens is finite) for
+    each micro-batch. loss, norm: the mini-batch's loss and gradient norm."""
     trainer.refused += 1
     found = []
     for samples, is_finite in finite:
@@ -444,10 +443,10 @@ def check_rewards(path, steps=10):
     with path.open() as file:
         rewards = [json.loads(line)["reward"] for line in deque(file, steps + 1)]
     before, last = rewards[:-steps], rewards[-steps:]
-    # A fork's own reward may have been nan, which the log contains as None.
+    # A fork's own reward may be nan, which the log holds as null.
     if len(last) < steps or set(last) not in ({0.0}, {1.0}):
         return
-    if before == last[:1]:  # then the step before has warned already
+    if before == last[:1]:  # the step before has warned already
         return
     tqdm.write(
         f"warning: all rewards of {steps} steps were {last[0]:.0f}, so "

@@ -1,5 +1,5 @@
-"""Logs a run: one row of metrics per step, with the time and memory that
-each phase took."""
+"""Logs a run: one row of metrics per step, with the seconds that each phase
+took and the peak memory."""
 import json
 import math
 import resource
@@ -39,8 +39,9 @@ def finite_or_null(value):
 class Log:
     """Adds each row to metrics.jsonl, to the screen and to TensorBoard's files.
 
-    first: the step after which a resumed run continues. TensorBoard hides what
-    it has of later steps; `rewind` has removed their rows."""
+    first: the number of steps that are done when the run starts or resumes.
+    TensorBoard hides what it has of later steps. `rewind` has removed their
+    rows from metrics.jsonl."""
 
     def __init__(self, folder, first, cfg):
         self.path = folder / "metrics.jsonl"
@@ -118,7 +119,7 @@ def entropy_histogram(entropy):
 
 
 def distinct_tokens(topk_logp, num_generations):
-    """Returns a lower bound of the expected number of distinct tokens among
+    """Returns a lower bound on the expected number of distinct tokens among
     num_generations samples at each position.
 
     Each token contributes the probability 1 - (1 - p)^G that at least one

@@ -20,12 +20,12 @@ class Benchmark(NamedTuple):
     label: str       # the set's name, with "@T" and the temperature if there are several
     set: str
     problems: list
-    dropped: int     # problems that are left out because their prompts are too long
+    dropped: int     # problems left out because their prompts are too long
     n: int           # samples per problem
     temperature: float
     top_p: float
     max_tokens: int  # per response
-    weights_written: str  # when --model's files were; "" in training
+    weights_written: str  # when the files of --model were written; "" in training
 
     def settings(self, cfg):
         """Returns everything that the responses depend on. It is the first
@@ -53,8 +53,8 @@ def set_name(source):
 
 def plan_benchmarks(command, cfg, sets, dropped, room):
     """Returns the Benchmarks of --eval-data. What the flags leave open is
-    taken from DATASETS and PROTOCOL. Responses must fit into the room
-    after a prompt. sets, dropped: as in cli.Job."""
+    taken from DATASETS and PROTOCOL. sets, dropped: as in cli.Job. room: the
+    tokens of the model's context that a prompt leaves for a response."""
     weights_written = ""
     if command == "eval":
         files = Path(cfg.model).glob("*.safetensors")
@@ -118,8 +118,8 @@ def check_evaluations(command, cfg, benchmarks):
 
 
 def evaluation_folders(command, cfg):
-    """Returns the folders whose eval.json the command will write again, if
-    it is there."""
+    """Returns the folders whose eval.json the command will write, or replace
+    if there is one."""
     folder = Path(cfg.output_dir)
     if command == "eval":
         return [folder]

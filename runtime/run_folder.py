@@ -17,9 +17,9 @@ from runtime.common import fail, fail_as, flag, one_line, write_whole
 from runtime.data import digest
 from runtime.ranks import gather
 
-# A run may resume with other values of these. The training problems are
-# compared by their contents, so their file may have moved. Evaluations that
-# have begun keep their settings, which check_responses compares.
+# A run may resume with other values of these settings. The training problems
+# are compared by their contents, so their file may have moved. Evaluations
+# that have begun keep their settings, which check_responses compares.
 CHANGEABLE = (
     "output_dir", "steps", "resume", "save_steps", "micro_batch_tokens",
     "gradient_checkpointing", "gpu_memory_utilization",
@@ -35,7 +35,7 @@ def saved_checkpoints(folder):
 
 
 def by_step(folder, kind):
-    """Returns {step: path} of what is named after a step: step_000020 or
+    """Returns {step: path} of the entries KIND_STEP, such as step_000020 or
     eval_000020, but not step_000020.tmp."""
     found = {}
     for path in folder.glob(f"{kind}_*"):
@@ -72,7 +72,7 @@ def check_run(cfg, problems):
     saved = saved_checkpoints(folder)
     if (folder / "hf").exists() and not saved:
         fail(f"{folder} holds a finished run without its checkpoints, so it "
-             "cannot be continued, and to begin again would delete its "
+             "cannot be continued, and starting over would delete its "
              "results: choose another --output-dir, or remove this one")
     if not file.exists():
         if saved:
@@ -81,20 +81,20 @@ def check_run(cfg, problems):
         return
     if not cfg.resume:
         fail(f"{folder} holds a run already: choose another --output-dir, "
-             "or leave out --no-resume to go on with it")
+             "or leave out --no-resume to continue it")
     settings = run_settings(cfg, problems)
     fixed = {name: v for name, v in settings.items() if name not in CHANGEABLE}
     before = read_settings(file, file.read_bytes())
-    # A run from before a setting existed had its default.
+    # A run that is older than a setting had its default.
     changes = differences(dataclasses.asdict(type(cfg)()) | before, fixed)
     if "train_data_sha256" in changes:
-        fail(f"{folder} holds a run on other training data than --train-data "
-             f"{cfg.train_data} has now, once the problems of --eval-data are "
-             "left out: choose another --output-dir")
+        fail(f"{folder} holds a run on other training data: the problems of "
+             f"--train-data {cfg.train_data}, without those of --eval-data, are "
+             "not the ones it began with. Choose another --output-dir")
     changed = [f"{flag(name)} {change}" for name, change in changes.items()]
     if changed:
         fail(f"{folder} holds a run with other settings: "
-             f"{'; '.join(changed)}. Give what it was, or choose another "
+             f"{'; '.join(changed)}. Give the old values, or choose another "
              "--output-dir")
     reached = max(saved, default=0)
     if reached > cfg.steps:
@@ -153,7 +153,7 @@ def check_shared(folder):
     if int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size():
         return
     rank = dist.get_rank()
-    # A random name, so that no file system cache can have an entry for it.
+    # No cache of a file system can have an entry for a random name.
     mine = [f".shared-{uuid.uuid4().hex}"] if rank == 0 else []
     (name,) = gather(mine)
     if rank == 0:

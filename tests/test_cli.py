@@ -38,7 +38,7 @@ REFUSED = {  # command line: what the message names, by default the first flag
     "train --tensor-parallel-size 2 --rollout hf":
         "--tensor-parallel-size 2 is for vLLM, and does not work with --rollout hf",
     "train --eval-data a/x,split=test b/x": "same name",
-    "train --eval-temperature 0.2 0.2": "--eval-temperature names one twice",
+    "train --eval-temperature 0.2 0.2": "--eval-temperature names a temperature twice",
     "eval --alpha 0.1 --eval-data x": "--alpha",
     "train --output-dir=~/runs": "the shell replaces ~ only after a space",
     "train --chat-template-kwargs [1]": "'[1]' is not a JSON object",
