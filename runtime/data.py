@@ -85,7 +85,7 @@ def fetch(source):
     spec = DATASETS.get(source) or parse_source(source)
     if "/" not in spec.hub and not os.path.exists(spec.hub):
         names = dict.fromkeys(name.removesuffix("-train") for name in [*GROUPS, *DATASETS])
-        fail(f"{source}: there is no such file or folder, an id of the hub is owner/name, and "
+        fail(f"{source}: there is no such file or folder. An id of the hub is owner/name, and "
              f"the names known here are {', '.join(names)}")
     found = hub_rows(spec.hub, spec.config, spec.split)
     rows = convert_all(source, spec, ((f"{source}, row {row['id']}", row) for row in found))
@@ -98,7 +98,7 @@ def fetch(source):
 
 def parse_source(source):
     """Turns `hub/id,config=NAME,split=train,problem=COLUMN,answer=COLUMN`
-    into a DataSet. A folder or a file may stand in place of the id. Ends the
+    into a DataSet. A folder or a file may take the place of the id. Ends the
     program if a key is unknown."""
     hub, *pairs = source.split(",")
     fields = {"config": None, "split": "train", "problem": "problem", "answer": "answer"}
@@ -142,9 +142,9 @@ def hub_rows(hub, config, split):
 def plain_rows(part, prefix=""):
     """Yields the rows of a datasets.Dataset, with an index for a missing id.
 
-    Labels have their names in place of numbers, and numbers in float32 the
-    digits that they were written with. Images and sounds are left out: they
-    are not read here, and decoding them needs time and further libraries."""
+    Labels become their names, and numbers in float32 get back the digits that
+    they were written with. Images and sounds are left out: they are not read
+    here, and decoding them needs time and further libraries."""
     import datasets
     kinds = {field.name: str(field.type) for field in part.features.arrow_schema}
     part = part.remove_columns([
@@ -167,8 +167,8 @@ def plain_rows(part, prefix=""):
 
 
 def convert_all(source, spec, rows):
-    """Converts (where, row) pairs. Drops rows of DATASETS without an answer,
-    whose box is empty."""
+    """Converts (where, row) pairs. Drops rows of DATASETS that have no answer
+    because their box is empty."""
     converted, others = [], set()
     for where, row in rows:
         if row.get("task") not in [None, *TASKS]:
@@ -178,8 +178,8 @@ def convert_all(source, spec, rows):
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             fail(f"{where}: its columns do not match {source} ({error!r})")
     if others and source not in DATASETS:
-        print_once(f"note: {source}: its column task is not used where it is none of "
-                   f"{', '.join(TASKS)}, but {min(others)!r:.80} for example")
+        print_once(f"note: {source}: its column task is ignored where it is not one of "
+                   f"{', '.join(TASKS)} ({min(others)!r:.80}, for example)")
     return [row for row in converted if row["answer"] or source not in DATASETS]
 
 
@@ -269,10 +269,10 @@ def solution_answer(solution):
 
 # -------------------------------------------------------------- problems
 def read_jsonl(path):
-    """Returns (where, row) for each line of a file that is not blank, where
-    `where` names the line in messages. A row without an id gets its line
-    number as the id, or "line NUMBER" if another row has that id. Ends the
-    program if the file or a line cannot be read."""
+    """Returns (where, row) for each line of a file that is not blank. `where`
+    names the line in messages. A row without an id gets its line number as
+    the id, or "line NUMBER" if another row has that id. Ends the program if
+    the file or a line cannot be read."""
     where, rows = path, []
     try:
         with open(path, "rb") as file:
@@ -387,8 +387,8 @@ def check_problem(where, row, task):
 
 def check_solutions(source, answers):
     """Refuses a set with worked solutions among its answers to mathematics,
-    since no response will match them. Prints a note if they are under five
-    percent: the authors' copy of GSM8K has four. answers: (where, answer)."""
+    since no response will match them. Below five percent it only prints a
+    note: the authors' copy of GSM8K has four. answers: (where, answer)."""
     solutions = [pair for pair in answers if is_solution(pair[1])]
     if not solutions:
         return
@@ -402,9 +402,9 @@ def check_solutions(source, answers):
 
 
 def is_solution(answer):
-    """Returns whether an answer still is a worked solution, where `solution_answer`
-    has found no mark. No final answer of the paper's sets has more than 68
-    letters outside LaTeX commands."""
+    """Returns whether an answer is a worked solution in which `solution_answer`
+    has found no box and no "####". No final answer of the paper's sets has
+    more than 68 letters outside LaTeX commands."""
     text = re.sub(r"\\[A-Za-z]+", " ", answer)
     letters = re.sub(r"[\W\d_]", "", text)
     has_words = re.search(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}", text)
@@ -437,9 +437,9 @@ def without_tests(cfg, problems):
 
 
 def prompt_order(batch, batch_size, count, seed):
-    """Returns the indices, among `count` prompts, of the prompts of a batch,
-    counted from 0. Each epoch goes through a permutation that depends
-    only on (seed, epoch)."""
+    """Returns which of `count` prompts are in a batch, as indices. Batches are
+    counted from 0. Each epoch goes through a permutation that depends only on
+    (seed, epoch)."""
     positions = np.arange(batch * batch_size, (batch + 1) * batch_size)
     epochs = positions // count
     order = []

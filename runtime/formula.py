@@ -5,9 +5,9 @@ r"""Parses formulas in cleaned LaTeX, and evaluates them in two ways.
     proportional(one, other)   whether their ratio is the same at all points
 
 A point assigns a random value to each letter. If all trees are arithmetic, the
-values are exact fractions. Otherwise they are numbers of 500 digits, which is
-more than an answer has characters, so no decimal can pass for a root. No text
-is ever executed, and what would take long to compute raises ArithmeticError.
+values are exact fractions. Otherwise they are numbers of 500 digits. An answer
+has fewer characters than that, so no decimal can pass for a root. No text is
+ever executed, and what would take long to compute raises ArithmeticError.
 """
 import functools
 import random
@@ -19,7 +19,7 @@ import mpmath
 
 from runtime.latex import SHORT_WORDS
 
-MAX_BITS = 30_000  # of an exact number, and of the exponent of another
+MAX_BITS = 30_000  # of an exact number; of any other, the largest binary exponent
 POINTS, FAR = 6, 100  # values range up to 100 from point FAR on, and to 100² from 2 FAR on
 TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
 mp = mpmath.MPContext()  # a private context: no other code changes its precision
@@ -504,8 +504,9 @@ def samples(*trees, until=None):
     Letters that must be integers in the first tree are integers in all trees.
 
     The values are fractions if all trees have exact values. Otherwise they are
-    real numbers, or complex numbers if fewer than two points give real values. No
-    further points are tried after until(values) is true, once two have values."""
+    real numbers, or complex numbers if fewer than two points give real values.
+    Once two points have values, the first point where until(values) is true is
+    the last one."""
     for name in integers(trees[0]):
         trees = [replace(tree, name, ("symbol", name + WHOLE)) for tree in trees]
     letters = set().union(*map(symbols, trees))
@@ -567,7 +568,7 @@ def close(a, b):
 # ---- comparing --------------------------------------------------------------
 def equal(one, other):
     """Returns whether two formulas have the same value wherever both have one. If the
-    first has an absolute value, the other must have a value wherever it has one."""
+    first contains |...|, the other must have a value wherever the first has one."""
     may_lack = not calls(one, "abs")
 
     def differ(row):
@@ -599,7 +600,7 @@ def proportional(one, other, positive=False):
 
 def same_solution(one, other, name):
     """Returns whether the equations one = 0 and other = 0 are linear in the symbol
-    name and have the same solution for it."""
+    `name` and have the same solution for it."""
     trees = [replace(tree, name, ("number", Fraction(number)))
              for tree in (one, other) for number in (0, 1, 2)]
     for row in samples(*trees):

@@ -1,15 +1,15 @@
 """Finds out what this machine has, what each recipe needs, and which fits.
 
-train.sh asks for the list of recipes, before it installs anything whether a
-recipe fits, and for a plan before it starts one:
+train.sh calls it for a list of the recipes, for a check of a recipe before
+anything is installed, and for a plan before a recipe starts:
 
     python -m runtime.hardware list
     python -m runtime.hardware check --recipe qwen2.5-0.5b
     python -m runtime.hardware plan --recipe qwen2.5-0.5b
 
-A GB is 10^9 bytes. `cards` is a list of the GB of each GPU, `count` how many
-there are. Before the packages are installed there is no PyTorch to ask, so
-the standard library alone is imported here.
+A GB is 10^9 bytes. A card is a GPU: `cards` lists the GB of each, and `count`
+is their number. The list and the check come before PyTorch is installed, so
+only the standard library is imported at the top of this file.
 """
 import argparse
 import math
@@ -27,7 +27,7 @@ ENGINE_MEMORY = 0.6  # simko.py's default of --gpu-memory-utilization
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, as far as its memory and its hours depend on it.
+    """What the estimates of a recipe's memory and hours depend on.
 
     train.sh holds the recipe's flags; a test compares them with this table.
     """
@@ -37,11 +37,11 @@ class Recipe:
     parameters: float    # billions
     cards: int           # the number of GPUs that its row in the list assumes
     steps: int
-    responses: int       # a step, over all GPUs
+    responses: int       # per step, over all GPUs
     tokens: int          # the mean length of a response, which is a guess
     gated: bool = False  # whether its download needs a login
-    full: str = ""       # of adapters: the recipe that trains all weights
-    update_bytes: float = 16   # a parameter, sharded over the GPUs, in the update
+    full: str = ""       # for a -lora recipe: the one that trains all weights
+    update_bytes: float = 16   # per parameter in the update, sharded over the GPUs
     rollout_bytes: float = 12  # the same in the rollout
 
 
@@ -61,7 +61,7 @@ RECIPES = (
            parameters=1.5, cards=1, steps=100, responses=512, tokens=300),
 )
 # Frozen weights take 2 bytes. Adapters of rank 32 have 1 % (7B) to 4 % (0.5B)
-# as many parameters as the model, and take 16 bytes for each. 2.5 is about right.
+# as many parameters as the model, at 16 bytes each. 2.5 is about the sum.
 RECIPES += tuple(
     replace(recipe, name=f"{recipe.name}-lora", full=recipe.name, cards=1,
             update_bytes=2.5, rollout_bytes=2.5)
@@ -72,18 +72,19 @@ RECIPES += tuple(
 def memory_gb(recipe, count):
     """Estimates the GB that a recipe needs on each of `count` cards.
 
-    What must fit changes during a step of a recipe that trains all weights:
+    If all weights are trained, what must fit changes during a step:
 
     - In the update a card holds its shard of the float32 weights, gradients
-      and AdamW's two moments: 16 bytes a parameter, divided by their number.
+      and AdamW's two moments: 16 bytes per parameter, divided by `count`.
       The engine sleeps, but the layers that FSDP has gathered, activations
       and a chunk of logits lie beside the shard (one H100 showed 3.3 GB of
       them at 0.5B and 5.0 GB at 1.5B), and so do CUDA's and NCCL's buffers.
-    - In the rollout the gradients are gone, and the engine holds all weights
-      in bfloat16 (2 bytes a parameter) and its cache of keys and values,
-      for which `engine_memory` keeps it to what the trainer leaves.
+    - In the rollout the gradients are gone. The engine holds all weights in
+      bfloat16 (2 bytes per parameter) and its cache of keys and values, which
+      `engine_memory` limits to what the trainer leaves.
 
-    16 P / g + 2 P + 12 is above both. With LoRA, 2.5 replaces 16.
+    With P billion parameters, 16 P / count + 2 P + 12 is above both. With
+    LoRA, 2.5 replaces 16.
     """
     return (recipe.update_bytes / count + 2) * recipe.parameters + 12
 
@@ -92,7 +93,7 @@ def engine_memory(recipe, count, card_gb):
     """Returns the share of a card that the engine may take in the rollout:
     the default, or what the trainer leaves if that is less.
 
-    The trainer's bytes are divided by the cards. CUDA, NCCL and the tensors
+    The trainer's bytes are sharded over the cards. CUDA, NCCL and the tensors
     that a sync gathers do not count as the engine's, and get 4 GB.
     """
     free = card_gb - recipe.rollout_bytes * recipe.parameters / count - 4
@@ -102,11 +103,15 @@ def engine_memory(recipe, count, card_gb):
 def hours(recipe, count):
     """Estimates the hours of training on `count` H100s.
 
-    For each token: 10 FLOP a parameter for old log-probs, forward pass,
-    recomputation and backward pass, at 4e14 a second; generation at
-    4e13 / parameters tokens a second; and 45 microseconds that do not depend
-    on the size, which is what one H100 took beyond that at 0.4B (8.5 s for a
-    step of 131,072 tokens). Evaluations are not included.
+    A token takes the sum of three times:
+
+    - 10 FLOP per parameter for old log-probs, forward pass, recomputation and
+      backward pass, at 4e14 FLOP per second;
+    - its generation, at 4e13 / parameters tokens per second;
+    - 45 microseconds that do not depend on the size. One H100 took that much
+      beyond the other two at 0.4B (8.5 s for a step of 131,072 tokens).
+
+    Evaluations are not included.
     """
     seconds_a_token = recipe.parameters * 1e9 * (10 / 4e14 + 1 / 4e13) + 45e-6
     tokens = recipe.steps * recipe.responses * recipe.tokens
@@ -114,7 +119,7 @@ def hours(recipe, count):
 
 
 def arithmetic(recipe, count):
-    """Returns the formula with its figures, for a message."""
+    """Returns the result and the formula of `memory_gb`, for a message."""
     size = recipe.parameters
     where = "one GPU" if count == 1 else f"each of {count} GPUs"
     return (f"about {memory_gb(recipe, count):.0f} GB on {where} "
@@ -229,21 +234,22 @@ def describe(cards):
 
 
 def fits(recipe, cards):
-    """Returns whether the recipe fits these cards, of so many GB each."""
+    """Returns whether the recipe fits these cards."""
     return bool(cards) and memory_gb(recipe, len(cards)) <= min(cards)
 
 
 def largest(recipes):
-    """Returns the recipe with the largest model, the first of equals, or None."""
+    """Returns the recipe with the largest model, the first if several are
+    equal, or None if there are none."""
     return max(recipes, key=lambda recipe: recipe.parameters, default=None)
 
 
 def choose(cards, login, old=()):
     """Chooses the recipe to train if the user names none.
 
-    cards: GB of each. login: whether gated models can be downloaded.
-    old: the names of those that cannot compute in bfloat16.
-    Returns (Recipe, or None for the laptop's; the reason in a sentence).
+    login: whether gated models can be downloaded. old: the names of the cards
+    that cannot compute in bfloat16.
+    Returns (Recipe or None for the laptop's, the reason in a sentence).
     """
     if not cards:
         return None, "The recipe is laptop, since PyTorch sees no GPU here."
@@ -304,8 +310,8 @@ def check_compiler():
 
 def print_plan(recipe, reason, cards, model, force):
     """Prints two lines. The first is for train.sh: the recipe, the number of
-    GPUs and, where the default is too much, the engine's share of their
-    memory. The second tells the user what was chosen and what it will take.
+    GPUs and, if the default is too much, the engine's share of their memory.
+    The second tells the user what was chosen and what it will take.
 
     recipe: None for the laptop's. model: the value of --model, or None.
     Only the size of the recipe's own model is known.

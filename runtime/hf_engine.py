@@ -13,8 +13,9 @@ class SampledLogp(LogitsProcessor):
     """Records the log-probs of the sampled tokens and changes no logits.
 
     generate calls it before it samples a token, with that token's logits and
-    all ids so far. So each call learns which token the previous call's logits
-    gave. (generate's own output_logits holds all logits until the end.)"""
+    all ids so far. The last id is therefore the token that was sampled from
+    the previous call's logits. (generate's own output_logits would keep all
+    logits until the end.)"""
 
     def __init__(self, temperature):
         self.temperature = temperature
@@ -27,7 +28,8 @@ class SampledLogp(LogitsProcessor):
         return logits
 
     def record(self, ids):
-        """Records the log-probs of the last column of ids."""
+        """Records the log-probs of the last column of ids, which the previous
+        logits gave."""
         self.columns.append(self.logp.gather(1, ids[:, -1:]))
 
 

@@ -150,7 +150,7 @@ SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?
 
 def unwrap(match):
     r"""Unwraps \text{...} that contains no words, as in \mathbf{25} or \text{(C)}.
-    "and" and "or", in it or on their own, become signs."""
+    "and" and "or", inside or on their own, become signs."""
     text, connective = match.groups()
     if connective:
         return AND_OR[connective]
@@ -393,8 +393,8 @@ SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
 
 
 def strip_lead(text):
-    """Removes what leads to the answer, or rounds it: "x ≈ 3.1" becomes 3.1,
-    "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" becomes (0,1)."""
+    """Removes a name before the answer and a rounded value after it: "x ≈ 3.1"
+    becomes 3.1, "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" becomes (0,1)."""
     for sign, name in ("≈", NAME), ("∈", VARIABLES):  # x^2 ∈ (0,1) is not (0,1)
         head, _, tail = text.partition(sign)
         if tail and (not head.strip() or name.fullmatch(head)):
@@ -402,7 +402,7 @@ def strip_lead(text):
     return ROUNDED.sub("", text).replace("≈", "")
 
 
-SHORT_WORDS = set(  # are no products of letters, nor names of points
+SHORT_WORDS = set(  # neither products of letters nor names of points
     "all any are for if is may no not odd on one red six ten the two yes".split())
 ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
 
@@ -507,9 +507,9 @@ NOT_UNITS = set(  # after a number, these words change its value
 
 def split_unit(text, own=frozenset(), gold=False):
     """Returns (value, units), where units is the set of known units around the
-    value. own names further words that count as units. If any other word follows
-    the value, it stays there, and so does what may be a product of letters if the
-    text is a gold answer: 2 is not 2mg."""
+    value. `own` has further words that count as units. If any other word follows
+    the value, nothing is split off. Neither is what may be a product of letters, if
+    the text is a gold answer: 2 is not 2mg."""
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
         value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own, gold)
         return value, units | {UNITS[sign] for sign in money}
@@ -542,8 +542,8 @@ def split_unit(text, own=frozenset(), gold=False):
 
 def same_units(one, other):
     """Returns whether the units are equal, or one set is a part of the other. A part
-    must be more than what stands after "per", and neither may have powers: m/s
-    matches m, but neither s, s/m, km/s, m^2/s nor /s."""
+    needs a unit that does not stand after "per", and then neither set may have
+    powers: m/s matches m, but not s, s/m, km/s, m^2/s or /s."""
     shared, marks = one & other, {unit[0] for unit in one | other}
     part = shared in (one, other) and any(unit[0] != "/" for unit in shared)
     return one == other or part and "^" not in marks
@@ -563,8 +563,8 @@ def unit_of(word, own):
 
 
 def own_words(gold):
-    """Returns the words after a gold answer's number. They are its unit, even if
-    no list names them."""
+    """Returns the words after a gold answer's number. They count as its unit, even
+    if no list names them."""
     match = TAIL.fullmatch(gold)
     if not match or not re.search("[0-9]", match["value"]):
         return frozenset()

@@ -12,7 +12,7 @@ from runtime.common import fail_as, seed_everything
 def add_adapters(model, cfg, dtype):
     """Freezes the weights of the model in `dtype` and adds adapters, which
     are trained in float32. B starts as zero, so the policy does not change."""
-    from peft import LoraConfig  # here, since peft cannot be imported under -OO
+    from peft import LoraConfig  # not above: under -OO peft cannot be imported
     seed_everything(cfg.seed)  # every rank must draw the same A
     with fail_as(f"--lora-rank: PEFT cannot adapt {cfg.model}"):
         model.add_adapter(LoraConfig(
@@ -32,8 +32,8 @@ def without_adapters(model, cfg):
 
 
 def merged(weights, cfg):
-    """Yields the weights of a model without adapters as pairs (name, weight),
-    with W + s B A in place of W, which is computed when its turn comes.
+    """Yields (name, weight) of a plain model without adapters, with W + s B A
+    in place of W. Each sum is computed only when its turn comes.
 
     weights: {name: tensor, sharded or whole} of the policy."""
     for name, weight in weights.items():

@@ -1,6 +1,6 @@
-"""Checks what --model names before it is loaded, and loads it: the config
-and the weights of a folder or of a model on the hub. What
-cannot be trained or evaluated here is refused in one line with the reason."""
+"""Checks the model that --model names, a folder or a model on the hub, and
+loads it. What cannot be trained or evaluated here is refused in one line
+with the reason."""
 import json
 import math
 import os
@@ -33,8 +33,8 @@ READS_IMAGES = ("is a model of images and text, as the vision_config of its "
 
 # ---------------------------------------------------------- the checkpoint
 def find_model(model):
-    """Refuses a --model that is not a folder, if the hub cannot be asked for
-    it either. The hub's own client would first retry for minutes."""
+    """Refuses a --model that is not a folder if the hub cannot be reached
+    either. The hub's own client would first retry for minutes."""
     if os.path.isdir(model):  # unlike Path's, it takes names of any length
         return
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -116,8 +116,8 @@ def check_trainable(cfg, config, body):
             fail(f"--model {cfg.model} {READS_IMAGES}")
         fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
              "trained here (docs/models.md lists what can): choose another model")
-    # There is no public call that tells. Such a model would keep its own
-    # attention, which does not know where the sequences of a row begin.
+    # No public call tells this. Such a model would keep its own attention,
+    # which does not know where the sequences of a row begin.
     if not body._can_set_attn_implementation():
         fail(f"--model {cfg.model}: the attention of a {type(body).__name__} "
              "cannot be replaced, so it cannot be trained here: choose "
@@ -125,7 +125,7 @@ def check_trainable(cfg, config, body):
     if cfg.gradient_checkpointing and not body.supports_gradient_checkpointing:
         fail(f"--model {cfg.model}: a {type(body).__name__} does not support "
              "gradient checkpointing: add --no-gradient-checkpointing")
-    # Some families count none in their dense models: Granite 4.0 0, Gemma 4 None.
+    # Some families have the field in dense models too: 0 in Granite 4.0, None in Gemma 4.
     experts = any("experts" in field and count
                   for field, count in config.to_dict().items())
     if experts and cfg.lora_rank:
@@ -184,8 +184,8 @@ def weight_files(folder):
 def check_weights(command, folder):
     """Refuses a model's folder unless it has sound .safetensors files.
 
-    An evaluation reads the weights for that. A training run does not: it
-    checks the weights when its trainer has loaded them."""
+    Before an evaluation all weights are read and checked here. A training
+    run checks them later, when its trainer has loaded them."""
     files = weight_files(folder)
     if not files:
         fail(f"--model {folder} has no weights in model.safetensors, or in "
@@ -281,7 +281,7 @@ def load_model(path, dtype, attention="packed"):
                 output_loading_info=True, ignore_mismatched_sizes=True, **NO_CODE)
     except (OSError, ValueError, RuntimeError) as error:
         fail(f"--model {path}: {one_line(error)}")
-    except KeyError as error:  # a family with a table of its own attentions
+    except KeyError as error:  # a family with its own table of attentions
         fail(f"--model {path}: its attention cannot be replaced by "
              f"{error}, so it can be evaluated here but not trained")
     check_loaded(path, found)
@@ -290,8 +290,8 @@ def load_model(path, dtype, attention="packed"):
 
 @contextmanager
 def errors_alone():
-    """Silences transformers' warnings. It would print a table of weights that
-    do not fit, for which `check_loaded` needs one line."""
+    """Silences transformers' warnings, among them a table of the weights that
+    do not fit. `check_loaded` names those in one line."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -302,18 +302,19 @@ def errors_alone():
 
 def check_loaded(path, found):
     """Refuses weights that are not those of the model of config.json.
-    transformers would initialise what it lacks at random.
+    transformers would initialise missing weights at random.
 
-    found: what transformers tells about the loading."""
+    found: the loading_info that from_pretrained returns."""
     if found["missing_keys"]:
         names = ", ".join(sorted(found["missing_keys"])[:3])
-        fail(f"--model {path} lacks weights: {names} ...")
+        fail(f"--model {path} lacks weights: {names} ... Choose a complete "
+             "checkpoint")
     for name, stored, expected in sorted(found["mismatched_keys"]):
         fail(f"--model {path}: {name} has the shape {(*stored,)}, where its "
              f"config.json asks for {(*expected,)}: the two do not belong "
              "together")
     # transformers does not list the buffers of older checkpoints here, nor
-    # layers that a family knows to be for other uses. A head does no harm.
+    # layers that a family knows to ignore. An unused head does no harm.
     unused = [name for name in found["unexpected_keys"] if ".layers." in name]
     if unused:
         names = ", ".join(sorted(unused)[:3])

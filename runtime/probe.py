@@ -83,7 +83,7 @@ def refuse_untied(name, model):
 
 
 def first_of_each_kind(layers):
-    """Returns the layers up to the last one that differs from all before it."""
+    """Returns the first layers, up to the last one that is of a new kind."""
     kinds, count = [], 0
     for i, layer in enumerate(layers):
         if kind_of(layer) not in kinds:
@@ -104,10 +104,10 @@ def kind_of(layer):
 
 
 def probes(config, cfg):
-    """Returns a few random sequences as Samples. The longest is just longer
-    than each length at which the model changes its positions or its attention,
-    if sequences of the run can be that long. A short prompt after another
-    sequence reveals what leaks from the one before it."""
+    """Returns a few random sequences as Samples. The first is longer than each
+    length at which the model changes its positions or its attention, if the
+    run's sequences can be that long. The short ones after it reveal what leaks
+    from one sequence into the next."""
     rope = getattr(config, "rope_parameters", None) or {}
     lengths = [
         rope.get("original_max_position_embeddings"),
@@ -149,7 +149,7 @@ def own_log_probs(model, sample, device):
     n = len(sample.response_ids)
     options = {}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = n + 1  # to save memory
+        options["logits_to_keep"] = n + 1  # saves memory
     logits = model(input_ids=ids, use_cache=False, **options).logits[0, -n - 1:-1]
     logp = logits.float().log_softmax(-1)
     return logp.gather(1, ids[0, -n:, None])[:, 0]

@@ -85,7 +85,7 @@ def read_tokenizer(model):
 
 def as_tokens(text, tokenizer):
     """Returns the ids of a text and what they are decoded to, or None if the
-    vocabulary lacks some of it, as one of a few words does."""
+    vocabulary lacks some of it, as a vocabulary of a few words may."""
     try:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
     except Exception:  # noqa: BLE001  tokenizers raises no other class
@@ -94,8 +94,8 @@ def as_tokens(text, tokenizer):
 
 
 def check_template_kwargs(cfg, tokenizer):
-    """Refuses --chat-template-kwargs that the template would ignore, or
-    that are not for it."""
+    """Refuses --chat-template-kwargs that the template would ignore, and those
+    with names that apply_chat_template uses itself."""
     if not cfg.chat_template_kwargs:
         return
     with fail_as(f"--model {cfg.model}: its chat template"):
@@ -116,7 +116,7 @@ def end_tokens(cfg, tokenizer, vocabulary):
     with which the chat template ends a turn."""
     stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
     if cfg.prompt_template in ("chat", "qwen-math"):
-        # Qwen's base models end a turn with it, though not their text.
+        # Qwen's base models end a turn with it, but not a text.
         stops.append(tokenizer.get_vocab().get("<|im_end|>"))
     if cfg.prompt_template == "chat":
         stops.append(turn_end(cfg, tokenizer))
@@ -137,8 +137,8 @@ def turn_end(cfg, tokenizer):
     """Returns the id of the special token that the chat template puts after
     the assistant's words, or None if it puts none there.
 
-    The files of a fine-tuned model often name only the end of text of its
-    base model, such as Gemma's <eos>, though its turns end with another."""
+    The files of a fine-tuned model often name only the end-of-text token of
+    its base model, such as Gemma's <eos>, though its turns end with another."""
     said = "It is four."
     chat = [{"role": "user", "content": "What is it?"},
             {"role": "assistant", "content": said}]
@@ -223,8 +223,9 @@ def encode_prompts(problems, tokenizer, cfg):
 
 
 def make_prompts(source, problems, tokenizer, vocabulary, cfg):
-    """`encode_prompts`, which ends the program with one line about `source` if
-    the template, the tokenizer or the model cannot do it."""
+    """Returns the problems with their prompts, as `encode_prompts` does. Ends
+    the program with one line about `source` if the template, the tokenizer or
+    the model cannot handle them."""
     with fail_as(f"{cfg.model}: its chat template or tokenizer cannot make "
                  f"a prompt of {source}", "try another --prompt-template"):
         kept = encode_prompts(problems, tokenizer, cfg)

@@ -45,8 +45,8 @@ def final_answer(response, phrase=False):
     """Returns the content of the last code block or box in the last <answer> tag,
     or everything in the tag if it has neither. Without a tag, the last code
     block or box of the response counts. If phrase is true, a box after a code
-    block does not count, and without either the text after the last "answer is"
-    does."""
+    block does not count, and if there is neither, the text after the last "answer
+    is" does."""
     _, opened, tail = response.rpartition("<answer>")
     inner, closed, _ = tail.partition("</answer>")
     tagged = bool(opened and closed)

@@ -21,9 +21,8 @@ LAUNCH_NUMBERS = "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER
 
 # -------------------------------------------------------------- the launch
 def check_launch():
-    """Ends the program if only some of torchrun's variables are set, as a
-    cluster's job may leave them. The run would wait for ranks that nobody
-    has started.
+    """Ends the program if only some of torchrun's variables are set, which a
+    cluster's job can cause. The run would wait for ranks that nobody starts.
 
     If all are set but not by torchrun, another launcher may have set them, or
     a job may have left them. Only the other ranks can tell, so the run prints
@@ -62,8 +61,7 @@ def check_restart():
 @contextmanager
 def process_group():
     """Sets up torch.distributed, for the ranks of a launcher such as torchrun
-    or for a single process. Yields this rank's device, and cleans up in any
-    case."""
+    or for a single process. Yields this rank's device, and always cleans up."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         # With port 0 the store itself finds a free port, so
         # no other process can take it first.

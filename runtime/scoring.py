@@ -68,7 +68,8 @@ class WorkerPool:
         return [float(equal.get(result, result)) for result in results]
 
     def run(self, name, response, answer):
-        """Returns what a task finds. An error in it names the response."""
+        """Returns what a task finds. If the task raises an error, a note names
+        the response."""
         try:
             result = self.tasks[name](response, answer)
         except Exception as error:
@@ -100,7 +101,7 @@ class WorkerPool:
         """Returns whether a worker finds the two answers equal; False if it
         does not reply in time."""
         worker = self.idle.pop()
-        if worker.poll() is not None:  # it was killed, or is the parent's after a fork
+        if worker.poll() is not None:  # it was killed, or a fork left it to the parent
             worker = self.start()
         if heard(worker) != READY:
             command = " ".join(worker.args)

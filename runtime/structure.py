@@ -76,9 +76,10 @@ FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
 
 
 def readings(gold, pred):
-    """Returns the pairs (gold, pred) to compare, because a comma is ambiguous:
-    the gold answer 1,234 is a number, but 101,234 may be a number or a list. A part
-    of a list does not start with 0, as in 174,000. Of equal numbers, each is right."""
+    """Returns the pairs (gold, pred) to compare. There may be two, because a comma
+    is ambiguous: the gold answer 1,234 is a number, but 101,234 may be a number or a
+    list. 174,000 is a number, because no part of a list starts with 0. If the gold
+    answer is a chain of numbers, as in 0.56 = 56%, each of them is compared."""
     if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
         return [(side, pred) for side in split(gold, "=")]
     gold, pred = with_names_of(gold, pred), with_names_of(pred, gold, of_gold=True)
@@ -118,9 +119,9 @@ def as_fraction(text, other):
 
 def with_names_of(text, other, of_gold=False):
     """Rewrites (x,y)=(1,2) or (1,2) as x=1, y=2 if the other answer is a list of
-    equations. The letters of (1,2) are those of the list, in alphabetical order. If
+    equations. The letters for (1,2) are those of the list, in alphabetical order. If
     the other is the gold answer and each equation in it names a letter, 1, 2 is
-    rewritten as well, with the letters in their order."""
+    rewritten as well, with the letters in the order of the list."""
     *left, right = split(text, "=")
     equations = split(other, ",")
     if len(left) > 1 or len(equations) < 2 or "=" not in other:
@@ -200,8 +201,8 @@ TURNED = {">": "<", "≥": "≤"}
 
 
 def chain(text):
-    """Returns (terms, relations), with > reversed to <, or None if the text is no
-    chain of relations."""
+    """Returns (terms, relations), with > reversed to <, or None if the text is not
+    a chain of relations."""
     terms = split(text, RELATIONS)
     if len(terms) == 1 or len(split(text, ",;∨")) > 1:
         return None

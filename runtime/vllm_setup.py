@@ -1,6 +1,6 @@
-"""Whether vLLM generates, and what it needs inside the training process where
-its public options do not suffice: environment variables, its log, its compile
-cache, and a fix for CPUs."""
+"""Finds vLLM, and sets up what it needs inside the training process beyond its
+public options: environment variables, its log, its compile cache, and a fix
+for CPUs."""
 import logging
 import os
 import shutil
@@ -34,8 +34,8 @@ def find_vllm(cfg):
 @contextmanager
 def prepare_vllm(cfg):
     """Sets up vLLM's environment for the engine that starts in this context.
-    Its log and its cache of compiled code are in the run folder, and no other
-    run or rank uses them. Must be entered before vLLM's engine is imported."""
+    Each rank has its own log and cache of compiled code in the run folder.
+    Must be entered before vLLM's engine is imported."""
     log = Path(cfg.output_dir, "vllm_log", f"rank_{os.environ['RANK']}.log")
     print_once(f"vLLM starts, and writes its log to {log}")
     with stderr_in(log), compile_cache(cfg):
@@ -59,8 +59,8 @@ def attention_options(model):
     """Returns the options of vLLM's LLM for attention on this machine.
 
     On a GPU of compute capability 10, such as a B200, vLLM prefers FlashInfer,
-    whose kernels nvcc compiles at their first use, and does not ask whether
-    there is an nvcc. Its next choice needs none, but has neither latent
+    even where there is no nvcc to compile its kernels at their first use.
+    vLLM's next choice, FlashAttention, needs no nvcc, but has neither latent
     attention (DeepSeek) nor large heads."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 10:
         return {}
@@ -85,7 +85,7 @@ def leave_classes_alone():
 
 @contextmanager
 def stderr_in(path):
-    """Redirects this process's stderr to a file, which is appended to.
+    """Redirects this process's stderr to the end of a file.
 
     While vLLM starts, libraries write harmless warnings and progress bars to
     stderr, some of them from C++. If the start fails, the error itself still

@@ -508,7 +508,7 @@ def test_a_folder_of_parquet_may_name_tasks_but_not_several_answers(tmp_path, ca
     problems = data.load_problems(f"{tmp_path}/one")
     assert problems == [{"id": "0", "problem": "p", "answer": "B", "task": "choice"},
                         {"id": "1", "problem": "q", "answer": "2"}]
-    assert "but 'algebra' for example\n" in capsys.readouterr().out
+    assert "('algebra', for example)\n" in capsys.readouterr().out
     rows[0]["answer"] = ["B", "C"]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "two" / "part.parquet")
     with pytest.raises(SystemExit, match=r"'answer' must be a text .*, got \['B', 'C'\]"):
