@@ -245,7 +245,7 @@ def test_rows_of_other_days_are_compared_with_their_own_start(capsys):
         row("grpo", 3, 6.0),
     ])
     assert "| entropy | 4.833 | 4.750 | +1.000" in capsys.readouterr().out
-    for other, message in ((row("start", 0, 0.5), "have no run of grpo"), ({}, "no rows of")):
+    for other, message in ((row("start", 0, 0.5), "have no run of grpo"), ({}, "not rows of")):
         with pytest.raises(SystemExit, match=message):
             smollm2.show([other])
 
@@ -259,7 +259,7 @@ def test_learning_rates_are_compared_on_the_problems_that_all_have(monkeypatch):
     monkeypatch.setattr(runner, "correct", lambda run: found[run.learning_rate])
     assert runner.choose_rate() == 1e-3
     found[1e-3] = {}
-    with pytest.raises(SystemExit, match="--learning-rate sets it"):
+    with pytest.raises(SystemExit, match="set it with --learning-rate"):
         runner.choose_rate()
 
 
@@ -334,7 +334,7 @@ def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
     start_command()  # nothing is missing
     assert "has all runs of this study" in capsys.readouterr().out
     assert rows.read_text() == before
-    with pytest.raises(SystemExit, match="has runs at the learning rates"):
+    with pytest.raises(SystemExit, match="has runs at several learning rates"):
         start_command("--learning-rate", "0.5")
 
     # A run whose evaluation was cut off is completed.
@@ -356,7 +356,7 @@ def test_after_the_end_no_run_goes_on_and_no_row_is_written(tmp_path, capsys):
     runner.rows = tmp_path / "rows.jsonl"
     runner.end = 0
     runner.finish(smollm2.Run("grpo", 0, 1, 1e-4, "test", 4))
-    assert "grpo-0-0.0001: no row, the time was over" in capsys.readouterr().out
+    assert "grpo-0-0.0001: no row, because the time was up" in capsys.readouterr().out
     assert not runner.rows.exists()
 
 
@@ -376,7 +376,7 @@ def test_bad_input_is_named_before_anything_is_made(words, message, tmp_path, mo
 
 def test_a_folder_of_another_study_is_refused(tmp_path):
     (tmp_path / "start.json").write_text("{}")
-    with pytest.raises(SystemExit, match="belongs to a study of other sizes"):
+    with pytest.raises(SystemExit, match="belongs to a study with other sizes"):
         smollm2.make_start(TINY, "no model", tmp_path, "cpu")
 
 

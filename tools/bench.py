@@ -62,7 +62,7 @@ def compiles():
 
 # -------------------------------------------------------------------- loss
 def head_inputs(tokens, hidden, vocabulary):
-    """Returns random (states (T, D), head weight (V, D), tokens (T,)). The logits have variance
+    """Returns random states (T, D), head weight (V, D) and tokens (T,). The logits have variance
     1."""
     torch.manual_seed(0)
     on_device = {"device": DEVICE, "dtype": DTYPE}
@@ -155,8 +155,8 @@ def need_a_card(shapes, dry_run):
 
 def scale(*, shape=SMALL,
           tokens=(2048, 4096, 8192, 16384, 32768, 65536), rounds=3):
-    """Measures how time and memory of an update grow with its tokens, in sequences of 512, and
-    then measures the largest number of tokens in shorter sequences."""
+    """Measures how time and memory of an update grow with its tokens, in sequences of 512 tokens.
+    Then measures the largest update in shorter sequences."""
     for name in shape:
         table("shape", "tokens", "samples", "s an update", "us a token",
               "/ the first's", "GiB above weights, gradients, optimizer")
@@ -228,8 +228,8 @@ def afresh(function, *arguments):
 
 
 def measure_what_fits(job, layers, ways, profile):
-    """Returns the result of `measured_updates` for the ways that fit in memory. Ways that do not
-    are removed from the list `ways`, and "out of memory" of the result names them."""
+    """Returns the result of `measured_updates` for the ways that fit in memory. The others are
+    removed from the list `ways` and listed in the result's "out of memory"."""
     lost = []
     while ways:
         # FSDP is unusable after it has run out of memory, so start a new process.
@@ -281,8 +281,8 @@ def show_profile(title, took, rows):
 @contextmanager
 def process_group(world):
     """Sets up simko.py's process group or, if world > 1, a fake group in which this process is
-    rank 0 and no other rank exists. The fake group takes this rank's data for what the others
-    would send, so shapes, memory and computation are realistic but the numbers are not."""
+    rank 0 and no other rank exists. The fake group uses this rank's data in place of what the
+    others would send, so shapes, memory and computation are realistic but the numbers are not."""
     if world == 1:
         with ranks.process_group() as device:
             yield device

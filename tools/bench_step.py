@@ -136,9 +136,10 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
     TRL's. Further flags go to simko.py and take precedence over those of the case."""
     if DEVICE == "cuda":
         # TRL runs on the CPU here, and the timers of phases do not wait for a GPU.
-        fail("step compares on CPUs only. Put CUDA_VISIBLE_DEVICES= before the command")
+        fail("step compares on CPUs only: put CUDA_VISIBLE_DEVICES= before the command")
     if trl_python and not shutil.which(trl_python):
-        fail(f"--trl-python {trl_python}: there is no such program")
+        fail(f"--trl-python {trl_python}: there is no such program. Name the python of an "
+             "environment with TRL")
     phases = ("rollout", "forward", "backward", "optimizer", "reward", "sync")
     sources, rows = {}, {}
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""Countdown in plain words: the problems, a model fine-tuned to try them,
-and a probe of what it thinks. tools/smollm2.py is the study that uses them.
+"""Countdown in plain words, for the study of tools/smollm2.py: the problems,
+the fine-tuning of a model on them, and a probe of its candidates.
 
-A problem is one of tools.laptop, asked and answered as a person would:
+The problems are those of tools.laptop, asked and answered as a person would:
 
     Use 12, 20 and 18 once each to reach 50. Show both steps.
 
@@ -10,7 +10,7 @@ A problem is one of tools.laptop, asked and answered as a person would:
     Next I add what remains:
     18 + 32 = 50
 
-The answer has 32 to 48 of SmolLM2's tokens, and its words vary.
+An answer has 32 to 48 of SmolLM2's tokens. Its words vary.
 """
 import torch
 
@@ -42,7 +42,7 @@ def question(numbers, target):
 
 
 def in_words(rng, chain):
-    """A chain of two steps as a person would write it."""
+    """Returns a chain of two steps as a person would write it."""
     opening, pair, then, rest = map(rng.choice, WORDS)
     gives = rng.choice(GIVES)
     first, second = chain[:5], chain[5:]
@@ -52,8 +52,8 @@ def in_words(rng, chain):
 
 
 def demonstration(rng, legal, solving, held_out):
-    """(question, answer) of a problem whose key is not in held_out. The
-    answer solves it with probability `solving`."""
+    """Returns (question, answer) of a problem whose key is not in held_out.
+    The answer solves it with probability `solving`."""
     numbers, target, chain = laptop.demonstrated(rng, legal, held_out, solving)
     return question(numbers, target), in_words(rng, chain)
 
@@ -65,7 +65,7 @@ def problem_row(id, numbers, target):
 
 def held_out_rows(rng, legal, sizes):
     """Returns ({set: rows}, the keys of all rows). sizes: {set: number of
-    problems}. All problems are different, in any order of their numbers."""
+    problems}. No two problems differ only in the order of their numbers."""
     rows, held_out = {name: [] for name in sizes}, set()
     for name, size in sizes.items():
         for i in range(size):
@@ -83,7 +83,7 @@ def train_rows(rng, legal, size, held_out):
 
 # ------------------------------------------------------------ fine-tuning
 def encode(tokenizer, question, answer):
-    """(prompt ids, answer ids with the end of the turn)."""
+    """Returns (prompt ids, answer ids with the end of the turn)."""
     message = {"role": "user", "content": question}
     text = tokenizer.apply_chat_template(
         [message], tokenize=False, add_generation_prompt=True)
@@ -115,8 +115,8 @@ def fine_tune(model, tokenizer, demonstrations, batch, lr, log):
 # ------------------------------------------------------------------ probe
 @torch.no_grad()
 def statistics(folder, contexts, K, device):
-    """topk_logp (T, K) and entropy (T,) of a model, in float32, at the T
-    response tokens of contexts, which are Samples."""
+    """Returns topk_logp (T, K) and entropy (T,) of a model, in float32, at the
+    T response tokens of contexts, which are Samples."""
     model = load_model(folder, torch.float32).to(device).eval()
     parts = []
     for i in range(0, len(contexts), 32):
@@ -128,14 +128,15 @@ def statistics(folder, contexts, K, device):
 
 
 def gate_of(entropy, contexts, q):
-    """The gate of Eq. 3: where the entropy is above its q-quantile in the
-    response. Bool (T,)."""
+    """Returns the gate of Eq. 3, bool (T,): whether the entropy is above its
+    q-quantile in the response."""
     lengths = torch.tensor([len(s.response_ids) for s in contexts])
     return entropy > entropy_threshold(entropy, lengths, q)
 
 
 def summary(topk_logp, entropy, gate, G):
-    """What the study compares: means over the gated tokens, and over all."""
+    """Returns what the study compares, {name: mean over the gated tokens} and
+    {name_all: mean over all tokens} in one dict."""
     values = {f"Lambda_{k + 1}": column for k, column in enumerate(topk_logp.T)}
     values["entropy"] = entropy
     values["distinct"] = distinct_tokens(topk_logp, G)

@@ -1,10 +1,10 @@
 """Alternative implementations of the output head, which `tools.bench` compares
 with runtime/chunked.py.
 
-On a GPU, memory bandwidth limits the head: it passes over the float32 logits
-several times. Most of these functions make fewer or smaller passes. Up to
-rounding, all compute the same numbers as the functions that they replace, and
-have the same arguments and return values.
+On a GPU, memory bandwidth limits the head, because it passes over the float32
+logits several times. Most of these functions make fewer or smaller passes.
+They have the same arguments and return values as the functions that they
+replace, and compute the same numbers up to rounding.
 """
 from functools import cache, partial
 
@@ -63,7 +63,7 @@ def top_k_by_blocks(z, K, size=64):
 
 def statistics_top_k_first(h, weight, y, K, temperature, top_k=torch.topk):
     """Computes `chunked.chunk_statistics`, but takes the top-K from the logits in the model's
-    dtype, which has half the bytes. Neither the cast nor the division changes their order."""
+    dtype, which has half the bytes. The cast and the division do not change the order."""
     z = h @ weight.T
     values, top = top_k(z, K)
     wide = torch.promote_types(z.dtype, torch.float32)

@@ -23,8 +23,8 @@ and 93 % of the samples are legal chains.
 
 Neither the demonstrations nor train.jsonl contain a test or valid problem,
 in any order of its numbers, but they may share problems with each other. On
-the same machine, a seed always gives the same bytes. It takes 132 s of one
-core.
+the same machine, a seed always gives the same bytes. The whole folder takes
+132 s on one core.
 
 --wordy makes the same problems with responses in which few tokens are
 decisions, as in prose. Each digit is a token, and the phrases never change:
@@ -107,8 +107,9 @@ def draw(rng, legal, held_out=()):
 
 
 def demonstrated(rng, legal, held_out, solving):
-    """Draws what a demonstration shows: a problem, and a chain that solves it
-    with probability `solving` and is any legal chain of its numbers else."""
+    """Draws what a demonstration shows: a problem and a chain. With probability
+    `solving` the chain solves the problem. Otherwise it is any legal chain of
+    the problem's numbers."""
     numbers, target, chain = draw(rng, legal, held_out)
     if rng.random() >= solving:
         *chain, _ = rng.choice(legal[tuple(sorted(numbers))])
@@ -189,7 +190,7 @@ def demonstrations(rng, legal, held_out, tokenizer, wordy):
 
 
 def supervised_loss(model, pairs):
-    """Cross-entropy of the answers, mean over their tokens. pairs: of
+    """Returns the mean cross-entropy of the answers' tokens. pairs: a list of
     (prompt ids, answer ids)."""
     ids = [torch.tensor(given + wanted) for given, wanted in pairs]
     labels = [torch.tensor([-100] * len(given) + wanted) for given, wanted in pairs]

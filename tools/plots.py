@@ -8,7 +8,8 @@ a number in its name is the counterpart of that figure in the paper.
     python -m tools.plots --follow RUN
 
 A FOLDER holds an evaluation, or a run, whose last evaluation is drawn if
-it is finished. Without any, there is no fig1_pass_at_k and no report.
+it is finished. If no FOLDER has an evaluation, fig1_pass_at_k and the
+report are left out.
 fig1_pass_at_k   pass@K against K, with the bootstrap's standard error
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) during training
@@ -190,8 +191,8 @@ def first_correct(folders, name, id):
             for _, row in read_jsonl(path):
                 if row["id"] == id and row.get("correct"):
                     return row["response"]
-    return fail(f"these runs have no correct response to {id} of {name}, which this needs: name "
-                "runs that solve it, or (--path) another problem")
+    return fail(f"none of these runs has a correct response to {id} of {name}: name runs that "
+                "solve it, or another problem (--path)")
 
 
 def read_path(folders, index):
@@ -229,8 +230,8 @@ def read_path(folders, index):
             found[label] = candidates(
                 model, problem["prompt_ids"], response, cfg.K, cfg.temperature)
     except (OSError, ValueError) as error:
-        fail(f"{cfg.model} or a run's hf cannot be loaded ({one_line(error)}): "
-             "if the path is relative, start this in the folder where the runs were started")
+        fail(f"{cfg.model} or a run's hf cannot be loaded ({one_line(error)}): if the path is "
+             "relative, repeat the command in the folder where the runs were started")
 
     def word(id):
         token = tokenizer.decode([id]).replace("\n", "↵")
@@ -365,7 +366,7 @@ def parse_arguments():
         "--follow", type=Path, metavar="RUN",
         help="show the chart of the run in this folder")
     options = parser.parse_args()
-    # --path draws runs, so a study or measurements are not enough for it.
+    # --path draws runs, so --study or --walkthrough alone are not enough for it.
     alone = (options.study or options.walkthrough) and options.path is None
     drawn = options.output and (options.folders or alone)
     if not (options.follow or drawn):
@@ -373,7 +374,7 @@ def parse_arguments():
                      "and -o for the figures; or name a run with --follow")
     others = options.folders, options.output, options.study, options.walkthrough
     if options.follow and (any(others) or options.path is not None):
-        parser.error("--follow takes no other arguments: draw the figures by another command")
+        parser.error("--follow takes no other arguments: draw figures with another command")
     return options
 
 

@@ -3,8 +3,8 @@
     python -m tools.results docs/laptop
 
 ± is the standard error over seeds. Differences are paired by seed, which
-fixes the base model and the problems. Their 95 % intervals are Student's,
-and "4 of 5" means that the difference is positive for 4 of 5 seeds.
+fixes the base model and the problems. Their 95 % intervals are Student's t
+intervals, and "4 of 5" means that the difference is positive for 4 of 5 seeds.
 """
 import re
 from itertools import pairwise
@@ -259,7 +259,7 @@ def dynamics(folder, chosen, shared):
 
 
 def variants(title, head, rates, reference):
-    """Prints a line for each of {name: rates}, with the differences to the
+    """Prints a line for each of {name: rates}, with the differences from the
     rates of reference(name). The reference itself gets no differences."""
     lines = []
     for name, own in rates.items():
@@ -304,7 +304,7 @@ def wordy_and_short(folder):
 
 
 def repetition(folder):
-    """Prints what the seeds of stage repeat say, apart from stage wordy's."""
+    """Prints the results of stage repeat, without the seeds of stage wordy."""
     rows = read("repeat", folder)
     rates = stage_rates(folder, "repeat", 300)
     if len(rates) < 2:

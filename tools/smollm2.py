@@ -1,26 +1,28 @@
-"""GRPO and SimKO from one real language model: is what the paper says of
-Lambda, entropy and candidates to be seen there, and pass@K?
+"""Trains one real language model with GRPO and SimKO, to see whether it shows
+what the paper says about Lambda, entropy, candidates and pass@K.
 
     python -m tools.smollm2 cpu MODEL DIR     hours of two cores
     python -m tools.smollm2 card MODEL DIR    nine minutes of one 80 GB GPU
     python -m tools.smollm2 table docs/smollm2/cpu.jsonl
 
-MODEL is a Hugging Face folder, SmolLM2-135M-Instruct in docs/results.md,
-which says what is compared. Both studies fine-tune MODEL on Countdown in
-plain words (tools/countdown.py), and train it with every method from that
-one start, on the same problems in the same order. A run is `simko.py
-train` as a process of its own; when it ends, its row goes to ROWS. Started
-again with the same DIR, a study goes on with what is missing.
+MODEL is a Hugging Face folder: SmolLM2-135M-Instruct for docs/results.md,
+which explains the comparison. Both studies fine-tune MODEL on Countdown in
+plain words (tools/countdown.py). From this start they train it with every
+method, on the same problems in the same order. Each run is a process of its
+own, `simko.py train`, and adds a row to the file --rows when it ends. If a
+study is started again with the same DIR, it does only what is missing.
 
 card stops by itself after nine minutes. A run whose evaluation is not
-complete by then has a row without pass@K, and the same call completes it.
-card needs the packages of pyproject.toml apart from vLLM, with PyTorch 2.11
-and transformers 5.17 or later, and no network. What must be carried there is
-this repository and MODEL, whose GGUF file has 98 MB: `split -b 50M` makes
-two parts of it, and `cat` joins them. On another day `--first-seed 3` adds
-three seeds to ROWS, at the learning rate that ROWS has. If as much time is
-left as the runs took, the larger alpha follows; `--arms simko-0.05` adds it
-on another day.
+complete by then has a row without pass@K, and the same command completes it.
+card needs no network and no vLLM, but PyTorch 2.11 and transformers 5.17 or
+later, and the other packages of pyproject.toml. Copy this repository there,
+and MODEL or the GGUF file of 98 MB from which docs/results.md makes it:
+`split -b 50M` cuts the file in two, and `cat` joins the parts.
+
+On another day `--first-seed 3` adds three seeds to the rows, at the learning
+rate that the rows have. simko-0.05, with the larger alpha, follows if as much
+time is left as the other runs took. `--arms simko-0.05` adds it on another
+day.
 """
 import json
 import os
@@ -55,9 +57,9 @@ ARMS = {
 }
 K, Q, G = 3, 0.8, 8
 LONGEST = 56  # tokens of a response
-MARGIN = 40  # seconds that are kept for the probe and the rows
-# simko.py, whose engine for transformers takes 256 responses at a time. So
-# small a model leaves a large card idle then.
+MARGIN = 40  # seconds at the end that are reserved for the probe and the rows
+# simko.py with a larger batch of transformers' generate. With the usual 256
+# responses at a time, so small a model would leave a large card idle.
 MANY_ROWS = (
     "import sys, simko; from runtime.hf_engine import HFEngine; "
     "HFEngine.batch_size = 1024; simko.main(sys.argv[1:])")
@@ -67,23 +69,23 @@ MANY_ROWS = (
 class Plan:
     """The sizes of a study."""
     demonstrations: int
-    solving: float          # share of the demonstrations that solve
+    solving: float          # share of the demonstrations that reach the target
     batch: int              # of demonstrations
     arms: tuple             # what is trained, from ARMS
     if_time: tuple          # what is trained after that, if there is time
     steps: int
     save_steps: int         # a checkpoint takes 1.6 GB
-    prompts: int            # of a step, in four updates as in the paper
+    prompts: int            # per step, in four updates as in the paper
     seeds: int
     jobs: int               # runs at a time
     contexts: int           # responses that the probe reads
-    valid: int              # held-out problems, to choose the learning rate
+    valid: int              # held-out problems to choose the learning rate on
     test: int               # other held-out problems
-    eval_n: int             # samples of each for pass@K
-    eval_arms: bool         # pass@K of all runs, and not of the start alone
-    learning_rates: tuple   # GRPO chooses, if there are several
-    tune_steps: int         # of that choice
-    minutes: tuple          # limits of fine-tuning, choice and everything
+    eval_n: int             # samples per problem for pass@K
+    eval_arms: bool         # whether all runs get pass@K, or only the start
+    learning_rates: tuple   # if there are several, GRPO's pass@1 decides
+    tune_steps: int         # steps of the runs that decide
+    minutes: tuple          # limits: fine-tuning, that choice, everything
 
 
 PLANS = {
@@ -103,8 +105,8 @@ PLANS = {
 
 # ------------------------------------------------------------------ start
 def make_start(plan, model, folder, device):
-    """Writes folder/start and the problems beside it, unless they are there.
-    The demonstrations hold no problem of valid or test."""
+    """Writes folder/start and the problems beside it, unless they exist. The
+    demonstrations contain no problem of valid or test."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     names = "demonstrations", "solving", "batch", "valid", "test"
@@ -112,7 +114,7 @@ def make_start(plan, model, folder, device):
     made = folder / "start.json"
     if made.exists():
         if json.loads(made.read_text()) != sizes:
-            fail(f"{folder} belongs to a study of other sizes, see {made}: name another DIR")
+            fail(f"{folder} belongs to a study with other sizes, see {made}: name another DIR")
         return
     rng, legal = random.Random(0), laptop.all_chains()
     sets = {"valid": plan.valid, "test": plan.test}
@@ -128,7 +130,7 @@ def make_start(plan, model, folder, device):
     def report(step, loss):
         print(f"fine-tuning: step {step + 1}, loss {loss:.3f}", flush=True)
         if time.monotonic() > limit:
-            fail(f"fine-tuning takes longer than {plan.minutes[0]} minutes")
+            fail(f"fine-tuning takes longer than {plan.minutes[0]} minutes: use a faster machine")
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = countdown.CHAT
@@ -138,12 +140,12 @@ def make_start(plan, model, folder, device):
         policy, tokenizer, shown, plan.batch, 2e-4, report)
     policy.save_pretrained(folder / "start")
     tokenizer.save_pretrained(folder / "start")
-    write_whole(made, json.dumps(sizes) + "\n")  # last: it says that the start is whole
+    write_whole(made, json.dumps(sizes) + "\n")  # last, to mark the start as complete
 
 
 def probe_contexts(plan, folder, device):
-    """Two responses of the start to each of the first problems of test, as
-    Samples: what the probe reads, the same for all runs."""
+    """Returns what the probe reads, the same for all runs: two responses of the
+    start to each of the first problems of test, as Samples."""
     from transformers import AutoTokenizer
 
     start = folder / "start"
@@ -166,11 +168,11 @@ class Run:
     seed: int
     steps: int
     learning_rate: float
-    problems: str  # the file that it is evaluated on, or ""
+    problems: str  # the set that it is evaluated on (valid or test), or ""
     n: int = 0
 
     def words(self, plan, folder, out):
-        """The arguments of simko.py."""
+        """Returns the arguments of simko.py."""
         flags = {
             "task": "countdown", "prompt_template": "chat", "rollout": "hf", "dtype": "bfloat16",
             "max_prompt_length": 64, "seed": self.seed, "output_dir": out,
@@ -193,18 +195,18 @@ class Run:
 
 
 def stop(process):
-    """Ends a run. What it had written is whole, and the same call goes on."""
+    """Ends a run. What it has written stays usable, so it can resume later."""
     process.terminate()
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
-        process.kill()  # in the middle of many samples
+        process.kill()  # it was busy with many samples
         process.wait()
 
 
 class Study:
-    """Runs as processes beside each other. None goes on after `end`, in
-    the seconds of time.monotonic."""
+    """Does runs side by side, as processes. `end` is the time.monotonic() at
+    which the last of them is stopped."""
 
     def __init__(self, plan, folder, rows, device, end):
         self.plan, self.folder, self.rows = plan, folder, rows
@@ -224,7 +226,7 @@ class Study:
         return self.folder / "runs" / f"{run.arm}-{run.seed}-{run.learning_rate:g}"
 
     def execute(self, run, deadline):
-        """Runs simko.py until it ends, or is asked to at the deadline."""
+        """Runs simko.py until it ends, or stops it at the deadline."""
         out = self.out(run)
         out.parent.mkdir(parents=True, exist_ok=True)
         start = ["-c", MANY_ROWS] if self.plan.eval_arms else [ROOT / "simko.py"]
@@ -241,8 +243,8 @@ class Study:
             fail(f"a run failed, see {log_file}")
 
     def correct(self, run):
-        """{problem: correct responses} of the problems that were evaluated
-        to the end."""
+        """Returns {problem: number of correct responses} of the problems whose
+        evaluation is complete."""
         out = self.out(run)
         if run.steps:
             out /= f"eval_{run.steps:06d}"
@@ -254,13 +256,13 @@ class Study:
         return {name: sum(found) for name, found in verdicts.items() if len(found) == run.n}
 
     def finish(self, run):
-        """Executes a run and writes its row, if it came to its end."""
+        """Executes a run, and writes its row if its training is complete."""
         self.execute(run, self.end)
         out, model, rewards = self.out(run), self.folder / "start", []
         if run.steps:
             model = out / "hf"
             if not model.exists():
-                print(f"{out.name}: no row, the time was over", flush=True)
+                print(f"{out.name}: no row, because the time was up", flush=True)
                 return
             rewards = [row["reward"] for _, row in read_jsonl(out / "metrics.jsonl")]
         correct = self.correct(run)
@@ -284,12 +286,12 @@ class Study:
             try:
                 for future in as_completed(futures):
                     future.result()
-            except BaseException:  # runs that have begun end, no other begins
+            except BaseException:  # started runs finish, but no other starts
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def choose_rate(self):
-        """The learning rate with GRPO's highest pass@1 on valid."""
+        """Returns the learning rate with GRPO's highest pass@1 on valid."""
         rates = self.plan.learning_rates
         if len(rates) == 1:
             return rates[0]
@@ -299,16 +301,16 @@ class Study:
         correct = {run.learning_rate: self.correct(run) for run in runs}
         common = set.intersection(*map(set, correct.values()))
         if not common:
-            fail("the runs for the choice of the learning rate did not come to their end: "
-                 "--learning-rate sets it")
+            fail("the runs that choose the learning rate did not finish in time: "
+                 "set it with --learning-rate")
         scores = {rate: sum(found[name] for name in common) for rate, found in correct.items()}
         print(f"correct on {len(common)} problems of valid, by learning rate:", scores, flush=True)
         return max(scores, key=scores.get)
 
 
 def study(plan, model, folder, rows, first_seed, learning_rate):
-    """Fine-tunes, chooses the learning rate, and makes the runs that the
-    file `rows` lacks."""
+    """Fine-tunes, chooses the learning rate, and does the runs that the file
+    `rows` lacks."""
     end = time.monotonic() + 60 * plan.minutes[2] - MARGIN
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -321,7 +323,8 @@ def study(plan, model, folder, rows, first_seed, learning_rate):
     rates = {row["learning_rate"] for row in before if row["steps"]}
     rate = learning_rate or min(rates, default=None)
     if rates - {rate}:
-        fail(f"{rows} has runs at the learning rates {sorted(rates)}: name another file by --rows")
+        fail(f"{rows} has runs at several learning rates, {sorted(rates)}: name another file "
+             "with --rows")
 
     def missing(arms):
         seeds = range(first_seed, first_seed + plan.seeds)
@@ -330,7 +333,7 @@ def study(plan, model, folder, rows, first_seed, learning_rate):
     wanted = missing(plan.arms)
     is_started = ("start", first_seed) in done
     if not wanted and is_started:
-        print(f"{rows} has all runs of this study. To repeat it, name another file by --rows")
+        print(f"{rows} has all runs of this study. To repeat it, name another file with --rows")
         return
     make_start(plan, model, folder, device)
     runner = Study(plan, folder, rows, device, end)
@@ -340,7 +343,7 @@ def study(plan, model, folder, rows, first_seed, learning_rate):
     def runs(pairs):
         return [Run(arm, seed, plan.steps, rate, tested, plan.eval_n) for arm, seed in pairs]
 
-    # The start of another day may differ in its last bits.
+    # A start that was made on another day may differ in its last bits.
     start = [] if is_started else [Run("start", first_seed, 0, 0.0, "test", plan.eval_n)]
     begun = time.monotonic()
     runner.all(runner.finish, runs(wanted) + start)
@@ -351,12 +354,12 @@ def study(plan, model, folder, rows, first_seed, learning_rate):
 
 # ------------------------------------------------------------------ table
 def values(rows):
-    """A DataFrame with a row for each (arm, seed): what the probe found, and
-    pass@K in % on the problems that all evaluated runs have."""
+    """Returns a DataFrame with a row for each (arm, seed): what the probe found,
+    and pass@K in % on the problems that all evaluated runs have."""
     try:
         rows = {(row["arm"], row["seed"]): row for row in rows}.values()  # the last of each
     except (KeyError, TypeError):
-        fail("these are no rows of tools.smollm2: name a file that its cpu or card wrote")
+        fail("these are not rows of tools.smollm2: name a file that its cpu or card wrote")
     evaluated = [row["correct"] for row in rows if row["correct"]]
     common = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
     found = {}
@@ -370,16 +373,17 @@ def values(rows):
 
 
 def gap_at_equal_pass_1(start, grpo, ours):
-    """ours' pass@256 minus what the line through the start and GRPO's end
-    has at ours' pass@1. Series or DataFrames with one row a seed."""
+    """Returns how far ours' pass@256 is above the line from the start to GRPO's
+    end, at ours' pass@1. start, grpo, ours: Series, or DataFrames with a row for
+    each seed."""
     slope = (grpo["pass@256"] - start["pass@256"]) / (grpo["pass@1"] - start["pass@1"])
     expected = start["pass@256"] + slope * (ours["pass@1"] - start["pass@1"])
     return ours["pass@256"] - expected
 
 
 def differences(ours, theirs):
-    """A cell a column: "mean [95 % interval] above 0 of all" over the seeds
-    that both have."""
+    """Returns a text for each column, "mean [95 % interval] positive seeds of all
+    seeds", over the seeds that both have."""
     cells = []
     for name in ours:
         gaps = (ours[name] - theirs[name]).dropna()
@@ -392,7 +396,7 @@ def show(rows):
     95 % interval."""
     found = values(rows)
     if "grpo" not in found.index:
-        fail("the rows have no run of grpo, with which the others are compared")
+        fail("the rows have no run of grpo, with which the others are compared: do its runs first")
     grpo, start = found.loc["grpo"], None
     arms = [arm for arm in ("start", *ARMS) if arm in found.index]
     head, columns = ["outcome", *arms], [found.columns]
@@ -424,8 +428,8 @@ def main():
         command.add_argument("model", metavar="MODEL", type=Path, help="Hugging Face folder")
         command.add_argument("dir", metavar="DIR", type=Path, help="folder to work in")
         rows = ROOT / "docs" / "smollm2" / f"{name}.jsonl"
-        command.add_argument("--rows", type=Path, default=rows)
-        command.add_argument("--first-seed", type=int, default=0)
+        command.add_argument("--rows", type=Path, default=rows, help="file to add rows to")
+        command.add_argument("--first-seed", type=int, default=0, help="the lowest seed")
         command.add_argument("--learning-rate", type=float, help="instead of the plan's")
         command.add_argument("--arms", nargs="+", choices=ARMS, help="instead of the plan's")
     command = commands.add_parser("table")

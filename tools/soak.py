@@ -5,9 +5,10 @@ and compares the result with a run that was never killed.
         [--kill-after 20] [--seed 0] [any flag of simko.py ...]
 
 After each start, SIGKILL ends the run after a random time of up to twice
---kill-after seconds. This must be longer than a start and ten steps take, and
-shorter than the complete run. Log, weights and evaluations of both runs must
-be bit-identical. The exit status is 1 if they differ or if no kill happened.
+--kill-after seconds. --kill-after must be longer than a start and ten steps
+take, and shorter than the complete run. The log, apart from times and memory,
+the weights and the evaluations of both runs must be bit-identical. The exit
+status is 1 if they differ or if no kill happened.
 
 Every two seconds, OUTPUT/memory.jsonl records the resident memory of the
 trainer and of two workers of the verifier. The workers compare answers in the

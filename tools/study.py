@@ -6,14 +6,14 @@ several seeds, with settings chosen on validation problems.
     python -m tools.study --jobs 1 main    does one run at a time
 
 By default, the study does as many runs at a time as there are cores. If it
-is started again, it does only the missing runs. A run is `simko.py train`
+is started again, it does only the missing ones. A run is `simko.py train`
 with the laptop recipe's flags and the run's own flags. When a run ends, each
 of its evaluations becomes a row of docs/laptop/STAGE.jsonl, and its training
 curve a row of docs/laptop/curves.jsonl. Seed s selects base model s, the
 problems made with it, and the seed for sampling.
 
-tune      tries settings, so that stage main can choose those and the steps
-          with the highest mean of pass@K on seed 0's validation problems
+tune      tries settings. Stage main chooses, for each method, the settings and
+          the step with the highest mean of pass@K on seed 0's validation problems
 main      writes docs/laptop/chosen.json, and evaluates the chosen settings
           on test problems of seeds 0 to 4; also evaluates GRPO and SimKO
           at T = 0.6 and at the laptop recipe's learning rate
@@ -74,7 +74,7 @@ GRID = {
 # ---------------------------------------------------------------- results
 def read(name, folder=RESULTS):
     """Reads FOLDER/NAME.jsonl into a DataFrame, which is empty if the file
-    does not exist. Its column K, an int, holds pass@K in %."""
+    does not exist. Columns whose names are ints, K, hold pass@K in %."""
     path, rows = folder / f"{name}.jsonl", []
     for where, row in read_jsonl(path) if path.exists() else ():
         try:
@@ -85,7 +85,7 @@ def read(name, folder=RESULTS):
                  "run python -m tools.study")
     columns = "stage", "run", "method", "seed", "step", "steps"
     found = pd.DataFrame(rows or None, columns=None if rows else columns)
-    # A study that was cut off while it wrote a run's rows has written them twice.
+    # A study that is stopped while it writes a run's rows writes them again later.
     keys = [name for name in ("stage", "run", "seed", "set", "step") if name in found]
     return found.drop_duplicates(keys, keep="last", ignore_index=True)
 
@@ -113,8 +113,8 @@ def run_name(method, settings):
 
 
 def comparisons(folder):
-    """Returns the runs to compare, twice {method: (run, step)}: with the
-    chosen settings, and GRPO and SimKO at one learning rate."""
+    """Returns the runs to compare, as two dicts {method: (run, step)}: all
+    methods with the chosen settings, and GRPO and SimKO at one learning rate."""
     try:
         chosen = json.loads((folder / "chosen.json").read_text())
     except (OSError, ValueError) as error:
@@ -125,8 +125,8 @@ def comparisons(folder):
 
 
 def choose(rows):
-    """Returns {method: (settings, steps)} of each method's row with the
-    highest mean over K. rows: the rows of stage tune."""
+    """Returns {method: (settings, steps)}, from the row of each method with the
+    highest mean of pass@K over K. rows: the rows of stage tune."""
     rows = rows[rows.step > 0]
     scores = rows[ks_of(rows)].mean(axis=1)
     best = rows.loc[scores.groupby(rows.method, sort=False).idxmax()]
@@ -136,8 +136,8 @@ def choose(rows):
 # ----------------------------------------------------------------- stages
 @dataclass
 class Job:
-    """A run and its evaluations: on which problems, with n samples each,
-    after every `eval_steps` steps."""
+    """A run and its evaluations: every `eval_steps` steps, on the set `problems`,
+    with n samples for each problem."""
     method: str
     settings: dict
     seed: int
@@ -232,7 +232,7 @@ def simko(command, job, folder, log, **flags):
     for name, value in flags.items():
         words += [flag(name), str(value)]
     with log.open("a") as file:
-        # The rows of docs/laptop are of CPUs, in float32.
+        # The rows in docs/laptop were computed on CPUs, in float32.
         alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(words, stdout=file, stderr=file, check=False,
                               env={**os.environ, **alone})
@@ -256,7 +256,7 @@ def evaluations(folder, **about):
 
 
 def run(stage, job, lock):
-    """Does a run, writes its rows and returns its name."""
+    """Does a run and its evaluations, writes their rows, and returns its name."""
     about = {"run": job.run, "method": job.method, "settings": job.settings, "seed": job.seed}
     name = f"{stage} {job.run} seed={job.seed}".replace(" ", "_")
     folder, log, found = RUNS / name, RUNS / f"{name}.log", {}

@@ -41,8 +41,9 @@ def frontier_figure(main, parts):
 
 
 def frontier(axis, method, mean, error, step):
-    """Draws the path of a run through (pass@1, pass@K). mean, error: a row
-    for each step. The annotation marks `step`."""
+    """Draws the path of a run through (pass@1, pass@K). mean, error: a row for
+    each step. GRPO and SimKO get a mark at every step, and a label at `step`.
+    The other methods get one mark, at `step`."""
     x, y = mean.columns
     colour, line, marker = METHODS[method]
     often = method in SHARED  # nine methods with all their marks would hide each other

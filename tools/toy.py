@@ -1,10 +1,11 @@
-"""A toy in which modes can be lost, trained by simko.py's own functions.
+"""A toy problem in which modes can be lost, trained by simko.py's own functions.
 
 The toy is that of Sec. 4.3 in the paper's third version. A response takes
 three of the actions A to D, and six of the 64 paths are rewarded. The
-policy is a table: it has four logits at each of the 21 states. What that
-version does not print is ours: the start, at equal probabilities up to a
-little noise, and plain gradient descent on one rollout for each update.
+policy is a table: it has four logits at each of the 21 states. Two choices
+are ours, because that version does not print them: the start, at equal
+probabilities up to a little noise, and plain gradient descent with one
+rollout for each update.
 
 tools/toy_sweep.py trains it with many settings.
 """
@@ -22,7 +23,7 @@ SEEDS, STEPS, EPSILON = 20, 1000, 0.2
 
 
 class Cell(NamedTuple):
-    """One setting of all that is swept. The defaults are GRPO's."""
+    """One combination of the settings that are swept. The defaults are GRPO's."""
     method: str
     samples: int
     learning_rate: float
@@ -34,7 +35,8 @@ class Cell(NamedTuple):
 
 
 def path_probabilities(pi):
-    """(R, 64) from the table of probabilities pi (R, 21, 4), exactly."""
+    """Returns the exact probabilities of all paths (R, 64) under the tables pi
+    (R, 21, 4)."""
     reach = pi.new_ones(len(pi), 1)
     for first, last in (0, 1), (1, 5), (5, 21):
         reach = (reach[..., None] * pi[:, first:last]).flatten(1)
@@ -58,7 +60,7 @@ def rollout(pi, uniform):
 
 
 def toy_loss(theta, states, actions, rewards, method, K, q, alpha, lambda_top1, entropy):
-    """The loss of each run (R,), as `simko.Trainer.update` has it.
+    """Returns the loss of each run (R,), as `simko.Trainer.update` computes it.
 
     theta: the logits (R, 21, 4). rewards: (R, G). alpha, lambda_top1 and
     the coefficient of the entropy bonus broadcast with (R, G, 3)."""
@@ -87,7 +89,7 @@ def toy_loss(theta, states, actions, rewards, method, K, q, alpha, lambda_top1, 
 
 
 def shape(cell):
-    """What cells must share to be trained side by side."""
+    """Returns what cells must share to be trained side by side."""
     return cell.method, cell.samples, cell.K, cell.q
 
 
@@ -117,7 +119,7 @@ def train(cells, seeds=SEEDS, steps=STEPS):
 
 
 def measure(cells, **options):
-    """A dict of results for each cell; options go to `train`.
+    """Returns a dict of results for each cell. options go to `train`.
 
     accuracy   the policy's total probability of the six paths, computed
                from the table and not sampled; mean over the seeds

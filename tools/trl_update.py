@@ -3,15 +3,16 @@
     TRL_ENV/bin/python -m tools.trl_update
 
 TRL_ENV is an environment with TRL 1.16 and this project's packages. Both
-sides get one random model, prompts, responses and rewards. The reference, the
-old and the current policy differ, so that some ratios are clipped and the KL
-penalty counts. TRL runs its own training loop, but does not sample.
+sides get the same random model, prompts, responses and rewards. The
+reference, the old and the current policy differ, so that some ratios are
+clipped and the KL penalty is not 0. TRL runs its own training loop, but does
+not sample.
 
-A row of the table is a case, and a cell is how far the two sides are apart.
-For advantages, log-probs and entropies that is the largest difference, for
-the others ||ours - TRL's|| / ||TRL's||. All but the first column are with
-TRL's advantages on both sides. The gradient is the one before clipping, and
-the step is what AdamW adds to the weights. TRL logs KL and clip as means over
+A row of the table is a case, and a cell says how far the two sides are apart.
+For advantages, log-probs and entropies it is the largest difference, for the
+others ||ours - TRL's|| / ||TRL's||. From the second column on, both sides use
+TRL's advantages. The gradient is the one before clipping, and the step is
+what AdamW adds to the weights. TRL logs KL and clip as means over
 micro-batches.
 """
 import importlib.util
@@ -77,7 +78,7 @@ def make_samples(folder):
 
 
 def local(tensor):
-    """Returns a tensor that may be sharded, but over one rank."""
+    """Returns a tensor as a plain one. It may be sharded, over one rank."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
@@ -142,7 +143,7 @@ def trl_update(folder, samples, settings):
 
 
 def our_update(cfg, samples, advantages):
-    """Returns {column: our value}, from the advantages given. Fills in the samples."""
+    """Returns {column: our value}, with the given advantages. Fills in the samples."""
     with mock.patch.dict(os.environ), process_group() as device:
         trainer = simko.Trainer(cfg, device, torch.float32)
         policy = trainer.policy
@@ -171,6 +172,7 @@ def our_update(cfg, samples, advantages):
 
 
 def apart(column, ours, trl):
+    """Returns a cell of the table: how far ours[column] and trl[column] are apart."""
     ours, trl = (torch.as_tensor(side[column]).double() for side in (ours, trl))
     if column in ("advantages", "log-probs", "entropies"):
         return (ours - trl).abs().max().item()
