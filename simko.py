@@ -206,7 +206,7 @@ def pass_at_k(n, c, k):
     """pass@k of each problem: 1 - C(n-c, k) / C(n, k) (Sec. 5.1).
 
     It is computed in exact integers, then rounded once. n: samples per
-    problem. c: (P,), correct samples. Returns (P,), float64.
+    problem. c: (P,), correct ones of them. Returns (P,), float64.
     Raises ValueError unless 1 <= k <= n and 0 <= c <= n."""
     if not (1 <= k <= n and ((0 <= c) & (c <= n)).all()):
         raise ValueError(
@@ -264,7 +264,7 @@ class VLLMEngine:
     that a mistake there is noticed) or "auto" (the weights of cfg.model).
     max_tokens: the length of the longest response that will be requested.
 
-    With tensor_parallel_size > 1 that many neighbouring ranks share an
+    With tensor_parallel_size > 1, that many neighbouring ranks share an
     engine, and `generate` is a collective call. Each of them schedules and
     samples on its own; they agree because all get the same prompts in the
     same order and draw from the same random stream."""

@@ -123,28 +123,29 @@ def explain(error, cfg):
         # This exception reaches all ranks, whichever of them failed.
         if os.environ["RANK"] == "0":
             drop_unfinished(cfg.output_dir)
-        return stop(f"a checkpoint could not be written: {reason(error)}. "
-                    + after_failed_save(cfg.output_dir))
+        return one_line_exit(
+            f"a checkpoint could not be written: {reason(error)}. "
+            + after_failed_save(cfg.output_dir))
     # vLLM's allocator raises a plain RuntimeError.
     if isinstance(error, torch.OutOfMemoryError) or (
             isinstance(error, RuntimeError) and "out of memory" in text):
-        return stop(f"{where}: out of GPU memory. To fix it: {advice}. "
-                    f"({one_line(error)})")
+        return one_line_exit(
+            f"{where}: out of GPU memory. To fix it: {advice}. ({one_line(error)})")
     # safetensors gives the error number only in the text.
     named = re.search(r"os error (\d+)", text)
     number = int(named[1]) if named else getattr(error, "errno", 0)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return stop(f"{where}: {one_line(error)}. "
-                    + after_failed_save(cfg.output_dir))
+        return one_line_exit(
+            f"{where}: {one_line(error)}. " + after_failed_save(cfg.output_dir))
     if isinstance(error, RuntimeError) and re.search(LOST, text):
         return LostRank(error_line(
             f"{where}: the connection to another rank is lost; that rank's "
             f"own error gives the cause. ({one_line(error)})"))
     if isinstance(error, RuntimeError) and re.search(SILENT, text):
-        return stop(f"{where}: another rank hangs: it did not respond within "
-                    "the time limit. `py-spy dump --pid` shows its stack; the "
-                    "same command resumes the run. "
-                    f"({one_line(error)})")
+        return one_line_exit(
+            f"{where}: another rank hangs: it did not respond within the time "
+            "limit. `py-spy dump --pid` shows its stack; the same command "
+            f"resumes the run. ({one_line(error)})")
     if current_phase in ("engine start", "rollout") and cfg.rollout == "vllm":
         error.add_note(
             f"simko.py: the engine failed during the {current_phase}."
@@ -154,7 +155,8 @@ def explain(error, cfg):
     return error
 
 
-def stop(message):
+def one_line_exit(message):
+    """Returns a SystemExit that shows one line for the user."""
     return SystemExit(error_line(message))
 
 

@@ -516,14 +516,18 @@ def samples(*trees, until=None):
         return [[exact(tree, at) for tree in trees] for at in points]
     except (NotExact, OverflowError):
         pass
-    points = range(1 if one_point else POINTS)
-    if not one_point and any(calls(tree, "floor", "ceil") for tree in trees) or any(
-            name.endswith(WHOLE) for name in letters):
+    whole = any(name.endswith(WHOLE) for name in letters)
+    if one_point:
+        points = range(1)
+    elif whole or any(has_call(tree, "floor", "ceil") for tree in trees):
         points = range(FAR, FAR + 10 * POINTS)  # nearby values may all round alike
-    elif not one_point and any(calls(tree, "abs") for tree in trees):
+    elif any(has_call(tree, "abs") for tree in trees):
         # Somewhere x + 5 is negative and x - 2023 is positive.
         points = [*range(4), *range(FAR, FAR + 12), *range(2 * FAR, 2 * FAR + 12)]
-    for real in (False,) if "i" in letters else (True, False):
+    else:
+        points = range(POINTS)
+    attempts = (False,) if "i" in letters else (True, False)
+    for real in attempts:
         rows, valued = [], []
         for at in points:
             rows.append([value_or_none(tree, at, real) for tree in trees])
@@ -543,10 +547,10 @@ def integers(tree):
     return set().union(*(integers(x) for x in tree if isinstance(x, tuple)))
 
 
-def calls(tree, *names):
+def has_call(tree, *names):
     """Returns whether a tree contains one of these functions."""
     return tree[0] == "call" and tree[1] in names or any(
-        calls(part, *names) for part in tree if isinstance(part, tuple))
+        has_call(part, *names) for part in tree if isinstance(part, tuple))
 
 
 def value_or_none(tree, point, real):
@@ -569,7 +573,7 @@ def close(a, b):
 def equal(one, other):
     """Returns whether two formulas have the same value wherever both have one. If the
     first contains |...|, the other must have a value wherever the first has one."""
-    may_lack = not calls(one, "abs")
+    may_lack = not has_call(one, "abs")
 
     def differ(row):
         a, b = row
