@@ -173,7 +173,7 @@ def check_together(command, cfg, parser):
 
 
 def note_idle_flags(cfg):
-    """Prints a note about flags that the user has set and the method ignores."""
+    """Prints a note about flags that are set but that the method does not train with."""
     idle = [name for name in SIMKO_ONLY
             if not METHODS[cfg.method].simko_ratio
             and getattr(cfg, name) != getattr(type(cfg), name)]

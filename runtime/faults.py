@@ -231,11 +231,11 @@ def discard(descriptor):
 
 
 class GuardedEngine:
-    """An engine whose start has a time limit. Its rollouts end early, on all
-    ranks, when one of them receives SIGTERM, SIGINT or SIGHUP.
+    """An engine whose start has a time limit. Its rollouts end early on all
+    ranks when any rank receives SIGTERM, SIGINT or SIGHUP.
 
     A signal in another phase takes effect at the next rollout, which then does
-    not begin. Only during a rollout do the weights belong to a complete step.
+    not begin: only during a rollout do the weights belong to a complete step.
     A second signal other than SIGHUP ends the process at once.
 
     start: a function that returns the engine. shared: whether several ranks
@@ -424,7 +424,7 @@ def refuse_gap(gap, limit, where):
              f"above {limit}: the engine does not sample from the trained "
              "policy. Likely causes: weights that have other names in the "
              "engine, an attention or output head with soft-capping or a bias, "
-             "a quantised checkpoint, or with --rollout hf layers whose output "
+             "a quantised checkpoint, or, with --rollout hf, layers whose output "
              "changes with the padding of short prompts. If the value is nan, "
              "numbers are too large for --dtype")
 

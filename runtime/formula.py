@@ -385,7 +385,12 @@ def exact(tree, point):
         if bits(a) * abs(b) > MAX_BITS:
             raise OverflowError("too large")
         return a ** int(b)
-    result = a + b if kind == "+" else a * b if kind == "*" else a / b
+    if kind == "+":
+        result = a + b
+    elif kind == "*":
+        result = a * b
+    else:
+        result = a / b
     if bits(result) > MAX_BITS:
         raise OverflowError("too large")
     return result
@@ -505,8 +510,8 @@ def samples(*trees, until=None):
 
     The values are fractions if all trees have exact values. Otherwise they are
     real numbers, or complex numbers if fewer than two points give real values.
-    Once two points have values, the first point where until(values) is true is
-    the last one."""
+    Once two points have values, the first at which until(values) is true is the
+    last that is tried."""
     for name in integers(trees[0]):
         trees = [replace(tree, name, ("symbol", name + WHOLE)) for tree in trees]
     letters = set().union(*map(symbols, trees))

@@ -508,8 +508,8 @@ NOT_UNITS = set(  # after a number, these words change its value
 def split_unit(text, own=frozenset(), gold=False):
     """Returns (value, units), where units is the set of known units around the
     value. `own` has further words that count as units. If any other word follows
-    the value, nothing is split off. Neither is what may be a product of letters, if
-    the text is a gold answer: 2 is not 2mg."""
+    the value, nothing is split off. From a gold answer, what may be a product of
+    letters is not split off either: 2 is not 2mg."""
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
         value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own, gold)
         return value, units | {UNITS[sign] for sign in money}

@@ -118,8 +118,8 @@ def check_evaluations(command, cfg, benchmarks):
 
 
 def evaluation_folders(command, cfg):
-    """Returns the folders whose eval.json the command will write, or replace
-    if there is one."""
+    """Returns the folders in which the command will replace eval.json, if it is
+    there."""
     folder = Path(cfg.output_dir)
     if command == "eval":
         return [folder]

@@ -72,7 +72,7 @@ def both_signs(text):
 
 
 FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
-    LETTER.join(["^(.*", r".*),\s*\2\s*∈\s*\\mathbb\{Z\}$"]) % "([a-z])")
+    r"^(.*" + LETTER % "([a-z])" + r".*),\s*\2\s*∈\s*\\mathbb\{Z\}$")
 
 
 def readings(gold, pred):
