@@ -300,7 +300,7 @@ class VLLMEngine:
         params = SamplingParams(
             n=n, temperature=temperature, top_p=top_p, max_tokens=max_tokens,
             stop_token_ids=self.stop_ids, detokenize=False, flat_logprobs=True,
-            logprobs=0 if logprobs else None)  # 0: of the sampled token alone
+            logprobs=0 if logprobs else None)  # 0: of the sampled token only
         offset, everyone = 0, prompts
         if self.tp_size > 1:
             # All ranks of an engine get the prompts of all of them.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash train.sh [RECIPE] [any simko.py flag ...]    train, evaluate and show the result
 # bash train.sh laptop-study [any study.py flag]    compare all methods over seeds on the laptop's task (hours)
-# bash train.sh test [any pytest flag ...]          run the tests, on a machine with a GPU also those that need one
+# bash train.sh test [any pytest flag ...]          run the tests; those for GPUs run where there is one
 # bash train.sh --list [RECIPE [METHOD]]            list the recipes, or the flags of one
 #
 # Without RECIPE it trains the largest one that fits the GPUs here, or `laptop` where there is no GPU. A recipe whose

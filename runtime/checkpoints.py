@@ -67,7 +67,7 @@ def load_checkpoint(folder, trainer):
             trainer.policy, trainer.optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
-            options=StateDictOptions(strict=False))  # LoRA saves adapters alone
+            options=StateDictOptions(strict=False))  # LoRA saves only adapters
         cfg = trainer.cfg
         trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
         return step
@@ -146,7 +146,7 @@ def reach_disk(path):
 def save_hf(folder, trainer, tokenizer, stop_ids):
     """Writes an ordinary Hugging Face folder, in the dtype of the run's
     computation. Its responses end at the same tokens as the run's. LoRA's
-    adapters are merged into it, and also lie beside it in `adapter`."""
+    adapters are merged into it, and are also saved beside it in `adapter`."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(trainer.policy, options=options)
     if trainer.rank == 0:

@@ -94,7 +94,7 @@ def explained(cfg, verifier):
     with ExitStack() as stack:
         try:
             yield stack
-        # CheckpointException derives from BaseException alone.
+        # CheckpointException derives from BaseException, not from Exception.
         except (Exception, SystemExit, CheckpointException) as error:
             if isinstance(error, SystemExit) and not error.code:
                 raise  # a regular stop

@@ -180,7 +180,7 @@ def check_driver(torch):
         if max(numbers, default=0) >= len(cards):
             fail(f"{seen}: unset it, or name cards by numbers below {len(cards)}")
     if torch.version.cuda is None:
-        fail(f"{seen}: PyTorch {torch.__version__} was built for CPUs alone. "
+        fail(f"{seen}: PyTorch {torch.__version__} was built only for CPUs. "
              "Delete .venv, and the same command installs it for GPUs")
     fail(f"{seen}: the driver is {driver}, and PyTorch {torch.__version__} "
          f"was built for CUDA {torch.version.cuda}. Install a driver that "

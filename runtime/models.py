@@ -28,7 +28,7 @@ NO_CODE = {"trust_remote_code": False}
 
 INDEX = "model.safetensors.index.json"  # names the files of large models
 READS_IMAGES = ("is a model of images and text, as the vision_config of its "
-                "config.json says: choose a model of text alone")
+                "config.json says: choose a text-only model")
 
 
 # ---------------------------------------------------------- the checkpoint
@@ -139,8 +139,8 @@ def check_trainable(cfg, config, body):
     buffers = sorted(body.state_dict().keys() - parameters.keys())
     if buffers and cfg.rollout == "vllm":
         fail(f"--model {cfg.model} stores the buffer {buffers[0]}. vLLM "
-             "starts with random ones, and a sync sends it parameters "
-             "alone: add --rollout hf")
+             "starts with random ones, and a sync sends it only "
+             "parameters: add --rollout hf")
 
 
 def check_parallel(parts, config):

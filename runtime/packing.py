@@ -28,7 +28,7 @@ class Sample:
     advantage: float = 0.0
     old_logp: torch.Tensor | None = None  # (L,) log pi_old by the trainer
     ref_logp: torch.Tensor | None = None  # (L,) log pi_ref, if beta > 0
-    chosen: torch.Tensor | None = None    # (L,) bool, set by kl-cov alone
+    chosen: torch.Tensor | None = None    # (L,) bool, set only by kl-cov
 
     def size(self):
         """Returns the number of tokens of prompt and response."""

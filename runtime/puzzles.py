@@ -73,7 +73,7 @@ def choice(response, answer):
     if not first:
         return False
     rest = found[first.end():]
-    rest = re.sub(r"\b[AI](?= [a-z])", "", rest)  # "(C) A cat" names C alone
+    rest = re.sub(r"\b[AI](?= [a-z])", "", rest)  # "(C) A cat" names only C
     others = re.findall(r"(?<![\w'])([A-Z])(?![\w'])|\(([a-z])\)", rest)
     named = {first[1].upper(), *"".join(map("".join, others)).upper()}
     denied = re.search(r"(?i)\b(?:not|wrong|incorrect|false|unlikely)\b", rest)

@@ -313,7 +313,7 @@ def pretended_torch(cuda):
     ("13.0", "1", ["CUDA_VISIBLE_DEVICES is '1'", "470.57"]),
     ("13.0", "GPU-1", ["CUDA_VISIBLE_DEVICES is 'GPU-1'", "470.57"]),
     ("13.0", "0,2", ["is '0,2'): unset it, or name cards by numbers below 2"]),
-    (None, None, ["was built for CPUs alone", "Delete .venv"])])
+    (None, None, ["was built only for CPUs", "Delete .venv"])])
 def test_cards_that_only_nvidia_smi_sees(cuda, visible, words, tmp_path,
                                          monkeypatch, capsys):
     program(tmp_path, "nvidia-smi", "echo '81559, 470.57'; "

@@ -65,7 +65,7 @@ def problem_row(id, numbers, target):
 
 def held_out_rows(rng, legal, sizes):
     """Returns ({set: rows}, the keys of all rows). sizes: {set: number of
-    problems}. No two problems differ only in the order of their numbers."""
+    problems}. No two problems are the same up to the order of their numbers."""
     rows, held_out = {name: [] for name in sizes}, set()
     for name, size in sizes.items():
         for i in range(size):

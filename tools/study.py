@@ -233,9 +233,9 @@ def simko(command, job, folder, log, **flags):
         words += [flag(name), str(value)]
     with log.open("a") as file:
         # The rows in docs/laptop were computed on CPUs, in float32.
-        alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        one_core = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(words, stdout=file, stderr=file, check=False,
-                              env={**os.environ, **alone})
+                              env={**os.environ, **one_core})
     # A run that was asked to stop exits with 0, too.
     if done.returncode or not (folder / "eval.json").exists():
         fail(f"a run failed or was stopped: see {log}")
