@@ -333,14 +333,6 @@ def test_a_setting_that_a_run_does_not_name_had_its_default(tiny, run, tmp_path)
     cli.prepare(resume, Config)
     with pytest.raises(SystemExit, match="--epsilon was 0.2, is 0.1"):
         cli.prepare([*resume, "--epsilon", "0.1"], Config)
-<<<<<<< HEAD
-=======
-    del settings["output_dir"]
-    (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(SystemExit, match="config.json was written by an earlier version") as stop:
-        cli.prepare(resume, Config)
-    assert refused(stop.value)
->>>>>>> 8a45e4f (runtime/: docstrings say what a token loss gets, when a signal takes effect and what room is; the messages about changed settings and training data read in one go)
 
 
 def test_an_evaluation_of_other_sets_where_a_run_resumes_is_refused(tiny, run, tmp_path):

@@ -383,5 +383,5 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["cpu", "cpu_first_start"])
 def test_the_page_shows_what_the_rows_say(name, capsys):
     smollm2.show(read_rows(ROOT / "docs" / "smollm2" / f"{name}.jsonl"))
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "smollm2.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() in page

@@ -175,7 +175,7 @@ def test_an_unsampled_candidate_of_a_correct_response_rises_below_alpha_over_k(p
 
 @pytest.mark.parametrize("seed", range(5))
 def test_over_a_group_the_candidates_own_probability_cancels(seed):
-    """Checks a claim of docs/results.md: at the root, a top-K candidate rises if (1 - alpha)
+    """Checks a claim of docs/toy.md: at the root, a top-K candidate rises if (1 - alpha)
     P(k | right) + alpha / K exceeds lambda_k P(k | wrong) - (lambda - 1) P(rank 1 | wrong) pi_k.
     Advantages add up to zero, so pi_k cancels if lambda = 1."""
     theta = table(1, seed)[0]
@@ -204,7 +204,7 @@ def test_over_a_group_the_candidates_own_probability_cancels(seed):
 
 
 def test_where_errors_are_alike_c_has_three_sixteenths_of_them():
-    """Checks a claim of docs/results.md: with six equal modes and the same small probability for
+    """Checks a claim of docs/toy.md: with six equal modes and the same small probability for
     every wrong candidate, P(C | right) is 1 / 6 and P(C | wrong) is 3 / 16, so alpha keeps C only
     if K = 4."""
     pi = torch.full((1, 21, 4), 0.25, dtype=torch.double)
@@ -288,10 +288,9 @@ def test_the_page_shows_the_tables_of_the_rows(tmp_path, monkeypatch, capsys):
     (tmp_path / "rows.csv").write_bytes(ROWS.read_bytes())
     monkeypatch.setattr(sys, "argv", ["toy_sweep.py", str(tmp_path)])
     toy_sweep.main()
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    section = page.partition("## The toy")[2].partition("\n## ")[0]
+    page = (ROOT / "docs" / "toy.md").read_text(encoding="utf-8")
     printed = capsys.readouterr().out
-    shown = [block for block in section.split("\n\n") if block.startswith("| ")]
+    shown = [block for block in page.split("\n\n") if block.startswith("| ")]
     assert len(shown) >= 3
     for block in shown:
         assert block.strip() in printed

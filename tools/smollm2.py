@@ -5,7 +5,7 @@ what the paper says about Lambda, entropy, candidates and pass@K.
     python -m tools.smollm2 card MODEL DIR    nine minutes of one 80 GB GPU
     python -m tools.smollm2 table docs/smollm2/cpu.jsonl
 
-MODEL is a Hugging Face folder: SmolLM2-135M-Instruct for docs/results.md,
+MODEL is a Hugging Face folder: SmolLM2-135M-Instruct for docs/smollm2.md,
 which explains the comparison. Both studies fine-tune MODEL on Countdown in
 plain words (tools/countdown.py). From this start they train it with every
 method, on the same problems in the same order. Each run is a process of its
@@ -16,7 +16,7 @@ card stops by itself after nine minutes. A run whose evaluation is not
 complete by then has a row without pass@K, and the same command completes it.
 card needs no network and no vLLM, but PyTorch 2.11 and transformers 5.17 or
 later, and the other packages of pyproject.toml. Copy this repository there,
-and MODEL or the GGUF file of 98 MB from which docs/results.md makes it:
+and MODEL or the GGUF file of 98 MB from which docs/smollm2.md makes it:
 `split -b 50M` cuts the file in two, and `cat` joins the parts.
 
 On another day `--first-seed 3` adds three seeds to the rows, at the learning
