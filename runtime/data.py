@@ -342,7 +342,8 @@ def load_problems(source, data_dir="", task="math"):
     for where, row in rows:
         problem = check_problem(where, row, task)
         if problem["id"] in problems:
-            fail(f"{where}: an earlier row has the same id, {problem['id']!r:.80}")
+            fail(f"{where}: an earlier row has the same id, {problem['id']!r:.80}: give "
+                 "each row its own id")
         problems[problem["id"]] = problem
     answers = [(where, problem["answer"]) for (where, _), problem in zip(rows, problems.values())
                if problem.get("task", task) == "math"]
@@ -433,7 +434,7 @@ def without_tests(cfg, problems):
                        f"{source}; the run does not train on them")
         rows = kept
     return rows or fail(f"all problems of --train-data {cfg.train_data} are also in the sets of "
-                        "--eval-data")
+                        "--eval-data: choose other data for one of them")
 
 
 def prompt_order(batch, batch_size, count, seed):

@@ -166,7 +166,7 @@ def context_left(command, cfg, config):
         if command == "train":
             lengths += f" and --max-completion-length {needed}"
         fail(f"the model's context of {context} tokens is too short for "
-             + lengths)
+             f"{lengths}: choose smaller numbers")
     return left
 
 
@@ -283,7 +283,8 @@ def load_model(path, dtype, attention="packed"):
         fail(f"--model {path}: {one_line(error)}")
     except KeyError as error:  # a family with its own table of attentions
         fail(f"--model {path}: its attention cannot be replaced by "
-             f"{error}, so it can be evaluated here but not trained")
+             f"{error}, so it can be evaluated here but not trained: choose another "
+             "model")
     check_loaded(path, found)
     return model
 

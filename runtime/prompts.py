@@ -218,7 +218,7 @@ def encode_prompts(problems, tokenizer, cfg):
             kept.append({**problem, "task": task, "prompt_ids": np.array(ids, np.int64)})
     if not kept:
         fail(f"all {len(problems)} prompts are longer than --max-prompt-length "
-             f"{cfg.max_prompt_length}")
+             f"{cfg.max_prompt_length}: raise it")
     return kept
 
 

@@ -529,7 +529,7 @@ def test_prompt_and_response_fit_into_the_models_context():
     lengths = "--max-prompt-length 16"
     for command, context, flags in (
             ("train", 35, f"{lengths} and --max-completion-length 20"), ("eval", 16, lengths)):
-        message = f"context of {context} tokens is too short for {flags}$"
+        message = f"context of {context} tokens is too short for {flags}: choose smaller numbers$"
         with pytest.raises(SystemExit, match=message):
             context_left(command, cfg, SimpleNamespace(max_position_embeddings=context))
 
