@@ -161,7 +161,9 @@ def check_together(command, cfg, parser):
     if command == "eval" and not cfg.eval_data:
         parser.error("eval needs --eval-data")
     if len(set(names)) < len(names):
-        parser.error("two sets of --eval-data have the same name: leave one out")
+        twice = next(name for name in names if names.count(name) > 1)
+        parser.error(f"two sets of --eval-data have the same name, {twice}: "
+                     "rename one of the files, or leave one out")
     if parts > 1 and cfg.rollout == "hf":
         parser.error(f"--tensor-parallel-size {parts} is for vLLM, and does "
                      "not work with --rollout hf")

@@ -75,6 +75,9 @@ def check_run(cfg, problems):
              "cannot be continued, and starting over would delete its "
              "results: choose another --output-dir, or remove this one")
     if not file.exists():
+        if (folder / "eval.json").exists():
+            fail(f"{folder} holds an evaluation: choose another --output-dir "
+                 "for this run")
         if saved:
             fail(f"{folder} holds checkpoints but no config.json that names "
                  "their settings: choose another --output-dir")
@@ -89,8 +92,9 @@ def check_run(cfg, problems):
     changes = differences(dataclasses.asdict(type(cfg)()) | before, fixed)
     if "train_data_sha256" in changes:
         fail(f"{folder} holds a run on other training data: the problems of "
-             f"--train-data {cfg.train_data}, without those of --eval-data, are "
-             "not the ones it began with. Choose another --output-dir")
+             f"--train-data {cfg.train_data}, without those of --eval-data, or "
+             "their --task, are not the ones it began with. Choose another "
+             "--output-dir")
     changed = [f"{flag(name)} {change}" for name, change in changes.items()]
     if changed:
         fail(f"{folder} holds a run with other settings: "

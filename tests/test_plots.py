@@ -469,7 +469,7 @@ def runs(tmp_path):
     with the laptop's tokenizer."""
     problems = tmp_path / "test.jsonl"
     write_rows(problems, [
-        {"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": "9"}
+        {"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": f"9 = {i} 2 3"}
         for i in range(3)
     ])
     save_tiny_models(*(tmp_path / name for name in ("base", "GRPO/hf", "SimKO/hf")))
@@ -532,6 +532,17 @@ def test_path_takes_a_runs_response_where_the_base_model_had_none_that_is_right(
     assert [word(id) for id in response] == "6 * 6".split()
 
 
+def test_a_problem_that_no_run_solves_does_not_keep_back_the_other_figures(runs, call):
+    run = runs["SimKO"]
+    write_rows(run / "eval_000000" / "test.jsonl", [{"set": "test"}])
+    write_rows(run / "metrics.jsonl", metrics(4))
+    evaluation(run / "eval_000004", test=(4, [1, 2]))
+    named = f"SimKO={run}", "--path"
+    assert call(*named, 2)[0] == "path_2"
+    assert call(*named, 1) == [
+        "fig1_pass_at_k", "fig1_candidates", "fig3_5_dynamics", "fig6_entropy"]
+
+
 def test_path_shows_the_tokens_of_a_long_response_at_which_the_base_model_wavers(runs):
     title, response, found, word = plots.read_path(runs, 1)
     figure = plots.path_figure(title, response, found, word, most=2)
@@ -577,8 +588,10 @@ def rewrite(run, before, after):
     ),
     (
         1,
-        lambda run: shutil.rmtree(run.parent / "SimKO" / "eval_000000"),
-        "correct response to p1 of test",
+        lambda run: write_rows(
+            run.parent / "SimKO" / "eval_000000" / "test.jsonl",
+            [{"set": "test", "problems_sha256": "another"}]),
+        "test.jsonl has responses to other problems than test has now",
     ),
     (
         1,

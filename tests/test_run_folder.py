@@ -131,7 +131,6 @@ def test_what_a_model_or_file_says_does_not_steer_the_terminal(run, tmp_path, ca
             (tables, name),
             (plots, name, "-o", tmp_path),
             (plots, "--follow", name),
-            (plots, f"a={folder}", "--path", 0, "-o", tmp_path),
             (data, tmp_path, f"aime24={name}")):
         monkeypatch.setattr(sys, "argv", ["x", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
@@ -278,6 +277,16 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
             main(recipe(tiny, command, folder, "--rollout", "hf", *steps, *flags))
         assert refused(stop.value)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_does_not_begin_in_the_folder_of_an_evaluation(tiny, tmp_path):
+    """Whoever named the folder later would get the trained model's results."""
+    (tmp_path / "eval.json").write_text("{}")
+    begin = recipe(tiny, "train", tmp_path, "--rollout", "hf", "--steps", 1)
+    message = "holds an evaluation: choose another --output-dir for this run"
+    with pytest.raises(SystemExit, match=message) as stop:
+        cli.prepare(begin, Config)
+    assert refused(stop.value)
 
 
 @pytest.mark.parametrize("start", ['"answer": "1', '"task": "text", "answer": "'])

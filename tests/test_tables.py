@@ -152,7 +152,8 @@ def test_a_difference_has_the_interval_of_problems_that_both_answered(tmp_path, 
     write(z, entry("a", after, 16, problems_sha256="1"))
     write(x, entry("a", before, 16, problems_sha256="2"))
     printed, found = run(f"X={x}", f"Z={z}")
-    assert "- a: the same ids for other problems or answers (X, Z)" in printed
+    line = "- a: the same ids, but other problems, answers or tasks, or another order (X, Z)"
+    assert line in printed
     assert not any("Differences" in title for title in found)
     write(z, entry("a", after, 16, correct={f"b-{i}": c for i, c in enumerate(after)}))
     _, found = run(f"Y={y}", f"Z={z}")
@@ -369,6 +370,22 @@ def test_a_run_stands_for_its_last_evaluation(tmp_path):
     write(tmp_path, entry("a", [0], 8))  # a later evaluation does not hide the run's
     (row,) = load([str(tmp_path)])
     assert row.sets["a"]["correct"] == last
+
+
+@pytest.mark.parametrize("steps, planned, line", [
+    ((3, 3), (3, 3), None),
+    ((3, 6), (3, 6), "3 (X), 6 (Y)"),
+    ((3, 0), (3, 9), "3 (X), 0 of 9 (Y)"),  # a run that is still going shows its base model
+    ((3, 3), (9, 9), "3 of 9 (X, Y)"),
+])
+def test_runs_that_were_not_trained_alike_are_said(tmp_path, run, steps, planned, line):
+    for name, step, last in zip("xy", steps, planned):
+        write(tmp_path / name / f"eval_{step:06d}", entry("a", [1], 8))
+        (tmp_path / name / "config.json").write_text(json.dumps({"steps": last}))
+    write(tmp_path / "base", entry("a", [1], 8))  # an evaluation was named as such
+    printed, _ = run(f"base={tmp_path / 'base'}", *(f"{n.upper()}={tmp_path / n}" for n in "xy"))
+    said = f"- steps of training before the evaluation {line}\n" in printed
+    assert said == ("THESE EVALUATIONS DIFFER" in printed) == (line is not None)
 
 
 def test_a_label_ends_at_the_last_equals_sign_unless_the_whole_is_a_folder(tmp_path):

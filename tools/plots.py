@@ -46,7 +46,7 @@ import pandas as pd
 import torch
 
 from runtime.common import fail, one_line, printable
-from runtime.data import load_problems, read_jsonl
+from runtime.data import digest, load_problems, read_jsonl
 from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
 from runtime.run_folder import check_log
@@ -180,24 +180,29 @@ def only_runs(folders):
             if (folder / "config.json").is_file()}
 
 
-def first_correct(folders, name, id):
+def first_correct(folders, name, id, contents):
     """Returns the first correct response to a problem: the base model's
-    or, if it has none, that of a run."""
+    or, if it has none, that of a run. Returns None if no run has one.
+    contents: the digest of the problems."""
     for pattern in ("eval_000000/*.jsonl", "eval_*/*.jsonl"):
         paths = [path for folder in folders for path in sorted(folder.glob(pattern))]
         for path in paths:
             if path.stem.partition("@T")[0] != name:
                 continue
             for _, row in read_jsonl(path):
+                # The first line of the file has the digest of the problems.
+                if row.get("problems_sha256", contents) != contents:
+                    fail(f"{path} has responses to other problems than {name} has now: "
+                         "put the old problems back, or evaluate again")
                 if row["id"] == id and row.get("correct"):
                     return row["response"]
-    return fail(f"none of these runs has a correct response to {id} of {name}: name runs that "
-                "solve it, or another problem (--path)")
+    return None
 
 
 def read_path(folders, index):
     """Returns the arguments of `path_figure`: one response and its top
-    candidates under the base model and each run of {label: folder}."""
+    candidates under the base model and each run of {label: folder}. Returns
+    None if no run has a correct response to the problem."""
     from transformers import logging
     logging.disable_progress_bar()
     runs = only_runs(folders)
@@ -214,14 +219,16 @@ def read_path(folders, index):
         fail("--path needs runs with --eval-data")
     source = cfg.eval_data[0]
     name = set_name(source)
-    # Only the problems are shown, so their answers may be of any kind.
-    problems = load_problems(source, cfg.data_dir, task="text")
+    problems = load_problems(source, cfg.data_dir, cfg.task)
     if not 0 <= index < len(problems):
         fail(f"--path {index}: {source} has the problems 0 to {len(problems) - 1}")
     try:
         tokenizer = read_tokenizer(cfg.model)
         (problem,) = encode_prompts([problems[index]], tokenizer, cfg)
-        text = first_correct(runs.values(), name, problem["id"])
+        contents = digest(encode_prompts(problems, tokenizer, cfg))
+        text = first_correct(runs.values(), name, problem["id"], contents)
+        if text is None:
+            return None
         response = tokenizer.encode(text, add_special_tokens=False)
         models = {"base": cfg.model}
         models |= {label: folder / "hf" for label, folder in runs.items()}
@@ -393,8 +400,12 @@ def main():
     rows = tables.load({label: f for label, f in folders.items() if label not in unfinished})
     figures = {}
     if options.path is not None:
-        arguments = read_path(folders, options.path)
-        figures[f"path_{options.path}"] = path_figure(*arguments)
+        name = f"path_{options.path}"
+        if arguments := read_path(folders, options.path):
+            figures[name] = path_figure(*arguments)
+        else:
+            print(f"{name} is not drawn, because no run has a correct response to this problem: "
+                  "choose another one with --path", file=sys.stderr)
     figures |= run_figures(rows, logs, dict(zip(folders, STYLES)))
     reported = [*figures]
     if options.study:

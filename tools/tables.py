@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from runtime.common import fail, printable
-from runtime.run_folder import by_step
+from runtime.run_folder import by_step, read_settings
 from simko import pass_at_k
 from tools import ROOT, allow_head, command_line
 
@@ -102,6 +102,20 @@ def last_report(folder):
     the evaluation in the folder itself."""
     steps = by_step(folder, "eval")
     return (steps[max(steps)] if steps else folder) / "eval.json"
+
+
+def steps_trained(folder):
+    """Returns the steps of a run before its last evaluation, as a text, which
+    names the planned steps as well if they are not done. Returns None for
+    the folder of an evaluation."""
+    evaluated = by_step(folder, "eval")
+    if not evaluated:
+        return None
+    last, settings = max(evaluated), folder / "config.json"
+    planned = last
+    if settings.is_file():
+        planned = read_settings(settings, settings.read_bytes()).get("steps", last)
+    return str(last) if last == planned else f"{last} of {planned}"
 
 
 def load(folders):
@@ -272,6 +286,13 @@ def differences(rows, names, paper):
     """Returns a line for each difference between evaluations of a set.
     paper: whether to compare with the first version's settings, too."""
     lines = []
+    trained = {}
+    for label, folder in {row.label: row.folder for row in rows}.items():
+        if steps := steps_trained(folder):
+            trained.setdefault(steps, []).append(label)
+    if len(trained) > 1 or any(" of " in steps for steps in trained):
+        texts = (f"{steps} ({', '.join(labels)})" for steps, labels in trained.items())
+        lines.append("steps of training before the evaluation " + ", ".join(texts))
     temperatures = dict.fromkeys(row.temperature for row in rows)
     for name, temperature in ((name, t) for name in names for t in temperatures):
         group = {row.label: row.sets[name] for row in rows
@@ -279,8 +300,8 @@ def differences(rows, names, paper):
         if len({frozenset(entry["correct"]) for entry in group.values()}) > 1:
             lines.append(f"{name}: different problem ids ({', '.join(group)})")
         elif not same_contents(group.values()):
-            lines.append(f"{name}: the same ids for other problems or answers "
-                         f"({', '.join(group)})")
+            lines.append(f"{name}: the same ids, but other problems, answers or tasks, or "
+                         f"another order ({', '.join(group)})")
         if group and paper:
             group["the paper"] = PAPER["protocol"].get(name, {})
         for key, word in COMPARED.items():
@@ -291,7 +312,7 @@ def differences(rows, names, paper):
             if len(values) > 1:
                 texts = (f"{value} ({', '.join(labels)})" for value, labels in values.items())
                 lines.append(f"{name}: {word} " + ", ".join(texts))
-    return lines
+    return list(dict.fromkeys(lines))  # several temperatures have the same line
 
 
 def show(title, table):
