@@ -289,6 +289,7 @@ x=101,234 ¦ 101234 ¦ 101, 234
 -\frac{7}{6} ¦ -1.1\overline{6}
 1,234 ¦ 1234 ¦ 1{,}234 ¦ 1,234.0
 221, 8 ¦ 8,221 ¦ 8, 221 ¦ \{8, 221\}
+8, 7, 221 ¦ 7, 8,221
 \pm 3 ¦ (\pm 3) ¦ 3, -3 ¦ \{\pm 3\}
 (\pm 5, 0) ¦ (5, 0), (-5, 0) ¦ (-5, 0), (5, 0)
 # derivatives, functions and letters
@@ -299,6 +300,9 @@ m\frac{dv}{dt}+bv=f ¦ m \frac{d v}{d t} = f - b v ¦ \frac{dv}{dt}+\frac{b}{m}v
 I\frac{d\omega}{dt}+2B\omega=T ¦ \dot{\omega}=\frac{T-2B\omega}{I}
 \frac{d^2y}{dx^2}+4y=0 ¦ y''+4y=0
 \frac{d^2y}{dx^2}+2\frac{dy}{dx}+y=0 ¦ y''+2y'+y=0
+N'=kN ¦ \frac{ d N }{ d T }=kN
+\theta\frac{dx}{dt}=1 ¦ \theta x'=1
+\rho\frac{d^2x}{dt^2}=1 ¦ \rho x''=1
 \ddot{x}+2\beta\dot{x}=0 ¦ \ddot{x}=-2\beta\dot{x}
 \sqrt{\frac{2GM}{R}} ¦ \sqrt{2GM/R}
 \ddot{x}+\omega^2x=0 ¦ \ddot x=-\omega^2 x ¦ x''=-\omega^2 x
@@ -331,24 +335,38 @@ x^2+y^2=25 ¦ x^2+y^2=5^2
 MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
  ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
-f(x)=2x ¦ f(x)=x+x=2x
+f(x)=2x ¦ f(x)=x+x=2x ¦ f (z) = 2z ¦ f( z )=2z ¦ f (x) = x+x
+f(x)=\sqrt x ¦ f(t)=\sqrt t
+P(n)=n^2 ¦ P(k)=k^2
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
-x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3)
-y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x
+x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3) ¦ y=3; x=2
+y(x)=x^2 ¦ y=x^2
+y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x ¦ y ( x )=C_2+C_1e^x
 # sets of real numbers
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\}
- ¦ x \ge -2 \text{ and } x<1 ¦ \{x \mid -2\le x<1\}
+ ¦ x \ge -2 \text{ and } x<1 ¦ \{x \mid -2\le x<1\} ¦ f(x)\ge-2, f(x)<1
+ ¦ \{ f(x) : -2\le f(x)<1 \}
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
  ¦ x<1, \text{ or } x>3
-(-2,2) ¦ |x|<2 ¦ \{x: |x|<2\}
+(-2,2) ¦ |x|<2 ¦ \{x: |x|<2\} ¦ |X|<2
+[-3,1] ¦ | x + 1 | \le 2 ¦ 2\ge|x+1|
+(-\infty,-2)\cup(2,\infty) ¦ |x|>2
+x<-1\text{ or }x>3 ¦ |x-1|>2
 x\ne5\text{ cm} ¦ 5\text{ cm}\ne x
 x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
+\gcd(a,b)>1 ¦ 1<\gcd(a,b)
+P(X>2)<\frac12 ¦ \frac12>P(X>2)
 |x|\ne5 ¦ 2|x|\ne10
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
-x>1, y<2 ¦ y<2, x>1
+x>1, y<2 ¦ y<2, x>1 ¦ y<2; x>1
+x<1\text{ or }y^2>3 ¦ y^2>3\text{ or }x<1
+x^2>4, y<2 ¦ y<2, x^2>4
+x^2>4, x\ne5 ¦ x\ne5, x^2>4
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
- ¦ 3n, n\in\mathbb{Z} ¦ 3n\ (n\in\mathbb{Z})
+ ¦ 3n, n\in\mathbb{Z} ¦ 3n\ (n\in\mathbb{Z}) ¦ \{ x | x = 3n ; n \in \mathbb{Z} \}
+\{3k+1|k\in\mathbb{Z}\} ¦ 3N+1, N \in \mathbb{Z}
+\{(x,y)|y=2x\} ¦ \{(x,y):2x=y\}
 \text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
 # braces, spaces and Unicode
 \text{odd} ¦ (\text{odd}) ¦ \{\text{odd}\}
@@ -370,7 +388,7 @@ x_1+x_2 ¦ x₁+x₂
 \sqrt{\frac{x}{2}} ¦ √{x÷2}
 |x|\le5 ¦ ∣x∣⩽5 ¦ |x|≦5
 x'\ge5 ¦ x′⩾5 ¦ x'≧5
-2,3 ¦ 2或3 ¦ 2、3 ¦ x=2或x=3
+2,3 ¦ 2或3 ¦ 2、3 ¦ x=2或x=3 ¦ x=3, y=2
 \text{Monday} ¦ \textsf{Monday} ¦ \texttt{Monday} ¦ \text{Monday.}
 12,13 ¦ \text{12 and 13}
 \begin{pmatrix}2\\4\end{pmatrix} ¦ \begin{smallmatrix}2\\4\end{smallmatrix}
@@ -378,7 +396,7 @@ x'\ge5 ¦ x′⩾5 ¦ x'≧5
 3\pm\sqrt2 ¦ 3\mp\sqrt2
 \begin{pmatrix}2\\4\end{pmatrix} ¦ (2,4) ¦ x=2, y=4
 (2,4) ¦ \begin{pmatrix}2\\4\end{pmatrix}
-\frac{36}{49} ¦ 36:49 ¦ 72:98
+\frac{36}{49} ¦ 36:49 ¦ 72:98 ¦ 36 : 49
 1:4 ¦ \frac14 ¦ 1/4
 1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM ¦ 1{:}58\text{ AM}
 8:34\text{ p.m.} ¦ 08:34 PM ¦ 8:34 PM
@@ -461,19 +479,24 @@ x=2,y=3 ¦ (2,3)
 x=2,y=3,z=4 ¦ (2,3,4)
 [-6,6] ¦ \lbrack -6,6\rbrack
 \begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}-1\\-2\end{pmatrix}
+ ¦ \frac12 \cdot \begin{pmatrix}2\\4\end{pmatrix}
  ¦ \begin{pmatrix} x \\ y \end{pmatrix} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}
 \begin{pmatrix}2&4\\6&8\end{pmatrix} ¦ 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
 # sets
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
 (-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
-(-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
+(-\infty,-1)\cup(-1,1)\cup(1,\infty) ¦ x \ne -1 \text{ and } x \ne 1
+(-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ x(t)<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
 [-1,0)\cup(0,1] ¦ [-1,1]\setminus\{0\} ¦ -1\le x\le1, x\ne0 ¦ x \ne 0 \text{ and } -1\le x\le1
-(0,5)\cup(5,\infty) ¦ (0,\infty)\setminus\{5\} ¦ x>0, x\ne5
+(0,5)\cup(5,\infty) ¦ (0,\infty)\setminus\{5\} ¦ x>0, x\ne5 ¦ f(x)>0, f(x)\ne5
+(0,3)\cup(3,5) ¦ x>0, x<5, x\ne3
 (0,1] ¦ [0,1]\setminus\{0\} ¦ 0\le x\le1, x\ne0
 \{\{1,2\}\} ¦ \{\{2,1\}\}
 \{n+k|n\in\mathbb{Z}\} ¦ \{m+k|m\in\mathbb{Z}\}
 0.56=56\% ¦ 0.56 ¦ 56\% ¦ \frac{14}{25}
+-5/2 = -2.5 = -10/4 ¦ -2.5
 x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
+ ¦ x=k\pi+\frac{\pi}{6}, k \in \mathbb{Z}
 # typography
 \frac{28}{3} ¦ 4\times 2\frac{1}{3} ¦ 4 \cdot 2 1/3
 \infty ¦ +\infty ¦ (\infty)
@@ -483,7 +506,7 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 -5 ¦ ‑5 ¦ ‐5 ¦ –5 ¦ −5
 12 ¦ 12^{\text{th}} ¦ 12\text{th}
 204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5} ¦ 204 \text{ (base 5)} ¦ 204\ (\text{base } 5)
-\text{(C)} ¦ \textbf{(C)}\ 5
+\text{(C)} ¦ \textbf{(C)}\ 5 ¦ (C): 12 ¦ (C) 1/2 ¦ (C) 0.5
 a=2, b=3 ¦ 2, 3 ¦ b=3, a=2 ¦ (2, 3)
 l=5, b=3 ¦ 5, 3
 k=1 ¦ k_{\min}=1
@@ -507,6 +530,7 @@ WRONG = r"""
 45 ¦ \frac{45}{0} ¦ x - 45 = 0 ¦ 44.999999999999999999999
 12345 ¦ 12346 ¦ 12345.5 ¦ 1 2345
 1234567 ¦ 1234 567 ¦ 1234,567
+1234 ¦ (1,234) ¦ [1,234] ¦ \{1,234\}
 1e-20 ¦ 1e-21 ¦ 0 ¦ 2e-20
 10^{100} ¦ 10^{100}+1 ¦ 10^{101} ¦ 10^{99}
 \frac{1}{3} ¦ 0.3333333333333333 ¦ 13 ¦ 3 ¦ 1.3
@@ -567,6 +591,7 @@ m\frac{dv}{dt}+bv=f ¦ bv=f ¦ m\frac{dv}{dt}=f ¦ m\frac{dv}{ds}+bv=f ¦ 9m^2\f
 I\frac{d\omega}{dt}+2B\omega=T ¦ 2B\omega=T ¦ \omega=\frac{T}{2B}
 \frac{dx}{dt}=kx-a ¦ 0=kx-a ¦ kx=a
 (y')^2=y ¦ y'=y
+y''+y'=0 ¦ \frac{d^2y}{dx^2}+\frac{dy}{dt}=0
 y'=y ¦ (y')^2=y
 \frac{dy}{dx} ¦ \frac{y}{x} ¦ \frac{dy}{dt} ¦ 0
 \frac{\Delta y}{\Delta x} ¦ \frac{y}{x}
@@ -597,9 +622,13 @@ x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4)
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
 (-2,2) ¦ |x|\le 2 ¦ |x|>2 ¦ |x|^2<2
 |x|>2 ¦ |x|^2>2
+[-3,1] ¦ |x-1|\le2
+x<-1\text{ or }x>3 ¦ |y-1|>2
+(-5,-1) ¦ x>-5, |x|>1
 a<b<c ¦ a<c<b ¦ a<b\le c
 x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
 \{3k|k\in\mathbb{Z}\} ¦ \{2k|k\in\mathbb{Z}\} ¦ \{3k|t\in\mathbb{Z}\} ¦ \{3k|k\in\mathbb{N}\} ¦ 3k
+ ¦ \{y|x=3k,k\in\mathbb{Z}\}
 A\setminus B ¦ B\setminus A
 \mathbb{R}\setminus\{0\} ¦ \mathbb{Q}\setminus\{0\} ¦ \mathbb{R}\setminus\{1\}\setminus\{0\}
 \mathbb{R}\setminus\{0,1\} ¦ \mathbb{R}\setminus(0,1)
@@ -700,7 +729,7 @@ x=2,x=3 ¦ (2,3)
 1 ¦ \frac{\infty}{\infty} ¦ 1^\infty ¦ \frac{\tan\frac{\pi}{2}}{\tan\frac{\pi}{2}}
 0 ¦ (\sqrt2-\sqrt2)^{-1} ¦ (\sqrt2-\sqrt2)^0
 \infty ¦ 2\infty ¦ \infty+1
-\emptyset ¦ \{\emptyset\}
+\emptyset ¦ \{\emptyset\} ¦ \{ \emptyset \}
 # other values
 8/3 ¦ 4\times 2\frac{1}{3}
 2 ¦ (\frac52)!
@@ -718,13 +747,15 @@ n^{\underline{3}} ¦ n^3
 A ¦ (A)-1 ¦ (A) + 5
 a=2, b=3 ¦ 3, 2 ¦ (3, 2)
 (x,y)=(3,4) ¦ 4, 3
-(0,\infty) ¦ x>0, x\in\mathbb{Z}
+(0,\infty) ¦ x>0, x\in\mathbb{Z} ¦ x > 0, x\in\mathbb{Z}
+x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}^+
 x^2+y^2=1, z=3 ¦ 1, 3
 (C) ¦ (C) wrong ¦ (C) D
 1,2,3 ¦ (1,2,3)
 \frac{36}{49} ¦ 49:36
 m_{\max}=n-1 ¦ m_{\min}=n-1 ¦ k=n-1
 9:24 ¦ \frac38 ¦ \frac{9}{24} ¦ 3:08
+12:30 ¦ \frac25
 3:4 ¦ 6:8 ¦ \frac43
 \begin{pmatrix}2\\4\end{pmatrix} ¦ (4,2) ¦ 2,4 ¦ \begin{pmatrix}2&4\end{pmatrix} ¦ (2,4]
 [-1,0)\cup(0,1] ¦ [-1,1]\setminus\{2\} ¦ -1\le x\le1, y\ne0 ¦ [-1,1]\setminus\{a\} ¦ x\ne0
