@@ -18,33 +18,41 @@ from tests.conftest import ESCAPE, config
 @pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
 def test_vllm_starts_without_flashinfers_kernels_unless_the_user_wants_them_and_keeps_its_log(
         monkeypatch, tmp_path, kernels, set_by_the_user, expected):
-    monkeypatch.setattr(vllm_setup, "keep_log", lambda path: None)
+    kept = []
+    monkeypatch.setattr(vllm_setup, "keep_log", kept.append)
     monkeypatch.setattr(vllm_setup, "leave_classes_alone", lambda: None)
     with mock.patch.dict(os.environ):
-        os.environ.pop(kernels, None)
+        for name in (kernels, "VLLM_CACHE_ROOT"):
+            os.environ.pop(name, None)
         os.environ["RANK"] = "1"
         if set_by_the_user:
             os.environ[kernels] = set_by_the_user
         with vllm_setup.prepare_vllm(config("model", output_dir=str(tmp_path))):
             assert os.environ[kernels] == expected
             assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
-    assert (tmp_path / "vllm_log/rank_1.log").exists()
+            assert os.environ["VLLM_CACHE_ROOT"] == str(tmp_path / "vllm_cache/rank_1")
+    log = tmp_path / "vllm_log/rank_1.log"
+    assert log.exists() and kept == [log]
 
 
 @pytest.mark.needs_vllm
-@pytest.mark.parametrize("capability, has_compiler, model, options", [
-    ((9, 0), False, "qwen2", {}),
-    ((10, 0), True, "qwen2", {}),
-    ((10, 0), False, "deepseek_v3", {}),
-    ((10, 0), False, "qwen2", {"attention_config": {"backend": "FLASH_ATTN"}}),
+@pytest.mark.parametrize("capability, has_compiler, model, sizes, options", [
+    ((9, 0), False, "qwen2", {}, {}),
+    ((12, 0), False, "qwen2", {}, {}),
+    ((10, 0), True, "qwen2", {}, {}),
+    ((10, 0), False, "deepseek_v3", {}, {}),
+    ((10, 0), False, "gemma3", {"text_config": {"head_dim": 512}}, {}),
+    ((10, 0), False, "qwen2", {}, {"attention_config": {"backend": "FLASH_ATTN"}}),
+    ((10, 0), False, "mixtral", {}, {"attention_config": {"backend": "FLASH_ATTN"}}),
+    ((10, 0), False, "gemma", {}, {"attention_config": {"backend": "FLASH_ATTN"}}),
 ])
 def test_without_nvcc_a_b200_does_not_use_flashinfer(
-        monkeypatch, tmp_path, capability, has_compiler, model, options):
+        monkeypatch, tmp_path, capability, has_compiler, model, sizes, options):
     from vllm.utils import flashinfer
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(flashinfer, "has_flashinfer", lambda: has_compiler)
-    AutoConfig.for_model(model).save_pretrained(tmp_path)
+    AutoConfig.for_model(model, **sizes).save_pretrained(tmp_path)
     assert vllm_setup.attention_options(tmp_path) == options
 
 
@@ -79,7 +87,7 @@ def test_a_cache_of_the_users_own_stays(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, capsys):
+def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, capsys, caplog):
     logger = logging.getLogger("vllm")
     for name in ("VLLM_LOGGING_LEVEL", "VLLM_CONFIGURE_LOGGING"):
         monkeypatch.setenv(name, "ERROR")
@@ -94,7 +102,7 @@ def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, 
     vllm_setup.keep_log(tmp_path / "rank_0.log")
     assert os.environ["VLLM_CONFIGURE_LOGGING"] == "0"
     for i in range(40):
-        logging.getLogger("vllm.engine").info("line %d", i)
+        logging.getLogger("vllm.engine").log((logging.INFO, logging.WARNING)[i % 2], "line %d", i)
     logger.error("broken")
     assert list(vllm_setup.tail.lines) == [*(f"line {i}" for i in range(11, 40)), "broken"]
     assert capsys.readouterr().out == "broken\n" and "line 39\nbroken" in vllm_setup.last_lines()
@@ -103,6 +111,11 @@ def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, 
     logger.info("%s", ESCAPE)
     assert r"\x1b]0;owned" in vllm_setup.last_lines()
     assert "\x1b" not in vllm_setup.last_lines()
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "debug")  # vLLM takes it in lower case too
+    vllm_setup.keep_log(tmp_path / "rank_0.log")
+    logger.debug("details")
+    assert capsys.readouterr().out == "details\n"
+    assert not caplog.records  # or other handlers would show it a second time
 
 
 def test_what_libraries_print_while_the_engine_starts_goes_to_a_file(tmp_path, capfd):
