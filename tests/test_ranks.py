@@ -69,21 +69,35 @@ def test_variables_that_a_cluster_left_behind_are_refused(monkeypatch, left, nam
     assert stop.value.code.isprintable() and "unset WORLD_SIZE" in stop.value.code
 
 
-def test_a_run_says_that_it_waits_for_ranks_and_for_how_long(monkeypatch, capsys):
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_run_says_that_it_waits_for_ranks_and_for_how_long(monkeypatch, capsys, rank):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a job")
     ranks.check_launch()
     assert capsys.readouterr().out == ""
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     ranks.check_launch()
-    assert "rank 0 waits for the other ranks" in capsys.readouterr().out
+    assert f"rank {rank} waits for the other ranks" in capsys.readouterr().out
     monkeypatch.setattr(ranks, "MEETING_LIMIT", timedelta(seconds=1))
-    with pytest.raises(SystemExit, match="not all of WORLD_SIZE=2 processes connected"):
-        with ranks.process_group():
-            pass
+    missing = f"rank {rank}: not all of WORLD_SIZE=2 processes connected to .* within 1 s"
+    with pytest.raises(SystemExit, match=missing), ranks.process_group():
+        pass
+
+
+def test_runs_on_one_machine_have_ports_of_their_own_and_ranks_wait_for_the_slowest_rollout(
+        group, monkeypatch):
+    """If two runs chose the same port, the second could not start."""
+    started = mock.Mock()
+    monkeypatch.setattr(ranks.dist, "init_process_group", started)
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: False)
+    monkeypatch.delenv("WORLD_SIZE")
+    with mock.patch.dict(os.environ), ranks.process_group():
+        store = started.call_args.kwargs["store"]
+        assert os.environ["MASTER_PORT"] == str(store.port)
+        assert store.timeout == started.call_args.kwargs["timeout"] == ranks.ANSWER_LIMIT
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
