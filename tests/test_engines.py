@@ -33,7 +33,8 @@ def engine_prompts(folder):
 def try_engine(folder, backend):
     """Loads a trainer's weights into an engine, moves all weights and loads them again, and does
     the same with adapters. Writes a report that the tests below check."""
-    cfg = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000)
+    cfg = config(folder, rollout=backend, temperature=0.9, micro_batch_tokens=4000,
+                 max_prompt_length=len(engine_prompts(folder)[-1]))
     report = {}
     with closing(simko.make_engine(cfg, STOPS, CPU, torch.float32, "dummy", 24)) as engine:
         def rollout(*key):
@@ -58,6 +59,7 @@ def try_engine(folder, backend):
             engine.load_weights(trainer.named_weights())
 
         trainer = simko.Trainer(cfg, CPU, torch.float32)
+        report["not loaded"] = compare(trainer, rollout(0, 0, 0))
         load_and_move(trainer, "")
         keys = (0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)
         rollouts = {str(key): rollout(*key) for key in keys}
@@ -131,6 +133,14 @@ def test_an_engine_samples_from_the_trainers_policy_after_each_load_of_its_weigh
     assert abs(statistics.mean(surprises[:-1])) < 0.1  # about 4 standard errors
 
 
+@needs_vllm
+@pytest.mark.usefixtures("vllm_reports")
+def test_vllm_has_none_of_the_checkpoints_weights_before_the_first_load(base):
+    """A weight that the load misses is then noticed."""
+    report = json.loads((base / "vllm.json").read_text())
+    assert report["not loaded"][0] > 0.1
+
+
 def test_an_engine_samples_from_the_policy_with_its_adapters(engine):
     assert max(engine["LoRA loaded"][0], engine["LoRA moved"][0]) < 1e-4
     assert engine["LoRA stale"][0] > 0.1
@@ -178,6 +188,31 @@ def test_generate_ends_when_all_responses_have_ended(bases):
     engine.model.register_forward_hook(lambda *_: passes.append(1))
     samples = engine.generate([np.arange(3, 9)], 4, 1.0, 1.0, 9, quiet)
     assert len(samples) == 4 and len(passes) == 1
+
+
+@needs_vllm
+def test_each_rank_gets_the_responses_to_its_own_prompts_from_the_engine_that_it_shares(
+        monkeypatch):
+    """Ranks 0 and 1 share an engine, and so do ranks 2 and 3. Rank 0 has one prompt, and each
+    further rank has one more."""
+    shares = [[np.array([10 * rank + i]) for i in range(rank + 1)] for rank in range(4)]
+    monkeypatch.setattr(simko, "gather", lambda _: shares)
+    sent = []
+
+    def echo(prompts, *_, **__):
+        """Responds to each prompt twice with its own tokens."""
+        sent.append([prompt["prompt_token_ids"] for prompt in prompts])
+        return [mock.Mock(outputs=[mock.Mock(token_ids=ids)] * 2) for ids in sent[-1]]
+
+    engine = mock.Mock(tp_size=2, stop_ids=STOPS)
+    engine.llm.generate = echo
+    for rank, prompts in enumerate(shares):
+        monkeypatch.setattr(simko.dist, "get_rank", lambda rank=rank: rank)
+        samples = simko.VLLMEngine.generate(
+            engine, prompts, 2, 1.0, 1.0, 4, quiet, logprobs=False)
+        assert [s.response_ids for s in samples] == [ids for ids in prompts for _ in range(2)]
+    assert sent[0] == sent[1] == [[0], [10], [11]]
+    assert sent[2] == sent[3] == [[20], [21], [22], [30], [31], [32], [33]]
 
 
 def test_responses_come_in_order_keep_their_end_and_say_when_they_were_cut(engine, base):
