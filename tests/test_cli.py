@@ -298,9 +298,11 @@ def test_auto_is_what_the_machine_has(tiny, tmp_path, monkeypatch, capsys):
     cfg = cli.prepare(arguments, Config).cfg
     assert (cfg.dtype, cfg.rollout) == ("float32", "hf")
     assert "so transformers' generate makes the rollouts" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="vLLM cannot be imported .* choose --rollout hf") as stop:
-        cli.prepare([*arguments, "--rollout", "vllm"], Config)
-    assert refused(stop.value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for asked in (["--rollout", "vllm"], ["--tensor-parallel-size", "2"]):
+        with pytest.raises(SystemExit, match="vLLM cannot be .* choose --rollout hf") as stop:
+            cli.prepare([*arguments, *asked], Config)
+        assert refused(stop.value)
     monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
     assert cli.prepare(arguments, Config).cfg.rollout == "vllm"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
