@@ -56,9 +56,9 @@ def parts(text):
 def matrix_rows(factor, inner):
     """Splits a matrix into rows, and multiplies its cells by the factor before it."""
     rows = split(inner, "¶")
-    if not factor.strip():
+    if not factor:
         return rows
-    factor += "1" * (factor.strip() in ("+", "-"))
+    factor += "1" * (factor in ("+", "-"))
     return [" & ".join(f"({factor})*({cell})" for cell in split(row, "&"))
             for row in rows]
 
