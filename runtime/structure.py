@@ -266,6 +266,9 @@ def real_set(text):
         return None, [("(", "-∞", "∞", ")")]
     if condition(text):
         head, rest = condition(text)
+        name, _, whole = rest.partition("∈")  # ⦃x|x∈(0,1)⦄
+        if whole and bare(name) == bare(head):
+            return real_set(whole.strip())
         found = real_set(rest)
         named = found and bare(found[0] or "") == bare(head)
         return (None, found[1]) if named else None
@@ -372,6 +375,7 @@ def without(points, found):
     if not found:
         return None
     name, intervals = found
+    points = [x for text in points for x in both_signs(text)]  # ±1
     try:
         for x in points:
             intervals = [part for interval in intervals for part in cut(x, *interval)]
