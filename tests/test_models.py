@@ -20,7 +20,7 @@ from transformers import (
     LlamaForCausalLM, Phi3Config, PhiConfig, PreTrainedTokenizerBase, Qwen2_5_VLConfig,
     Qwen2Config)
 
-from runtime import checkpoints, cli, models, prompts, run_folder
+from runtime import checkpoints, cli, models, prompts
 from runtime.checkpoints import add_older_names
 from runtime.hf_engine import HFEngine
 from runtime.models import check_parallel, context_left, load_model
@@ -643,12 +643,6 @@ def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignore
     assert tables.read(files[1])["test"]["prompt_template"] == f"chat {thinking}"
     with pytest.raises(SystemExit, match="--chat-template-kwargs was {'thinking': True}, is {}"):
         main(arguments)
-
-    # A run from before this setting existed resumes.
-    before = settings | {"chat_template_kwargs": {}}
-    assert run_folder.differences(settings, before)
-    del settings["chat_template_kwargs"]
-    assert not run_folder.differences(settings, before)
 
 
 # ------------------------------------------------------------------------------------------ weights
