@@ -164,7 +164,7 @@ def varlen_attention(q, k, v, bounds, longest, scaling):
     on GPUs. q, k, v: (T, heads, d). Returns (T, heads, d)."""
     from torch.nn.attention.varlen import varlen_attn
     grouped = {}
-    # PyTorch 2.11 does not have this option, but supports fewer key heads.
+    # PyTorch 2.11 accepts fewer key heads than query heads without this option.
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         grouped = {"enable_gqa": q.shape[1] != k.shape[1]}
     return varlen_attn(q, k, v, bounds, bounds, longest, longest,

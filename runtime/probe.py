@@ -106,8 +106,8 @@ def kind_of(layer):
 def probes(config, cfg):
     """Returns a few random sequences as Samples. The first is longer than each
     length at which the model changes its positions or its attention, if the
-    run's sequences can be that long. The short ones after it reveal what leaks
-    from one sequence into the next."""
+    run's sequences can be that long. The short prompts after it reveal what
+    leaks from one sequence into the next."""
     rope = getattr(config, "rope_parameters", None) or {}
     lengths = [
         rope.get("original_max_position_embeddings"),

@@ -143,7 +143,7 @@ def read_row(path, number, line):
 
 def verdict(row):
     """Returns what an evaluation counts. It leaves out the text, because
-    those of a large evaluation take gigabytes on each rank."""
+    the texts of a large evaluation take gigabytes on each rank."""
     return {"id": row["id"], "correct": int(row["correct"]),
             "truncated": bool(row["truncated"])}
 

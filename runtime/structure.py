@@ -268,7 +268,8 @@ def real_set(text):
         head, rest = condition(text)
         name, _, whole = rest.partition("∈")  # ⦃x|x∈(0,1)⦄
         if whole and bare(name) == bare(head):
-            return real_set(whole.strip())
+            found = real_set(whole.strip())
+            return found if found and not found[0] else None
         found = real_set(rest)
         named = found and bare(found[0] or "") == bare(head)
         return (None, found[1]) if named else None

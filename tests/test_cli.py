@@ -37,7 +37,7 @@ REFUSED = {  # command line: what the message names, by default the first flag
         "--mini-batch-size 4 does not divide --batch-size 10",
     "train --tensor-parallel-size 2 --rollout hf":
         "--tensor-parallel-size 2 is for vLLM, and does not work with --rollout hf",
-    "train --eval-data a/x,split=test b/x": "same name",
+    "train --eval-data b/y a/x,split=test b/x": "same name, x: rename",
     "train --eval-temperature 0.2 0.2": "--eval-temperature names a temperature twice",
     "eval --alpha 0.1 --eval-data x": "--alpha",
     "train --output-dir=~/runs": "the shell replaces ~ only after a space",

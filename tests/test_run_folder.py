@@ -56,6 +56,20 @@ def test_ids_beyond_the_tokenizer_are_sampled_without_harm(tiny, run):
     assert 0 < metrics(run[0])[0]["entropy"] and metrics(run[0])[0]["logp_gap"] < 1e-5
 
 
+def test_a_path_is_drawn_only_for_the_problems_that_the_run_was_evaluated_on(
+        tiny, run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    moved = tmp_path / "test.jsonl"
+    lines = (tiny / "test.jsonl").read_text().splitlines(keepends=True)
+    moved.write_text("".join(lines))
+    edit_json(folder / "config.json", eval_data=[str(moved)])
+    plots.read_path({"a": folder}, 0)
+    moved.write_text("".join(lines[:-1]))
+    with pytest.raises(SystemExit, match="test.jsonl has responses to other problems than test"):
+        plots.read_path({"a": folder}, 0)
+
+
 def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):
     shutil.copy(run[0] / "metrics.jsonl", tmp_path)
     path = tmp_path / "metrics.jsonl"

@@ -220,6 +220,10 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     write(y, **sweep | {"math500@T0.2": entry("math500", [2, 4], 8, temperature=0.2)})
     printed, _ = run(f"X={x}", f"Y={y}")
     assert "\n- math500: n 4 (X), 8 (Y)\n" in printed
+    # What holds at each temperature is said once.
+    write(y, **{label: old | {"correct": {"other": 1, "ids": 1}} for label, old in sweep.items()})
+    printed, _ = run(f"X={x}", f"Y={y}")
+    assert printed.count("- math500: different problem ids (X, Y)") == 1
 
 
 def test_sets_with_temperatures_of_their_own_stay_in_one_row(tmp_path, run):

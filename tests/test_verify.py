@@ -484,8 +484,10 @@ x=2,y=3,z=4 ¦ (2,3,4)
 \begin{pmatrix}2&4\\6&8\end{pmatrix} ¦ 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
 # sets
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
-(-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\} ¦ \{x|x\in\mathbb{R}\setminus\{5\}\} ¦ \{x : x\in(-\infty,5)\cup(5,\infty)\}
-(-\infty,-1)\cup(-1,1)\cup(1,\infty) ¦ x \ne -1 \text{ and } x \ne 1 ¦ x\ne\pm1 ¦ \mathbb{R}\setminus\{\pm1\}
+(-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
+ ¦ \{x|x\in\mathbb{R}\setminus\{5\}\} ¦ \{x : x\in(-\infty,5)\cup(5,\infty)\}
+(-\infty,-1)\cup(-1,1)\cup(1,\infty) ¦ x \ne -1 \text{ and } x \ne 1
+ ¦ x\ne\pm1 ¦ \mathbb{R}\setminus\{\pm1\}
 (-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ x(t)<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
 [-1,0)\cup(0,1] ¦ [-1,1]\setminus\{0\} ¦ -1\le x\le1, x\ne0 ¦ x \ne 0 \text{ and } -1\le x\le1
 (0,5)\cup(5,\infty) ¦ (0,\infty)\setminus\{5\} ¦ x>0, x\ne5 ¦ f(x)>0, f(x)\ne5
@@ -630,7 +632,9 @@ x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
 \{3k|k\in\mathbb{Z}\} ¦ \{2k|k\in\mathbb{Z}\} ¦ \{3k|t\in\mathbb{Z}\} ¦ \{3k|k\in\mathbb{N}\} ¦ 3k
  ¦ \{y|x=3k,k\in\mathbb{Z}\}
 A\setminus B ¦ B\setminus A
-\mathbb{R}\setminus\{0\} ¦ \mathbb{Q}\setminus\{0\} ¦ \mathbb{R}\setminus\{1\}\setminus\{0\} ¦ x\ne\pm1 ¦ \{x|y\in\mathbb{R}\setminus\{0\}\}
+\mathbb{R}\setminus\{0\} ¦ \mathbb{Q}\setminus\{0\} ¦ \mathbb{R}\setminus\{1\}\setminus\{0\}
+ ¦ x\ne\pm1 ¦ \{x|y\in\mathbb{R}\setminus\{0\}\}
+(0,1)\cup(3,\infty) ¦ \{x|x\in(0,1)\text{ or }y>3\}
 \mathbb{R}\setminus\{0,1\} ¦ \mathbb{R}\setminus(0,1)
 1<x<3 ¦ x>1, x\ne3
 # words after a value

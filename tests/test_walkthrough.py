@@ -69,8 +69,8 @@ def runs(tmp_path):
     """Makes two finished runs of a tiny base model, with the laptop's tokenizer and two
     problems."""
     problems = [
-        {"id": "p0", "problem": "0 2 3 > 9 :", "answer": "9"},
-        {"id": "p1", "problem": "1 2 3 > 9 :", "answer": "9"},
+        {"id": "p0", "problem": "0 2 3 > 9 :", "answer": "9 = 0 2 3"},
+        {"id": "p1", "problem": "1 2 3 > 9 :", "answer": "9 = 1 2 3"},
     ]
     write_rows(tmp_path / "test.jsonl", problems)
     save_tiny_models(*(tmp_path / name for name in ("base", "one/hf", "two/hf")))
@@ -167,6 +167,14 @@ def test_measure_says_which_run_it_cannot_use(runs):
     config = runs[1] / "config.json"
     config.write_text(config.read_text().replace("base", "other"))
     with pytest.raises(SystemExit, match="model or eval_data of .*two differs from .*one"):
+        walkthrough.measure(runs)
+
+
+def test_measure_needs_a_correct_response_to_the_first_problem(runs):
+    for folder in runs:
+        for path in folder.glob("eval_*/test.jsonl"):
+            write_rows(path, [{"set": "test"}, {"id": "p0", "correct": 0, "response": "7"}])
+    with pytest.raises(SystemExit, match="no run has a correct response to p0 of test: name runs"):
         walkthrough.measure(runs)
 
 

@@ -193,8 +193,8 @@ def main_tables(folder, chosen, shared):
 
     lines = []
     for method in SHARED:
-        cells = paired(usual[NAMES["pass-at-k"]], usual[NAMES[method]], KS)
-        if cells:
+        if "pass-at-k" in chosen:
+            cells = paired(usual[NAMES["pass-at-k"]], usual[NAMES[method]], KS)
             lines.append([f"to {NAMES[method]}", *cells])
     table(f"Pass@k training, settings as chosen, {interval}", ["", *pass_at(KS)], lines)
 

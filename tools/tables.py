@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from runtime.common import fail, printable
-from runtime.run_folder import by_step, read_settings
+from runtime.common import fail, fail_as, printable
+from runtime.run_folder import by_step
 from simko import pass_at_k
 from tools import ROOT, allow_head, command_line
 
@@ -105,16 +105,17 @@ def last_report(folder):
 
 
 def steps_trained(folder):
-    """Returns the steps of a run before its last evaluation, as a text, which
-    names the planned steps as well if they are not done. Returns None for
-    the folder of an evaluation."""
+    """Returns the steps of training before a run's last evaluation, such as
+    "300", or "20 of 500" if more are planned. Returns None for the folder
+    of an evaluation."""
     evaluated = by_step(folder, "eval")
     if not evaluated:
         return None
     last, settings = max(evaluated), folder / "config.json"
     planned = last
     if settings.is_file():
-        planned = read_settings(settings, settings.read_bytes()).get("steps", last)
+        with fail_as(f"{settings} is damaged", "repair it"):
+            planned = json.loads(settings.read_bytes()).get("steps", last)
     return str(last) if last == planned else f"{last} of {planned}"
 
 

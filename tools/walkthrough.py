@@ -36,7 +36,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import simko
 from runtime.common import fail, write_whole
-from runtime.data import load_problems, read_jsonl
+from runtime.data import digest, load_problems, read_jsonl
 from runtime.models import load_model
 from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
@@ -154,14 +154,18 @@ def measure(folders):
             fail(f"the model or eval_data of {folder} differs from {folders[0]}: name runs "
                  "that share both")
     tokenizer = read_tokenizer(cfg.model)
-    problems = encode_prompts(load_problems(cfg.eval_data[0], cfg.data_dir), tokenizer, cfg)
+    problems = load_problems(cfg.eval_data[0], cfg.data_dir, cfg.task)
+    problems = encode_prompts(problems, tokenizer, cfg)
     benchmark = set_name(cfg.eval_data[0])
 
     def load(folder):
         return load_model(folder, torch.float32, attention=None).eval()
 
     base, first = load(cfg.model), problems[0]
-    text = first_correct(folders, benchmark, first["id"])
+    text = first_correct(folders, benchmark, first["id"], digest(problems))
+    if text is None:
+        fail(f"no run has a correct response to {first['id']} of {benchmark}: name runs that "
+             "solve it")
     response = tokenizer.encode(text, add_special_tokens=False) + [base.config.eos_token_id]
     (log_pi,) = read_responses(base, first["prompt_ids"], [response], cfg.temperature)
     found = {
