@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest import mock
 
@@ -266,9 +267,12 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
         assert answers_of(data.load_problems(name, str(folder))) == ANSWERS[name]
 
     (copies / "bad.jsonl").write_text('{"problem": "p", "answer": "1"}\n{"problem"')
+    (copies / "empty.jsonl").touch()
     unusable = {
+        f"aime24={copies}/empty.jsonl": "empty.jsonl has no row with an answer",
         f"aime24={copies}/none.jsonl": "none.jsonl cannot be read",
         "aime23": "unknown data set aime23: choose from",
+        f"logic={copies}/bad.jsonl": "logic is a group: give each of its sets .* a file",
         f"aime24={copies}/bad.jsonl": "bad.jsonl, line 2",
     }
     for word, message in unusable.items():
@@ -276,6 +280,40 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
         with pytest.raises(SystemExit, match=message) as stop:
             data_program.main()
         assert "\n" not in stop.value.code
+
+
+def test_a_set_that_cannot_be_read_does_not_keep_back_the_others(tmp_path, monkeypatch, verifier):
+    lost, *others = GROUPS["logic"]
+
+    def fetch(name):
+        if name == lost:
+            raise SystemExit(f"{name} cannot be read")
+        return [{"problem": name, "answer": "1"}]
+
+    monkeypatch.setattr(data_program, "fetch", fetch)
+    monkeypatch.setattr(data_program, "Verifier", lambda: nullcontext(verifier))
+    for words, expected in (
+            (["logic", "math500"], {*others, "math500"}),
+            ([], DATASETS.keys() - {lost})):
+        folder = tmp_path / str(len(words))
+        monkeypatch.setattr(sys, "argv", ["data.py", str(folder), *words])
+        with pytest.raises(SystemExit, match=f"^{lost} cannot be read$"):
+            data_program.main()
+        assert {path.stem for path in folder.iterdir()} == expected
+
+
+def test_gold_answers_that_the_verifier_refuses_are_counted(verifier):
+    """A rule decides a puzzle of these kinds, and the other answers are judged by their tasks."""
+    rows = [
+        {"answer": "1/2"},
+        {"answer": "}{"},
+        {"answer": "B", "task": "choice"},
+        {"answer": "}{", "task": "text"},
+        {"answer": "1 2 3 4", "task": "game24"},
+        {"answer": "[[0]]", "task": "number_wall"},
+    ]
+    sentence = "the verifier accepts 3 of 4 gold answers in a box"
+    assert data_program.check_golds(rows, verifier) == sentence
 
 
 # -------------------------------------------------------------------------------- files of problems
