@@ -19,6 +19,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from runtime import data
+from simko import Config
 from tests.conftest import save_tiny_models, write_rows
 from tools import drawing, laptop, plots, study_figures, tables, walkthrough_figures
 from tools.study import ABLATION_STEPS, SHARED, ablation, curve, run_name
@@ -102,6 +104,13 @@ def points(axis):
     return found
 
 
+def band_at(axis, x):
+    """Returns the lower and the upper edge of the first band in an axis at x."""
+    edge = axis.collections[0].get_paths()[0].vertices
+    values = [y for place, y in edge if place == x]
+    return min(values), max(values)
+
+
 def ticks(axis):
     return [label.get_text() for label in axis]
 
@@ -117,13 +126,16 @@ def near(pairs):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Returns a function that runs the program and returns the names of the figures."""
+    """Returns a function that runs the program and returns the names of the figures. The
+    function's `errors` is what the last call wrote to standard error."""
     def run(*arguments):
         words = [*map(str, arguments), "-o", str(tmp_path / "figures")]
         monkeypatch.setattr(sys, "argv", ["plots.py", *words])
         plots.main()
-        printed = capsys.readouterr().out.splitlines()[0].removeprefix("figures: ")
-        paths = [Path(name) for name in printed.split(", ")]
+        printed = capsys.readouterr()
+        run.errors = printed.err
+        names = printed.out.splitlines()[0].removeprefix("figures: ")
+        paths = [Path(name) for name in names.split(", ")]
         for path in paths:
             assert path.read_bytes().startswith(b"\x89PNG")
         return [path.stem for path in paths]
@@ -154,6 +166,8 @@ def test_a_run_without_a_finished_evaluation_is_drawn_from_its_log(tmp_path, cal
     assert call(x) == of_the_log
     evaluation(y / "eval_000010", a=(4, [1, 2]))
     assert call(x, y) == ["fig1_pass_at_k", *of_the_log]
+    assert call.errors == (
+        f"{x}: pass@K is not drawn, because there is no finished evaluation\n")
     (y / "eval_000020").mkdir()  # an evaluation that has begun
     assert call(y) == of_the_log
 
@@ -170,11 +184,17 @@ def test_pass_at_k_by_set_and_temperature(tmp_path):
     evaluation(tmp_path / "sweep", 0.2, 1.0, a=(4, [1, 2]))
     figure = plots.pass_figure(tables.load({"x": tmp_path / "x"}), styles("x"))
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
-    x, y = lines(figure.axes[0])["x"]
+    axis = figure.axes[0]
+    assert axis.get_ylabel() == "pass@K, %"
+    assert ticks(axis.get_xticklabels()) == ["1", "2", "4", "8"]
+    x, y = lines(axis)["x"]
     assert x == [1, 2, 4, 8]
     for k, value in zip(x, y, strict=True):
         rates = [1 - math.comb(8 - c, k) / math.comb(8, k) for c in right]
         assert value == pytest.approx(100 * statistics.mean(rates))
+        error = 100 * statistics.pstdev(rates) / math.sqrt(len(right))
+        edges = value - error, value + error
+        assert band_at(axis, k) == pytest.approx(edges, abs=1)  # 1000 samples
     rows = tables.load({name: tmp_path / name for name in ("x", "sweep")})
     figure = plots.pass_figure(rows, styles("x", "sweep"))
     shown = {axis.get_title(): set(lines(axis)) for axis in figure.axes if axis.axison}
@@ -183,6 +203,9 @@ def test_pass_at_k_by_set_and_temperature(tmp_path):
         "a, T = 1.0": {"x", "sweep"},
         "b, T = 1.0": {"x"},
     }
+    # The sweep has fewer samples, and its marks do not replace those of x.
+    shared = figure.axes[2]
+    assert ticks(shared.get_xticklabels()) == ["1", "2", "4", "8"]
 
 
 def test_candidates_are_geometric_means_of_the_last_steps():
@@ -193,14 +216,21 @@ def test_candidates_are_geometric_means_of_the_last_steps():
     for k in (1, 2):
         probabilities = [math.exp(row[f"Lambda_{k}"]) for row in rows[35:]]
         assert y[k - 1] == pytest.approx(math.prod(probabilities) ** (1 / 25))
+    assert drawing.ranks(["Lambda_10", "Lambda", "Lambda_2"]) == ["Lambda_2", "Lambda_10"]
     assert "geometric mean" in axis.get_ylabel()
+    assert axis.get_title() == "k-th candidate, last 25 steps"
 
 
 def test_dynamics_are_means_of_the_steps_before():
     rows = metrics(60)
     old = pd.DataFrame([{"step": step, "reward": 0.25} for step in (1, 2)])
-    curves = {"x": plots.run_curves(pd.DataFrame(rows)), "old": plots.run_curves(old)}
-    axes = drawing.dynamics_figure(curves, styles("x", "old")).axes
+    curves = {"old": plots.run_curves(old), "x": plots.run_curves(pd.DataFrame(rows))}
+    own = styles("old", "x")
+    figure = drawing.dynamics_figure(curves, own)
+    axes = figure.axes
+    (legend,) = figure.legends
+    for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+        assert handle.get_color() == own[text.get_text()][0]
     titles = {
         "reward": "reward",
         "entropy": "entropy, nats",
@@ -212,6 +242,7 @@ def test_dynamics_are_means_of_the_steps_before():
     assert lines(axes[0])["old"] == ([1, 2], [0.25, 0.25])
     assert list(lines(axes[4])) == ["x"]
     for axis, name in zip(axes, titles):
+        assert axis.get_xlabel() == "step"
         steps, values = lines(axis)["x"]
         assert steps == list(range(1, 61))
         for i in (0, 1, 2, 59):
@@ -225,6 +256,8 @@ def test_entropies_of_the_last_steps_as_shares():
     (steps,) = axis.patches
     assert steps.get_label() == "x"
     assert axis.get_yscale() == "log"
+    assert axis.get_ylabel() == "tokens, %"
+    assert axis.get_title() == "last 25 steps"
     histograms = [row["entropy_histogram"] for row in rows[5:]]
     counts = list(map(sum, zip(*histograms)))
     shares = [100 * count / sum(counts) for count in counts]
@@ -277,8 +310,8 @@ def study_rows(run, method, settings, seeds, steps):
 
 @pytest.fixture
 def study(tmp_path):
-    """Returns the folder of an unfinished study. In main, three methods have the seeds 0 to 2, and
-    GRPO also has 3. In the ablation, all runs have the seeds 0 and 1, and one run also has 2."""
+    """Returns the folder of an unfinished study. In main, all runs have the seeds 0 to 2, and some
+    also 3 or 4. In the ablation, all runs have the seeds 0 and 1, and 3 and 4, which main lacks."""
     main, curves, changed = [], [], []
 
     def add(run, method, settings, seeds, steps):
@@ -288,18 +321,17 @@ def study(tmp_path):
 
     for method, (settings, end) in CHOSEN.items():
         steps = [0, 100, 200, end] if method == "psr" else [0, 100, 200, 300, 400]
-        seeds = range(4 if method == "grpo" else 3)
+        seeds = range(5 if method == "grpo" else 4)
         add(RUNS[method], method, settings, seeds, steps)
     for method, settings in SHARED.items():
-        add(SAME_RATE[method], method, settings, range(3), range(0, 550, 50))
-    curves.append({**curves[0], "stage": "tune", "reward": [99, 99]})
+        add(SAME_RATE[method], method, settings, [0, 1, 2, 4], range(0, 550, 50))
+    tuned = {"stage": "tune", "reward": [99, 99], "Lambda_2": [0, 0]}
+    curves.append(curves[0] | tuned)
     main.append({**main[-1], "run": "simko learning_rate=9"})  # no figure may show this run
-    jobs = ablation()
-    for job in jobs:
-        if job.seed < 2 or job is jobs[-1]:
-            rows, _ = study_rows(
-                job.run, job.method, job.settings, [job.seed], [0, ABLATION_STEPS])
-            changed += rows
+    for job in ablation()[:-1]:  # the last run lacks seed 2
+        rows, _ = study_rows(
+            job.run, job.method, job.settings, [job.seed, job.seed + 3], [0, ABLATION_STEPS])
+        changed += rows
     folder = tmp_path / "laptop"
     folder.mkdir()
     write_rows(folder / "main.jsonl", main)
@@ -370,7 +402,9 @@ def test_each_way_begins_at_the_base_model(study):
 
 
 def test_methods_are_compared_at_their_chosen_steps(study):
-    axes = plots.study_figures(study)["fig3d_methods"].axes
+    figure = plots.study_figures(study)["fig3d_methods"]
+    assert figure.get_suptitle() == "mean ± s.e. over 3 seeds"
+    axes = figure.axes
     names = ["base", "GRPO, 0.002", "SimKO, 0.001", "PSR, 0.001"]
     assert ticks(axes[0].get_yticklabels()) == names
     shown = [("base", 0)]
@@ -385,6 +419,7 @@ def test_methods_are_compared_at_their_chosen_steps(study):
             ((start, end),) = bars.lines[2][0].get_segments()
             mean, error = expected(run, step, k)
             assert y == place
+            assert min(axis.get_ylim()) < y < max(axis.get_ylim())
             assert x == pytest.approx(mean)
             assert (end[0] - start[0]) / 2 == pytest.approx(error)
             assert axis.texts[place].get_text() == f"{mean:.1f}"
@@ -405,9 +440,11 @@ def test_ablation_changes_one_setting_at_a_time(study):
     assert figure.get_suptitle() == "mean ± s.e. over 2 seeds"
     panels = {"α": "alpha", "q of τ(q)": "q", "λ": "lambda_top1", "K": "K"}
     assert [axis.get_xlabel() for axis in figure.axes[4:]] == list(panels)
+    assert [figure.axes[i].get_ylabel() for i in (0, 4)] == ["pass@1, %", "pass@256, %"]
     for upper, lower, name in zip(figure.axes[:4], figure.axes[4:], panels.values()):
         values = list(map(float, ticks(lower.get_xticklabels())))
         assert values == sorted(values)
+        assert lower.get_xticks().tolist() == list(range(len(values)))
         assert len(values) > 3
         scopes = ["response", "batch"] if name == "q" else ["response"]
         for axis, k in ((upper, 1), (lower, 256)):
@@ -421,8 +458,10 @@ def test_ablation_changes_one_setting_at_a_time(study):
                 assert x == list(range(len(values)))
                 assert list(zip(y, errors)) == near(means)
             for label, method in (("GRPO", "grpo"), ("SimKO, nothing changed", "simko")):
-                mean, _ = expected(SAME_RATE[method], 200, k, range(2))
+                mean, error = expected(SAME_RATE[method], 200, k, range(2))
                 assert lines(axis)[label][1] == pytest.approx([mean] * 2)
+                if method == "grpo":
+                    assert band_at(axis, -0.3) == pytest.approx((mean - error, mean + error))
 
 
 def test_dynamics_over_seeds(study):
@@ -440,9 +479,7 @@ def test_dynamics_over_seeds(study):
         curve = [25, 50], pytest.approx([1, 5 / 3])
         assert lines(reward) == dict.fromkeys(labels, curve)
         mean, error = naive([0, 1, 4])
-        edge = reward.collections[0].get_paths()[0].vertices
-        found = {round(y, 9) for x, y in edge if x == 50}
-        assert found == {round(mean - error, 9), round(mean + error, 9)}
+        assert band_at(reward, 50) == pytest.approx((mean - error, mean + error))
 
 
 def test_a_study_is_drawn_as_far_as_it_is(study, call):
@@ -468,19 +505,23 @@ def runs(tmp_path):
     """Returns {label: folder} of two runs of a tiny base model in the layout of simko.py's output,
     with the laptop's tokenizer."""
     problems = tmp_path / "test.jsonl"
-    write_rows(problems, [
+    rows = [
         {"id": f"p{i}", "problem": f"{i} 2 3 > 9 :", "answer": f"9 = {i} 2 3"}
         for i in range(3)
-    ])
+    ]
+    write_rows(problems, rows)
+    with_task = [row | {"task": "countdown"} for row in rows]
+    header = {"set": "test", "problems_sha256": data.digest(with_task)}
     save_tiny_models(*(tmp_path / name for name in ("base", "GRPO/hf", "SimKO/hf")))
     folders = {label: tmp_path / label for label in ("GRPO", "SimKO")}
     settings = {
         "model": str(tmp_path / "base"),
-        "eval_data": [str(problems)],
+        "eval_data": [str(problems), str(tmp_path / "other.jsonl")],
         "task": "countdown",
         "prompt_template": "raw",
         "max_prompt_length": 16,
         "temperature": 0.7,
+        "K": 2,
         "steps": 4,
     }
     for folder in folders.values():
@@ -499,7 +540,14 @@ def runs(tmp_path):
     for step, rows in answers.items():
         folder = folders["SimKO"] / step
         folder.mkdir()
-        write_rows(folder / "test.jsonl", [{"set": "test"}, *rows])
+        write_rows(folder / "test@T0.6.jsonl", [header, *rows])
+        # The second set has problems of the same names.
+        own = {"set": "other", "problems_sha256": "another"}
+        write_rows(folder / "other.jsonl", [own, *rows[:1]])
+    # The base model's response is preferred to this one.
+    (folders["GRPO"] / "eval_000004").mkdir()
+    trained = {"id": "p1", "correct": 1, "response": "1 + 2"}
+    write_rows(folders["GRPO"] / "eval_000004" / "test.jsonl", [header, trained])
     return folders
 
 
@@ -507,15 +555,19 @@ def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
     title, response, found, word = plots.read_path(runs, 1)
     prompt = [VOCABULARY[token] for token in "<bos> 1 2 3 > 9 :".split()]
     assert [word(id) for id in response] == "2 + 3 = 5".split()
-    assert "test, problem 1" in title
+    assert title == "test, problem 1: probabilities of the top 2 at each token of one response"
     figure = plots.path_figure(title, response, found, word)
     assert [axis.get_ylabel() for axis in figure.axes] == ["base", "GRPO", "SimKO"]
-    for axis, folder in zip(figure.axes, ("base", "GRPO/hf", "SimKO/hf")):
+    shown = zip(figure.axes, found.values(), ("base", "GRPO/hf", "SimKO/hf"))
+    for axis, (_, _, entropies), folder in shown:
         model = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
         bars = iter(axis.patches)
+        words = []
         for i, sampled in enumerate(response):  # one forward pass for each token
             logits = model(torch.tensor([prompt + response[:i]])).logits[0, -1] / 0.7
-            best = logits.softmax(-1).topk(3)
+            entropy = torch.distributions.Categorical(logits=logits).entropy()
+            assert entropies[i] == pytest.approx(entropy.item(), abs=1e-4)
+            best = logits.softmax(-1).topk(2)
             below = 0
             for value, id in zip(best.values.tolist(), best.indices.tolist()):
                 bar = next(bars)
@@ -524,7 +576,12 @@ def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
                 assert bar.get_height() == pytest.approx(value, abs=1e-5)
                 black = bar.get_edgecolor()[:3] == (0, 0, 0)
                 assert black == (id == sampled)
+                if value > 0.1:  # a lower bar has no room for a word
+                    words.append((i, pytest.approx(below + value / 2, abs=1e-5), word(id)))
                 below += value
+        texts = [(*text.get_position(), text.get_text()) for text in axis.texts]
+        assert texts == words
+        assert axis.get_ylim() == (0, 1)
 
 
 def test_path_takes_a_runs_response_where_the_base_model_had_none_that_is_right(runs):
@@ -532,25 +589,35 @@ def test_path_takes_a_runs_response_where_the_base_model_had_none_that_is_right(
     assert [word(id) for id in response] == "6 * 6".split()
 
 
-def test_a_problem_that_no_run_solves_does_not_keep_back_the_other_figures(runs, call):
+def test_a_problem_that_no_run_solves_does_not_keep_back_the_other_figures(runs, tmp_path, call):
     run = runs["SimKO"]
-    write_rows(run / "eval_000000" / "test.jsonl", [{"set": "test"}])
+    write_rows(run / "eval_000000" / "test@T0.6.jsonl", [{"set": "test"}])
     write_rows(run / "metrics.jsonl", metrics(4))
     evaluation(run / "eval_000004", test=(4, [1, 2]))
     named = f"SimKO={run}", "--path"
     assert call(*named, 2)[0] == "path_2"
+    text = (tmp_path / "figures" / "report.html").read_text()
+    assert "<figcaption>The top candidates of each model at each token" in text
     assert call(*named, 1) == [
         "fig1_pass_at_k", "fig1_candidates", "fig3_5_dynamics", "fig6_entropy"]
+    assert "path_1 is not drawn, because no run has a correct response" in call.errors
 
 
 def test_path_shows_the_tokens_of_a_long_response_at_which_the_base_model_wavers(runs):
     title, response, found, word = plots.read_path(runs, 1)
-    figure = plots.path_figure(title, response, found, word, most=2)
     entropy = found["base"][2]
+    response = found["base"][1][:, 0].tolist()  # so that a frame is around each of these
+    found["SimKO"] = (*found["SimKO"][:2], -entropy)  # wavers elsewhere
+    figure = plots.path_figure(title, response, found, word, most=2)
     by_entropy = sorted(range(5), key=lambda i: -entropy[i])
     places = sorted(by_entropy[:2])
     expected_ticks = [f"{word(response[i])}\n{i + 1}" for i in places]
     assert ticks(figure.axes[-1].get_xticklabels()) == expected_ticks
+    for axis, (probabilities, ids, _) in zip(figure.axes, found.values()):
+        heights = [bar.get_height() for bar in axis.patches]
+        assert heights == pytest.approx([p for i in places for p in probabilities[i]])
+        framed = [bar.get_edgecolor()[:3] == (0, 0, 0) for bar in axis.patches]
+        assert framed == [id == response[i] for i in places for id in ids[i]]
 
 
 def test_path_leaves_out_folders_that_are_no_runs(runs, tmp_path):
@@ -589,9 +656,9 @@ def rewrite(run, before, after):
     (
         1,
         lambda run: write_rows(
-            run.parent / "SimKO" / "eval_000000" / "test.jsonl",
+            run.parent / "SimKO" / "eval_000000" / "test@T0.6.jsonl",
             [{"set": "test", "problems_sha256": "another"}]),
-        "test.jsonl has responses to other problems than test has now",
+        "test@T0.6.jsonl has responses to other problems than test has now",
     ),
     (
         1,
@@ -754,13 +821,13 @@ def reported(tmp_path, call, capsys):
     """Returns the page about two runs, the names of its figures and its folder. The name of one
     run is HTML."""
     seconds = {"seconds_rollout": 3.0, "seconds_update": 1.0}
-    for name, alpha in (("one", 0.05), ("two", 0.2)):
+    for name, alpha, right in (("one", Config.alpha, 0), ("two", 0.2, 1)):
         run = tmp_path / name
-        evaluation(run / "eval_000004", a=(4, [1, 2]))
+        evaluation(run / "eval_000004", a=(4, [1, 2]), b=(2, [1, right]))
         write_rows(run / "metrics.jsonl", [row | seconds for row in metrics(4)])
         settings = {"alpha": alpha, "model": "<img src=x>", "steps": 4}
         if name == "one":  # older runs did not record their versions
-            settings["versions"] = {"commit": "c0ffee", "torch": "2.0"}
+            settings["versions"] = {"commit": "c0ffee", "torch": "2.0", "lost": "1"}
         (run / "config.json").write_text(json.dumps(settings))
     names = call(f"one={tmp_path / 'one'}", f"<b>two</b>={tmp_path / 'two'}")
     folder = tmp_path / "figures"
@@ -774,28 +841,45 @@ def test_a_report_holds_the_figures_themselves(reported):
     for name, source in zip(names, page.pictures, strict=True):
         held = base64.b64decode(source.removeprefix("data:image/png;base64,"))
         assert held == (folder / f"{name}.png").read_bytes()
+    text = (folder / "report.html").read_text()
+    captions = re.findall("<figcaption>(.*?)</figcaption>", text)
+    assert re.findall('<img alt="(.*?)"', text) == captions
+    assert [caption.split(" ")[:2] for caption in captions] == [
+        ["pass@K", "against"],
+        ["Geometric", "mean"],
+        ["Reward,", "entropy,"],
+        ["The", "distribution"],
+    ]
 
 
 def test_a_report_says_what_was_measured_and_set(reported):
-    tables_ = reported[0].tables
+    page, _, folder = reported
+    headings = re.findall("<h3>(.*?)</h3>", (folder / "report.html").read_text())
+    assert headings == ["a", "b"]
+    assert page.words.count("one, <b>two</b>") == 2  # the title and the heading
+    assert page.words.count("Differences in points [95 % interval over problems]") == 2
+    tables_ = page.tables
     assert tables_[0][0][1:] == ["K=1", "K=2", "K=4"]
     assert [line[0] for line in tables_[0][1:]] == ["one", "<b>two</b>"]
     assert tables_[0][1][1].startswith("37.5 ± ")  # 1 and 2 of 4 samples are correct
     (difference,) = tables_[1][1:]
     assert difference[0] == "<b>two</b> − one"
-    seconds, changed, defaults, versions = tables_[3:]
+    assert [line[1][:4] for line in tables_[2][1:]] == ["25.0", "50.0"]
+    assert tables_[3][1][1].startswith("+25.0")
+    seconds, changed, defaults, versions = tables_[5:]
     assert seconds[1:4] == [
         ["one", "rollout", "12.0", "3.00", "75 %"],
         ["one", "update", "4.0", "1.00", "25 %"],
         ["one", "all 4 steps", "16.0", "4.00", ""],
     ]
     assert {line[0]: line[1:] for line in changed[1:]} == {
-        "alpha": ["0.05", "0.2"],
+        "alpha": [str(Config.alpha), "0.2"],
         "model": ["<img src=x>"] * 2,
         "steps": ["4"] * 2,
     }
     assert ["K", "3", "3"] in defaults
     assert versions[0] == ["what", "one", "<b>two</b>", "this page"]
+    assert ["lost", "1", "", ""] in versions
     assert ["torch", "2.0", "", metadata.version("torch")] in versions
     assert versions[1][:3] == ["commit", "c0ffee", ""] and versions[1][3]
 
