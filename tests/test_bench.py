@@ -3,7 +3,12 @@ implementations that SimKO's loss is compared with compute the same numbers.
 
 Comparing `step` with TRL needs a separate environment, whose Python SIMKO_TRL_PYTHON names."""
 import math
+import mmap
 import os
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -13,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import simko
 from runtime import chunked, lora
 from runtime.packing import pack
-from tests.conftest import eager_vllm, needs_vllm, quiet
-from tools import bench, heads, measuring, random_models
+from tests.conftest import eager_vllm, needs_vllm, quiet, write_rows
+from tools import bench, bench_step, heads, measuring, random_models
 
 generation_rates = bench.generation_rates
 needs_compiler = pytest.mark.skipif(
@@ -173,17 +178,85 @@ def test_model_flops_against_a_count(lora_rank):
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
+def test_functions_run_in_turn_and_the_first_round_does_not_count(monkeypatch):
+    clock = iter([7.0, 8.0, 1.0, 2.0, 3.0, 4.0])
+    calls = []
+    monkeypatch.setattr(measuring, "seconds_of", lambda run: run() or next(clock))
+    runs = {name: partial(calls.append, name) for name in "ab"}
+    seconds = measuring.in_turn(runs, 2)
+    assert "".join(calls) == "abbaab"
+    assert seconds == {"a": [2.0, 3.0], "b": [1.0, 4.0]}
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_each_round():
+    seconds = {"ours": [1.0, 9.0, 4.0, 6.0], "theirs": [2.0, 3.0, 1.0, 3.0]}
+    assert measuring.ratio(seconds, "ours", "theirs") == 2.5  # of 0.5, 3, 4 and 2
+    assert measuring.ratio(seconds, "ours", "TRL") == "-"
+
+
 @needs_cpu
 def test_memory_excludes_memory_that_was_already_free():
     def several():
         """Allocates 64 MiB in pieces that the C library keeps when they are freed."""
         return [torch.ones(2**18) for _ in range(64)]
 
+    def mapped():
+        """Allocates 64 MiB in pages that are returned to the system when it ends."""
+        with mmap.mmap(-1, 2**26) as pages:
+            pages[::2**12] = bytes(2**14)
+
     several()
-    for run in (several, lambda: torch.ones(2**24)):
+    for run in (several, mapped, lambda: torch.ones(2**24)):
         _, taken = measuring.memory_of(run)
         assert 0.06 < taken < 0.09
-    assert measuring.memory_of(lambda: None)[1] < 0.01
+    before, taken = measuring.memory_of(lambda: None)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert before == pytest.approx(pages * os.sysconf("SC_PAGE_SIZE") / 2**30, rel=0.02)
+    assert taken < 0.01
+
+
+def test_every_number_of_an_update_is_in_its_column(capsys):
+    measured = {
+        "out of memory": [],
+        "rate": 2e12,
+        "tokens": 4000,
+        "flops": 1e12,
+        "seconds": {"grpo": [1.0, 2.0, 9.0], "simko": [4.0, 5.0, 3.0]},
+        "memory": {"grpo": (1.0, 2.0), "simko": (3.0, 5.0)},
+    }
+    bench.show_updates("7b", 1000, measured)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        ["7b", "1000", "grpo", "2e+03", "2", "25", "1", "1", "2"],
+        ["7b", "1000", "simko", "1e+03", "2", "12.5", "2.5", "3", "5"],
+    ]
+
+
+def test_a_profile_shows_the_operations_that_take_longest(capsys):
+    rows = [(f"kernel {i}", i, 30.0 - i) for i in range(25)]
+    bench.show_profile("7b, simko", 1000.0, rows)
+    shown, = tables(capsys.readouterr().out)
+    title = "7b, simko: 450 ms of operations in an update of 1000 ms"
+    assert len(shown) == 20
+    assert shown[2] == {title: "kernel 2", "calls": 2, "ms": 28, "% of them": 6.22}
+
+
+def test_operations_are_sorted_by_their_milliseconds():
+    square = torch.randn(600, 600, device=bench.DEVICE)
+    took, rows = bench.operations(lambda: [square @ square, square[:2, :2] + 1, square[:2, :2] + 1])
+    times = [milliseconds for _, _, milliseconds in rows]
+    assert times == sorted(times, reverse=True)
+    assert 0.5 * took < sum(times) < 1.05 * took
+
+
+@needs_cpu
+def test_the_rate_of_a_product_counts_its_multiplications_and_additions():
+    square = torch.randn(512, 512, device=bench.DEVICE, dtype=bench.DTYPE)
+    with FlopCounterMode(display=False) as counter:
+        square @ square
+    with mock.patch.object(bench, "Timer") as timer:
+        timer.return_value.blocked_autorange.return_value.median = 0.5
+        assert bench.product_rate() == counter.get_total_flops() / 0.5
 
 
 def test_time_and_memory_of_more_layers_are_extrapolated():
@@ -218,13 +291,37 @@ def test_a_way_that_runs_out_of_memory_is_named(monkeypatch):
     assert lost == {"lost": "full-logits"}
 
 
+def test_memory_is_measured_from_the_second_update_on(monkeypatch):
+    """The first allocates gradients and the optimizer's state, which are in use ever after."""
+    update, rounds = mock.Mock(), {"simko": [1.0]}
+    seen = []
+
+    def memory_of(run):
+        seen.append(update.call_count)
+        return 10.0, 3.0
+
+    monkeypatch.setattr(bench, "update", update)
+    monkeypatch.setattr(bench, "memory_of", memory_of)
+    monkeypatch.setattr(bench, "in_turn", lambda runs, count: rounds)
+    with mock.patch.dict(os.environ):
+        measured = bench.measured_updates("laptop", 256, 1, 1, 0, 0, ["simko"], False)
+    assert seen == [1]
+    assert measured["memory"] == {"simko": (3.0, 13.0)}
+    (_, samples, size, way), _ = update.call_args
+    assert (size, way) == (256, "simko")
+    assert measured["tokens"] == sum(s.size() for s in samples) == 4 * size
+
+
 def test_ways_that_run_out_of_memory_are_rows(monkeypatch, capsys):
     answers = [{"lost": "full-logits"}, {"lost": "simko"}]
     monkeypatch.setattr(bench, "afresh", lambda job, layers, ways, profile: answers.pop(0))
     measured = bench.measure_what_fits(None, 0, ["simko", "full-logits"], False)
     bench.show_updates("7b", 16, measured)
-    rows = [line.split(" | ")[2:4] for line in capsys.readouterr().out.splitlines()]
-    assert rows == [["full-logits", "out of memory"], ["simko", "out of memory"]]
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        ["7b", "16", "full-logits", "out of memory", *"-----"],
+        ["7b", "16", "simko", "out of memory", *"-----"],
+    ]
 
 
 # ---------------------------------------------------------------------------------- the commands
@@ -237,6 +334,62 @@ def test_loss(run):
     assert rows[0]["released GiB"] > 1.5 * rows[0]["SimKO GiB"] > 0.01
     assert rows[1]["/ released"] == "-"  # the released formulation would take 1.1 GiB
     assert math.isnan(rows[1]["released GiB"])
+
+
+@pytest.fixture
+def measurements(monkeypatch):
+    """Replaces what a command measures with the given numbers. Returns a function that takes the
+    seconds and the GiB of each function in the order in which the command measures them. It
+    returns a dict that then gets the measured functions."""
+    def give(seconds, gib):
+        measured = {}
+
+        def in_turn(runs, rounds):
+            measured.update(runs)
+            return dict(zip(runs, seconds, strict=True))
+
+        rest = iter(gib)
+        monkeypatch.setattr(bench, "in_turn", in_turn)
+        monkeypatch.setattr(bench, "memory_of", lambda run: (100.0, next(rest)))
+        return measured
+
+    return give
+
+
+def test_every_number_of_a_loss_is_in_its_column(run, measurements):
+    # SimKO, GRPO, the released formulation and the matrix products
+    seconds = [4.0, 8.0, 6.0], [2.0, 2.0, 2.0], [8.0, 8.0, 24.0], [1.0, 1.0, 2.0]
+    measured = measurements(seconds, [2.0, 3.0, 7.0])
+    (row,), = run("loss", "--hidden", 16, "--tokens", 64, "--vocabulary", 80)
+    assert row == {
+        "hidden": 16,
+        "tokens": 64,
+        "SimKO s": 6,
+        "/ GRPO": 3,
+        "/ released": 0.5,
+        "/ products": 4,
+        "SimKO GiB": 2,
+        "GRPO GiB": 3,
+        "released GiB": 7,
+        "released / SimKO": 3.5,
+    }
+    ours = chunked.token_statistics
+    assert measured["SimKO"].args == (ours, "simko")
+    assert measured["GRPO"].args == (ours, "grpo")
+    assert measured["released"].args == (heads.released_statistics, "simko")
+
+
+def test_every_number_of_a_scale_is_in_its_column(run, measurements):
+    # two sequences of 512 tokens, four of 512, and the largest update in sequences of 128 and 32
+    seconds = [1.0, 2.0, 3.0], [2.0, 4.0, 18.0], [4.0, 4.0, 4.0], [8.0, 8.0, 8.0]
+    measurements(seconds, [1.0, 2.0, 3.0, 4.0])
+    rows, = run("scale", "--shape", "laptop", "--tokens", 1024, 2048)
+    assert [list(row.values()) for row in rows] == [
+        ["laptop", 1024, 2, 2, 1950, 1, 1],
+        ["laptop", 2048, 4, 4, 1950, 1, 2],
+        ["laptop", 2048, 16, 4, 1950, 1, 3],
+        ["laptop", 2048, 64, 8, 3910, 2, 4],
+    ]
 
 
 @needs_cpu
@@ -255,6 +408,45 @@ def test_step(run, taught):
     assert rows[-1]["response tokens"] <= 4
     assert len(shares) == 7
     assert all(share > 0 for share in shares)
+
+
+@needs_cpu
+def test_every_number_of_a_step_is_in_its_column(run, taught, monkeypatch):
+    phases = "rollout", "forward", "backward", "optimizer", "reward", "sync"
+
+    def ours(*_):
+        for tokens in (999, 4, 6, 11):  # the first round does not count
+            yield {"tokens": tokens, **{name: i / 10 for i, name in enumerate(phases, 1)}}
+
+    def theirs(*_):
+        for tokens in (999, 1, 2, 3):
+            yield {"tokens": tokens}
+
+    def in_turn(runs, rounds):
+        for function in [*runs.values()] * (rounds + 1):
+            function()
+        return {"TRL": [4.0, 8.0, 30.0], "hf": [2.0, 4.0, 10.0]}
+
+    monkeypatch.setattr(bench_step, "simko_steps", ours)
+    monkeypatch.setattr(bench_step, "trl_steps", theirs)
+    monkeypatch.setattr(bench_step, "in_turn", in_turn)
+    rows, = run("step", "laptop", "--rollout", "hf", "--trl-python", sys.executable,
+                "--model", taught / "base", "--train-data", taught / "all.jsonl")
+    shares = 2.5, 5, 7.5, 10, 12.5, 15, 47.5  # of four seconds, the median
+    assert [list(row.values()) for row in rows] == [
+        ["TRL", 8, 0.125, 1, 2, *"-------"],
+        ["hf", 4, 0.25, 2, 7, *shares],
+    ]
+
+
+def test_the_times_of_a_phase_are_added_up(monkeypatch):
+    clock = iter([1.0, 3.0, 10.0, 15.0])
+    monkeypatch.setattr(bench_step.time, "perf_counter", lambda: next(clock))
+    owner, seconds = mock.Mock(), Counter()
+    owner.work = lambda x: 2 * x
+    with bench_step.timed(owner, "work", seconds, "forward"):
+        assert [owner.work(1), owner.work(2)] == [2, 4]
+    assert seconds == {"forward": 7}
 
 
 def test_scale(run):
@@ -283,13 +475,13 @@ def test_gpu_trains_adapters(run):
 
 
 def test_gpu_extrapolates_layers_and_profiles(run):
-    rows, profile = run("gpu", "--shape", "tiny-qwen", "--tokens", 256, "--rounds", 1,
-                        "--ways", "simko", "--layers", 2, "--profile")
+    rows, profile = run("gpu", "--shape", "laptop", "--tokens", 256, "--rounds", 1,
+                        "--ways", "simko", "--layers", 3, "--profile")
     measured, whole = rows
-    assert measured.pop("shape") == "tiny-qwen, 2 layers"
-    assert whole.pop("shape") == "tiny-qwen, 2 layers, extrapolated from 1 and 2"
+    assert measured.pop("shape") == "laptop, 3 layers"
+    assert whole.pop("shape") == "laptop, 3 layers, extrapolated from 1 and 3"
     assert whole == measured  # the model has no more layers than were measured
-    title, = (name for name in profile[0] if name.startswith("tiny-qwen, simko"))
+    title, = (name for name in profile[0] if name.startswith("laptop, simko"))
     if bench.DEVICE == "cpu":
         assert "aten::mm" in [row[title] for row in profile]
     assert 0 < sum(row["% of them"] for row in profile) <= 100.1
@@ -320,6 +512,36 @@ def test_verifier(run):
     rows, = run("verifier", "--rows", 32)
     assert rows[0]["responses"] == 32
     assert rows[0]["times"] > 0 == rows[0]["wrong"]
+    right = [is_right for _, _, is_right in bench.made_up(4)]
+    assert right == [True, False] * 2
+
+
+def test_verdicts_that_labels_contradict_are_counted_and_shown(tmp_path, capsys, monkeypatch):
+    rows = [
+        {"gold": "2", "response": r"\boxed{2}", "label": 1},
+        {"gold": "3", "response": r"\boxed{3}", "label": 0},
+        {"gold": "4", "response": r"\boxed{5}", "label": 1},
+        {"gold": "6", "response": r"\boxed{7}", "label": 1},
+        {"gold": "8", "response": r"\boxed{9}", "label": 0},
+        {"gold": "2", "response": r"\boxed{1}", "label": 1, "task": "text"},
+        {"gold": "2", "response": r"\boxed{1}", "label": None},
+        {"gold": " ", "response": r"\boxed{1}", "label": 1},
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    clock = iter([0.0, 5.0, 10.0, 10.5])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    # Of math-verify's verdicts, only the first contradicts its label.
+    verdicts = iter([False, False, True, True, False])
+    with mock.patch("math_verify.verify", lambda gold, answer: next(verdicts)):
+        bench.main(["verifier", "--cases", str(tmp_path / "rows.jsonl")])
+    output = capsys.readouterr().out
+    (row,), = tables(output)
+    assert list(row.values()) == [5, 1, 1, 10, 3, 10]
+    assert output.splitlines()[-3:] == [
+        r"accepted wrongly: '3', '\\boxed{3}'",
+        r"rejected wrongly: '4', '\\boxed{5}'",
+        r"rejected wrongly: '6', '\\boxed{7}'",
+    ]
 
 
 @pytest.mark.parametrize("arguments, message", [
