@@ -192,10 +192,12 @@ def main_tables(folder, chosen, shared):
     table(f"SimKO - GRPO, {interval}", ["", *pass_at(KS)], lines)
 
     lines = []
-    for method in SHARED:
-        if "pass-at-k" in chosen:
-            cells = paired(usual[NAMES["pass-at-k"]], usual[NAMES[method]], KS)
-            lines.append([f"to {NAMES[method]}", *cells])
+    if "pass-at-k" in chosen:
+        ours = usual[NAMES["pass-at-k"]]
+        for method in SHARED:
+            cells = paired(ours, usual[NAMES[method]], KS)
+            if cells:
+                lines.append([f"to {NAMES[method]}", *cells])
     table(f"Pass@k training, settings as chosen, {interval}", ["", *pass_at(KS)], lines)
 
 
