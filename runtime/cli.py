@@ -160,9 +160,9 @@ def check_together(command, cfg, parser):
         parser.error("--chat-template-kwargs are for --prompt-template chat")
     if command == "eval" and not cfg.eval_data:
         parser.error("eval needs --eval-data")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        parser.error(f"two sets of --eval-data have the same name, {twice}: "
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        parser.error(f"two sets of --eval-data have the same name, {twice[0]}: "
                      "rename one of the files, or leave one out")
     if parts > 1 and cfg.rollout == "hf":
         parser.error(f"--tensor-parallel-size {parts} is for vLLM, and does "

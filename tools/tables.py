@@ -105,18 +105,16 @@ def last_report(folder):
 
 
 def steps_trained(folder):
-    """Returns the steps of training before a run's last evaluation, such as
-    "300", or "20 of 500" if more are planned. Returns None for the folder
-    of an evaluation."""
+    """Returns (the steps of training before a run's last evaluation, the
+    steps that are planned), or None for the folder of an evaluation."""
     evaluated = by_step(folder, "eval")
     if not evaluated:
         return None
     last, settings = max(evaluated), folder / "config.json"
-    planned = last
-    if settings.is_file():
-        with fail_as(f"{settings} is damaged", "repair it"):
-            planned = json.loads(settings.read_bytes()).get("steps", last)
-    return str(last) if last == planned else f"{last} of {planned}"
+    if not settings.is_file():
+        return last, last
+    with fail_as(f"{settings} is damaged", "repair it"):
+        return last, json.loads(settings.read_bytes()).get("steps", last)
 
 
 def load(folders):
@@ -283,17 +281,26 @@ def settings_table(rows, names):
     return table
 
 
-def differences(rows, names, paper):
-    """Returns a line for each difference between evaluations of a set.
-    paper: whether to compare with the first version's settings, too."""
-    lines = []
+def different_training(rows):
+    """Returns a list with a line about the steps of training, or an empty
+    list if all runs are trained as planned, and for as many steps."""
     trained = {}
     for label, folder in {row.label: row.folder for row in rows}.items():
         if steps := steps_trained(folder):
             trained.setdefault(steps, []).append(label)
-    if len(trained) > 1 or any(" of " in steps for steps in trained):
-        texts = (f"{steps} ({', '.join(labels)})" for steps, labels in trained.items())
-        lines.append("steps of training before the evaluation " + ", ".join(texts))
+    if len(trained) < 2 and all(last == planned for last, planned in trained):
+        return []
+    texts = []
+    for (last, planned), labels in trained.items():
+        steps = str(last) if last == planned else f"{last} of {planned}"
+        texts.append(f"{steps} ({', '.join(labels)})")
+    return ["steps of training before the evaluation " + ", ".join(texts)]
+
+
+def differences(rows, names, paper):
+    """Returns a line for each difference between evaluations of a set.
+    paper: whether to compare with the first version's settings, too."""
+    lines = different_training(rows)
     temperatures = dict.fromkeys(row.temperature for row in rows)
     for name, temperature in ((name, t) for name in names for t in temperatures):
         group = {row.label: row.sets[name] for row in rows
