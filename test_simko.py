@@ -239,13 +239,6 @@ def test_advantages_are_rewards_against_their_group(size, groups, seed):
     near(simko.group_advantage(rewards, size), want, 1e-9)
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3])
-@pytest.mark.parametrize("size", range(2, 12))
-def test_equal_rewards_are_no_advantage_whatever_their_mean_rounds_to(size, value):
-    rewards = torch.full((2 * size,), value)
-    assert not simko.group_advantage(rewards, size).any()
-
-
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
        eighths=st.integers(0, 8), seed=seeds)
 def test_tau_is_the_quantile_within_each_response(lengths, eighths, seed):
@@ -314,21 +307,15 @@ def test_an_update_has_the_papers_gradient_in_one_micro_batch_or_many(tokens, tm
     LlamaForCausalLM(shape).save_pretrained(tmp_path)
     rng, samples = np.random.default_rng(0), []
     for length, A in zip([1, 5, 2, 9, 9], [0.9, -0.4, 1.3, 0.7, -1.1]):
-        prompt = rng.integers(7, size=3)
-        response = rng.integers(7, size=length)
+        prompt, response = rng.integers(7, size=3), rng.integers(7, size=length)
         engine_logp = np.zeros(length, np.float32)
-        sample = Sample(0, prompt, response, engine_logp, truncated=False)
-        sample.advantage = A
-        samples.append(sample)
+        samples.append(Sample(0, prompt, response, engine_logp, False, advantage=A))
 
     cfg = simko.Config(
         model=str(tmp_path), micro_batch_tokens=tokens, alpha=0.3,
         lambda_top1=1.5, q=0.5, max_grad_norm=1e9)
     model = LlamaForCausalLM.from_pretrained(tmp_path).double()
-    loss = -naive_objective(model, samples, cfg)
-    loss.backward()
-    want = {name: p.grad for name, p in model.named_parameters()}
-
+    (-naive_objective(model, samples, cfg)).backward()
     quiet = Progress(shown=False)
     # process_group sets environment variables. The patch removes them again.
     with mock.patch.dict(os.environ), process_group() as device:
@@ -336,5 +323,6 @@ def test_an_update_has_the_papers_gradient_in_one_micro_batch_or_many(tokens, tm
         trainer.compute_old_logp(samples, quiet)
         trainer.update(samples, "simko", None, quiet)
         for name, p in trainer.policy.named_parameters():
-            # Its gradients are accumulated in float32.
-            near(p.grad.full_tensor().double(), want[name], 1e-5)
+            want = model.get_parameter(name).grad
+            # Trainer accumulates gradients in float32.
+            near(p.grad.full_tensor().double(), want, 1e-5)

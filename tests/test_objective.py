@@ -120,3 +120,10 @@ def test_pass_at_k_refuses_what_has_no_value(n, c, k):
 def test_rewards_that_form_no_groups_are_refused(count, size):
     with pytest.raises(ValueError, match=f"groups of {size}"):
         simko.group_advantage(torch.zeros(count), size)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3])
+@pytest.mark.parametrize("size", range(2, 12))
+def test_equal_rewards_are_no_advantage_whatever_their_mean_rounds_to(size, value):
+    rewards = torch.full((2 * size,), value)
+    assert not simko.group_advantage(rewards, size).any()
