@@ -220,6 +220,20 @@ def test_a_study_that_is_not_finished_is_one_line(missing, tmp_path, monkeypatch
         results.main()
 
 
+def test_a_study_without_its_pass_at_k_runs_has_all_other_tables(tmp_path, monkeypatch, capsys):
+    for path in study.RESULTS.glob("*.json*"):
+        (tmp_path / path.name).symlink_to(path)
+    rows = (study.RESULTS / "main.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "main.jsonl").unlink()
+    others = [row for row in rows if json.loads(row)["method"] != "pass-at-k"]
+    (tmp_path / "main.jsonl").write_text("".join(others))
+    monkeypatch.setattr("sys.argv", ["results.py", str(tmp_path)])
+    results.main()
+    printed = capsys.readouterr().out
+    assert "**SimKO - GRPO, percentage points" in printed
+    assert "**Pass@k training" not in printed
+
+
 def test_the_chosen_settings_are_those_of_the_rows():
     chosen = json.loads((study.RESULTS / "chosen.json").read_text())
     assert chosen == json.loads(json.dumps(study.choose(study.read("tune"))))
