@@ -132,7 +132,7 @@ def readers(path):
     yield lambda: data.read_copy(path, "bbh")
     yield lambda: tables.read(path)
     yield lambda: plots.read_log(path)
-    yield lambda: plots.run_settings(path.parent)
+    yield lambda: tables.run_settings(path.parent)
     yield lambda: study.read("main", path.parent)
     yield lambda: run_folder.check_log(path)
     yield lambda: run_folder.differences(

@@ -63,7 +63,7 @@ def evaluation(folder, *temperatures, **sets):
                 "truncated": 0.0,
                 "correct": {f"{name}-{i}": c for i, c in enumerate(right)},
             }
-    report = {"settings": {"prompt_template": "raw"}, "sets": entries}
+    report = {"settings": {"prompt_template": "raw", "seed": 0}, "sets": entries}
     (folder / "eval.json").write_text(json.dumps(report))
 
 

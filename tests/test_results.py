@@ -158,32 +158,6 @@ def test_a_curve_consists_of_means_over_25_steps(tmp_path):
     }
 
 
-def test_a_difference_has_students_interval():
-    values = pd.Series([1, 2, 3, 4, 5])
-    # 3 ± 2.776 * sqrt(2.5 / 5) and 1 ± 4.303 * sqrt(7 / 3)
-    assert results.difference(values) == "+3.0 [+1.0, +5.0] 5 of 5"
-    assert results.difference(pd.Series([-1, 0, 4]), 2) == "+1.00 [-5.57, +7.57] 1 of 3"
-    assert results.with_error(values, 2) == "3.00 ± 0.71"
-    one = pd.Series([2])
-    assert results.difference(one) == "+2.0"
-    assert results.with_error(one) == "2.0"
-
-
-@pytest.mark.parametrize("freedom, quantile", [
-    (1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (14, 2.1448), (100, 1.9840)])
-def test_the_quantiles_of_students_t_are_those_of_printed_tables(freedom, quantile):
-    assert results.t975(freedom) == pytest.approx(quantile, abs=5e-5)
-
-
-def test_differences_are_paired_by_seed():
-    ours = pd.DataFrame({1: [5.0, 3.0, 9.0]}, index=[2, 0, 7])
-    theirs = pd.DataFrame({1: [1.0, 1.0, 0.0]}, index=[0, 2, 5])
-    # The differences are 3 - 1 for seed 0 and 5 - 1 for seed 2. Seeds 5 and 7 have no partner.
-    expected = results.difference(pd.Series([2.0, 4.0]))
-    assert results.paired(ours, theirs, [1]) == [expected]
-    assert results.paired(ours, theirs.loc[[5]], [1]) == []
-
-
 @pytest.mark.parametrize("target, expected", [
     (25, 100), (30, 95), (35, 90), (40, 80), (44, 65), (50, 70), (52, None), (20, None)])
 def test_a_path_is_met_where_it_first_reaches_pass_at_1(target, expected):

@@ -38,7 +38,7 @@ def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypat
         "truncated": 0,
         "correct": {"1": 1},
     }
-    report = {"settings": {"prompt_template": "raw"}, "sets": {"a": evaluation}}
+    report = {"settings": {"prompt_template": "raw", "seed": 0}, "sets": {"a": evaluation}}
     (tmp_path / "eval.json").write_text(json.dumps(report))
     place = f"{tmp_path}/file/x"
     for module, *words in (

@@ -32,7 +32,6 @@ fig2_equal_entropy  two distributions with the same entropy
 fig4_one_step       the gate, and one step on a correct and a wrong response
 floor               when Eq. 6 pushes a candidate up, and where that leads
 """
-import dataclasses
 import json
 import math
 import shutil
@@ -50,7 +49,6 @@ from runtime.data import digest, load_problems, read_jsonl
 from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
 from runtime.run_folder import check_log
-from simko import Config
 from tools import command_line, report, tables
 from tools.drawing import STYLES, band, dynamics_figure, grid, legend, plt, ranks
 from tools.study_figures import study_figures
@@ -165,15 +163,6 @@ def candidates(folder, prompt, response, K, temperature):
     return top.values.exp().numpy(), top.indices.numpy(), entropy.numpy()
 
 
-def run_settings(folder):
-    """Reads the settings of a run from its config.json."""
-    path = folder / "config.json"
-    try:
-        return dataclasses.asdict(Config()) | json.loads(path.read_bytes())
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        fail(f"{path} cannot be read ({error!r}): name the folder of a run")
-
-
 def only_runs(folders):
     """Returns those of {label: folder} that hold a run."""
     return {label: folder for label, folder in folders.items()
@@ -206,7 +195,7 @@ def read_path(folders, index):
     from transformers import logging
     logging.disable_progress_bar()
     runs = only_runs(folders)
-    settings = [run_settings(folder) for folder in runs.values()]
+    settings = [tables.run_settings(folder) for folder in runs.values()]
     names = "model", "prompt_template", "chat_template_kwargs", "eval_data"
     if not runs or any(own[name] != settings[0][name] for own in settings for name in names):
         fail(f"--path needs runs with the same {', '.join(names)}")
@@ -312,7 +301,7 @@ def chart(log, steps, width):
 def follow(folder):
     """Prints the chart of a run. In a terminal, updates it until the last
     step is done."""
-    steps = run_settings(folder)["steps"]
+    steps = tables.run_settings(folder)["steps"]
     path = folder / "metrics.jsonl"
     room = shutil.get_terminal_size().columns - 28  # beside the name and the range
     width = max(1, min(steps, room))
@@ -422,7 +411,7 @@ def main():
             plt.close(figure)
         if rows:
             runs = only_runs(folders)
-            settings = {label: run_settings(folder) for label, folder in runs.items()}
+            settings = {label: tables.run_settings(folder) for label, folder in runs.items()}
             pictures = {name: paths[name].read_bytes() for name in reported}
             report.write(page, rows, logs, settings, pictures)
     except OSError as error:

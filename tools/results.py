@@ -10,11 +10,11 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-import mpmath
 import pandas as pd
 
 from runtime.common import fail
 from tools import allow_head, command_line
+from tools.seeds import means, paired
 from tools.study import (
     ABLATION_STEPS, NAMES, SHARED, SIMKO, STAGES, STEPS,
     comparisons, describe, ks_of, pass_rates, read, run_name)
@@ -24,52 +24,7 @@ FEW_KS = [1, 16, 256]  # for tables with many lines or columns
 RATE = SHARED["grpo"]["learning_rate"]
 
 
-# ------------------------------------------------------------- statistics
-# Values are Series over seeds, rates are DataFrames (seeds, K).
-def with_error(values, digits=1):
-    """Returns "mean ± standard error"."""
-    mean = f"{values.mean():.{digits}f}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {values.sem():.{digits}f}"
-
-
-def means(rates, columns, digits=1):
-    """Returns a cell `with_error` for each column."""
-    return [with_error(rates[column], digits) for column in columns]
-
-
-def t975(freedom):
-    """Returns the 97.5 % quantile of Student's t."""
-    def outside(t):
-        below = freedom / (freedom + t * t)
-        return mpmath.betainc(freedom / 2, 0.5, 0, below, regularized=True)
-
-    root = mpmath.findroot(lambda t: outside(t) - 0.05, (1.9, 13), solver="anderson")
-    return float(root)
-
-
-def difference(values, digits=1):
-    """Returns "mean [95 % interval] positive seeds of all seeds"."""
-    mean, count = values.mean(), len(values)
-    if count < 2:
-        return f"{mean:+.{digits}f}"
-    half = t975(count - 1) * values.sem()
-    low = f"{mean - half:+.{digits}f}"
-    high = f"{mean + half:+.{digits}f}"
-    positive = (values > 0).sum()
-    return f"{mean:+.{digits}f} [{low}, {high}] {positive} of {count}"
-
-
-def paired(ours, theirs, columns, digits=1):
-    """Returns a cell for each column, over the seeds that both share."""
-    seeds = ours.index.intersection(theirs.index)
-    if seeds.empty:
-        return []
-    gaps = ours.loc[seeds] - theirs.loc[seeds]
-    return [difference(gaps[column], digits) for column in columns]
-
-
+# ------------------------------------------------------------ equal pass@1
 def at_equal_pass1(path, target):
     """Returns pass@K where a run first reaches pass@1 = target, or None.
     path: (steps, K). Values between steps are interpolated linearly."""

@@ -13,6 +13,7 @@ Neither says how much another seed of the training would change.
 --paper adds the paper's rows, labelled with the version that reports them.
 The third version calls SimKO CaSP, and its N is the first version's K.
 """
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from runtime.common import fail, fail_as, printable
+from runtime.common import fail, printable
 from runtime.run_folder import by_step
-from simko import pass_at_k
+from simko import Config, pass_at_k
 from tools import ROOT, allow_head, command_line
 
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
@@ -30,6 +31,7 @@ AVERAGED = {*PAPER["tables"]["4"]["sets"]}  # the math sets and "average"
 SETTINGS = {
     "n": "n", "temperature": "T", "top_p": "top-p", "max_tokens": "max tokens",
     "problems": "problems", "prompt_template": "template"}
+WARNING = "THESE EVALUATIONS DIFFER; compare them with care:"
 COMPARED = SETTINGS | {"dtype": "dtype", "rollout": "engine"}
 DIFFERENCES = "Differences in points [95 % interval over problems]"
 NUMBERS = "n", "temperature", "top_p", "max_tokens", "problems", "truncated"
@@ -73,7 +75,7 @@ def read(path):
         for label, entry in report["sets"].items():
             if not consistent(label, entry):
                 raise ValueError(f"the entries of {label} are inconsistent")
-            entry["prompt_template"] = template
+            entry |= {"prompt_template": template, "seed": settings["seed"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         fail(f"{path} is damaged or was written by another version ({error!r}): "
              "run the evaluation again")
@@ -82,15 +84,20 @@ def read(path):
     return report["sets"]
 
 
+def label_and_folder(argument):
+    """Returns both parts of a [LABEL=]FOLDER argument."""
+    label, _, folder = argument.rpartition("=")
+    if Path(argument).is_dir():
+        label, folder = "", argument
+    folder = Path(folder)
+    return printable(label or str(folder)), folder
+
+
 def labelled(arguments):
     """Returns {label: folder} of [LABEL=]FOLDER arguments."""
     folders = {}
     for argument in arguments:
-        label, _, folder = argument.rpartition("=")
-        if Path(argument).is_dir():
-            label, folder = "", argument
-        folder = Path(folder)
-        label = printable(label or str(folder))
+        label, folder = label_and_folder(argument)
         if label in folders:
             fail(f"two folders have the label {label}: give each its own, as LABEL=FOLDER")
         folders[label] = folder
@@ -104,17 +111,25 @@ def last_report(folder):
     return (steps[max(steps)] if steps else folder) / "eval.json"
 
 
+def run_settings(folder):
+    """Reads the settings of a run from its config.json."""
+    path = folder / "config.json"
+    try:
+        return dataclasses.asdict(Config()) | json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        fail(f"{path} cannot be read ({error!r}): name the folder of a run")
+
+
 def steps_trained(folder):
     """Returns (the steps of training before a run's last evaluation, the
     steps that are planned), or None for the folder of an evaluation."""
     evaluated = by_step(folder, "eval")
     if not evaluated:
         return None
-    last, settings = max(evaluated), folder / "config.json"
-    if not settings.is_file():
+    last = max(evaluated)
+    if not (folder / "config.json").is_file():
         return last, last
-    with fail_as(f"{settings} is damaged", "repair it"):
-        return last, json.loads(settings.read_bytes()).get("steps", last)
+    return last, run_settings(folder)["steps"]
 
 
 def load(folders):
@@ -349,7 +364,7 @@ def main():
     common = [name for name in names if all(name in row.sets for row in rows)]
     settings = settings_table(rows, names)
     if lines := differences(rows, names, options.paper in first):
-        print("\nTHESE EVALUATIONS DIFFER; compare them with care:\n")
+        print(f"\n{WARNING}\n")
         print(*(printable(f"- {line}") for line in lines), sep="\n")
     rows += paper_rows(options.paper, any(row.temperature is not None for row in rows))
     rows.sort(key=lambda row: row.temperature or 0)

@@ -41,7 +41,8 @@ from runtime.models import load_model
 from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
 from tools import ROOT, command_line
-from tools.plots import first_correct, run_settings
+from tools.plots import first_correct
+from tools.tables import run_settings
 
 DOCS = ROOT / "docs"
 TEXT, NOTEBOOK, MEASURED = (DOCS / f"walkthrough.{end}" for end in ("md", "ipynb", "json"))

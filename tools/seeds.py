@@ -1,0 +1,179 @@
+"""Prints pass@K of several runs of each method, as means over seeds.
+
+    python -m tools.seeds GRPO=runs/grpo-0 GRPO=runs/grpo-1 \\
+        SimKO=runs/simko-0 SimKO=runs/simko-1
+
+Folders with the same LABEL are runs of one method, which should differ
+in --seed alone. A folder holds a run, whose last evaluation is used, or an
+evaluation. ± is the standard error over seeds. A difference between a
+label and the one above it is paired by seed. Its 95 % interval is
+Student's t interval, and "2 of 3" means that it is positive for 2 of 3
+seeds. Neither says how much other problems would change; tools.tables
+does. Labels that share fewer than two seeds are not compared.
+"""
+from itertools import pairwise
+
+import mpmath
+import pandas as pd
+
+from runtime.common import fail, printable
+from runtime.run_folder import CHANGEABLE
+from tools import allow_head, command_line, tables
+
+# The steps and the evaluations are compared by `tables.differences`.
+NOT_COMPARED = {*CHANGEABLE, "seed", "versions"}
+
+
+# ------------------------------------------------------------- statistics
+# Values are Series over seeds, rates are DataFrames (seeds, K).
+def with_error(values, digits=1):
+    """Returns "mean ± standard error"."""
+    mean = f"{values.mean():.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {values.sem():.{digits}f}"
+
+
+def means(rates, columns, digits=1):
+    """Returns a cell `with_error` for each column."""
+    return [with_error(rates[column], digits) for column in columns]
+
+
+def t975(freedom):
+    """Returns the 97.5 % quantile of Student's t."""
+    def outside(t):
+        below = freedom / (freedom + t * t)
+        return mpmath.betainc(freedom / 2, 0.5, 0, below, regularized=True)
+
+    root = mpmath.findroot(lambda t: outside(t) - 0.05, (1.9, 13), solver="anderson")
+    return float(root)
+
+
+def difference(values, digits=1):
+    """Returns "mean [95 % interval] positive seeds of all seeds"."""
+    mean, count = values.mean(), len(values)
+    if count < 2:
+        return f"{mean:+.{digits}f}"
+    half = t975(count - 1) * values.sem()
+    low = f"{mean - half:+.{digits}f}"
+    high = f"{mean + half:+.{digits}f}"
+    positive = (values > 0).sum()
+    return f"{mean:+.{digits}f} [{low}, {high}] {positive} of {count}"
+
+
+def paired(ours, theirs, columns, digits=1):
+    """Returns a cell for each column, over the seeds that both share."""
+    seeds = ours.index.intersection(theirs.index)
+    if seeds.empty:
+        return []
+    gaps = ours.loc[seeds] - theirs.loc[seeds]
+    return [difference(gaps[column], digits) for column in columns]
+
+
+# ---------------------------------------------------------------- reading
+def load(arguments):
+    """Returns {name: {seed: row}} of [LABEL=]FOLDER arguments. A folder with
+    several temperatures has a name for each of them."""
+    found = {}
+    for argument in arguments:
+        label, folder = tables.label_and_folder(argument)
+        for row in tables.load({label: folder}):
+            seed = next(iter(row.sets.values()))["seed"]
+            runs = found.setdefault(row.name, {})
+            if seed in runs:
+                fail(f"{runs[seed].folder} and {folder} are both {label} with seed {seed}: "
+                     "give them different labels, or evaluate with the seed of the training")
+            runs[seed] = row
+    if all(len(runs) == 1 for runs in found.values()):
+        fail("no two folders have the same label: give all runs of a method one, as in GRPO="
+             "runs/grpo-0 GRPO=runs/grpo-1. For single runs there is python -m tools.tables")
+    return dict(sorted(found.items(), key=lambda item: temperature(item[1])))
+
+
+def temperature(runs):
+    return next(iter(runs.values())).temperature or 0
+
+
+def different_settings(methods):
+    """Returns a line for each method whose runs differ in more than the seed."""
+    lines = []
+    for name, runs in methods.items():
+        folders = [row.folder for row in runs.values()]
+        first, *others = [
+            tables.run_settings(folder) if (folder / "config.json").is_file() else {}
+            for folder in folders]
+        differing = [
+            key for key in first.keys() - NOT_COMPARED
+            if any(other.get(key) != first[key] for other in others)]
+        if differing:
+            lines.append(f"the runs of {name} have different {', '.join(sorted(differing))}")
+    return lines
+
+
+# ----------------------------------------------------------------- tables
+def pass_rates(runs, names):
+    """Returns pass@K in % (seeds, K), the mean over the sets `names`."""
+    rates = {}
+    for seed, row in runs.items():
+        ks, mean, _ = tables.bootstrap([row.sets[name] for name in names])
+        rates[seed] = pd.Series(100 * mean, index=ks)
+    return pd.DataFrame(rates).T.dropna(axis=1)
+
+
+def seed_tables(methods, names):
+    """Returns a table of pass@K, and one of the differences between methods."""
+    rates = {}
+    for name, runs in methods.items():
+        own = {seed: row for seed, row in runs.items() if row.sets.keys() >= {*names}}
+        if own:
+            rates[name] = pass_rates(own, names)
+    all_ks = sorted({k for own in rates.values() for k in own})
+    head = ["", *(f"K={k}" for k in all_ks)]
+
+    def line(name, ks, cells):
+        texts = dict(zip(ks, cells))
+        return [name, *(texts.get(k, "–") for k in all_ks)]
+
+    levels = []
+    for name, own in rates.items():
+        cells = means(own, own)
+        levels.append(line(f"{name} ({len(own)})", own, cells))
+
+    gaps = []
+    for above, name in pairwise(rates):
+        theirs, ours = rates[above], rates[name]
+        shared = ours.index.intersection(theirs.index)
+        if len(shared) > 1 and temperature(methods[above]) == temperature(methods[name]):
+            ks = [k for k in ours if k in theirs]
+            gaps.append(line(f"{name} − {above}", ks, paired(ours, theirs, ks)))
+    return [head, *levels], [head, *gaps] if gaps else []
+
+
+def main():
+    parser = command_line(__file__, __doc__)
+    parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
+    methods = load(parser.parse_args().folders)
+    rows = []
+    for name, runs in methods.items():
+        for seed, row in runs.items():
+            rows.append(row._replace(label=f"{row.label}, seed {seed}"))
+    names = list(dict.fromkeys(name for row in rows for name in row.sets))
+    common = [name for name in names if all(name in row.sets for row in rows)]
+    lines = different_settings(methods) + tables.differences(rows, names, paper=None)
+    if lines:
+        print(f"\n{tables.WARNING}\n")
+        print(*(printable(f"- {line}") for line in lines), sep="\n")
+
+    columns = [[name] for name in names]
+    for sets in columns + ([common] if len(common) > 1 else []):
+        what = sets[0] if len(sets) == 1 else f"mean of {', '.join(sets)}"
+        levels, gaps = seed_tables(methods, sets)
+        tables.show(f"pass@K in % ± standard error over seeds (their number): {what}", levels)
+        if gaps:
+            tables.show("Differences in points, paired by seed [95 % interval over seeds], "
+                        f"seeds above 0: {what}", gaps)
+
+
+if __name__ == "__main__":
+    allow_head()
+    main()
