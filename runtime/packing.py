@@ -67,7 +67,9 @@ def pack(samples, device):
 def join(parts, like):
     """Joins one tensor for each sample. The result of an empty micro-batch,
     which has no parts, is empty with the dtype and device of `like`."""
-    return torch.cat([like[:0], *parts])
+    # A slice of `like` would carry its graph into the result, and whatever
+    # the log sums up from it would keep every micro-batch's graph alive.
+    return torch.cat([like.new_empty(0), *parts])
 
 
 def micro_batches(samples, tokens):

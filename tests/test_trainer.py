@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import time
+import weakref
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -156,6 +157,32 @@ def test_responses_whose_advantage_is_0_count_but_need_no_pass(base, group, zero
         assert sums["tokens"] == sum(len(s.response_ids) for s in passed)
         updates.append(weights_of(trainer))
     assert distance(*updates) < 1e-12
+
+
+@pytest.mark.parametrize("method", baselines.METHODS)
+def test_an_update_drops_the_graph_of_each_micro_batch(base, group, method):
+    """If the log's sums or the list of losses kept them, memory would grow with the number of
+    micro-batches."""
+    graphs, alive = [], []
+
+    def policy_forward(*arguments):
+        alive.append(sum(graph() is not None for graph in graphs))
+        outputs = forward(*arguments)
+        graphs.append(weakref.ref(outputs[0].grad_fn))
+        return outputs
+
+    cfg = config(base, method=method, beta=0.3, micro_batch_tokens=1)
+    samples = load_samples(base)
+    trainer = simko.Trainer(cfg, CPU, torch.float64)
+    trainer.compute_old_logp(samples, quiet)
+    if choose := baselines.METHODS[method].choose:
+        choose(samples)
+    forward = trainer.policy.policy_forward
+    with mock.patch.object(trainer.policy, "policy_forward", policy_forward):
+        trainer.update(samples, method, None, quiet)
+    # The loop's own variables hold the graph of the micro-batch before.
+    assert alive == [0] + [1] * (len(alive) - 1)
+    assert len(alive) > 3
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
