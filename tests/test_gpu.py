@@ -52,8 +52,9 @@ DTYPE = torch.bfloat16 if CUDA else torch.float32
 # The mean of |log pi_trainer - log pi_engine| that rounding may cause.
 GAP = 0.05 if CUDA else 1e-3
 GIB = 2**30
-VOCABULARY, PROMPT, RESPONSE, END = 512, 8, 32, 1
-# vLLM counts preemptions. The 64 responses of `sample` need 128 blocks of 32 tokens, so in a small
+# A prompt fills blocks of vLLM's cache, which a sync must forget.
+VOCABULARY, PROMPT, RESPONSE, END = 512, 40, 32, 1
+# vLLM counts preemptions. The 64 responses of `sample` need 192 blocks of 32 tokens, so in a small
 # cache, vLLM preempts responses and resumes them.
 COUNTED = {"disable_log_stats": False}
 SMALL_CACHE = COUNTED | {"block_size": 32, "num_gpu_blocks_override": 40}
@@ -137,12 +138,12 @@ def start_engine(cfg, device, weights="dummy", graphs=False, **options):
         return closing(simko.make_engine(cfg, [END], device, DTYPE, weights, RESPONSE))
 
 
-def sample(engine, key=(0, 0, 0), temperature=1.0, top_p=1.0, logprobs=True):
-    """Returns four responses to each of sixteen prompts, which are other ones on each rank."""
+def sample(engine, key=(0, 0, 0), temperature=1.0, top_p=1.0, logprobs=True, n=4):
+    """Returns n responses to each of sixteen prompts, which are other ones on each rank."""
     prompts = np.random.default_rng(dist.get_rank()).integers(2, VOCABULARY, (16, PROMPT))
     seed_everything(*key)
     return engine.generate(
-        list(prompts), 4, temperature, top_p, RESPONSE, quiet, logprobs=logprobs)
+        list(prompts), n, temperature, top_p, RESPONSE, quiet, logprobs=logprobs)
 
 
 def mean_gap(samples, logp):
@@ -343,10 +344,11 @@ def worker_evaluation_sampling(folder, backend):
         print(f"vLLM may use FlashInfer's kernels: {has_flashinfer()}")
     with process_group() as device:
         with start_engine(config(folder, rollout=backend), device, "auto") as engine:
-            samples = sample(engine, temperature=0.6, top_p=0.95, logprobs=False)
+            # vLLM has one top-p kernel for at most 64 rows and one for more.
+            samples = sample(engine, temperature=0.6, top_p=0.95, logprobs=False, n=8)
         model = load_model(str(folder), torch.float32).to(device)
         model.set_attn_implementation("sdpa")
-    assert len(samples) == 64 and not any(len(s.engine_logp) for s in samples)
+    assert len(samples) == 128 and not any(len(s.engine_logp) for s in samples)
     outside = sum(
         tokens_outside_the_nucleus(model, s, temperature=0.6, top_p=0.95) for s in samples)
     tokens = sum(len(s.response_ids) for s in samples)
