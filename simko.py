@@ -378,13 +378,13 @@ class Trainer:
         self.policy = self.build_model()
         self.reference = None
         if cfg.beta:  # with LoRA, the policy without its adapters
-            self.reference = self.policy if cfg.lora_rank else self.build_model()
+            self.reference = self.policy if cfg.lora_rank else self.build_model(dtype)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         self.updates = 0
         self.refused = 0  # updates in a row that were not finite
 
-    def build_model(self):
+    def build_model(self, weight_dtype=torch.float32):
         """Loads cfg.model and shards it over the ranks.
 
         Trained weights are float32, since bfloat16 would round updates of
@@ -394,7 +394,6 @@ class Trainer:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         check_log_probs(model, policy_forward, self.cfg, self.device)
-        weight_dtype = torch.float32
         if self.cfg.lora_rank:
             lora.add_adapters(model, self.cfg, self.dtype)
             weight_dtype = None  # each weight keeps its own
