@@ -40,6 +40,9 @@ def start_or_resume(folder, problems, trainer):
         text = json.dumps({**settings, "versions": versions()}, indent=1)
         write_whole(folder / "config.json", text)
     check_shared(folder)
+    # AdamW's tensors are made now. In the first update they would take parts
+    # of blocks that it has freed, which could then not go to the engine.
+    checkpoint_state(trainer)
     first = load_checkpoint(folder, trainer)
     if trainer.rank == 0:
         rewind(folder, first, trainer.cfg.steps)

@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import simko
 from runtime import baselines, log
-from runtime.checkpoints import checkpoint_state
+from runtime.checkpoints import checkpoint_state, start_or_resume
 from runtime.hf_engine import HFEngine
 from runtime.models import fingerprint, load_model
 from runtime.packing import Sample
@@ -501,6 +501,20 @@ def test_the_log_has_means_over_the_updates_that_were_made(base, group):
     row = log.update_metrics(totals)
     assert math.isnan(row["grad_norm"])
     near(row["loss"], 2 * made["loss"])
+
+
+def test_a_reference_is_frozen_and_held_in_the_dtype_of_the_computation(base, group):
+    trainer = simko.Trainer(config(base, beta=0.1), CPU, torch.bfloat16)
+    assert {weight.dtype for weight in trainer.reference.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in trainer.policy.parameters()} == {torch.float32}
+
+
+def test_a_run_starts_with_adamws_tensors_in_place(base, group, tmp_path):
+    trainer = simko.Trainer(config(base), CPU, torch.float64)
+    start_or_resume(tmp_path, [], trainer)
+    states = trainer.optimizer.state
+    assert states.keys() == {*trainer.policy.parameters()}
+    assert all(state["exp_avg"].shape == p.shape for p, state in states.items())
 
 
 # --------------------------------------------------------------------------------- two processes
