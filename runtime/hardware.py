@@ -22,6 +22,7 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+DRIVER = 580  # the first for CUDA 13, for which vLLM 0.32 and its PyTorch are built
 ENGINE_MEMORY = 0.6  # simko.py's default of --gpu-memory-utilization
 
 
@@ -279,10 +280,11 @@ def prediction(recipe, cards):
     """Returns what the recipe will take, in a sentence."""
     count = len(cards)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    loading = 2 * recipe.parameters * count  # each process reads all of it in bfloat16
+    # One process holds the model for the export, with LoRA in bfloat16.
+    export = (2 if recipe.full else 4) * recipe.parameters
     return (f"By estimate it takes {arithmetic(recipe, count)}, "
-            f"{loading:.0f} GB of main memory "
-            f"while the model loads (this machine has {machine:.0f}), and "
+            f"{export:.0f} GB of main memory "
+            f"for the export (this machine has {machine:.0f}), and "
             f"{hours(recipe, count):.1f} hours at the speed of H100s.")
 
 
@@ -368,9 +370,14 @@ def main(arguments):
     if options.command == "list":
         print_list()
     elif options.command == "check":  # before there is a PyTorch to ask
+        cards, driver = nvidia_smi()
         known = recipe and options.model in (None, recipe.model)
         if known and not options.force:
-            check_fit(recipe, nvidia_smi()[0])
+            check_fit(recipe, cards)
+        major = (driver or "").partition(".")[0]
+        if major.isdigit() and int(major) < DRIVER:
+            print(f"note: the driver is {driver}. PyTorch for CUDA 13 needs {DRIVER} "
+                  "or later, or NVIDIA's cuda-compat")
     else:
         cards = pytorch_cards()
         reason = f"The recipe is {options.recipe}."

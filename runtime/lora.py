@@ -5,6 +5,7 @@ s = alpha / rank. peft calls a pair of A and B an adapter."""
 from contextlib import nullcontext
 
 import torch
+from torch.distributed.tensor import DTensor, Replicate
 
 from runtime.common import fail_as, seed_everything
 
@@ -35,12 +36,19 @@ def merged(weights, cfg):
     """Yields (name, weight) of a plain model without adapters, with W + s B A
     in place of W. Each sum is computed only when its turn comes.
 
-    weights: {name: tensor, sharded or whole} of the policy."""
-    for name, weight in weights.items():
+    weights: {name: tensor, sharded or whole} of the policy. Each is removed
+    from it in its turn, so that an export does not hold all weights twice."""
+    for name in [*weights]:
+        weight = weights.pop(name)
         layer, adapted, _ = name.partition(".base_layer.weight")
         if adapted:
             A = weights[f"{layer}.lora_A.default.weight"]
             B = weights[f"{layer}.lora_B.default.weight"]
+            if isinstance(A, DTensor):
+                # With all of A, each rank computes its own rows of B A.
+                # Otherwise each would compute a part of every element, and
+                # a sum over all ranks would send whole matrices.
+                A = A.redistribute(placements=[Replicate()])
             weight = weight + cfg.lora_alpha / cfg.lora_rank * (B @ A)
         if ".lora_" not in name:
             yield name.replace(".base_layer", ""), weight

@@ -209,7 +209,7 @@ def test_what_a_plan_says(monkeypatch, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == [PAPER, "8"]
     for part in ("Why. By estimate", "42 GB on each of 8 GPUs", "11.8 hours",
-                 "122 GB of main memory while the model loads (this machine has 150)"):
+                 "30 GB of main memory for the export (this machine has 150)"):
         assert part in second
     box = [84.9]
     hardware.print_plan(RECIPES[MIDDLE], "Why.", box, None, force=True)
@@ -219,6 +219,7 @@ def test_what_a_plan_says(monkeypatch, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == [PAPER_LORA, "1"]
     assert "46 GB on one GPU (2.5 x 7.6 / 1 + 2 x 7.6 + 12)" in second
+    assert "15 GB of main memory for the export" in second
     # Nothing is left for the engine where the recipe does not fit.
     hardware.print_plan(RECIPES[PAPER], "Why.", [25.3], None, force=True)
     assert capsys.readouterr().out.splitlines()[0].split() == [PAPER, "1"]
@@ -256,6 +257,16 @@ def test_nvidia_smi(output, cards, tmp_path, monkeypatch):
     found, driver = hardware.nvidia_smi()
     assert found == pytest.approx(cards, rel=1e-3)
     assert driver == ("580.159" if cards else None)
+
+
+@pytest.mark.parametrize("driver, noted", [
+    ("550.54.15", True), ("579.1", True), ("580.65.06", False), ("[N/A]", False), (None, False)])
+def test_an_old_driver_is_noted_before_anything_is_installed(driver, noted, monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "nvidia_smi", lambda: ([], driver))
+    hardware.main(["check", "--recipe", "laptop"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"note: the driver is {driver}.") == noted
+    assert printed.count("\n") == noted
 
 
 def test_no_nvidia_smi(tmp_path, monkeypatch):

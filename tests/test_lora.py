@@ -2,12 +2,14 @@
 checkpoint and the export get the policy with its adapters. test_engines.py tries both engines."""
 import json
 import shutil
+import weakref
 from unittest import mock
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.tensor.debug import CommDebugMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import simko
@@ -62,12 +64,15 @@ def update(folder, dtype=torch.float64, **changes):
     for name, parameter in trainer.policy.named_parameters():
         if parameter.grad is not None:
             gradient[name] = parameter.grad.full_tensor()
+    with CommDebugMode() as sent:
+        merged = dict(trainer.named_weights())
     return {
         "start": adapters(start),
         "gradient": adapters(gradient),
         "all": len(gradient),
         "sums": dict(sums),
-        "merged": dict(trainer.named_weights()),
+        "merged": merged,
+        "sent": {str(what) for what in sent.get_comm_counts()},
     }
 
 
@@ -97,6 +102,8 @@ def test_two_processes_have_the_gradient_of_one(base, two_ranks, group):
         assert torch.equal(x, two["start"][name])
     assert distance(two["gradient"], one["gradient"]) < 1e-6
     assert distance(two["merged"], one["merged"]) < 1e-12
+    # The ranks gather A and the sums. They do not send whole products B A.
+    assert two["sent"] == {"c10d_functional.all_gather_into_tensor"}
     near(two["sums"], one["sums"], 1e-5)
 
 
@@ -131,6 +138,17 @@ def test_the_merged_weights_are_the_policy(checkpoint, group):
         ids = sample.response_ids
         log_pi = plain_logits(plain, sample).log_softmax(-1)
         near(sample.old_logp, log_pi[range(len(ids)), ids].detach(), 1e-6)
+
+
+def test_an_export_does_not_hold_all_weights_in_two_dtypes(tmp_path):
+    """Rank 0 converts them one after another, and each is freed when the next one comes."""
+    weights = {name: torch.ones(3) for name in "abcd"}
+    before = [weakref.ref(weight) for weight in weights.values()]
+    alive = []
+    for _, weight in lora.merged(weights, lora_config(tmp_path)):
+        alive.append(sum(own() is not None for own in before))
+        weight = weight.to(torch.bfloat16)
+    assert alive == [4, 3, 2, 1]
 
 
 def test_frozen_weights_are_in_the_dtype_of_the_computation_and_have_no_optimizer_state(
