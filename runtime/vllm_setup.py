@@ -17,18 +17,23 @@ from runtime.models import NO_CODE
 
 
 def find_vllm(cfg):
-    """Returns whether vLLM can be imported. Ends the program if it cannot and
+    """Returns whether vLLM can be used. Ends the program if it cannot and
     the settings ask for it."""
     try:
         import vllm  # noqa: F401
     except ImportError as error:
-        if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
-            fail(f"vLLM cannot be imported ({one_line(error)}). Install "
-                 "it, or choose --rollout hf")
-        print_once("vLLM cannot be imported, so transformers' generate makes "
-                   f"the rollouts: {one_line(error)}")
-        return False
-    return True
+        problem = one_line(error)
+    else:
+        # vLLM is built for the same devices as PyTorch.
+        if not torch.version.cuda or torch.cuda.is_available():
+            return True
+        problem = "it was built for GPUs, and PyTorch sees none"
+    if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
+        fail(f"vLLM cannot be used ({problem}). Install one that can, or "
+             "choose --rollout hf")
+    print_once("vLLM cannot be used, so transformers' generate makes "
+               f"the rollouts: {problem}")
+    return False
 
 
 @contextmanager

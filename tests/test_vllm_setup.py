@@ -2,6 +2,8 @@
 log."""
 import logging
 import os
+import sys
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -78,6 +80,23 @@ def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
     root, found = start()
     assert root == tmp_path / "vllm_cache" / "rank_1" and not found
     assert start() == (root, True)
+
+
+def find_vllm(monkeypatch, cuda, cards, **changes):
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards)
+    return vllm_setup.find_vllm(config("model", **changes))
+
+
+def test_a_vllm_for_gpus_is_not_used_where_they_are_hidden(monkeypatch, capsys):
+    assert find_vllm(monkeypatch, "13.0", True, rollout="vllm")
+    assert find_vllm(monkeypatch, None, False, rollout="vllm")  # it is built for CPUs
+    assert capsys.readouterr().out == ""
+    assert not find_vllm(monkeypatch, "13.0", False, rollout="auto")
+    assert "vLLM cannot be used, so transformers' generate" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="built for GPUs, and PyTorch sees none.*--rollout hf"):
+        find_vllm(monkeypatch, "13.0", False, rollout="vllm")
 
 
 def test_a_cache_of_the_users_own_stays(tmp_path, monkeypatch):
