@@ -1,5 +1,5 @@
 """Prints tables of pass@K from evaluations, in the layouts of the paper's
-Tables 1, 2, 4 and 5.
+Tables 1 to 5.
 
     python -m tools.tables base=runs/base GRPO=runs/grpo SimKO=runs/simko \\
         --paper qwen2.5-math-7b
@@ -153,13 +153,13 @@ def load(folders):
 def paper_rows(model, sweep):
     """Returns the paper's rows for a model. With several temperatures
     (sweep), these are the rows of Table 5 if it has the model. Otherwise
-    they are the rows of Tables 1, 2 and 4 of the first version, followed
+    they are the rows of Tables 1 to 4 of the first version, followed
     by those that the third version adds or revises."""
     first, third = PAPER["tables"], PAPER["tables_v3"]
     if sweep and model in first["5"]["rows"]:
         versions = {"v1": [first["5"]]}
     else:
-        versions = {"v1": [first[number] for number in "124"], "v3": third.values()}
+        versions = {"v1": [first[number] for number in "1234"], "v3": third.values()}
     rows = []
     for version, tables in versions.items():
         found = {}
@@ -357,7 +357,8 @@ def main():
     parser.add_argument(
         "--paper", choices=dict.fromkeys(first + third),
         help="add the rows for this model from the paper's first (v1) and third (v3) "
-        "version; logic also adds tables of every K for each set, as in Table 2")
+        "version; logic also adds tables of every K for each set, as in Table 2, and "
+        "qwen2.5-math-7b-ablations is Table 3")
     options = parser.parse_args()
     rows = load(labelled(options.folders))
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
