@@ -274,9 +274,12 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
         "aime23": "unknown data set aime23: choose from",
         f"logic={copies}/bad.jsonl": "logic is a group: give each of its sets .* a file",
         f"aime24={copies}/bad.jsonl": "bad.jsonl, line 2",
+        f"gsm8k-math1-train={copies}/gsm8k.jsonl": "is made from other sets: .* --train-data",
+        " ".join([*words[:2], "gsm8k-math1-train"]):
+            "leaves out test problems: give gsm8k and math500 a file",
     }
-    for word, message in unusable.items():
-        monkeypatch.setattr(sys, "argv", ["data.py", str(folder), word])
+    for line, message in unusable.items():
+        monkeypatch.setattr(sys, "argv", ["data.py", str(folder), *line.split()])
         with pytest.raises(SystemExit, match=message) as stop:
             data_program.main()
         assert "\n" not in stop.value.code

@@ -31,9 +31,10 @@ def read(name, copies):
     if name in copies:
         return read_copy(copies[name], name)
     if name == "gsm8k-math1-train" and copies.keys() >= {"gsm8k-train", "math-train"}:
-        gsm8k, math, *tests = (
-            read_copy(copies[part], part) if part in copies else []
-            for part in ("gsm8k-train", "math-train", "gsm8k", "math500"))
+        parts = "gsm8k-train", "math-train", "gsm8k", "math500"
+        if missing := [part for part in parts if part not in copies]:
+            fail(f"{name} leaves out test problems: give {' and '.join(missing)} a file, too")
+        gsm8k, math, *tests = (read_copy(copies[part], part) for part in parts)
         return gsm8k_math1(gsm8k, math, sum(tests, []))
     return fetch(name)
 
@@ -59,6 +60,10 @@ def main():
         name, equals, file = word.partition("=")
         if equals and name in GROUPS:
             fail(f"{name} is a group: give each of its sets ({', '.join(GROUPS[name])}) a file")
+        if equals and name == "gsm8k-math1-train":  # the released file has test problems
+            fail(f"{name} is made from other sets: give gsm8k-train, math-train, gsm8k and "
+                 f"math500 a file, and {name} none. To train on a file as it is, name it with "
+                 "--train-data")
         if equals:
             names.append(name)
             copies[name] = Path(file)
