@@ -680,8 +680,8 @@ def worker_save(base, tied, output):
             save_hf(path / "hf", trainer, tokenizer, [END])
             exported = dict(load_model(str(path / "hf"), DTYPE).to(device).named_parameters())
             for name, weight in trainer.named_weights():
-                # Here B @ A is made of shards, and in the export of whole matrices, so the last
-                # digits may differ.
+                # Here each rank computes some rows of B @ A, and in the export one computes all
+                # of them, so the last digits may differ.
                 torch.testing.assert_close(exported.pop(name), weight)
             assert not exported
 
