@@ -32,7 +32,7 @@ Graders differ on some conventions. These are ours:
 - A response may leave out or add all or part of the unit, but a different unit is
   wrong: m/s matches m, but not s, 1/s, km/s or m²/s. Units are percent (28% is not
   0.28), degrees (90° is not π/2), currencies, the words of a closed list and those of
-  the gold answer. "5 tenths" is not 5, and 2xy is not 2.
+  the gold answer. "5 cups of flour" is 5, "5 tenths" is not, and 2xy is not 2.
 - log is the natural logarithm. Letters except e, i, π stand for real numbers, and n in
   a gold answer's (-1)^n for an integer. \ln x is not \ln|x|, but \ln|x| is right for \ln x.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2, a column

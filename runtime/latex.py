@@ -499,17 +499,23 @@ PRODUCT = re.compile(  # xy and mg, but not cm: these may be products of letters
     r"[A-Za-z]{2,3}(?![A-Za-z])")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
+    "two three four five six seven eight nine "
     "or and not no more less than at least most to if million billion trillion thousand "
     "ten hundred dozen half halves third quarter tenth hundredth thousandth squared "
     "cubed factorial base mod but is over times plus minus remainder even odd octal "
     "binary lakh crore gross".split())
 
 
+SUBSTANCE = re.compile(  # "of flour" after "5 cups", but not "of ten" or "of AB"
+    rf"\bof(?:\s+(?!(?:{'|'.join(sorted(NOT_UNITS))}|per)\b)[a-z'-]{{3,}})+"
+    r"(?=[\s}.]*$|\s+per\b)")
+
+
 def split_unit(text, own=frozenset(), gold=False):
     """Returns (value, units), where units is the set of known units around the
-    value. `own` has further words that count as units. If any other word follows
-    the value, nothing is split off. From a gold answer, what may be a product of
-    letters is not split off either: 2 is not 2mg."""
+    value. `own` has further words that count as units, and "of flour" may follow a
+    unit. If any other word follows the value, nothing is split off. From a gold
+    answer, what may be a product of letters is not split off either: 2 is not 2mg."""
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
         value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own, gold)
         return value, units | {UNITS[sign] for sign in money}
@@ -526,6 +532,7 @@ def split_unit(text, own=frozenset(), gold=False):
     powers = re.findall(r"\^\s*\{([2-9])\}", words)
     words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", words)
     words = re.sub("[A-Za-z]+", lambda m: QUOTIENTS.get(m[0].lower(), m[0]), words)
+    words = SUBSTANCE.sub("", words)
     words = re.findall(rf"[°%/]|[A-Za-z'-]+|{CJK}+", words)
     units, per = [], ""  # what follows "per" is marked, so that m/s is not s/m
     for word in words:

@@ -104,6 +104,10 @@ def test_each_command_of_the_sign_table_becomes_its_sign():
     (r"\sin 1°", r"\sin 1°", set()),
     ("5个", "5", {"个"}),
     (r"\text{Friday} \text{cm}", r"\text{Friday} \text{cm}", set()),
+    ("5 cups of wheat flour", "5", {"cup"}),
+    ("5 cups of tea per day", "5", {"cup", "/day"}),
+    ("5 parts of ten", "5 parts of ten", set()),
+    ("5% of AB", "5% of AB", set()),
 ])
 def test_units(text, value, units):
     assert split_unit(text) == (value, units)
@@ -415,6 +419,8 @@ x'\ge5 ¦ x′⩾5 ¦ x'≧5
 # units
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C}
  ¦ 5\text{ gallons per minute} ¦ 5\ 
+5 ¦ 5\text{ cups of flour} ¦ 5\text{ loaves of bread.} ¦ 5\text{ percent of the class}
+5\text{ gallons per hour} ¦ 5\text{ gallons of water per hour} ¦ 5\text{ gallons of water}
 12\text{ widgets} ¦ 12 ¦ 12 widgets
 12\text{ gadgets} ¦ 12 ¦ 12.0\text{ gadgets}
 5cm ¦ 5 ¦ 5\text{ cm}
@@ -641,6 +647,10 @@ A\setminus B ¦ B\setminus A
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
+5 ¦ 5\text{ of them} ¦ 5\%\text{ of }x ¦ 5\%\text{ of }200 ¦ 5\text{ hundreds of dollars}
+ ¦ 5\text{ parts of six} ¦ 5\text{ square roots of three} ¦ 5\text{ cups of flour or more}
+5\text{ gallons} ¦ 5\text{ quarts of milk}
+5\text{ gallons per hour} ¦ 5\text{ gallons of water per minute}
 5 ¦ 5\text{ pineapples} ¦ x = 5\text{ pineapples}
 5 ¦ 5 or so ¦ 5 to 7 ¦ 5\text{ base }8 ¦ 5\text{ oder sechs} ¦ 5 for 6
 n\text{ even} ¦ n\text{ odd} ¦ n
