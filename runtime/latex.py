@@ -475,12 +475,18 @@ permutation combination subset outcome possibility choice handshake match song m
 video photo picture painting message call click bean nut fruit vegetable gift present
 job task hole store shop school town city country state star planet layer level dot line
 segment stick rod log rope string ribbon bolt nail screw battery widget pupil sweet
-chip pill leg wing shell stone rock ring key
+chip pill leg wing shell stone rock ring key acorn batch biscuit bone bounce bracelet
+brownie bulb bush butterfly button candle color container cracker cricket dish doughnut
+email envelope episode flavor follower goldfish gumball hotdog insect jellybean lemon
+load lollipop machine mango marshmallow mushroom necklace night outfit pancake pebble
+pet petal phone plank popsicle poster roll scoop seashell sequence shark sheet soda spot
+stripe toad token towel turtle vehicle watermelon
 个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对"""
 PER = "/", "per", "每"
 CONNECTIVES = set(
     "a an of the each sq square cubic cu total long wide tall high deep old distinct "
-    "different real positive possible ordered red blue green white black 平方 立方".split())
+    "different real positive possible ordered whole perfect two-digit three-digit four-digit "
+    "new red blue green yellow white black 平方 立方".split())
 QUOTIENTS = {"mph": "miles per hour", "kph": "km per hour", "kmh": "km per hour"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 UNITS = {noun: noun for noun in COUNTED.split()}

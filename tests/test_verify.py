@@ -420,6 +420,7 @@ x'\ge5 ¦ x′⩾5 ¦ x'≧5
 5 ¦ 5 apples ¦ 5 km/h ¦ 5 m/s ¦ 5 sq. ft. ¦ 5米 ¦ 5 \text{个} ¦ 5 pct ¦ 5^\circ\text{C}
  ¦ 5\text{ gallons per minute} ¦ 5\ 
 5 ¦ 5\text{ cups of flour} ¦ 5\text{ loaves of bread.} ¦ 5\text{ percent of the class}
+5 ¦ 5\text{ jellybeans} ¦ 5\text{ new yellow dishes} ¦ 5\text{ two-digit numbers}
 5\text{ gallons per hour} ¦ 5\text{ gallons of water per hour} ¦ 5\text{ gallons of water}
 12\text{ widgets} ¦ 12 ¦ 12 widgets
 12\text{ gadgets} ¦ 12 ¦ 12.0\text{ gadgets}
@@ -647,7 +648,7 @@ A\setminus B ¦ B\setminus A
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
-5 ¦ 5\text{ of them} ¦ 5\%\text{ of }x ¦ 5\%\text{ of }200 ¦ 5\text{ hundreds of dollars}
+5 ¦ 5\text{ new} ¦ 5\text{ of them} ¦ 5\%\text{ of }x ¦ 5\%\text{ of }200 ¦ 5\text{ hundreds of dollars}
  ¦ 5\text{ parts of six} ¦ 5\text{ square roots of three} ¦ 5\text{ cups of flour or more}
 5\text{ gallons} ¦ 5\text{ quarts of milk}
 5\text{ gallons per hour} ¦ 5\text{ gallons of water per minute}
