@@ -376,7 +376,9 @@ def clean(text):
     text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
     for pattern, replacement in PATTERNS:
         text = pattern.sub(replacement, text)
-    return strip_lead(text).strip(" =").rstrip("\\.,;: ")
+    while enclosed(inner := text.strip(" .,"), "{}"):
+        text = inner[1:-1]
+    return strip_ends(text)
 
 
 GROUPED = "(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?!,?[0-9])"
@@ -392,14 +394,14 @@ SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
     rf"\[?{NAME.pattern}(?:[-+[\]]+{NAME.pattern})*\]?")
 
 
-def strip_lead(text):
-    """Removes a name before the answer and a rounded value after it: "x ≈ 3.1"
-    becomes 3.1, "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" becomes (0,1)."""
+def strip_ends(text):
+    """Removes a name before the answer, a rounded value after it and punctuation:
+    "x ≈ 3.1." becomes 3.1, "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" (0,1)."""
     for sign, name in ("≈", NAME), ("∈", VARIABLES):  # x^2 ∈ (0,1) is not (0,1)
         head, _, tail = text.partition(sign)
         if tail and (not head.strip() or name.fullmatch(head)):
             text = tail
-    return ROUNDED.sub("", text).replace("≈", "")
+    return ROUNDED.sub("", text).replace("≈", "").strip(" =").rstrip("\\.,;: ")
 
 
 SHORT_WORDS = set(  # neither products of letters nor names of points

@@ -512,6 +512,9 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 \frac{28}{3} ¦ 4\times 2\frac{1}{3} ¦ 4 \cdot 2 1/3
 \infty ¦ +\infty ¦ (\infty)
 5 ¦ \textcolor{red}{5} ¦ {\bf 5} ¦ \underline{5} ¦ \large 5
+y=2x ¦ \textcolor{blue}{y=2x} ¦ \displaystyle {2x=y} ¦ {y=2x}. ¦ \({y=2x}\)
+1000 ¦ {\overline{AB}=1,000} ¦ \color{red}{x=1000}
+\frac13 ¦ \color{red}{\frac13\approx0.33}
 \frac12 ¦ \sfrac{1}{2} ¦ \nicefrac12
 9^\circ ¦ 9º ¦ 9˚
 -5 ¦ ‑5 ¦ ‐5 ¦ –5 ¦ −5
@@ -681,6 +684,7 @@ x \in (0,1) ¦ x\not\in(0,1)
 x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 # money, percent and other units
 5.4 \text{ cents} ¦ \$5.40 ¦ 5.4\%
+5\text{ cents} ¦ \textcolor{red}{\$5}
 \$5 ¦ 5\text{ cents} ¦ 5\% ¦ 5^\circ ¦ €5 ¦ 5\text{ euros} ¦ 5\text{ hours} ¦ \$6 ¦ \$5x
 44\% ¦ 44^\circ ¦ \$44 ¦ 44\text{ cm} ¦ 44\%+1
 90^\circ ¦ 90\% ¦ \$90
