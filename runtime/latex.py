@@ -151,10 +151,11 @@ SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?
 def unwrap(match):
     r"""Unwraps \text{...} that contains no words, as in \mathbf{25} or \text{(C)}.
     "and" and "or", inside or on their own, become signs."""
-    text, connective = match.groups()
+    group, connective = match.groups()
     if connective:
         return AND_OR[connective]
-    joined = re.sub(r"\b(?:and|or)\b|&", lambda m: AND_OR[m[0]], text.strip(" ,"))
+    text = group[1:-1].strip(" ,")
+    joined = re.sub(r"\b(?:and|or)\b|&", lambda m: AND_OR[m[0]], text)
     if WORDS.search(joined):
         return match[0]
     before = match.string[:match.start()].rstrip()
@@ -211,7 +212,7 @@ SPELLINGS = [
              r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^",
              "x**2", "x^2"),
     Spelling("words in text",
-             r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}|"
+             rf"\\text\s*({GROUP})|"
              r"(?<![A-Za-z\\])(and|or)(?![A-Za-z])", unwrap,
              r"\text{12 and 13} or \text{5 or so}", r"12 , 13 ∨ \text{5 or so}"),
     Spelling("list in text",
@@ -274,8 +275,8 @@ SPELLINGS = [
              r"(?<=[0-9])\s*(\^\s*\{\s*)?\\text\s*\{\s*(?:st|nd|rd|th)\s*\}(?(1)\s*\})\s*$", "",
              r"12^{\text{th}}", "12"),
     Spelling("underlined answer",
-             r"^\\underline\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$", r"\1",
-             r"\underline{5}", "5"),
+             rf"^\\underline\s*({GROUP})$", r"\1",
+             r"\underline{5}", "{5}"),
     Spelling("exponents and subscripts",
              r"([\^_])\s*(-?[0-9]+(?!\.?[0-9])|-?[A-Za-z]|"
              r"-?\\(?!frac|sqrt|binom)[A-Za-z]++(?!\s*\{)|[*+∞π-](?![\w{\\]))", r"\1{\2}",

@@ -512,6 +512,8 @@ x=\frac{\pi}{6}+\pi k ¦ x=\frac{\pi}{6}+k\pi, k\in\mathbb{Z}
 \frac{28}{3} ¦ 4\times 2\frac{1}{3} ¦ 4 \cdot 2 1/3
 \infty ¦ +\infty ¦ (\infty)
 5 ¦ \textcolor{red}{5} ¦ {\bf 5} ¦ \underline{5} ¦ \large 5
+\frac{3\sqrt{3}}{4} ¦ \boldsymbol{\frac{3\sqrt{3}}{4}} ¦ \text{$\frac{3\sqrt{3}}{4}$}
+ ¦ \underline{\frac{3\sqrt{3}}{4}} ¦ \mathbf{\frac{3\sqrt{3}}{4}}
 y=2x ¦ \textcolor{blue}{y=2x} ¦ \displaystyle {2x=y} ¦ {y=2x}. ¦ \({y=2x}\)
 1000 ¦ {\overline{AB}=1,000} ¦ \color{red}{x=1000}
 \frac13 ¦ \color{red}{\frac13\approx0.33}
@@ -653,6 +655,7 @@ A\setminus B ¦ B\setminus A
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
+3 ¦ \mathbf{\frac{3\sqrt{3}}{4}} ¦ \text{not $\frac{3^{1}}{1^{2}}$}
 5 ¦ 5\text{ new} ¦ 5\text{ of them} ¦ 5\%\text{ of }x ¦ 5\%\text{ of }200 ¦ 5\text{ hundreds of dollars}
  ¦ 5\text{ parts of six} ¦ 5\text{ square roots of three} ¦ 5\text{ cups of flour or more}
 5\text{ gallons} ¦ 5\text{ quarts of milk}
