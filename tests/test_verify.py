@@ -274,6 +274,8 @@ x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{bmatrix}1&2\\3&4\end{bmatrix}
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
  ¦ \left[\begin{array}{cc}1&2\\3&\frac82\end{array}\right]
+\begin{pmatrix} 1 & -1 \\ 1 & \phantom -1 \end{pmatrix} ¦ \begin{pmatrix} 1&-1\\1&1 \end{pmatrix}
+ ¦ \begin{pmatrix} \phantom{-}1 & -1 \\ 1 & 1 \end{pmatrix}
 1323_4 ¦ 1323_{4} ¦ 1323_{\text{4}}
 \text{Friday} ¦ Friday ¦ \textbf{Friday} ¦ friday ¦ \mathrm{Friday}
 \text{(C)} ¦ C ¦ (C) ¦ \textbf{(C)}
@@ -564,6 +566,7 @@ x > 10^{-20} ¦ x > 10^{-21} ¦ x \ge 10^{-20} ¦ x < 10^{-20}
 (-\infty, 3) ¦ (-\infty, 4) ¦ (-\infty, 3] ¦ x < 4 ¦ (3, \infty) ¦ x < 2 < 3 ¦ x < 1, x < 3
 3 \pm \sqrt{2} ¦ 3 + \sqrt2 ¦ 2 \pm \sqrt3 ¦ 3 \pm 2
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}
+\begin{pmatrix} 1 \\ -1 \end{pmatrix} ¦ \begin{pmatrix} 1 \\ \phantom{-}1 \end{pmatrix}
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 & 2 & 3 & 4 \end{pmatrix}
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 \\ 3 \end{pmatrix} ¦ (1,2,3,4)
 204_5 ¦ 204_6 ¦ 205_5 ¦ 54 ¦ 204
