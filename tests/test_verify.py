@@ -520,7 +520,7 @@ y=2x ¦ \textcolor{blue}{y=2x} ¦ \displaystyle {2x=y} ¦ {y=2x}. ¦ \({y=2x}\)
 1000 ¦ {\overline{AB}=1,000} ¦ \color{red}{x=1000}
 \frac13 ¦ \color{red}{\frac13\approx0.33}
 \frac12 ¦ \sfrac{1}{2} ¦ \nicefrac12
-9^\circ ¦ 9º ¦ 9˚
+9^\circ ¦ 9º ¦ 9˚ ¦ 9^o ¦ 9^{\text{o}} ¦ 9^{\mathrm{o}}
 -5 ¦ ‑5 ¦ ‐5 ¦ –5 ¦ −5
 12 ¦ 12^{\text{th}} ¦ 12\text{th}
 204_5 ¦ 204\text{ base }5 ¦ 204_{\text{base }5} ¦ 204 \text{ (base 5)} ¦ 204\ (\text{base } 5)
@@ -694,6 +694,7 @@ x^{2023}+1 ¦ x^{2023} ¦ x^{2022}+1 ¦ 2x^{2023}+1
 \$5 ¦ 5\text{ cents} ¦ 5\% ¦ 5^\circ ¦ €5 ¦ 5\text{ euros} ¦ 5\text{ hours} ¦ \$6 ¦ \$5x
 44\% ¦ 44^\circ ¦ \$44 ¦ 44\text{ cm} ¦ 44\%+1
 90^\circ ¦ 90\% ¦ \$90
+9 ¦ 9^{ox} ¦ 9^{o+1} ¦ x^o
 8\text{ cm} ¦ 8\% ¦ \$8
 36 ¦ (1+5\%)^2
 5 \text{ m/s} ¦ 5\text{ m/h} ¦ 5\text{ km/s} ¦ 5\text{ s/m} ¦ 5\text{ s}
