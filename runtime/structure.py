@@ -104,7 +104,7 @@ CHOICE = re.compile(r"\(?[A-E]\)?")
 CHOICE_WITH_VALUE = re.compile(r"(\([A-E]\))[\s:]*[0-9][0-9./]*$")
 RATIO = re.compile(r"^([0-9]+)\s*:\s*([0-9]+)$")
 TIME = re.compile("[0-9]{1,2}:[0-5][0-9]")
-FRACTION = re.compile(r"\\frac|[0-9]/[0-9]")
+FRACTION = re.compile(r"\\frac|[0-9]\s*/\s*[0-9]")
 
 
 def without_value(text, other):

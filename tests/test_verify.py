@@ -405,7 +405,7 @@ x'\ge5 ¦ x′⩾5 ¦ x'≧5
 \begin{pmatrix}2\\4\end{pmatrix} ¦ (2,4) ¦ x=2, y=4
 (2,4) ¦ \begin{pmatrix}2\\4\end{pmatrix}
 \frac{36}{49} ¦ 36:49 ¦ 72:98 ¦ 36 : 49
-1:4 ¦ \frac14 ¦ 1/4
+1:4 ¦ \frac14 ¦ 1/4 ¦ 1 / 4
 1:58\text{ am} ¦ 1:58 a.m. ¦ 1:58 AM ¦ 1{:}58\text{ AM}
 8:34\text{ p.m.} ¦ 08:34 PM ¦ 8:34 PM
 \text{ham, egg, tea} ¦ \text{ham, egg, and tea} ¦ \text{tea}, \text{ham}, \text{egg}
