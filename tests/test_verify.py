@@ -324,6 +324,8 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 |bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
 \lfloor x\rfloor ¦ -\lceil-x\rceil
 y\sin x ¦ \sin(x)y
+\cot x ¦ \operatorname{cot} x ¦ \text{cot}(x) ¦ cot(x)
+\csc 10 ¦ csc(10)
 \max(a,b)+1 ¦ 1+\max(a,b)
 \nabla f+1 ¦ 1+\nabla f
 x\theta ¦ x(\theta)
