@@ -139,6 +139,8 @@ AND_OR = {"and": ",", "&": ",", "or": "∨"}
 GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
 VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z])"
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
+IN_INTEGERS = r"\s*∈\s*\\mathbb\s*\{?\s*[NZ]\s*\}?(?:[\^_]\s*\{?[+*>≥]\s*[01]?\}?)?"
+FOR_ALL = r"(?:\\forall|(?:\\text\s*\{[\s,]*)?for (?:all|every)%s(?:\s*\})?)\s*%s\s*\}?\s*$"
 FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|cot|csc|ln|log|exp"  # sec is a unit
 ONE_ARGUMENT = "frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
 MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
@@ -248,9 +250,12 @@ SPELLINGS = [
              rf",\s*[A-Za-z]{IN_REALS}|[A-Za-z]{IN_REALS}\s*,", "",
              r"x∈\mathbb{R}, x>1", " x>1"),
     Spelling("for all real numbers",
-             r"(?:\\forall|(?:\\text\s*\{[\s,]*)?for all(?: real(?: numbers)?)?(?:\s*\})?)"
-             rf"\s*[A-Za-z](?:{IN_REALS})?\s*$", "",
+             FOR_ALL % (r"(?: real(?: numbers?)?)?", rf"[A-Za-z](?:{IN_REALS})?"), "",
              r"f(x)=x \text{ for all } x", "f(x)=x "),
+    Spelling("for all integers",  # for which only the letters from k to n stand
+             FOR_ALL % (r"(?: positive)?(?: integers?| natural numbers?)?",
+                        rf"[k-n](?:{IN_INTEGERS}|\s*[≥>]\s*[01])?"), "",
+             r"f(n)=n \text{ for all } n∈\mathbb{N}", "f(n)=n "),
     Spelling("real variable of a set",
              rf"(?<=[a-zA-Z]){IN_REALS}(?=\s*[|:])", "",
              r"x∈\mathbb{R} : x>1", "x : x>1"),

@@ -345,6 +345,8 @@ x^2+y^2=25 ¦ x^2+y^2=5^2
 MR=SRMC ¦ SRMC=MR
 f(x)=x ¦ f(z)=z ¦ x
  ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
+f(n)=n ¦ f(n)=n\text{ for all }n\in\mathbb{N} ¦ f(n)=n, \forall n\in\mathbb{Z}_{>0}
+ ¦ f(n)=n\text{ for all positive integers $n$} ¦ f(n)=n\text{ for every }n\ge1
 f(x)=2x ¦ f(x)=x+x=2x ¦ f (z) = 2z ¦ f( z )=2z ¦ f (x) = x+x
 f(x)=\sqrt x ¦ f(t)=\sqrt t
 P(n)=n^2 ¦ P(k)=k^2
@@ -627,6 +629,8 @@ f(2)+1 ¦ f(3)+1
 3-i ¦ 3
 \sqrt2 ¦ \sqrt2+10^{-430} ¦ \sqrt2+10^{-460}
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
+f(x)=x ¦ f(x)=x\text{ for all }x\in\mathbb{Z} ¦ f(x)=x\text{ for all integers }x
+f(n)=n ¦ f(n)=n\text{ for all }n>5 ¦ f(n)=n\text{ for all even }n ¦ f(n)=n\text{ for all }n\in\mathbb{Z}_5
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
  ¦ f(x)=x\text{ for all }x>0 ¦ f(x)=2x\text{ for all }x
 \ln|x|+C ¦ \ln x+C ¦ \ln x ¦ \ln|x|
