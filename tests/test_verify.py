@@ -489,6 +489,8 @@ m_{\max }=n^{2}-n-1 ¦ m_{\text{max}}=n^2-n-1
 25 ¦ m+n=25 ¦ a+b+c=25 ¦ |a-b| = 25 ¦ [ABC]=25 ¦ E[X]=25 ¦ m+n=12+13=25
 a+b ¦ a+b=c ¦ c=a+b
 1234 ¦ f(2)=1,234 ¦ S(n) = 1,234
+1234 ¦ f\left( 2 \right) = 1234
+(-\infty,1] ¦ f\left( x \right) \le 1
 (2,3) ¦ x=2, y=3 ¦ y=3, x=2 ¦ \langle 2,3\rangle ¦ \lparen 2,3\rparen ¦ ⟨2,3⟩
 x=2,y=3 ¦ (2,3)
 x=2,y=3,z=4 ¦ (2,3,4)
