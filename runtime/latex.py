@@ -352,6 +352,9 @@ SPELLINGS = [
              r"(\\[a-z]+)\s*\{\s*\}", r"\1",
              r"\ln{} 2", r"\ln 2"),
     Spelling("dots", r"\.\.\.|(?<=,)\s*\.\.(?!\.)", r"\\ldots ", "1,...,n", r"1,\ldots ,n"),
+    Spelling("union as a letter",
+             r"(?<=[)\]])\s*U\s*(?=[(\[][^()\[\]]*,)", "∪",
+             "(0,1) U (2,3)", "(0,1)∪(2,3)"),
     Spelling("set difference",
              r"(\\mathbb\{R\})\s*-\s*(?=⦃)", r"\1∖",
              r"\mathbb{R} - ⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
@@ -409,11 +412,12 @@ SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
 
 def strip_ends(text):
     """Removes a name before the answer, a rounded value after it and punctuation:
-    "x ≈ 3.1." becomes 3.1, "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" (0,1)."""
+    "x ≈ 3.1." becomes 3.1, "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" (0,1).
+    The name also goes from what follows "or": "x ∈ (0,1) or x ∈ (2,3)"."""
     for sign, name in ("≈", NAME), ("∈", VARIABLES):  # x^2 ∈ (0,1) is not (0,1)
         head, _, tail = text.partition(sign)
         if tail and (not head.strip() or name.fullmatch(head)):
-            text = tail
+            text = re.sub(rf"∨\s*{re.escape(head.strip())}\s*{sign}", "∨", tail)
     return ROUNDED.sub("", text).replace("≈", "").strip(" =").rstrip("\\.,;: ")
 
 

@@ -84,6 +84,8 @@ def readings(gold, pred):
         return [(side, pred) for side in split(gold, "=")]
     gold, pred = with_names_of(gold, pred), with_names_of(pred, gold, of_gold=True)
     gold, pred = without_value(gold, pred), without_value(pred, gold)
+    if "∪" in gold:
+        pred = pred.replace("∨", "∪")  # x∈(0,1) or x∈(2,3)
     pred = as_fraction(pred, gold)
     if not TIME.fullmatch(gold):
         gold = as_fraction(gold, pred)

@@ -360,6 +360,8 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x ¦ y ( x )=C_2+C_1e^x
  ¦ \{ f(x) : -2\le f(x)<1 \}
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
  ¦ x<1, \text{ or } x>3
+ ¦ x \in (-\infty,1) \text{ or } x \in (3,\infty) ¦ (3,\infty) \text{ or } (-\infty,1)
+ ¦ (-\infty,1) U (3,\infty) ¦ (-\infty,1) \text{ U } (3,\infty)
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\} ¦ |X|<2
 [-3,1] ¦ | x + 1 | \le 2 ¦ 2\ge|x+1|
 (-\infty,-2)\cup(2,\infty) ¦ |x|>2
@@ -659,6 +661,8 @@ x\ge5 ¦ x<=5 ¦ y>=5 ¦ -x\ge-5
 A\setminus B ¦ B\setminus A
 \mathbb{R}\setminus\{0\} ¦ \mathbb{Q}\setminus\{0\} ¦ \mathbb{R}\setminus\{1\}\setminus\{0\}
  ¦ x\ne\pm1 ¦ \{x|y\in\mathbb{R}\setminus\{0\}\}
+(0,1)\cup(3,\infty) ¦ (0,1), (3,\infty) ¦ (0,1) \text{ or } 3 ¦ (0,1) \text{ or } [3,\infty)
+ ¦ x\in(0,1)\text{ or }y\in(3,\infty) ¦ x\in(0,1)\text{ and }x\in(3,\infty)
 (0,1)\cup(3,\infty) ¦ \{x|x\in(0,1)\text{ or }y>3\}
 \mathbb{R}\setminus\{0,1\} ¦ \mathbb{R}\setminus(0,1)
 1<x<3 ¦ x>1, x\ne3
