@@ -20,7 +20,7 @@ import mpmath
 from runtime.latex import SHORT_WORDS
 
 MAX_BITS = 30_000  # of an exact number; of any other, the largest binary exponent
-POINTS, FAR = 6, 100  # values range up to 100 from point FAR on, and to 100² from 2 FAR on
+POINTS, FAR = 6, 100  # values range up to 10 from point FAR on, to 10² from 2 FAR on, ...
 TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
 mp = mpmath.MPContext()  # a private context: no other code changes its precision
 mp.dps = 500
@@ -444,7 +444,7 @@ def letter(name, point, real):
     if point < FAR:
         size = 2 * size + mp.mpf(1) / 4
     else:
-        size = 100 ** (point // FAR) * size
+        size = 10 ** (point // FAR) * size
     size = mp.ceil(size) if name.endswith(WHOLE) else size
     signs = {0: 1, 1: 1, 2: -1}
     return (signs.get(point % FAR) or draw.choice((-1, 1))) * size
@@ -525,10 +525,10 @@ def samples(*trees, until=None):
     if one_point:
         points = range(1)
     elif whole or any(has_call(tree, "floor", "ceil") for tree in trees):
-        points = range(FAR, FAR + 10 * POINTS)  # nearby values may all round alike
+        points = range(2 * FAR, 2 * FAR + 10 * POINTS)  # nearby values may all round alike
     elif any(has_call(tree, "abs") for tree in trees):
-        # Somewhere x + 5 is negative and x - 2023 is positive.
-        points = [*range(4), *range(FAR, FAR + 12), *range(2 * FAR, 2 * FAR + 12)]
+        # Somewhere x + 5 and (x - 1)(x - 2) are negative and x - 2023 is positive.
+        points = [FAR * scale + at for scale in (0, 1, 2, 4) for at in range(12)]
     else:
         points = range(POINTS)
     attempts = (False,) if "i" in letters else (True, False)
