@@ -33,8 +33,8 @@ Graders differ on some conventions. These are ours:
   wrong: m/s matches m, but not s, 1/s, km/s or m²/s. Units are percent (28% is not
   0.28), degrees (90° is not π/2), currencies, the words of a closed list and those of
   the gold answer. "5 cups of flour" is 5, "5 tenths" is not, and 2xy is not 2.
-- log is the natural logarithm. Letters except e, i, π stand for real numbers, and n in
-  a gold answer's (-1)^n for an integer. \ln x is not \ln|x|, but \ln|x| is right for \ln x.
+- log is the natural logarithm. Letters except e, i, π stand for real numbers, and n in a
+  gold answer's (-1)^n or ⌈n⌉ for an integer. \ln|x| is right for \ln x, but not vice versa.
 - Order matters in tuples, but not in lists and sets. {1,2} is the same as 1,2, a column
   vector the same as a tuple, and 3:4 the same as 3/4, unless it may be a time.
 

@@ -493,8 +493,11 @@ def call(name, values, real):
         return letter(f"{name} of {seed}", 3, real)
     if name in GROWING and max(map(abs, values)) > MAX_BITS:
         raise OverflowError("too large")
-    if name in ("floor", "ceil") and not real:
-        raise Unreadable(f"{name} of a complex number")
+    if name in ("floor", "ceil"):
+        if not real:
+            raise Unreadable(f"{name} of a complex number")
+        near = mp.nint(values[0])  # \log_2 8 may come out below 3
+        values = [near if abs(values[0] - near) < TINY else values[0]]
     try:
         result = FUNCTIONS[name](*values)
     except ValueError as error:
@@ -525,7 +528,8 @@ def samples(*trees, until=None):
     if one_point:
         points = range(1)
     elif whole or any(has_call(tree, "floor", "ceil") for tree in trees):
-        points = range(2 * FAR, 2 * FAR + 10 * POINTS)  # nearby values may all round alike
+        # Nearby values may all round alike, and of those up to 100 few are squares.
+        points = [FAR * scale + at for scale in (1, 2) for at in range(5 * POINTS)]
     elif any(has_call(tree, "abs") for tree in trees):
         # Somewhere x + 5 and (x - 1)(x - 2) are negative and x - 2023 is positive.
         points = [FAR * scale + at for scale in (0, 1, 2, 4) for at in range(12)]
@@ -546,9 +550,12 @@ def samples(*trees, until=None):
 
 
 def integers(tree):
-    """Returns the letters in the exponents of negative numbers, as in (-1)^{n}."""
+    """Returns the letters in the exponents of negative numbers, as in (-1)^{n}, and
+    those from k to n that are rounded, as in ⌈n/2⌉."""
     if tree[0] == "^" and symbols(tree[2]) and (fraction_of(tree[1]) or 0) < 0:
         return symbols(tree[2]) - CONSTANTS
+    if tree[0] == "call" and tree[1] in ("floor", "ceil"):
+        return symbols(tree) & set("klmn")
     return set().union(*(integers(x) for x in tree if isinstance(x, tuple)))
 
 

@@ -323,6 +323,9 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 |x| ¦ \sqrt{x^2} ¦ \left|x\right|
 |bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
 \lfloor x\rfloor ¦ -\lceil-x\rceil
+\lceil n/2\rceil+1 ¦ \lfloor(n+3)/2\rfloor ¦ \lfloor\frac{n+1}{2}\rfloor+1
+\lfloor\sqrt{n-1}\rfloor ¦ \lceil\sqrt n\rceil-1
+\lfloor\log_2n\rfloor+1 ¦ \lceil\log_2(n+1)\rceil
 y\sin x ¦ \sin(x)y
 \cot x ¦ \operatorname{cot} x ¦ \text{cot}(x) ¦ cot(x)
 \csc 10 ¦ csc(10)
@@ -633,8 +636,13 @@ f(2)+1 ¦ f(3)+1
 3-i ¦ 3
 \sqrt2 ¦ \sqrt2+10^{-430} ¦ \sqrt2+10^{-460}
 2\lfloor x\rfloor ¦ \lfloor 2x\rfloor
+\lfloor\sqrt{n-1}\rfloor ¦ \lfloor\sqrt n\rfloor
+\lfloor\frac{2n}{3}\rfloor+1 ¦ \lceil\frac{2n}{3}\rceil
+\lceil n/2\rceil+1 ¦ \lfloor n/2\rfloor+1 ¦ n/2+1
+\lfloor x/2\rfloor ¦ \lceil(x-1)/2\rceil
 f(x)=x ¦ f(x)=x\text{ for all }x\in\mathbb{Z} ¦ f(x)=x\text{ for all integers }x
-f(n)=n ¦ f(n)=n\text{ for all }n>5 ¦ f(n)=n\text{ for all even }n ¦ f(n)=n\text{ for all }n\in\mathbb{Z}_5
+f(n)=n ¦ f(n)=n\text{ for all }n>5 ¦ f(n)=n\text{ for all even }n
+ ¦ f(n)=n\text{ for all }n\in\mathbb{Z}_5
 f(x)=x ¦ f(z)=2z ¦ f(z)=x ¦ g(z)=z
  ¦ f(x)=x\text{ for all }x>0 ¦ f(x)=2x\text{ for all }x
 \ln|x|+C ¦ \ln x+C ¦ \ln x ¦ \ln|x|
@@ -674,7 +682,8 @@ A\setminus B ¦ B\setminus A
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
 3 ¦ \mathbf{\frac{3\sqrt{3}}{4}} ¦ \text{not $\frac{3^{1}}{1^{2}}$}
-5 ¦ 5\text{ new} ¦ 5\text{ of them} ¦ 5\%\text{ of }x ¦ 5\%\text{ of }200 ¦ 5\text{ hundreds of dollars}
+5 ¦ 5\text{ new} ¦ 5\text{ of them} ¦ 5\%\text{ of }x ¦ 5\%\text{ of }200
+ ¦ 5\text{ hundreds of dollars}
  ¦ 5\text{ parts of six} ¦ 5\text{ square roots of three} ¦ 5\text{ cups of flour or more}
 5\text{ gallons} ¦ 5\text{ quarts of milk}
 5\text{ gallons per hour} ¦ 5\text{ gallons of water per minute}
