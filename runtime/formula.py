@@ -529,7 +529,9 @@ def samples(*trees, until=None):
         points = range(1)
     elif whole or any(has_call(tree, "floor", "ceil") for tree in trees):
         # Nearby values may all round alike, and of those up to 100 few are squares.
+        # Only from about 10^7 on is n / 2023 always rounded otherwise than n / 2024.
         points = [FAR * scale + at for scale in (1, 2) for at in range(5 * POINTS)]
+        points += [FAR * 8 + at for at in range(POINTS)]
     elif any(has_call(tree, "abs") for tree in trees):
         # Somewhere x + 5 and (x - 1)(x - 2) are negative and x - 2023 is positive.
         points = [FAR * scale + at for scale in (0, 1, 2, 4) for at in range(12)]

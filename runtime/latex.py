@@ -139,8 +139,9 @@ AND_OR = {"and": ",", "&": ",", "or": "∨"}
 GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
 VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z])"
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
-IN_INTEGERS = r"\s*∈\s*\\mathbb\s*\{?\s*[NZ]\s*\}?(?:[\^_]\s*\{?[+*>≥]\s*[01]?\}?)?"
-FOR_ALL = r"(?:\\forall|(?:\\text\s*\{[\s,]*)?for (?:all|every)%s(?:\s*\})?)\s*%s\s*\}?\s*$"
+POSITIVE = r"\s*(?:>\s*0|≥\s*[01])"
+IN_INTEGERS = rf"\s*∈\s*\\mathbb\s*\{{?\s*[NZ]\s*\}}?(?:[\^_]\s*\{{?(?:[+*]|{POSITIVE})\}}?)?"
+FOR_ALL = r"(?<=[^\s{])\s*(?:\\forall|(?:\\text\s*\{[\s,]*)?for (?:all|every)%s(?:\s*\})?)\s*%s\s*\}?\s*$"
 FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|cot|csc|ln|log|exp"  # sec is a unit
 ONE_ARGUMENT = "frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
 MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
@@ -254,11 +255,11 @@ SPELLINGS = [
              r"x∈\mathbb{R}, x>1", " x>1"),
     Spelling("for all real numbers",
              FOR_ALL % (r"(?: real(?: numbers?)?)?", rf"[A-Za-z](?:{IN_REALS})?"), "",
-             r"f(x)=x \text{ for all } x", "f(x)=x "),
+             r"f(x)=x \text{ for all } x", "f(x)=x"),
     Spelling("for all integers",  # for which only the letters from k to n stand
              FOR_ALL % (r"(?: positive)?(?: integers?| natural numbers?)?",
-                        rf"[k-n](?:{IN_INTEGERS}|\s*[≥>]\s*[01])?"), "",
-             r"f(n)=n \text{ for all } n∈\mathbb{N}", "f(n)=n "),
+                        rf"[k-n](?:{IN_INTEGERS}|{POSITIVE})?"), "",
+             r"f(n)=n \text{ for all } n∈\mathbb{N}", "f(n)=n"),
     Spelling("real variable of a set",
              rf"(?<=[a-zA-Z]){IN_REALS}(?=\s*[|:])", "",
              r"x∈\mathbb{R} : x>1", "x : x>1"),
@@ -524,15 +525,20 @@ PRODUCT = re.compile(  # xy and mg, but not cm: these may be products of letters
     r"[A-Za-z]{2,3}(?![A-Za-z])")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
-    "two three four five six seven eight nine "
-    "or and not no more less than at least most to if million billion trillion thousand "
+    "two three four five six seven eight nine eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
+    "ninety tens dozens hundreds thousands millions twins short below above except "
+    "without doubled nothing or and not no more less than at least most to if million billion trillion thousand "
     "ten hundred dozen half halves third quarter tenth hundredth thousandth squared "
     "cubed factorial base mod but is over times plus minus remainder even odd octal "
     "binary lakh crore gross".split())
 
 
-SUBSTANCE = re.compile(  # "of flour" after "5 cups", but not "of ten" or "of AB"
-    rf"\bof(?:\s+(?!(?:{'|'.join(sorted(NOT_UNITS))}|per)\b)[a-z'-]{{3,}})+"
+SUBSTANCE = re.compile(  # "of flour" after "5 cups", but not "of ten" or "of AB",
+    # and nothing after "5 times the number"
+    r"^([\s{]*(?:(?:sq|square|cubic)\s+)?(?!times\b)[A-Za-z]+)\s+of"
+    r"(?:\s+(?:the|his|her|their))?"
+    rf"(?:\s+(?!(?:{'|'.join(sorted(NOT_UNITS))}|per)\b)[a-z'-]{{3,}}){{1,2}}"
     r"(?=[\s}.]*$|\s+per\b)")
 
 
@@ -557,7 +563,7 @@ def split_unit(text, own=frozenset(), gold=False):
     powers = re.findall(r"\^\s*\{([2-9])\}", words)
     words = re.sub(rf"\\(?:text|frac)|{EXPONENT}", " ", words)
     words = re.sub("[A-Za-z]+", lambda m: QUOTIENTS.get(m[0].lower(), m[0]), words)
-    words = SUBSTANCE.sub("", words)
+    words = SUBSTANCE.sub(r"\1", words)
     words = re.findall(rf"[°%/]|[A-Za-z'-]+|{CJK}+", words)
     units, per = [], ""  # what follows "per" is marked, so that m/s is not s/m
     for word in words:

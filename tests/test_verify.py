@@ -683,7 +683,12 @@ A\setminus B ¦ B\setminus A
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
 3 ¦ \mathbf{\frac{3\sqrt{3}}{4}} ¦ \text{not $\frac{3^{1}}{1^{2}}$}
 5 ¦ 5\text{ new} ¦ 5\text{ of them} ¦ 5\%\text{ of }x ¦ 5\%\text{ of }200
- ¦ 5\text{ hundreds of dollars}
+ ¦ 5\text{ hundreds of dollars} ¦ 5\text{ rows of eleven} ¦ 5\text{ packs of dozens}
+ ¦ 5\text{ cups of flour below} ¦ 5\text{ pairs of numbers doubled}
+f(n)=n ¦ f(n)=n\text{ for all }n>1 ¦ f(n)=n\text{ for all }n\in\mathbb{Z}_{>1}
+\text{for all positive integers }n ¦ \text{for all real numbers }x ¦ \forall x
+\lfloor n/100\rfloor ¦ \lfloor n/101\rfloor ¦ \lceil n/100\rceil
+\lfloor x/2023\rfloor ¦ \lfloor x/2024\rfloor
  ¦ 5\text{ parts of six} ¦ 5\text{ square roots of three} ¦ 5\text{ cups of flour or more}
 5\text{ gallons} ¦ 5\text{ quarts of milk}
 5\text{ gallons per hour} ¦ 5\text{ gallons of water per minute}
