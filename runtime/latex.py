@@ -141,7 +141,8 @@ VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
 POSITIVE = r"\s*(?:>\s*0|≥\s*[01])"
 IN_INTEGERS = rf"\s*∈\s*\\mathbb\s*\{{?\s*[NZ]\s*\}}?(?:[\^_]\s*\{{?(?:[+*]|{POSITIVE})\}}?)?"
-FOR_ALL = r"(?<=[^\s{])\s*(?:\\forall|(?:\\text\s*\{[\s,]*)?for (?:all|every)%s(?:\s*\})?)\s*%s\s*\}?\s*$"
+FOR_ALL = (r"(?<=[^\s{])\s*(?:\\forall|(?:\\text\s*\{[\s,]*)?for (?:all|every)%s(?:\s*\})?)"
+           r"\s*%s\s*\}?\s*$")
 FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|cot|csc|ln|log|exp"  # sec is a unit
 ONE_ARGUMENT = "frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
 MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
@@ -526,12 +527,12 @@ PRODUCT = re.compile(  # xy and mg, but not cm: these may be products of letters
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
     "two three four five six seven eight nine eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
-    "ninety tens dozens hundreds thousands millions twins short below above except "
-    "without doubled nothing or and not no more less than at least most to if million billion trillion thousand "
-    "ten hundred dozen half halves third quarter tenth hundredth thousandth squared "
-    "cubed factorial base mod but is over times plus minus remainder even odd octal "
-    "binary lakh crore gross".split())
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
+    "eighty ninety tens dozens hundreds thousands millions twins short below above "
+    "except without doubled nothing or and not no more less than at least most to if "
+    "million billion trillion thousand ten hundred dozen half halves third quarter "
+    "tenth hundredth thousandth squared cubed factorial base mod but is over times "
+    "plus minus remainder even odd octal binary lakh crore gross".split())
 
 
 SUBSTANCE = re.compile(  # "of flour" after "5 cups", but not "of ten" or "of AB",
