@@ -108,8 +108,12 @@ def test_runs_that_differ_in_more_than_the_seed_are_named(tmp_path, run):
     assert lines == [
         "- the runs of x have different alpha",
         "- steps of training before the evaluation "
-        "20 (x, seed 0, x, seed 1), 20 of 30 (x, seed 2)",
-        "- a: T 0.6 (x, seed 0, x, seed 1), 1.0 (x, seed 2)"]
+        "20 (x seed 0, x seed 1), 20 of 30 (x seed 2)",
+        "- a: T 0.6 (x seed 0, x seed 1), 1.0 (x seed 2)"]
+    # A folder without the settings of a training is not known to differ.
+    (third / "config.json").unlink()
+    printed, _ = run(f"x={third}", f"x={one}")
+    assert "different" not in printed
 
 
 def test_methods_without_two_seeds_in_common_are_not_compared(tmp_path, run):
@@ -119,6 +123,25 @@ def test_methods_without_two_seeds_in_common_are_not_compared(tmp_path, run):
     assert list(found) == [LEVELS]
     assert list(found[LEVELS]) == ["base (1)", "x (2)", "y (2)"]
     assert found[LEVELS]["base (1)"]["K=1"] == "25.0"
+
+
+def test_methods_with_other_problems_are_not_compared(tmp_path, run):
+    for name, right in (("x", [1, 2]), ("y", [3])):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{name}-{seed}", seed, entry("a", right, 4))
+    printed, found = run(*(f"{path.name[0]}={path}" for path in sorted(tmp_path.iterdir())))
+    assert list(found) == [LEVELS]
+    assert "- a: different problem ids (x seed 0, x seed 1, y seed 0, y seed 1)" in printed
+
+
+def test_one_folder_may_have_more_temperatures_than_another(tmp_path, run):
+    cool, hot = (entry("a", [1], 4, temperature=t, label=f"a@T{t}") for t in (0.2, 1.0))
+    both = write_run(tmp_path / "both", 0, cool, hot, alpha=0.05)
+    single = write_run(tmp_path / "single", 1, entry("a", [3], 4, temperature=0.2))
+    printed, found = run(f"x={both}", f"x={single}")
+    assert list(found[LEVELS]) == ["x, T = 0.2 (2)", "x, T = 1.0 (1)"]
+    assert found[LEVELS]["x, T = 0.2 (2)"]["K=1"] == "50.0 ± 25.0"
+    assert printed.count("the runs of x have different alpha") == 1
 
 
 def test_temperatures_are_compared_each_with_itself(tmp_path, run):

@@ -9,7 +9,8 @@ evaluation. ± is the standard error over seeds. A difference between a
 label and the one above it is paired by seed. Its 95 % interval is
 Student's t interval, and "2 of 3" means that it is positive for 2 of 3
 seeds. Neither says how much other problems would change; tools.tables
-does. Labels that share fewer than two seeds are not compared.
+does. Labels are not compared if they share fewer than two seeds, or if
+their evaluations have other problems.
 """
 from itertools import pairwise
 
@@ -74,40 +75,37 @@ def paired(ours, theirs, columns, digits=1):
 def load(arguments):
     """Returns {name: {seed: row}} of [LABEL=]FOLDER arguments. A folder with
     several temperatures has a name for each of them."""
+    labels, folders = zip(*map(tables.label_and_folder, arguments))
     found = {}
-    for argument in arguments:
-        label, folder = tables.label_and_folder(argument)
-        for row in tables.load({label: folder}):
-            seed = next(iter(row.sets.values()))["seed"]
-            runs = found.setdefault(row.name, {})
-            if seed in runs:
-                fail(f"{runs[seed].folder} and {folder} are both {label} with seed {seed}: "
-                     "give them different labels, or evaluate with the seed of the training")
-            runs[seed] = row
+    # Several folders may have one label, so tables.load gets their numbers.
+    for row in tables.load(dict(enumerate(folders))):
+        row = row._replace(label=labels[row.label])
+        seed = next(iter(row.sets.values()))["seed"]
+        runs = found.setdefault(row.name, {})
+        if seed in runs:
+            fail(f"{runs[seed].folder} and {row.folder} are both {row.label} with seed {seed}: "
+                 "give them different labels, or evaluate with the seed of the training")
+        runs[seed] = row
     if all(len(runs) == 1 for runs in found.values()):
         fail("no two folders have the same label: give all runs of a method one, as in GRPO="
              "runs/grpo-0 GRPO=runs/grpo-1. For single runs there is python -m tools.tables")
-    return dict(sorted(found.items(), key=lambda item: temperature(item[1])))
-
-
-def temperature(runs):
-    return next(iter(runs.values())).temperature or 0
+    return found
 
 
 def different_settings(methods):
     """Returns a line for each method whose runs differ in more than the seed."""
     lines = []
-    for name, runs in methods.items():
+    for runs in methods.values():
+        label = next(iter(runs.values())).label
         folders = [row.folder for row in runs.values()]
-        first, *others = [
-            tables.run_settings(folder) if (folder / "config.json").is_file() else {}
-            for folder in folders]
-        differing = [
-            key for key in first.keys() - NOT_COMPARED
-            if any(other.get(key) != first[key] for other in others)]
+        settings = [tables.run_settings(folder) for folder in folders
+                    if (folder / "config.json").is_file()]
+        names = set().union(*settings) - NOT_COMPARED
+        differing = [name for name in sorted(names)
+                     if any(own.get(name) != settings[0].get(name) for own in settings)]
         if differing:
-            lines.append(f"the runs of {name} have different {', '.join(sorted(differing))}")
-    return lines
+            lines.append(f"the runs of {label} have different {', '.join(differing)}")
+    return list(dict.fromkeys(lines))  # several temperatures have the same line
 
 
 # ----------------------------------------------------------------- tables
@@ -120,13 +118,24 @@ def pass_rates(runs, names):
     return pd.DataFrame(rates).T.dropna(axis=1)
 
 
+def comparable(above, runs, names):
+    """Returns whether two methods have two seeds in common, in which their
+    evaluations have the same temperature and problems."""
+    shared = above.keys() & runs.keys()
+    return len(shared) > 1 and all(
+        above[seed].temperature == runs[seed].temperature
+        and tables.same_problems(above[seed].sets[name], runs[seed].sets[name])
+        for seed in shared for name in names)
+
+
 def seed_tables(methods, names):
     """Returns a table of pass@K, and one of the differences between methods."""
-    rates = {}
+    complete = {}
     for name, runs in methods.items():
         own = {seed: row for seed, row in runs.items() if row.sets.keys() >= {*names}}
         if own:
-            rates[name] = pass_rates(own, names)
+            complete[name] = own
+    rates = {name: pass_rates(own, names) for name, own in complete.items()}
     all_ks = sorted({k for own in rates.values() for k in own})
     head = ["", *(f"K={k}" for k in all_ks)]
 
@@ -142,8 +151,7 @@ def seed_tables(methods, names):
     gaps = []
     for above, name in pairwise(rates):
         theirs, ours = rates[above], rates[name]
-        shared = ours.index.intersection(theirs.index)
-        if len(shared) > 1 and temperature(methods[above]) == temperature(methods[name]):
+        if comparable(complete[above], complete[name], names):
             ks = [k for k in ours if k in theirs]
             gaps.append(line(f"{name} − {above}", ks, paired(ours, theirs, ks)))
     return [head, *levels], [head, *gaps] if gaps else []
@@ -154,9 +162,9 @@ def main():
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
     methods = load(parser.parse_args().folders)
     rows = []
-    for name, runs in methods.items():
+    for runs in methods.values():
         for seed, row in runs.items():
-            rows.append(row._replace(label=f"{row.label}, seed {seed}"))
+            rows.append(row._replace(label=f"{row.label} seed {seed}"))
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     common = [name for name in names if all(name in row.sets for row in rows)]
     lines = different_settings(methods) + tables.differences(rows, names, paper=None)

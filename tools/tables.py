@@ -75,7 +75,7 @@ def read(path):
         for label, entry in report["sets"].items():
             if not consistent(label, entry):
                 raise ValueError(f"the entries of {label} are inconsistent")
-            entry |= {"prompt_template": template, "seed": settings["seed"]}
+            entry |= {"prompt_template": template, "seed": int(settings["seed"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         fail(f"{path} is damaged or was written by another version ({error!r}): "
              "run the evaluation again")
