@@ -378,22 +378,23 @@ class Trainer:
         self.policy = self.build_model()
         self.reference = None
         if cfg.beta:  # with LoRA, the policy without its adapters
-            self.reference = self.policy if cfg.lora_rank else self.build_model(dtype)
+            self.reference = self.policy if cfg.lora_rank else self.build_model()
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
         self.updates = 0
         self.refused = 0  # updates in a row that were not finite
 
-    def build_model(self, weight_dtype=torch.float32):
+    def build_model(self):
         """Loads cfg.model and shards it over the ranks.
 
         Trained weights are float32, since bfloat16 would round updates of
-        1e-6 away. Frozen ones and the computation are in self.dtype."""
+        1e-6 away. LoRA's frozen ones and the computation are in self.dtype."""
         model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         check_log_probs(model, policy_forward, self.cfg, self.device)
+        weight_dtype = torch.float32
         if self.cfg.lora_rank:
             lora.add_adapters(model, self.cfg, self.dtype)
             weight_dtype = None  # each weight keeps its own

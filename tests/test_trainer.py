@@ -503,10 +503,13 @@ def test_the_log_has_means_over_the_updates_that_were_made(base, group):
     near(row["loss"], 2 * made["loss"])
 
 
-def test_a_reference_is_frozen_and_held_in_the_dtype_of_the_computation(base, group):
-    trainer = simko.Trainer(config(base, beta=0.1), CPU, torch.bfloat16)
-    assert {weight.dtype for weight in trainer.reference.parameters()} == {torch.bfloat16}
-    assert {weight.dtype for weight in trainer.policy.parameters()} == {torch.float32}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_before_the_first_update_the_reference_is_the_policy(base, group, dtype):
+    trainer = simko.Trainer(config(base, beta=0.1), CPU, dtype)
+    samples = load_samples(base)
+    trainer.compute_old_logp(samples, quiet)
+    for sample in samples:
+        assert torch.equal(sample.ref_logp, sample.old_logp)
 
 
 def test_a_run_starts_with_adamws_tensors_in_place(base, group, tmp_path):
