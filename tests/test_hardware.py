@@ -269,6 +269,16 @@ def test_an_old_driver_is_noted_before_anything_is_installed(driver, noted, monk
     assert printed.count("\n") == noted
 
 
+def test_a_recipe_that_cannot_fit_is_refused_before_anything_is_installed(monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "nvidia_smi", lambda: ([84.9] * 8, "580.65.06"))
+    hardware.main(["check", "--recipe", PAPER])
+    monkeypatch.setattr(hardware, "nvidia_smi", lambda: ([25.3], "580.65.06"))
+    with pytest.raises(SystemExit):
+        hardware.main(["check", "--recipe", PAPER])
+    assert "this machine has 1 GPU of 25 GB" in capsys.readouterr().err
+    hardware.main(["check", "--recipe", PAPER, "--force"])
+
+
 def test_no_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert hardware.nvidia_smi() == ([], None)

@@ -329,6 +329,9 @@ def test_the_papers_rows_stand_where_they_apply(tmp_path, run):
     assert found[""]["paper v1: GRPO"]["average @1 / @256"] == "–"
 
     write(z, *(entry(name, [1, 100], 128) for name in ("synlogic", "bbh")))
+    _, found = run(f"X={x}", "--paper", "qwen2.5-math-7b-ablations")
+    assert len(found[""]) == 1 + 12
+    assert found[""]["paper v1: tau(0.4)"]["average @1 / @256"] == "38.6 / 76.9"
     _, found = run(f"Z={z}", "--paper", "logic")
     assert list(found["bbh"]["paper v1: NSR"].values()) == [
         "26.1", "41.6", "59.3", "74.9", "85.3", "90.5", "92.7", "93.5",
