@@ -156,6 +156,20 @@ def test_temperatures_are_compared_each_with_itself(tmp_path, run):
     assert list(found[GAPS]) == ["y, T = 0.2 − x, T = 0.2", "y, T = 1.0 − x, T = 1.0"]
 
 
+def test_seeds_may_have_other_sets_and_fewer_samples(tmp_path, run):
+    """A set is averaged over the seeds that have it, up to the smallest n."""
+    for name, seed, *entries in (
+            ("x", 0, entry("a", [1], 2), entry("b", [1], 4)), ("x", 1, entry("a", [1], 4)),
+            ("y", 0, entry("a", [4], 4)), ("y", 1, entry("a", [4], 4))):
+        write_run(tmp_path / f"{name}-{seed}", seed, *entries)
+    _, found = run(*(f"{path.name[0]}={path}" for path in sorted(tmp_path.iterdir())))
+    of_b = LEVELS.replace(": a", ": b")
+    assert list(found) == [LEVELS, GAPS, of_b]
+    assert found[LEVELS]["x (2)"] == {"K=1": "37.5 ± 12.5", "K=2": "75.0 ± 25.0", "K=4": "–"}
+    assert found[GAPS]["y − x"]["K=4"] == "–"
+    assert list(found[of_b]) == ["x (1)"]
+
+
 @pytest.mark.parametrize("labels, seeds_of_runs, message", [
     ("xx", (3, 3), "one and .*other are both x with seed 3: give them different labels"),
     ("xy", (3, 4), "no two folders have the same label: .*python -m tools.tables")])
