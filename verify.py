@@ -326,7 +326,7 @@ def main():
     parser.add_argument("rows", nargs="?", help="a file of JSON lines with the keys response, "
                         f"answer and task; tasks are {', '.join(TASKS)} (default: math)")
     parser.add_argument("--explain", nargs=2, metavar=("RESPONSE", "ANSWER"),
-                        help="show what was extracted and which rung decided")
+                        help="show what was extracted and which rung decided, for the task math")
     parser.add_argument("--worker", nargs=2, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:

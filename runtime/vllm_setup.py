@@ -29,8 +29,8 @@ def find_vllm(cfg):
             return True
         problem = "it was built for GPUs, and PyTorch sees none"
     if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
-        fail(f"vLLM cannot be used ({problem}). Install one that can, or "
-             "choose --rollout hf")
+        fail(f"vLLM cannot be used ({problem}). Install a vLLM that can be "
+             "used here, or choose --rollout hf")
     print_once("vLLM cannot be used, so transformers' generate makes "
                f"the rollouts: {problem}")
     return False

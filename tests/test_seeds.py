@@ -134,6 +134,17 @@ def test_methods_with_other_problems_are_not_compared(tmp_path, run):
     assert "- a: different problem ids (x seed 0, x seed 1, y seed 0, y seed 1)" in printed
 
 
+def test_methods_that_differ_in_more_than_their_own_settings_are_named(tmp_path, run):
+    folders = []
+    for name, settings in (("x", {"method": "psr"}), ("y", {"alpha": 0.05, "batch_size": 8})):
+        for seed in (0, 1):
+            folder = write_run(tmp_path / f"{name}{seed}", seed, entry("a", [1], 4), **settings)
+            folders.append(f"{name}={folder}/eval_000020")  # the settings are those of its run
+    printed, _ = run(*folders)
+    lines = [line for line in printed.splitlines() if line.startswith("- ")]
+    assert lines == ["- training with different batch_size"]
+
+
 def test_one_folder_may_have_more_temperatures_than_another(tmp_path, run):
     cool, hot = (entry("a", [1], 4, temperature=t, label=f"a@T{t}") for t in (0.2, 1.0))
     both = write_run(tmp_path / "both", 0, cool, hot, alpha=0.05)
@@ -171,7 +182,7 @@ def test_seeds_may_have_other_sets_and_fewer_samples(tmp_path, run):
 
 
 @pytest.mark.parametrize("labels, seeds_of_runs, message", [
-    ("xx", (3, 3), "one and .*other are both x with seed 3: give them different labels"),
+    ("xx", (3, 3), "one and .*other are both x with seed 3: train or evaluate one"),
     ("xy", (3, 4), "no two folders have the same label: .*python -m tools.tables")])
 def test_what_has_no_mean_is_one_line(labels, seeds_of_runs, message, tmp_path, run):
     arguments = []

@@ -443,7 +443,7 @@ def test_an_unfinished_evaluation_is_not_passed_over_for_an_earlier_one(tmp_path
     (tmp_path / "eval_000020" / "eval.json").write_text('{"settings": {"mo')
     with pytest.raises(SystemExit, match=r"eval_000020/eval.json is damaged"):
         load([str(tmp_path)])
-    with pytest.raises(SystemExit, match="nowhere/eval.json does not exist"):
+    with pytest.raises(SystemExit, match="there is no folder nowhere"):
         load(["x=nowhere"])
     with pytest.raises(SystemExit, match="two folders have the label x: "):
         load([f"x={tmp_path / 'eval_000010'}"] * 2)

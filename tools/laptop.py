@@ -33,6 +33,7 @@ decisions, as in prose. Each digit is a token, and the phrases never change:
 """
 import itertools
 import json
+import math
 import os
 import random
 import sys
@@ -220,7 +221,9 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
     shown = {"mininterval": 1}
     if not sys.stderr.isatty():  # a file or a pipe gets one line per minute
         disable_progress_bar()  # the progress bar of transformers
-        shown = {"mininterval": 60, "bar_format": "{desc}: step {n} of {total}{postfix}\n"}
+        # Without maxinterval, tqdm's own thread would print each line twice.
+        shown = {"mininterval": 60, "maxinterval": math.inf,
+                 "bar_format": "{desc}: step {n} of {total}{postfix}\n"}
     progress = trange(steps, desc="base model", unit="step", **shown)
     for _ in progress:
         loss = supervised_loss(model, demonstrations(rng, legal, held_out, tokenizer, wordy))

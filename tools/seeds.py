@@ -18,11 +18,7 @@ import mpmath
 import pandas as pd
 
 from runtime.common import fail, printable
-from runtime.run_folder import CHANGEABLE
 from tools import allow_head, command_line, tables
-
-# The steps and the evaluations are compared by `tables.differences`.
-NOT_COMPARED = {*CHANGEABLE, "seed", "versions"}
 
 
 # ------------------------------------------------------------- statistics
@@ -84,7 +80,7 @@ def load(arguments):
         runs = found.setdefault(row.name, {})
         if seed in runs:
             fail(f"{runs[seed].folder} and {row.folder} are both {row.label} with seed {seed}: "
-                 "give them different labels, or evaluate with the seed of the training")
+                 "train or evaluate one with another --seed, or give them different labels")
         runs[seed] = row
     if all(len(runs) == 1 for runs in found.values()):
         fail("no two folders have the same label: give all runs of a method one, as in GRPO="
@@ -93,19 +89,15 @@ def load(arguments):
 
 
 def different_settings(methods):
-    """Returns a line for each method whose runs differ in more than the seed."""
-    lines = []
-    for runs in methods.values():
-        label = next(iter(runs.values())).label
-        folders = [row.folder for row in runs.values()]
-        settings = [tables.run_settings(folder) for folder in folders
-                    if (folder / "config.json").is_file()]
-        names = set().union(*settings) - NOT_COMPARED
-        differing = [name for name in sorted(names)
-                     if any(own.get(name) != settings[0].get(name) for own in settings)]
-        if differing:
-            lines.append(f"the runs of {label} have different {', '.join(differing)}")
-    return list(dict.fromkeys(lines))  # several temperatures have the same line
+    """Returns a line for each label whose runs differ in more than the seed."""
+    runs, lines = {}, []
+    for rows in methods.values():
+        for row in rows.values():
+            runs.setdefault(row.label, []).append(row.folder)
+    for label, folders in runs.items():
+        if names := tables.different_settings(folders):
+            lines.append(f"the runs of {label} have different {', '.join(names)}")
+    return lines
 
 
 # ----------------------------------------------------------------- tables

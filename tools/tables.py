@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from runtime.cli import SIMKO_ONLY
 from runtime.common import fail, printable
-from runtime.run_folder import by_step
+from runtime.run_folder import CHANGEABLE, by_step
 from simko import Config, pass_at_k
 from tools import ROOT, allow_head, command_line
 
@@ -34,6 +35,10 @@ SETTINGS = {
 WARNING = "THESE EVALUATIONS DIFFER; compare them with care:"
 COMPARED = SETTINGS | {"dtype": "dtype", "rollout": "engine"}
 DIFFERENCES = "Differences in points [95 % interval over problems]"
+# Two trainings of one method may differ in these settings. Steps and evaluations
+# are compared by other means.
+NOT_COMPARED = {*CHANGEABLE, "seed", "versions"}
+OF_A_METHOD = {"method", "K", "grpo_warmup_steps", *SIMKO_ONLY}
 NUMBERS = "n", "temperature", "top_p", "max_tokens", "problems", "truncated"
 
 
@@ -63,6 +68,8 @@ def consistent(label, entry):
 def read(path):
     """Returns the sets of an eval.json. Ends the program if the file is
     missing or inconsistent."""
+    if not path.parent.is_dir():
+        fail(f"there is no folder {path.parent}")
     if not path.is_file():
         fail(f"{path} does not exist: either the evaluation is unfinished (run its command again, "
              "or name an earlier eval_STEP), or the folder holds no evaluation")
@@ -130,6 +137,21 @@ def steps_trained(folder):
     if not (folder / "config.json").is_file():
         return last, last
     return last, run_settings(folder)["steps"]
+
+
+def different_settings(folders, ignored=frozenset()):
+    """Returns the names of the settings in which trainings differ. A folder
+    holds a run, or is the eval_STEP of one. An evaluation by `simko.py eval`
+    does not know how its model was trained, so it differs in nothing."""
+    runs = []
+    for folder in folders:
+        run = next((place for place in (folder, folder.parent)
+                    if (place / "config.json").is_file()), None)
+        if run:
+            runs.append(run_settings(run))
+    names = set().union(*runs) - NOT_COMPARED - ignored
+    return [name for name in sorted(names)
+            if any(own.get(name) != runs[0].get(name) for own in runs)]
 
 
 def load(folders):
@@ -297,19 +319,23 @@ def settings_table(rows, names):
 
 
 def different_training(rows):
-    """Returns a list with a line about the steps of training, or an empty
-    list if all runs are trained as planned, and for as many steps."""
+    """Returns a line if trainings differ in more than the settings of their
+    methods, and one if they differ in their steps, or have not ended."""
+    folders = {row.label: row.folder for row in rows}
+    lines = []
+    if names := different_settings(folders.values(), OF_A_METHOD):
+        lines.append(f"training with different {', '.join(names)}")
     trained = {}
-    for label, folder in {row.label: row.folder for row in rows}.items():
+    for label, folder in folders.items():
         if steps := steps_trained(folder):
             trained.setdefault(steps, []).append(label)
     if len(trained) < 2 and all(last == planned for last, planned in trained):
-        return []
+        return lines
     texts = []
     for (last, planned), labels in trained.items():
         steps = str(last) if last == planned else f"{last} of {planned}"
         texts.append(f"{steps} ({', '.join(labels)})")
-    return ["steps of training before the evaluation " + ", ".join(texts)]
+    return [*lines, "steps of training before the evaluation " + ", ".join(texts)]
 
 
 def differences(rows, names, paper):
