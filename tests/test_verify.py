@@ -350,6 +350,10 @@ f(x)=x ¦ f(z)=z ¦ x
  ¦ f(x)=x\text{ for all }x ¦ f(x)=x, \forall x\in\mathbb{R} ¦ f(x)=x\text{ for all real numbers }x
 f(n)=n ¦ f(n)=n\text{ for all }n\in\mathbb{N} ¦ f(n)=n, \forall n\in\mathbb{Z}_{>0}
  ¦ f(n)=n\text{ for all positive integers $n$} ¦ f(n)=n\text{ for every }n\ge1
+ ¦ f(n)=n\text{ for all natural numbers }n ¦ f(n)=n\text{ for all }n>0
+f(k)=k ¦ f(k)=k\text{ for all }k\in\mathbb{N}
+f(x)=x ¦ f(x)=x\text{ for all real numbers }x
+\lceil k/2\rceil ¦ \lfloor (k+1)/2\rfloor
 f(x)=2x ¦ f(x)=x+x=2x ¦ f (z) = 2z ¦ f( z )=2z ¦ f (x) = x+x
 f(x)=\sqrt x ¦ f(t)=\sqrt t
 P(n)=n^2 ¦ P(k)=k^2
@@ -434,6 +438,7 @@ x'\ge5 ¦ x′⩾5 ¦ x'≧5
  ¦ 5\text{ gallons per minute} ¦ 5\ 
 5 ¦ 5\text{ cups of flour} ¦ 5\text{ loaves of bread.} ¦ 5\text{ percent of the class}
 5 ¦ 5\text{ jellybeans} ¦ 5\text{ new yellow dishes} ¦ 5\text{ two-digit numbers}
+ ¦ 5\text{ whole numbers} ¦ 5\text{ perfect squares} ¦ \vphantom{1}5
 5\text{ gallons per hour} ¦ 5\text{ gallons of water per hour} ¦ 5\text{ gallons of water}
 12\text{ widgets} ¦ 12 ¦ 12 widgets
 12\text{ gadgets} ¦ 12 ¦ 12.0\text{ gadgets}
@@ -683,6 +688,7 @@ A\setminus B ¦ B\setminus A
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
 3 ¦ \mathbf{\frac{3\sqrt{3}}{4}} ¦ \text{not $\frac{3^{1}}{1^{2}}$}
 5 ¦ 5\text{ new} ¦ 5\text{ of them} ¦ 5\%\text{ of }x ¦ 5\%\text{ of }200
+ ¦ 5\%\text{ of ab} ¦ 5\%\text{ of ABC} ¦ 5\text{ cups of nine}
  ¦ 5\text{ hundreds of dollars} ¦ 5\text{ rows of eleven} ¦ 5\text{ packs of dozens}
  ¦ 5\text{ cups of flour below} ¦ 5\text{ pairs of numbers doubled}
 f(n)=n ¦ f(n)=n\text{ for all }n>1 ¦ f(n)=n\text{ for all }n\in\mathbb{Z}_{>1}
