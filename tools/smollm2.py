@@ -49,6 +49,7 @@ from runtime.hf_engine import HFEngine
 from runtime.log import Progress
 from simko import pass_at_k
 from tools import ROOT, allow_head, command_line, countdown, laptop, results
+from tools.seeds import difference
 
 ARMS = {
     "grpo": {"method": "grpo"},
@@ -387,7 +388,7 @@ def differences(ours, theirs):
     cells = []
     for name in ours:
         gaps = (ours[name] - theirs[name]).dropna()
-        cells.append(results.difference(gaps, digits=3) if len(gaps) else "")
+        cells.append(difference(gaps, digits=3) if len(gaps) else "")
     return cells
 
 
@@ -417,7 +418,7 @@ def show(rows):
         for arm in others:
             gap = gap_at_equal_pass_1(start, grpo, found.loc[arm]).dropna()
             if len(gap):
-                print(f"\n{arm}: pass@256 at equal pass@1 {results.difference(gap)}")
+                print(f"\n{arm}: pass@256 at equal pass@1 {difference(gap)}")
 
 
 def main():
