@@ -373,6 +373,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_one_before_it_used(
     same(run, clean)
     out = capfd.readouterr().out
     assert "step_000006 cannot be read; skipped it and renamed it to step_000006.unreadable2" in out
+    assert "step_000004: loaded; the run resumes after step 4\n" in out
     assert "step_000005.tmp: removed, because this save was cut off" in out
     assert checkpoints(run) == [
         "step_000004", "step_000006", "step_000006.unreadable1", "step_000006.unreadable2"]
