@@ -40,9 +40,6 @@ def start_or_resume(folder, problems, trainer):
         text = json.dumps({**settings, "versions": versions()}, indent=1)
         write_whole(folder / "config.json", text)
     check_shared(folder)
-    # AdamW's tensors are made now. In the first update they would take parts
-    # of blocks that it has freed, which could then not go to the engine.
-    checkpoint_state(trainer)
     first = load_checkpoint(folder, trainer)
     if trainer.rank == 0:
         rewind(folder, first, trainer.cfg.steps)
@@ -58,8 +55,11 @@ def load_checkpoint(folder, trainer):
     if trainer.rank == 0:
         own = [*reversed(saved_checkpoints(folder).items())]
     found = gather(own)
+    # This makes AdamW's tensors, for a new run too. In its first update they
+    # would take parts of blocks that it has freed, which could then not go to
+    # the engine.
+    state = checkpoint_state(trainer)
     for step, path in found:
-        state = checkpoint_state(trainer)
         try:
             dcp.load(state, checkpoint_id=path)
         except dcp.CheckpointException as error:
