@@ -15,9 +15,10 @@ their evaluations have other problems.
 from itertools import pairwise
 
 import mpmath
+import numpy as np
 import pandas as pd
 
-from runtime.common import fail, printable
+from runtime.common import fail
 from tools import allow_head, command_line, tables
 
 
@@ -88,7 +89,7 @@ def load(arguments):
     return found
 
 
-def different_settings(methods):
+def different_runs(methods):
     """Returns a line for each label whose runs differ in more than the seed."""
     runs, lines = {}, []
     for rows in methods.values():
@@ -105,8 +106,10 @@ def pass_rates(runs, names):
     """Returns pass@K in % (seeds, K), the mean over the sets `names`."""
     rates = {}
     for seed, row in runs.items():
-        ks, mean, _ = tables.bootstrap([row.sets[name] for name in names])
-        rates[seed] = pd.Series(100 * mean, index=ks)
+        entries = [row.sets[name] for name in names]
+        ks = tables.shared_ks(entries)
+        of_sets = [tables.problem_rates(entry, ks).mean(0) for entry in entries]
+        rates[seed] = pd.Series(100 * np.mean(of_sets, 0), index=ks)
     return pd.DataFrame(rates).T.dropna(axis=1)
 
 
@@ -129,24 +132,18 @@ def seed_tables(methods, names):
             complete[name] = own
     rates = {name: pass_rates(own, names) for name, own in complete.items()}
     all_ks = sorted({k for own in rates.values() for k in own})
-    head = ["", *(f"K={k}" for k in all_ks)]
-
-    def line(name, ks, cells):
-        texts = dict(zip(ks, cells))
-        return [name, *(texts.get(k, "–") for k in all_ks)]
-
-    levels = []
+    levels = {}
     for name, own in rates.items():
-        cells = means(own, own)
-        levels.append(line(f"{name} ({len(own)})", own, cells))
+        levels[f"{name} ({len(own)})"] = dict(zip(own, means(own, own)))
 
-    gaps = []
+    gaps = {}
     for above, name in pairwise(rates):
         theirs, ours = rates[above], rates[name]
         if comparable(complete[above], complete[name], names):
             ks = [k for k in ours if k in theirs]
-            gaps.append(line(f"{name} − {above}", ks, paired(ours, theirs, ks)))
-    return [head, *levels], [head, *gaps] if gaps else []
+            gaps[f"{name} − {above}"] = dict(zip(ks, paired(ours, theirs, ks)))
+    shifts = tables.table_over_k(gaps, all_ks) if gaps else []
+    return tables.table_over_k(levels, all_ks), shifts
 
 
 def main():
@@ -159,14 +156,11 @@ def main():
             rows.append(row._replace(label=f"{row.label} seed {seed}"))
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     common = [name for name in names if all(name in row.sets for row in rows)]
-    lines = different_settings(methods) + tables.differences(rows, names, paper=None)
-    if lines:
-        print(f"\n{tables.WARNING}\n")
-        print(*(printable(f"- {line}") for line in lines), sep="\n")
+    tables.warn(different_runs(methods) + tables.differences(rows, names, paper=None))
 
     columns = [[name] for name in names]
     for sets in columns + ([common] if len(common) > 1 else []):
-        what = sets[0] if len(sets) == 1 else f"mean of {', '.join(sets)}"
+        what = tables.described(sets)
         levels, gaps = seed_tables(methods, sets)
         tables.show(f"pass@K in % ± standard error over seeds (their number): {what}", levels)
         if gaps:

@@ -32,7 +32,6 @@ AVERAGED = {*PAPER["tables"]["4"]["sets"]}  # the math sets and "average"
 SETTINGS = {
     "n": "n", "temperature": "T", "top_p": "top-p", "max_tokens": "max tokens",
     "problems": "problems", "prompt_template": "template"}
-WARNING = "THESE EVALUATIONS DIFFER; compare them with care:"
 COMPARED = SETTINGS | {"dtype": "dtype", "rollout": "engine"}
 DIFFERENCES = "Differences in points [95 % interval over problems]"
 # Two trainings of one method may differ in these settings. Steps and evaluations
@@ -198,17 +197,27 @@ def paper_rows(model, sweep):
 
 
 # ----------------------------------------------------------------- tables
+def shared_ks(entries):
+    """Returns K = 1, 2, 4, ... up to the smallest n of the sets."""
+    return [2**i for i in range(min(entry["n"] for entry in entries).bit_length())]
+
+
+def problem_rates(entry, ks):
+    """Returns pass@K of each problem of a set (problems, Ks)."""
+    n, correct = entry["n"], [*entry["correct"].values()]
+    by_count = torch.stack([pass_at_k(n, torch.arange(n + 1), k) for k in ks], 1)
+    return by_count[correct].numpy()
+
+
 def bootstrap(entries):
     """Returns (Ks, mean, draws) of pass@K over one or more sets, for K = 1,
     2, 4, ... up to the smallest n: the mean (Ks,) over the problems and over
     1000 bootstrap samples of them (1000, Ks). Evaluations of sets of the
     same sizes get the same samples."""
-    ks = [2**i for i in range(min(entry["n"] for entry in entries).bit_length())]
+    ks = shared_ks(entries)
     rng, mean, draws = np.random.default_rng(0), 0, 0
     for entry in entries:
-        n, correct = entry["n"], [*entry["correct"].values()]
-        by_count = torch.stack([pass_at_k(n, torch.arange(n + 1), k) for k in ks], 1)
-        rates = by_count[correct].numpy()  # (problems, Ks)
+        rates = problem_rates(entry, ks)
         count = len(rates)
         times_drawn = rng.multinomial(count, np.full(count, 1 / count), 1000)
         mean = mean + rates.mean(0) / len(entries)
@@ -238,8 +247,13 @@ def cells(row, names):
 def curve_table(rows, names):
     """Returns a table of the mean over sets with a column for each K, as in
     Tables 1 and 2."""
-    found = {row.name: texts for row in rows if (texts := cells(row, names))}
-    ks = sorted({k for texts in found.values() for k in texts})
+    return table_over_k({row.name: texts for row in rows if (texts := cells(row, names))})
+
+
+def table_over_k(found, ks=None):
+    """Returns a table of {name: {K: text}} with a column for each K, by default
+    for those that have a text."""
+    ks = ks or sorted({k for texts in found.values() for k in texts})
     lines = [[name, *(texts.get(k, "–") for k in ks)] for name, texts in found.items()]
     return [["", *(f"K={k}" for k in ks)], *lines]
 
@@ -250,21 +264,18 @@ def difference_table(rows, names):
     folders with other problems, or between two temperatures of a sweep,
     and no table without a line."""
     own = [row for row in rows if row.folder and row.sets.keys() >= {*names}]
-    found, ks = {}, []
+    found = {}
     for above, row in zip(own, own[1:]):
         before = [above.sets[name] for name in names]
         after = [row.sets[name] for name in names]
         if not all(map(same_problems, before, after)) or above.temperature != row.temperature:
             continue
-        shared, texts = difference(before, after)
-        found[f"{row.name} − {above.name}"] = texts
-        ks = max(ks, shared, key=len)
-    lines = [[name, *texts, *["–"] * (len(ks) - len(texts))] for name, texts in found.items()]
-    return [["", *(f"K={k}" for k in ks)], *lines] if lines else []
+        found[f"{row.name} − {above.name}"] = difference(before, after)
+    return table_over_k(found) if found else []
 
 
 def difference(before, after):
-    """Returns (Ks, texts) of pass@K after minus before, over one or more
+    """Returns {K: text} of pass@K after minus before, over one or more
     sets, for each K that both have."""
     ks_before, mean_before, draws_before = bootstrap(before)
     ks_after, mean_after, draws_after = bootstrap(after)
@@ -273,7 +284,8 @@ def difference(before, after):
     points = 100 * (mean_after[:count] - mean_before[:count])
     draws = 100 * (draws_after[:, :count] - draws_before[:, :count])
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    return ks, [f"{point:+.1f} [{a:+.1f}, {b:+.1f}]" for point, a, b in zip(points, low, high)]
+    texts = [f"{point:+.1f} [{a:+.1f}, {b:+.1f}]" for point, a, b in zip(points, low, high)]
+    return dict(zip(ks, texts))
 
 
 def same_problems(one, other):
@@ -364,6 +376,18 @@ def differences(rows, names, paper):
     return list(dict.fromkeys(lines))  # several temperatures have the same line
 
 
+def warn(lines):
+    """Prints the lines of `differences`, if there are any."""
+    if lines:
+        print("\nTHESE EVALUATIONS DIFFER; compare them with care:\n")
+        print(*(printable(f"- {line}") for line in lines), sep="\n")
+
+
+def described(names):
+    """Returns what a table over the sets `names` is about."""
+    return names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
+
+
 def show(title, table):
     """Prints a table of texts, whose first row is the head, as aligned
     markdown."""
@@ -390,16 +414,14 @@ def main():
     names = list(dict.fromkeys(name for row in rows for name in row.sets))
     common = [name for name in names if all(name in row.sets for row in rows)]
     settings = settings_table(rows, names)
-    if lines := differences(rows, names, options.paper in first):
-        print(f"\n{WARNING}\n")
-        print(*(printable(f"- {line}") for line in lines), sep="\n")
+    warn(differences(rows, names, options.paper in first))
     rows += paper_rows(options.paper, any(row.temperature is not None for row in rows))
     rows.sort(key=lambda row: row.temperature or 0)
     title = "pass@K in % ± standard error over problems"
     mean = [common] if common else []
     columns = [[name] for name in names] if len(names) > 1 else []
     for sets in mean + (columns if options.paper == "logic" else []):
-        what = sets[0] if len(sets) == 1 else f"mean of {', '.join(sets)}"
+        what = described(sets)
         show(f"{title}: {what}", curve_table(rows, sets))
         if table := difference_table(rows, sets):
             show(f"{DIFFERENCES}: {what}", table)
