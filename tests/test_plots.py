@@ -23,7 +23,7 @@ from runtime import data
 from simko import Config
 from tests.conftest import save_tiny_models, write_rows
 from tools import drawing, laptop, plots, study_figures, tables, walkthrough_figures
-from tools.study import ABLATION_STEPS, SHARED, ablation, curve, run_name
+from tools.study import ABLATION_STEPS, SHARED, STEPS, ablation, curve, run_name
 
 VOCABULARY = laptop.vocabulary()
 
@@ -104,9 +104,9 @@ def points(axis):
     return found
 
 
-def band_at(axis, x):
-    """Returns the lower and the upper edge of the first band in an axis at x."""
-    edge = axis.collections[0].get_paths()[0].vertices
+def band_at(axis, x, number=0):
+    """Returns the lower and the upper edge at x of a band in an axis, by default the first."""
+    edge = axis.collections[number].get_paths()[0].vertices
     values = [y for place, y in edge if place == x]
     return min(values), max(values)
 
@@ -346,6 +346,27 @@ def path_of(run, steps, k):
     return near(expected(run, step, k) for step in steps)
 
 
+def test_pass_at_k_is_shown_for_each_comparison(study):
+    left, right = plots.study_figures(study)["pass_at_k"].axes
+    seeds = "mean ± s.e. over 3 seeds"
+    assert left.get_title() == f"both at learning rate 0.0004\n{seeds}"
+    assert right.get_title() == f"settings as chosen: learning rates differ\n{seeds}"
+    shown = {
+        left: [(SAME_RATE["grpo"], STEPS), (SAME_RATE["simko"], STEPS)],
+        right: [(RUNS["grpo"], 400), (RUNS["simko"], 200)],
+    }
+    ks = [1, 2, 16, 256]
+    for axis, trained in shown.items():
+        found = lines(axis)
+        assert list(found) == ["base", "GRPO", "SimKO"]
+        runs = [("base", 0), *trained]
+        for number, ((x, y), (run, step)) in enumerate(zip(found.values(), runs)):
+            means, errors = zip(*(expected(run, step, k) for k in ks))
+            assert (x, y) == (ks, pytest.approx(means))
+            for k, mean, error in zip(ks, means, errors):
+                assert band_at(axis, k, number) == pytest.approx((mean - error, mean + error))
+
+
 def test_frontier_shows_means_over_the_seeds_that_all_have(study):
     axes = plots.study_figures(study)["frontier"].axes
     seeds = "mean ± s.e. over 3 seeds"
@@ -484,6 +505,7 @@ def test_dynamics_over_seeds(study):
 
 def test_a_study_is_drawn_as_far_as_it_is(study, call):
     assert call("--study", study) == [
+        "pass_at_k",
         "frontier",
         "fig3d_methods",
         "fig3_5_study",
@@ -494,7 +516,7 @@ def test_a_study_is_drawn_as_far_as_it_is(study, call):
         (study / f"{name}.jsonl").unlink()
     rows = map(json.loads, (study / "main.jsonl").read_text().splitlines())
     write_rows(study / "main.jsonl", [row for row in rows if row["seed"] == 0])
-    assert call("--study", study) == ["frontier", "fig3d_methods"]
+    assert call("--study", study) == ["pass_at_k", "frontier", "fig3d_methods"]
     # One seed has no standard error, so the titles do not mention one.
     assert plots.study_figures(study)["fig3d_methods"].get_suptitle() == "one seed"
 

@@ -20,6 +20,7 @@ of pass@K, settings, versions and the seconds of each phase.
 --path INDEX draws path_INDEX, which shows the top candidates of each model
 at each token of one response. --follow RUN shows a chart in the terminal
 while RUN trains. --study draws the results of tools.study:
+pass_at_k        pass@K of the base model, GRPO and SimKO against K
 fig3d_methods    pass@K of each method at the step chosen by validation
 fig3_5_study     training dynamics with the chosen settings
 fig3_5_shared    training dynamics of GRPO and SimKO at one learning rate

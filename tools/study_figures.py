@@ -17,6 +17,25 @@ def seeds_of(rates):
     return "one seed"
 
 
+def pass_at_k_figure(main, parts):
+    """Draws pass@K against K for the base model, GRPO and SimKO, with a panel
+    for each entry of parts {title: {method: (run, step)}}."""
+    figure, axes = grid(1, len(parts), 3.7, 3, sharey=True)
+    for axis, (title, runs) in zip(axes[0], parts.items()):
+        shown = {"base": (runs["grpo"][0], 0)}
+        shown |= {method: runs[method] for method in SHARED}
+        for method, (run, step) in shown.items():
+            rates = pass_rates(main, run, step).dropna(axis=1)
+            ks, mean, error = list(rates), rates.mean(), rates.sem()
+            band(axis, ks, mean, error, METHODS[method], label=NAMES[method])
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ks, ks)
+        axis.set_xlabel("K")
+        axis.set_title(f"{title}\n{seeds_of(rates)}", fontsize=10)
+    axes[0][0].set_ylabel("pass@K, %")
+    return legend(figure)
+
+
 def same_seeds(rows, runs):
     """Returns the rows of the seeds that all the runs (run, step) share."""
     seeds = [set(pass_rates(rows, run, step).index) for run, step in runs]
@@ -175,6 +194,7 @@ def study_figures(folder):
         "settings as chosen: learning rates differ": chosen,
         f"both at learning rate {rate:g}": shared}
     figures = {
+        "pass_at_k": pass_at_k_figure(main, dict(reversed(parts.items()))),
         "frontier": frontier_figure(main, parts),
         "fig3d_methods": methods_figure(main, chosen)}
     if len(curves):
