@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.test_tables import entry, naive, parse
-from tools import seeds
+from tools import seeds, tables
 
 LEVELS = "pass@K in % ± standard error over seeds (their number): a"
 GAPS = ("Differences in points, paired by seed [95 % interval over seeds], "
@@ -53,7 +53,7 @@ def test_a_difference_has_students_interval():
 @pytest.mark.parametrize("freedom, quantile", [
     (1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (14, 2.1448), (100, 1.9840)])
 def test_the_quantiles_of_students_t_are_those_of_printed_tables(freedom, quantile):
-    assert seeds.t975(freedom) == pytest.approx(quantile, abs=5e-5)
+    assert tables.t975(freedom) == pytest.approx(quantile, abs=5e-5)
 
 
 def test_differences_are_paired_by_seed():

@@ -10,7 +10,7 @@ a number in its name is the counterpart of that figure in the paper.
 A FOLDER holds an evaluation, or a run, whose last evaluation is drawn if
 it is finished. If no FOLDER has an evaluation, fig1_pass_at_k and the
 report are left out.
-fig1_pass_at_k   pass@K against K, with the bootstrap's standard error
+fig1_pass_at_k   pass@K against K, with the standard error over problems
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) during training
 fig6_entropy     distribution of token entropies at the end of training

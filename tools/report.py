@@ -19,7 +19,7 @@ from tools import tables
 
 CAPTIONS = {
     "fig1_pass_at_k":
-        "pass@K against K. The bands are bootstrap standard errors over problems.",
+        "pass@K against K. The bands are standard errors over problems.",
     "fig1_candidates":
         "Geometric mean probability of the rank-k candidate at the end of training.",
     "fig3_5_dynamics":

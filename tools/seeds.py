@@ -14,8 +14,6 @@ their evaluations have other problems.
 """
 from itertools import pairwise
 
-import mpmath
-import numpy as np
 import pandas as pd
 
 from runtime.common import fail
@@ -37,22 +35,12 @@ def means(rates, columns, digits=1):
     return [with_error(rates[column], digits) for column in columns]
 
 
-def t975(freedom):
-    """Returns the 97.5 % quantile of Student's t."""
-    def outside(t):
-        below = freedom / (freedom + t * t)
-        return mpmath.betainc(freedom / 2, 0.5, 0, below, regularized=True)
-
-    root = mpmath.findroot(lambda t: outside(t) - 0.05, (1.9, 13), solver="anderson")
-    return float(root)
-
-
 def difference(values, digits=1):
     """Returns "mean [95 % interval] positive seeds of all seeds"."""
     mean, count = values.mean(), len(values)
     if count < 2:
         return f"{mean:+.{digits}f}"
-    half = t975(count - 1) * values.sem()
+    half = tables.t975(count - 1) * values.sem()
     low = f"{mean - half:+.{digits}f}"
     high = f"{mean + half:+.{digits}f}"
     positive = (values > 0).sum()
@@ -106,10 +94,8 @@ def pass_rates(runs, names):
     """Returns pass@K in % (seeds, K), the mean over the sets `names`."""
     rates = {}
     for seed, row in runs.items():
-        entries = [row.sets[name] for name in names]
-        ks = tables.shared_ks(entries)
-        of_sets = [tables.problem_rates(entry, ks).mean(0) for entry in entries]
-        rates[seed] = pd.Series(100 * np.mean(of_sets, 0), index=ks)
+        found = tables.pass_rates([row.sets[name] for name in names])
+        rates[seed] = pd.Series({k: 100 * mean for k, (mean, _) in found.items()})
     return pd.DataFrame(rates).T.dropna(axis=1)
 
 

@@ -6,10 +6,13 @@ Tables 1 to 5.
 
 A [LABEL=]FOLDER holds an evaluation, or a run, whose last evaluation is
 used. A mean over sets weights all sets equally. ± is the standard error
-over problems, from 1000 bootstrap samples of the problems of each set.
-A difference between two folders has an interval from the same samples of
-the problems that both answered, so it is narrower than the two ± suggest.
-Neither says how much another seed of the training would change.
+over problems. A difference between two folders has Student's 95 % interval
+of the differences of single problems, so it is narrower than the two ±
+suggest. Both say how much other problems and other samples would change,
+and not how much another seed of the training would. Neither is printed
+where all problems are equal: if all of P are solved, 3 / P of other such
+problems may still be out of reach. Where only one or two problems differ
+from the others, both are too narrow.
 --paper adds the paper's rows, labelled with the version that reports them.
 The third version calls SimKO CaSP, and its N is the first version's K.
 """
@@ -18,7 +21,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+import mpmath
+import pandas as pd
 import torch
 
 from runtime.cli import SIMKO_ONLY
@@ -38,6 +42,7 @@ DIFFERENCES = "Differences in points [95 % interval over problems]"
 # are compared by other means.
 NOT_COMPARED = {*CHANGEABLE, "seed", "versions"}
 OF_A_METHOD = {"method", "K", "grpo_warmup_steps", *SIMKO_ONLY}
+ROUNDING = 1e-9  # the standard error of equal problems can be this large
 NUMBERS = "n", "temperature", "top_p", "max_tokens", "problems", "truncated"
 
 
@@ -203,32 +208,37 @@ def shared_ks(entries):
 
 
 def problem_rates(entry, ks):
-    """Returns pass@K of each problem of a set (problems, Ks)."""
+    """Returns pass@K of each problem of a set, (problems, K)."""
     n, correct = entry["n"], [*entry["correct"].values()]
     by_count = torch.stack([pass_at_k(n, torch.arange(n + 1), k) for k in ks], 1)
-    return by_count[correct].numpy()
+    return pd.DataFrame(by_count[correct].numpy(), columns=ks)
 
 
-def bootstrap(entries):
-    """Returns (Ks, mean, draws) of pass@K over one or more sets, for K = 1,
-    2, 4, ... up to the smallest n: the mean (Ks,) over the problems and over
-    1000 bootstrap samples of them (1000, Ks). Evaluations of sets of the
-    same sizes get the same samples."""
-    ks = shared_ks(entries)
-    rng, mean, draws = np.random.default_rng(0), 0, 0
-    for entry in entries:
-        rates = problem_rates(entry, ks)
-        count = len(rates)
-        times_drawn = rng.multinomial(count, np.full(count, 1 / count), 1000)
-        mean = mean + rates.mean(0) / len(entries)
-        draws = draws + times_drawn @ rates / count / len(entries)
-    return ks, mean, draws
+def mean_over_sets(of_sets):
+    """Returns the mean over sets of means over problems, and its standard
+    error, as Series over K. of_sets: a DataFrame (problems, K) for each set."""
+    count = len(of_sets)
+    mean = sum(own.mean() for own in of_sets) / count
+    squares = sum(own.sem()**2 for own in of_sets)
+    return mean, squares**0.5 / count
 
 
 def pass_rates(entries):
-    """Returns {K: (mean, standard error)} of pass@K over one or more sets."""
-    ks, mean, draws = bootstrap(entries)
-    return dict(zip(ks, zip(mean.tolist(), draws.std(0).tolist())))
+    """Returns {K: (mean, standard error)} of pass@K over one or more sets, for
+    K = 1, 2, 4, ... up to the smallest n. One problem has no standard error."""
+    ks = shared_ks(entries)
+    mean, error = mean_over_sets([problem_rates(entry, ks) for entry in entries])
+    return dict(zip(ks, zip(mean, error)))
+
+
+def t975(freedom):
+    """Returns the 97.5 % quantile of Student's t."""
+    def outside(t):
+        below = freedom / (freedom + t * t)
+        return mpmath.betainc(freedom / 2, 0.5, 0, below, regularized=True)
+
+    root = mpmath.findroot(lambda t: outside(t) - 0.05, (1.9, 13), solver="anderson")
+    return float(root)
 
 
 def cells(row, names):
@@ -240,8 +250,12 @@ def cells(row, names):
         return {k: str(number) for k, number in row.sets.get(key, {}).items()}
     if not row.sets.keys() >= {*names}:
         return {}
-    rates = pass_rates([row.sets[name] for name in names])
-    return {k: f"{100 * mean:.1f} ± {100 * error:.1f}" for k, (mean, error) in rates.items()}
+    found = {}
+    for k, (mean, error) in pass_rates([row.sets[name] for name in names]).items():
+        found[k] = f"{100 * mean:.1f}"
+        if error > ROUNDING:
+            found[k] += f" ± {100 * error:.1f}"
+    return found
 
 
 def curve_table(rows, names):
@@ -277,15 +291,20 @@ def difference_table(rows, names):
 def difference(before, after):
     """Returns {K: text} of pass@K after minus before, over one or more
     sets, for each K that both have."""
-    ks_before, mean_before, draws_before = bootstrap(before)
-    ks_after, mean_after, draws_after = bootstrap(after)
-    ks = min(ks_before, ks_after, key=len)
-    count = len(ks)
-    points = 100 * (mean_after[:count] - mean_before[:count])
-    draws = 100 * (draws_after[:, :count] - draws_before[:, :count])
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    texts = [f"{point:+.1f} [{a:+.1f}, {b:+.1f}]" for point, a, b in zip(points, low, high)]
-    return dict(zip(ks, texts))
+    ks = shared_ks(before + after)
+    gaps = []
+    for old, new in zip(before, after):
+        gaps.append(100 * (problem_rates(new, ks) - problem_rates(old, ks)))
+    mean, error = mean_over_sets(gaps)
+    # With several sets, the quantile of the smallest errs on the wide side.
+    fewest = max(2, min(map(len, gaps)))
+    half = t975(fewest - 1) * error
+    found = {}
+    for k in ks:
+        found[k] = f"{mean[k]:+.1f}"
+        if half[k] > ROUNDING:
+            found[k] += f" [{mean[k] - half[k]:+.1f}, {mean[k] + half[k]:+.1f}]"
+    return found
 
 
 def same_problems(one, other):
