@@ -119,8 +119,9 @@ def test_runs_that_differ_in_more_than_the_seed_are_named(tmp_path, run):
 def test_methods_without_two_seeds_in_common_are_not_compared(tmp_path, run):
     for name, seed in (("x", 0), ("x", 1), ("y", 1), ("y", 2), ("base", 0)):
         write_run(tmp_path / f"{name}-{seed}", seed, entry("a", [1], 4))
-    _, found = run(*(f"{path.name[:-2]}={path}" for path in sorted(tmp_path.iterdir())))
+    printed, found = run(*(f"{path.name[:-2]}={path}" for path in sorted(tmp_path.iterdir())))
     assert list(found) == [LEVELS]
+    assert "\ny and x have fewer than two seeds in common" in printed
     assert list(found[LEVELS]) == ["base (1)", "x (2)", "y (2)"]
     assert found[LEVELS]["base (1)"]["K=1"] == "25.0"
 

@@ -109,6 +109,18 @@ def comparable(above, runs, names):
         for seed in shared for name in names)
 
 
+def unpaired(methods):
+    """Returns a line for each label that has too few seeds in common with
+    the one above it to be compared."""
+    lines = []
+    for (above, theirs), (name, ours) in pairwise(methods.items()):
+        temperatures = {row.temperature for row in [*theirs.values(), *ours.values()]}
+        if len(temperatures) == 1 and len(theirs.keys() & ours.keys()) < 2:
+            lines.append(f"{name} and {above} have fewer than two seeds in common, "
+                         "so there is no difference between them")
+    return lines
+
+
 def seed_tables(methods, names):
     """Returns a table of pass@K, and one of the differences between methods."""
     complete = {}
@@ -152,6 +164,8 @@ def main():
         if gaps:
             tables.show("Differences in points, paired by seed [95 % interval over seeds], "
                         f"seeds above 0: {what}", gaps)
+    for line in unpaired(methods):
+        print(f"\n{line}")
 
 
 if __name__ == "__main__":
