@@ -152,14 +152,14 @@ def main_tables(folder, chosen, shared):
         for method in SHARED:
             cells = paired(ours, usual[NAMES[method]], KS)
             if cells:
-                lines.append([f"to {NAMES[method]}", *cells])
+                lines.append([f"vs {NAMES[method]}", *cells])
     table(f"Pass@k training, settings as chosen, {interval}", ["", *pass_at(KS)], lines)
 
 
 def equal_pass1(name, rows, runs, last, targets=(46, 47, 48)):
     """Returns lines that compare SimKO with GRPO at equal pass@1: GRPO
-    where it first had the pass@1 of SimKO's `last` step, and both where
-    they first had each of the targets."""
+    where it first reached the pass@1 of SimKO's `last` step, and both where
+    they first reached each of the targets."""
     grpo, simko = runs["grpo"][0], runs["simko"][0]
     lines = []
 
@@ -170,8 +170,8 @@ def equal_pass1(name, rows, runs, last, targets=(46, 47, 48)):
     count = len(last)
     if count:
         met = reached(rows, grpo, last[1])
-        seeds = f"{len(met)} of {count} seeds came that high"
-        compare(f"GRPO where it first had SimKO's pass@1 ({seeds})", last, met)
+        seeds = f"{len(met)} of {count} seeds did"
+        compare(f"GRPO where it first reached SimKO's pass@1 ({seeds})", last, met)
     for target in targets:
         everywhere = dict.fromkeys(last.index, target)
         ours = reached(rows, simko, everywhere)
@@ -179,7 +179,7 @@ def equal_pass1(name, rows, runs, last, targets=(46, 47, 48)):
         both = len(ours.index.intersection(theirs.index))
         if both > 1:
             seeds = f"{both} of {count} seeds"
-            compare(f"both where they first had pass@1 = {target} % ({seeds})", ours, theirs)
+            compare(f"both where they first reached pass@1 = {target} % ({seeds})", ours, theirs)
     return lines
 
 
@@ -256,7 +256,7 @@ def wordy_and_short(folder):
             return rates.get(f"grpo {rate}")
 
         variants(f"{responses}, step 300, T = 1.0; "
-                 "differences to GRPO with the same learning rate",
+                 "differences from GRPO at the same learning rate",
                  "difference", rates, grpo_at_its_rate)
 
 
@@ -297,19 +297,19 @@ def ablation(folder):
         rates[" ".join(words)] = own
     settings = describe(SHARED["simko"])
     variants(f"SimKO ({settings} K=3), step {ABLATION_STEPS}, with one setting changed; "
-             "differences to GRPO",
-             "to GRPO", rates, lambda name: grpo)
+             "differences from GRPO",
+             "vs GRPO", rates, lambda name: grpo)
 
     parts = {
         "without γ^pos": "alpha=0",
         "without γ^neg": "lambda_top1=1",
-        "the rank-1 token as only candidate": "K=1"}
+        "the rank-1 token as the only candidate": "K=1"}
     without = {}
     for what, part in parts.items():
         if part in rates:
             without[f"{what}: {part}"] = rates[part]
-    variants("Without a part; differences to SimKO with nothing changed",
-             "to SimKO", without, lambda name: unchanged)
+    variants("Without one part; differences from SimKO with nothing changed",
+             "vs SimKO", without, lambda name: unchanged)
 
 
 def main():
