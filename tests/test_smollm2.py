@@ -227,11 +227,12 @@ def test_the_gap_at_equal_pass_1_is_printed(capsys):
         row("grpo", 0, 0.5, {"a": 128, "b": 0}),
         row("simko", 0, 0.5, {"a": 96, "b": 1}),
     ])
-    assert "\nsimko: pass@256 at equal pass@1 +50.0\n" in capsys.readouterr().out
+    assert "\nsimko: pass@256 above the straight line from the start to GRPO's end, " \
+        "which is not GRPO's path: +50.0\n" in capsys.readouterr().out
     # No line, and not nan, where GRPO has no pass@K yet.
     smollm2.show([
         row("start", 0, 0.5, {"a": 64}), row("grpo", 0, 0.5), row("simko", 0, 0.5, {"a": 96})])
-    assert "at equal pass@1" not in capsys.readouterr().out
+    assert "straight line" not in capsys.readouterr().out
 
 
 def test_rows_of_other_days_are_compared_with_their_own_start(capsys):

@@ -8,9 +8,10 @@ in --seed alone. A folder holds a run, whose last evaluation is used, or an
 evaluation. ± is the standard error over seeds. A difference between a
 label and the one above it is paired by seed. Its 95 % interval is
 Student's t interval, and "2 of 3" means that it is positive for 2 of 3
-seeds. Neither says how much other problems would change; tools.tables
-does. Labels are not compared if they share fewer than two seeds, or if
-their evaluations have other problems.
+seeds. An interval without width means that the seeds agree, not that
+nothing could differ. Neither says how much other problems would change;
+tools.tables does. Labels are not compared if they share fewer than two
+seeds, or if their evaluations have other problems.
 """
 from itertools import pairwise
 

@@ -375,8 +375,9 @@ def values(rows):
 
 def gap_at_equal_pass_1(start, grpo, ours):
     """Returns how far ours' pass@256 is above the line from the start to GRPO's
-    end, at ours' pass@1. start, grpo, ours: Series, or DataFrames with a row for
-    each seed."""
+    end, at ours' pass@1. GRPO's own path may bend above this line, and then a
+    gap above zero does not mean more than GRPO stopped earlier. start, grpo,
+    ours: Series, or DataFrames with a row for each seed."""
     slope = (grpo["pass@256"] - start["pass@256"]) / (grpo["pass@1"] - start["pass@1"])
     expected = start["pass@256"] + slope * (ours["pass@1"] - start["pass@1"])
     return ours["pass@256"] - expected
@@ -418,7 +419,8 @@ def show(rows):
         for arm in others:
             gap = gap_at_equal_pass_1(start, grpo, found.loc[arm]).dropna()
             if len(gap):
-                print(f"\n{arm}: pass@256 at equal pass@1 {difference(gap)}")
+                print(f"\n{arm}: pass@256 above the straight line from the start to GRPO's end, "
+                      f"which is not GRPO's path: {difference(gap)}")
 
 
 def main():
