@@ -197,15 +197,51 @@ def test_pass_at_k_by_set_and_temperature(tmp_path):
         assert band_at(axis, k) == pytest.approx(edges)
     rows = tables.load({name: tmp_path / name for name in ("x", "sweep")})
     figure = plots.pass_figure(rows, styles("x", "sweep"))
-    shown = {axis.get_title(): set(lines(axis)) for axis in figure.axes if axis.axison}
+    shown = {axis.get_title(): set(lines(axis)) for axis in figure.axes if axis.get_title()}
     assert shown == {
         "a, T = 0.2": {"sweep"},
         "a, T = 1.0": {"x", "sweep"},
         "b, T = 1.0": {"x"},
     }
     # The sweep has fewer samples, and its marks do not replace those of x.
-    shared = figure.axes[2]
+    (shared,) = (axis for axis in figure.axes if axis.get_title() == "a, T = 1.0")
     assert ticks(shared.get_xticklabels()) == ["1", "2", "4", "8"]
+
+
+def test_six_sets_are_two_lines_of_panels(tmp_path):
+    names = "abcdef"
+    evaluation(tmp_path, **{name: (4, [1, 2]) for name in names})
+    axes = plots.pass_figure(tables.load({"x": tmp_path}), styles("x")).axes
+    assert [axis.get_title() for axis in axes] == [*names]
+    assert {axis.get_subplotspec().get_geometry()[:2] for axis in axes} == {(2, 3)}
+
+
+def test_a_label_that_is_a_methods_name_has_its_style():
+    methods = study_figures.METHODS
+    found = plots.styles_of(["x", "SimKO", "grpo", "y"])
+    assert found["SimKO"] == methods["simko"] and found["grpo"] == methods["grpo"]
+    assert len(set(found.values())) == 4
+    assert plots.styles_of("abcdefghij") == styles(*"abcdefghij")
+
+
+@pytest.mark.parametrize("letters", [4, 30, 100])
+def test_a_picture_has_room_for_its_legend(letters):
+    labels = [f"{i}".rjust(letters, "x") for i in range(9)]
+    figure = plots.entropy_figure(
+        dict.fromkeys(labels, pd.DataFrame(metrics(4))), styles(*labels))
+    picture = figure.get_tightbbox()
+    legend = figure.legends[0].get_tightbbox().transformed(figure.dpi_scale_trans.inverted())
+    assert picture.x0 <= legend.x0 and legend.x1 <= picture.x1 and picture.y0 <= legend.y0
+    assert legend.width < max(figure.get_figwidth(), 0.7 + 0.1 * letters)
+    assert plots.plt.rcParams["savefig.bbox"] == "tight"
+
+
+def test_a_run_of_one_step_is_seen():
+    figure = drawing.dynamics_figure(
+        {"x": plots.run_curves(pd.DataFrame(metrics(1)))}, styles("x"))
+    for axis in figure.axes[:5]:
+        assert [*axis.lines[0].get_markevery()] == [0]
+        assert all(tick == round(tick) for tick in axis.get_xticks())
 
 
 def test_candidates_are_geometric_means_of_the_last_steps():
@@ -424,7 +460,7 @@ def test_each_way_begins_at_the_base_model(study):
 
 def test_methods_are_compared_at_their_chosen_steps(study):
     figure = plots.study_figures(study)["fig3d_methods"]
-    assert figure.get_suptitle() == "mean ± s.e. over 3 seeds"
+    assert figure.get_suptitle() == "method, learning rate; mean ± s.e. over 3 seeds"
     axes = figure.axes
     names = ["base", "GRPO, 0.002", "SimKO, 0.001", "PSR, 0.001"]
     assert ticks(axes[0].get_yticklabels()) == names
@@ -518,7 +554,8 @@ def test_a_study_is_drawn_as_far_as_it_is(study, call):
     write_rows(study / "main.jsonl", [row for row in rows if row["seed"] == 0])
     assert call("--study", study) == ["pass_at_k", "frontier", "fig3d_methods"]
     # One seed has no standard error, so the titles do not mention one.
-    assert plots.study_figures(study)["fig3d_methods"].get_suptitle() == "one seed"
+    figure = plots.study_figures(study)["fig3d_methods"]
+    assert figure.get_suptitle() == "method, learning rate; one seed"
 
 
 # ------------------------------------------------------------------------------------------- path
@@ -579,7 +616,8 @@ def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
     assert [word(id) for id in response] == "2 + 3 = 5".split()
     assert title == "test, problem 1: probabilities of the top 2 at each token of one response"
     figure = plots.path_figure(title, response, found, word)
-    assert [axis.get_ylabel() for axis in figure.axes] == ["base", "GRPO", "SimKO"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["base", "GRPO", "SimKO"]
+    assert figure.get_suptitle() == title
     shown = zip(figure.axes, found.values(), ("base", "GRPO/hf", "SimKO/hf"))
     for axis, (_, _, entropies), folder in shown:
         model = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
@@ -635,6 +673,7 @@ def test_path_shows_the_tokens_of_a_long_response_at_which_the_base_model_wavers
     places = sorted(by_entropy[:2])
     expected_ticks = [f"{word(response[i])}\n{i + 1}" for i in places]
     assert ticks(figure.axes[-1].get_xticklabels()) == expected_ticks
+    assert "\nshown: the 2 of its 5 tokens at which " in figure.get_suptitle()
     for axis, (probabilities, ids, _) in zip(figure.axes, found.values()):
         heights = [bar.get_height() for bar in axis.patches]
         assert heights == pytest.approx([p for i in places for p in probabilities[i]])
@@ -784,8 +823,8 @@ def test_the_floor_is_where_the_push_changes_its_sign():
     pushes, *ranks = walkthrough_figures.floor_figure(MEASURED).axes
     alphas = {
         "GRPO": 0,
-        "SimKO, α = 0.01": 0.01,
-        "SimKO, α = 0.05": 0.05,
+        "Eq. 6, α = 0.01": 0.01,
+        "Eq. 6, α = 0.05": 0.05,
     }
     for label, alpha in alphas.items():
         x, y = lines(pushes)[label]

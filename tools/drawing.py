@@ -11,11 +11,13 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 plt.rcParams |= {
     "axes.grid": True,
+    "axes.axisbelow": True,  # bars are in front of the grid
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "savefig.dpi": 150}
+    "savefig.dpi": 150,
+    "savefig.bbox": "tight"}  # as large as its legend needs
 # Line style and marker distinguish the curves when they are printed in grey.
 STYLES = [
     ("#8c8c8c", ":", "o"),
@@ -47,8 +49,12 @@ def legend(figure):
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles))
-    columns = max(2, int(figure.get_figwidth() / 2))  # two inches for each label
-    figure.legend(found.values(), found, loc="outside lower center", ncols=columns)
+    # A label takes 0.7 inches and 0.09 for each letter.
+    widest = 0.7 + 0.09 * max(map(len, found), default=0)
+    columns = max(1, int(figure.get_figwidth() / widest))
+    # It is below the figure, so that many labels do not shrink the panels.
+    figure.legend(found.values(), found, loc="upper center",
+                  bbox_to_anchor=(0.5, 0), ncols=columns)
     return figure
 
 
@@ -87,10 +93,11 @@ def dynamics_figure(curves, styles, title=""):
                 continue
             error = np.nan if errors is None else errors[name]
             last = len(means) - 1
-            marks = range(last, 0, -max(1, last // 4))
+            marks = range(last, -1, -max(1, last // 4))
             band(axis, means.index, means[name], error, styles[label],
                  label=label, markevery=[*marks])
         title_of_rank = rf"$\Lambda^{{({name[7:]})}}$"
         axis.set(xlabel="step", title=CURVES.get(name, title_of_rank))
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.suptitle(title, fontsize=10)
     return legend(figure)

@@ -33,6 +33,7 @@ fig2_equal_entropy  two distributions with the same entropy
 fig4_one_step       the gate, and one step on a correct and a wrong response
 floor               when Eq. 6 pushes a candidate up, and where that leads
 """
+import itertools
 import json
 import math
 import shutil
@@ -52,7 +53,7 @@ from runtime.responses import set_name
 from runtime.run_folder import check_log
 from tools import command_line, report, tables
 from tools.drawing import STYLES, band, dynamics_figure, grid, legend, plt, ranks
-from tools.study_figures import study_figures
+from tools.study_figures import METHODS, study_figures
 from tools.walkthrough_figures import walkthrough_figures
 
 LAST = 25  # the number of steps that count as the end of training
@@ -75,26 +76,28 @@ def read_log(path):
 
 
 def pass_figure(rows, styles):
-    """Draws pass@K against K, with a column of panels for each set and a
-    line of panels for each temperature."""
-    names = list(dict.fromkeys(name for row in rows for name in row.sets))
-    temperatures = list(dict.fromkeys(row.temperature for row in rows))
-    figure, axes = grid(len(temperatures), len(names), 4.6, 3.6)
-    for line, temperature in zip(axes, temperatures):
-        for axis, name in zip(line, names):
-            shown = [row for row in rows if row.temperature == temperature and name in row.sets]
-            title = name if temperature is None else f"{name}, T = {temperature}"
-            pass_panel(axis, name, shown, styles)
-            axis.set(xlabel="K", ylabel="pass@K, %", title=title)
+    """Draws pass@K against K, with a panel for each set at each temperature."""
+    names = dict.fromkeys(name for row in rows for name in row.sets)
+    temperatures = dict.fromkeys(row.temperature for row in rows)
+    panels = {}
+    for temperature, name in itertools.product(temperatures, names):
+        shown = [row for row in rows if row.temperature == temperature and name in row.sets]
+        if shown:
+            panels[temperature, name] = shown
+    width = min(3, len(names))
+    figure, axes = grid(math.ceil(len(panels) / width), width, 4.6, 3.6)
+    for axis in axes.flat[len(panels):]:
+        axis.set_axis_off()
+    for ((temperature, name), shown), axis in zip(panels.items(), axes.flat):
+        title = name if temperature is None else f"{name}, T = {temperature}"
+        pass_panel(axis, name, shown, styles)
+        axis.set(xlabel="K", ylabel="pass@K, %", title=title)
     return legend(figure)
 
 
 def pass_panel(axis, name, rows, styles):
     """Draws pass@K of rows that all have the set `name`."""
-    if rows:
-        axis.set_xscale("log", base=2)
-    else:
-        axis.set_axis_off()
+    axis.set_xscale("log", base=2)
     ks = {}
     for row in rows:
         rates = tables.pass_rates([row.sets[name]])
@@ -116,8 +119,8 @@ def candidates_figure(logs, styles):
         means = np.exp(log[ranks(log)].tail(LAST).mean())
         x = range(1, len(means) + 1)
         band(axis, x, means, np.nan, styles[label], label=label, markersize=6)
-        axis.set_xticks(x)
     axis.set(yscale="log", xlabel="k")
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axis.set_ylabel(r"$\exp\,\Lambda^{(k)}$" + "\n(geometric mean probability)")
     axis.set_title(f"k-th candidate, {last_steps(logs)}")
     return legend(figure)
@@ -145,6 +148,7 @@ def entropy_figure(logs, styles):
                     color=colour, linestyle=line, linewidth=1.6)
     axis.set(yscale="log", ylabel="tokens, %", title=last_steps(logs))
     axis.set_xlabel("token entropy, nats (last bin: 4 and above)")
+    axis.set_xlim(right=edges[-1])
     return legend(figure)
 
 
@@ -240,7 +244,7 @@ def read_path(folders, index):
     return title, response, found, word
 
 
-def path_figure(title, response, found, word, most=24):
+def path_figure(title, response, found, word, most=16):
     """Draws a line of bars for each model. found: {label: `candidates`}.
     word: a function from a token's id to its text.
 
@@ -253,13 +257,16 @@ def path_figure(title, response, found, word, most=24):
     for (label, (probability, ids, _)), axis in zip(found.items(), axes[:, 0]):
         for x, place in enumerate(shown):
             stack(axis, x, probability[place], ids[place], response[place], word)
-        axis.set(ylabel=label, ylim=(0, 1), yticks=(0, 0.5, 1))
+        axis.set(ylim=(0, 1), yticks=(0, 0.5, 1))
+        axis.set_title(label, fontsize=9, loc="left")
         axis.set_xlim(-0.6, len(shown) - 0.4)
         axis.grid(False)
     ticks = [word(response[place]) for place in shown]
     if len(shown) < len(response):
         ticks = [f"{text}\n{place + 1}" for text, place in zip(ticks, shown)]
-    axes[-1][0].set_xticks(range(len(shown)), ticks, parse_math=False, fontsize=9)
+        title += (f"\nshown: the {most} of its {len(response)} tokens at which "
+                  "the base model's entropy is highest, with their positions")
+    axes[-1][0].set_xticks(range(len(shown)), ticks, parse_math=False, fontsize=8)
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -267,7 +274,8 @@ def path_figure(title, response, found, word, most=24):
 def stack(axis, x, probabilities, ids, sampled, word):
     """Draws the candidates at one token as a stack of bars, the most
     probable at the bottom, with a frame around the sampled one."""
-    shades = plt.get_cmap("Blues")(np.linspace(0.85, 0.2, len(ids)))
+    depths = np.linspace(0.85, 0.2, len(ids))
+    shades = plt.get_cmap("Blues")(depths)
     below = 0
     for rank, (height, id) in enumerate(zip(probabilities, ids)):
         frame = {"edgecolor": "white", "linewidth": 0.6, "zorder": 2}
@@ -276,7 +284,7 @@ def stack(axis, x, probabilities, ids, sampled, word):
         axis.bar(x, height, 0.86, below, color=shades[rank], **frame)
         if height > 0.1:  # a lower bar has no room for a word
             axis.text(x, below + height / 2, word(id), ha="center", va="center",
-                      color="black" if rank else "white", fontsize=7.5,
+                      color="white" if depths[rank] > 0.6 else "black", fontsize=7.5,
                       parse_math=False, zorder=4)
         below += height
 
@@ -331,6 +339,14 @@ def read_logs(folders):
     return {label: log for label, log in logs.items() if len(log)}
 
 
+def styles_of(labels):
+    """Returns {label: style}. A label that is a method's name has the
+    method's style, and the others have what is left."""
+    own = {label: METHODS[label.lower()] for label in labels if label.lower() in METHODS}
+    free = iter([style for style in STYLES if style not in own.values()])
+    return {label: own.get(label) or next(free) for label in labels}
+
+
 def run_figures(rows, logs, styles):
     """Returns {name: figure} of evaluations and of runs' logs."""
     figures = {}
@@ -339,7 +355,8 @@ def run_figures(rows, logs, styles):
     if logs:
         figures["fig1_candidates"] = candidates_figure(logs, styles)
         curves = {label: run_curves(log) for label, log in logs.items()}
-        figures["fig3_5_dynamics"] = dynamics_figure(curves, styles)
+        title = "moving averages over a 20th of each run's steps"
+        figures["fig3_5_dynamics"] = dynamics_figure(curves, styles, title)
         figures["fig6_entropy"] = entropy_figure(logs, styles)
     return figures
 
@@ -396,7 +413,7 @@ def main():
         else:
             print(f"{name} is not drawn, because no run has a correct response to this problem: "
                   "choose another one with --path", file=sys.stderr)
-    figures |= run_figures(rows, logs, dict(zip(folders, STYLES)))
+    figures |= run_figures(rows, logs, styles_of(folders))
     reported = [*figures]
     if options.study:
         figures |= study_figures(options.study)

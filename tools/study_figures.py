@@ -78,10 +78,10 @@ def frontier(axis, method, mean, error, step):
     axis.errorbar(marks[x], marks[y], bars[y], bars[x], color=colour, linestyle="",
                   marker=marker, markersize=size, elinewidth=0.7, label=NAMES[method])
     if often:
-        # A path's last step has free space beside it, other steps only below.
+        # Only below the paths is there space for both.
         offsets = {"grpo": (-75, -70), "simko": (-85, -45)}
         if step == mean.index[-1]:
-            offsets = {"grpo": (8, -14), "simko": (8, 8)}
+            offsets = dict.fromkeys(SHARED, (-110, -15))
         note(axis, f"{NAMES[method]}, step {step}", mean.loc[step], offsets[method],
              fontsize=8, zorder=6, arrowprops={"arrowstyle": "-", "linewidth": 0.5})
 
@@ -106,7 +106,7 @@ def methods_figure(main, runs):
         rate = re.search(r"learning_rate=(\S+)", run)[1]
         names.append(NAMES[method] if method == "base" else f"{NAMES[method]}, {rate}")
     axes[0][0].set_yticks(range(len(names)), names)
-    figure.suptitle(seeds_of(values), fontsize=10)
+    figure.suptitle(f"method, learning rate; {seeds_of(values)}", fontsize=10)
     return figure
 
 

@@ -7,7 +7,7 @@ import torch
 
 from runtime.common import fail
 from simko import Config, entropy_threshold, simko_ratio
-from tools.drawing import STYLES, grid, note
+from tools.drawing import STYLES, grid, legend, note
 
 
 def push(z, y, advantage, alpha=0.0, lambda_top1=1.0, K=3):
@@ -88,12 +88,12 @@ def one_step_figure(measured):
             axis.bar(x, p[best].tolist(), width, label=label,
                      color=colour, hatch=hatch, edgecolor="white")
         axis.set_xticks(range(3), words)
-        axis.set(title=title, ylabel=r"$\pi$")
-        axis.legend(fontsize=7)
+        axis.set(title=title, ylabel=r"$\pi$", ylim=(0, 1))
+        axis.legend(fontsize=8)
 
     panel(correct, best[0], 1, f"{words[0]} was sampled in a correct response", {
         "GRPO": {},
-        "SimKO, α = 0.01": {"alpha": 0.01},
+        "Eq. 6, α = 0.01": {"alpha": 0.01},
         "SimKO, α = 0.3": {"alpha": 0.3}})
     panel(wrong_1, best[0], -1, f"{words[0]} was sampled in a wrong response", {
         "GRPO": {},
@@ -123,7 +123,7 @@ def gate_panel(axis, measured):
 def floor_figure(measured):
     """Draws the push on a candidate that was not sampled, and each model's
     distribution of log pi of rank 2 and 3 at gated tokens."""
-    figure, ((axis, *panels),) = grid(1, 3, 4.4, 3.8)
+    figure, ((axis, *panels),) = grid(1, 3, 3.7, 3.8)
     push_panel(axis)
     for rank, panel in zip((2, 3), panels):
         for (label, own), (colour, line, _) in zip(measured["models"].items(), STYLES):
@@ -136,8 +136,7 @@ def floor_figure(measured):
         panel.set_ylabel("gated tokens below, %")
         panel.set_title(f"rank {rank} at gated tokens, q = {measured['gate_q']:g}\n"
                         "vertical lines: log α/K of each run")
-        panel.legend(fontsize=7)
-    return figure
+    return legend(figure)
 
 
 def push_panel(axis):
@@ -146,8 +145,8 @@ def push_panel(axis):
     probabilities = np.geomspace(2e-4, 0.2, 60)
     pushes = {
         "GRPO": (0.0, STYLES[1]),
-        "SimKO, α = 0.01": (0.01, STYLES[2]),
-        "SimKO, α = 0.05": (0.05, STYLES[3])}
+        "Eq. 6, α = 0.01": (0.01, STYLES[2]),
+        "Eq. 6, α = 0.05": (0.05, STYLES[3])}
     for label, (alpha, (colour, line, _)) in pushes.items():
         look = {"color": colour, "linestyle": line}
         found = []
@@ -163,7 +162,6 @@ def push_panel(axis):
     axis.set(xscale="log", ylabel="push on its logit")
     axis.set_xlabel(r"$\pi_k$ of a candidate that was not sampled")
     axis.set_title("a correct response, K = 3\nvertical lines: α/K")
-    axis.legend(fontsize=8)
 
 
 def walkthrough_figures(path):
