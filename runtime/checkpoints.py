@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from runtime import lora
-from runtime.common import fail, fail_as, write_whole
+from runtime.common import fail, fail_as, print_once, write_whole
 from runtime.faults import reason
 from runtime.models import NO_CODE, generation_file
 from runtime.ranks import gather
@@ -109,8 +109,9 @@ def save_checkpoint(folder, step, trainer):
     shards, and a rename completes the checkpoint. The last two are kept.
 
     After a refused update nothing is saved, because the next steps may
-    show that the weights are to blame."""
-    if trainer.refused:
+    show that the weights are to blame. After the last step none will."""
+    if trainer.refused and step < trainer.cfg.steps:
+        print_once(f"step {step}: no checkpoint, because the last update was refused")
         return
     final = folder / "checkpoints" / f"step_{step:06d}"
     temporary = final.with_suffix(".tmp")

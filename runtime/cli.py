@@ -97,7 +97,7 @@ RANGES = (
         "gpu_memory_utilization", "eval_top_p")))
 
 # The settings of the objective that only SimKO trains with. Those in GATE
-# also change what the log of every other method counts as gated.
+# also change what the log counts as gated, unless a method has its own gate.
 SIMKO_ONLY = ("alpha", "lambda_top1", "q", "tau_scope")
 GATE = ("q", "tau_scope")
 
@@ -175,14 +175,22 @@ def check_together(command, cfg, parser):
 
 
 def note_idle_flags(cfg):
-    """Prints a note about flags that are set but that the method does not train with."""
+    """Prints a note about flags that are set but that change nothing in this run."""
+    method = METHODS[cfg.method]
+    if cfg.method != "grpo" and cfg.grpo_warmup_steps >= cfg.steps:
+        print_once(f"note: all {cfg.steps} steps are GRPO's, because "
+                   f"--grpo-warmup-steps is {cfg.grpo_warmup_steps}")
+    if cfg.eval_steps and not cfg.eval_data:
+        print_once("note: --eval-steps does nothing without --eval-data")
     idle = [name for name in SIMKO_ONLY
-            if not METHODS[cfg.method].simko_ratio
+            if not method.simko_ratio
             and getattr(cfg, name) != getattr(type(cfg), name)]
     if idle:
         print_once(f"note: --method {cfg.method} does not train with "
                    f"{', '.join(map(flag, idle))}")
-    if gate := [name for name in idle if name in GATE]:
+    own_gate = method.choose or method.batch_quantile is not None
+    gate = [name for name in idle if name in GATE]
+    if gate and (cfg.grpo_warmup_steps or not own_gate):
         print_once("note: which tokens the log counts as gated still "
                    f"depends on {', '.join(map(flag, gate))}")
 
@@ -350,6 +358,20 @@ def resolve_auto(cfg):
     return dataclasses.replace(cfg, dtype=dtype, rollout=rollout)
 
 
+def check_temperatures(cfg):
+    """Refuses what vLLM would refuse only once it has started, or would
+    silently raise to 0.01."""
+    if cfg.rollout != "vllm":
+        return
+    for name in ("temperature", "eval_temperature"):
+        values = getattr(cfg, name) or []
+        for value in values if isinstance(values, list) else [values]:
+            if value and not 0.01 <= value <= 2:
+                fail(f"{flag(name)} {value:g} is not possible with vLLM, which "
+                     "samples at temperatures from 0.01 to 2: change it, or "
+                     "choose --rollout hf")
+
+
 def prepare(arguments, Config):
     """Checks the command line and everything that it names. Returns a Job.
 
@@ -360,6 +382,7 @@ def prepare(arguments, Config):
     check_launch()
     command, cfg = parse_config(arguments, Config)
     cfg = resolve_auto(cfg)
+    check_temperatures(cfg)
     config = load_config(command, cfg)
     vocabulary = config.vocab_size
     tokenizer = load_tokenizer(cfg, vocabulary)

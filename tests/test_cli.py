@@ -22,7 +22,7 @@ from runtime import baselines, cli, responses
 from runtime.common import flag
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
-from tests.conftest import CPU, ESCAPE, main, needs_vllm, recipe, refused, write_rows
+from tests.conftest import CPU, ESCAPE, config, main, needs_vllm, recipe, refused, write_rows
 
 REFUSED = {  # command line: what the message names, by default the first flag
     "": "train or eval",
@@ -269,12 +269,45 @@ def test_settings_that_the_method_does_not_learn_by_are_said(tiny, tmp_path, cap
     assert "counts as gated still depends on --tau-scope\n" in printed  # 0.8 is q's default
     cli.prepare(train("--alpha", 0.2), Config)
     assert "gated" not in capsys.readouterr().out
+    for method in ("forking", "kl-cov"):  # with a gate of their own
+        cli.prepare(train("--method", method, "--q", 0.3), Config)
+        assert "gated" not in capsys.readouterr().out
+        cli.prepare(train("--method", method, "--q", 0.3, "--grpo-warmup-steps", 1), Config)
+        assert "counts as gated still depends on --q\n" in capsys.readouterr().out
     mine = baselines.METHODS["simko"]._replace(advantage=baselines.nsr_advantage)
     with (mock.patch.dict(baselines.METHODS, mine=mine),
           mock.patch.dict(cli.CHOICES, method=("simko", "mine"))):
         for method in ("simko", "mine"):
             cli.prepare(train("--method", method, "--alpha", 0.2, "--q", 0.3), Config)
     assert "note" not in capsys.readouterr().out
+
+
+def test_a_run_that_does_less_than_its_flags_promise_says_so(capsys):
+    def printed(**changes):
+        cli.note_idle_flags(Config(steps=5, **changes))
+        return capsys.readouterr().out
+
+    assert printed(grpo_warmup_steps=5) == (
+        "note: all 5 steps are GRPO's, because --grpo-warmup-steps is 5\n")
+    assert printed(eval_steps=1) == "note: --eval-steps does nothing without --eval-data\n"
+    assert printed(grpo_warmup_steps=4, eval_steps=1, eval_data=["math500"]) == ""
+    assert printed(method="grpo", grpo_warmup_steps=5) == ""
+
+
+@pytest.mark.parametrize("name", ["temperature", "eval_temperature"])
+def test_temperatures_that_vllm_refuses_or_changes_are_refused_before_it_starts(name):
+    def check(rollout, *values):
+        values = values[0] if name == "temperature" else [*values]
+        cli.check_temperatures(config("model", rollout=rollout, **{name: values}))
+
+    check("hf", 10.0)
+    for fine in (0.01, 1.0, 2.0):
+        check("vllm", fine)
+    if name == "eval_temperature":
+        check("vllm", 0.0, 0.6)  # greedy
+    for bad in (2.1, 0.005):
+        with pytest.raises(SystemExit, match=f"{flag(name)} {bad:g} is not possible with vLLM"):
+            check("vllm", bad)
 
 
 @pytest.mark.parametrize("source, name", [

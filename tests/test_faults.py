@@ -530,6 +530,19 @@ def test_after_three_refused_updates_the_run_stops_and_the_last_checkpoint_is_of
     assert checkpoints(tmp_path) == ["step_000004", "step_000006"]
 
 
+def test_a_run_whose_last_update_is_refused_is_saved_and_finished_by_the_same_command(
+        data, clean, tmp_path, capfd):
+    """Step 3 saves no checkpoint, because its last update is refused; step 6, the last, does."""
+    arguments = flags(data, tmp_path, "--save-steps", 3)
+    with broken_losses(6, 12):
+        main(arguments)
+    printed = capfd.readouterr().out
+    assert "step 3: no checkpoint, because the last update was refused\n" in printed
+    assert checkpoints(tmp_path) == ["step_000006"]
+    main(arguments)
+    assert "the run resumes after step 6" in capfd.readouterr().out
+
+
 def test_log_probs_that_are_not_numbers_stop_the_run(data, tmp_path):
     generate = HFEngine.generate
 

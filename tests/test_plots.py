@@ -236,6 +236,20 @@ def test_a_picture_has_room_for_its_legend(letters):
     assert plots.plt.rcParams["savefig.bbox"] == "tight"
 
 
+def test_a_run_that_found_no_groups_lately_is_drawn_without_its_policy(recwarn):
+    rows = metrics(30)
+    for row in rows[5:]:
+        row |= {name: math.nan for name in row if name.startswith("Lambda")}
+        row["entropy_histogram"] = [0] * len(row["entropy_histogram"])
+    idle, busy = pd.DataFrame(rows), pd.DataFrame(metrics(30))
+    style = styles("idle", "busy")
+    assert [*plots.run_figures([], {"idle": idle}, style)] == ["fig3_5_dynamics"]
+    found = plots.run_figures([], {"idle": idle, "busy": busy}, style)
+    assert [*found] == ["fig1_candidates", "fig3_5_dynamics", "fig6_entropy"]
+    assert list(lines(found["fig1_candidates"].axes[0])) == ["busy"]
+    assert not [*recwarn]
+
+
 def test_a_run_of_one_step_is_seen():
     figure = drawing.dynamics_figure(
         {"x": plots.run_curves(pd.DataFrame(metrics(1)))}, styles("x"))

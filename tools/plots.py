@@ -352,12 +352,17 @@ def run_figures(rows, logs, styles):
     figures = {}
     if rows:
         figures["fig1_pass_at_k"] = pass_figure(rows, styles)
+    # A run that finds no groups to train on logs nothing about its policy.
+    ends = {label: log for label, log in logs.items()
+            if log["Lambda_1"].tail(LAST).notna().any()}
+    if ends:
+        figures["fig1_candidates"] = candidates_figure(ends, styles)
     if logs:
-        figures["fig1_candidates"] = candidates_figure(logs, styles)
         curves = {label: run_curves(log) for label, log in logs.items()}
         title = "moving averages over a 20th of each run's steps"
         figures["fig3_5_dynamics"] = dynamics_figure(curves, styles, title)
-        figures["fig6_entropy"] = entropy_figure(logs, styles)
+    if ends:
+        figures["fig6_entropy"] = entropy_figure(ends, styles)
     return figures
 
 
