@@ -138,7 +138,7 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
     topk_logp: log pi_theta of the K tokens it finds most probable, (..., K).
     is_top1: whether y is the rank-1 candidate, bool (...,).
     advantage: A of y's response, (...,).
-    gate: whether the entropy at s is above tau(q), bool (...,).
+    gate: whether pi_theta's entropy at s is above tau(q), bool (...,).
 
     Returns (...,). Where A > 0 its value is exactly gamma. With alpha = 0
     and lambda_top1 = 1, or where the gate is closed, it is gamma, bit for bit."""

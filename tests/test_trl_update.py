@@ -1,9 +1,13 @@
-"""Tests of tools/trl_update.py. The comparison itself needs an environment with TRL and this
-project's packages, whose Python SIMKO_TRL_PYTHON names."""
+"""Tests of tools/trl_update.py and tools/trl_trainer.py. The comparison itself needs an environment
+with TRL and this project's packages, whose Python SIMKO_TRL_PYTHON names."""
 import importlib.util
+import inspect
 import math
 import os
+import runpy
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +26,8 @@ def test_an_update_is_trls_but_for_named_differences():
         cwd=ROOT, capture_output=True, text=True, check=True)
     rows, = tables(done.stdout)
     gradient = {row["ours; TRL's"]: row["gradient"] for row in rows}
-    same = {"grpo", "grpo, T 0.7, KL, split", "dapo", "dapo, T 0.7, KL, split", "dapo; bnpo"}
+    same = {"grpo", "grpo, T 0.7, KL, split", "dapo", "dapo, T 0.7, KL, split", "dapo; bnpo",
+            "simko", "simko, T 0.7, KL, split"}
     assert gradient.keys() == trl_update.CASES.keys()
     for case, distance in gradient.items():
         assert distance < 1e-5 if case in same else distance > 0.01
@@ -44,6 +49,21 @@ def test_responses_differ_in_length_and_some_are_truncated(tmp_path):
     assert [s.truncated for s in samples] == [s.response_ids[-1] != end for s in samples]
     assert len({len(s.response_ids) for s in samples}) > 5
     assert len({len(s.prompt_ids) for s in samples}) > 1
+
+
+@pytest.mark.parametrize("part", [
+    {"alpha": 0.2, "lambda_top1": 1.0}, {"alpha": 0.0, "lambda_top1": 1.5}])
+def test_each_part_of_simko_changes_the_gradient_of_the_samples(tmp_path, part):
+    samples = trl_update.make_samples(tmp_path)
+    advantages = torch.tensor([s.reward for s in samples]) - 0.5
+    gradients = []
+    for method in ("grpo", "simko"):
+        cfg = simko.Config(
+            model=str(tmp_path), micro_batch_tokens=64, method=method, q=0.5,
+            **trl_update.SHARED, **part)
+        gradients.append(trl_update.our_update(cfg, samples, advantages)["gradient"])
+    grpo, ours = gradients
+    assert (ours - grpo).norm() > 0.01 * grpo.norm()
 
 
 def test_a_cell_says_how_far_two_values_are_apart():
@@ -72,3 +92,90 @@ def test_our_side_reports_one_update_of_all_samples(tmp_path):
     # The gradient is the one before clipping, and AdamW's first step goes against it.
     assert ours["gradient"].norm().item() == pytest.approx(ours["norm"], rel=1e-3)
     assert torch.dot(ours["gradient"], ours["step"]) < 0
+
+
+# ------------------------------------------------------------------------------- tools/trl_trainer
+class StandIn:
+    """What GRPOTrainer of TRL 1.16 does around SimKOTrainer: its place in the loss, and the old
+    policy that it assumes where none is given."""
+    temperature = 0.7
+
+    def _get_per_token_logps_and_entropies(self, model, ids, attention, n, **rest):
+        return "TRL's own", ids, rest
+
+    def _compute_loss(self, model, inputs):
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        n = inputs["completion_ids"].shape[1]
+        logp, _, _ = self._get_per_token_logps_and_entropies(
+            model, ids, mask, n, compute_entropy=True)
+        old_logp = inputs.get("old_per_token_logps")
+        gamma = (logp - (logp.detach() if old_logp is None else old_logp)).exp()
+        loss = simko.clipped_loss(gamma, inputs["advantages"][:, None], 0.2, 0.2)
+        return (loss * inputs["completion_mask"]).sum()
+
+
+class Bigram(torch.nn.Module):
+    """A model whose logits depend on the last token alone, so that padding cannot change them."""
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Embedding(8, 4), torch.nn.Linear(4, 8, bias=False)
+
+    def forward(self, input_ids, attention_mask, logits_to_keep):
+        return SimpleNamespace(logits=self.head(self.body(input_ids))[:, -logits_to_keep:])
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    """Returns a SimKOTrainer on top of StandIn. Of simko.py it finds the source of simko_ratio
+    alone, since its help says that this function can be copied."""
+    alone = {"torch": torch}
+    exec(inspect.getsource(simko.simko_ratio), alone)
+    monkeypatch.setitem(sys.modules, "simko", SimpleNamespace(simko_ratio=alone["simko_ratio"]))
+    monkeypatch.setitem(sys.modules, "trl", SimpleNamespace(GRPOTrainer=StandIn))
+    return runpy.run_path(str(ROOT / "tools" / "trl_trainer.py"))["SimKOTrainer"]()
+
+
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_the_trainer_for_trl_has_the_gradient_of_simko(trainer, on_policy):
+    defaults = simko.Config()
+    for name in ("alpha", "K", "q", "lambda_top1"):
+        assert getattr(trainer, name) == getattr(defaults, name)
+    trainer.alpha, trainer.q, trainer.lambda_top1 = 0.3, 0.5, 1.4
+
+    torch.manual_seed(0)
+    lengths = torch.tensor([17, 30, 0, 9, 1, 30])  # TRL can mask a truncated response as a whole
+    mask = torch.arange(30) < lengths[:, None]
+    inputs = {
+        "prompt_ids": torch.randint(7, (6, 3)),
+        "prompt_mask": torch.ones(6, 3),
+        "completion_ids": torch.randint(7, (6, 30)).masked_fill(~mask, 7),
+        "completion_mask": mask.int(),
+        "advantages": torch.tensor([-0.6, -1.0, 1.0, -0.5, -1.0, 0.7]),
+    }
+    model = Bigram()
+    with torch.no_grad():
+        model.body.weight[7] *= 1000  # after padding, the model is certain, and wrong
+
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    logp, topk_logp, entropy, is_top1 = simko.token_statistics(
+        model.body(ids[:, 2:-1][mask]), model.head.weight, inputs["completion_ids"][mask], 3, 0.7)
+    A = inputs["advantages"].repeat_interleave(lengths)
+    old_logp = logp.detach()
+    if not on_policy:
+        old_logp = old_logp + 0.2 * torch.randn(len(logp))
+        inputs["old_per_token_logps"] = torch.zeros(6, 30).masked_scatter(mask, old_logp)
+    gate = entropy > simko.entropy_threshold(entropy, lengths[lengths > 0], 0.5)
+    assert (gate & is_top1 & (A < 0)).any()  # lambda acts
+    gamma = simko.simko_ratio(logp, old_logp, topk_logp, is_top1, A, gate, 0.3, 1.4)
+    loss = simko.clipped_loss(gamma, A, 0.2, 0.2).sum()
+    want = torch.autograd.grad(loss, list(model.parameters()))
+
+    before = dict(inputs)
+    got = trainer._compute_loss(model, inputs)
+    torch.testing.assert_close(got, loss)
+    torch.testing.assert_close(torch.autograd.grad(got, list(model.parameters())), want)
+    # A second update finds the batch as it was, and TRL computes the old policy's log-probs.
+    assert inputs == before
+    passed = trainer._get_per_token_logps_and_entropies(model, "ids", "attention", 30, more=1)
+    assert passed == ("TRL's own", "ids", {"more": 1})

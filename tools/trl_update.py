@@ -1,4 +1,5 @@
-"""Compares an update of `--method grpo` with one of TRL's GRPOTrainer.
+"""Compares an update of simko.py with one of TRL's GRPOTrainer, or with one
+of tools.trl_trainer, which puts SimKO into it.
 
     TRL_ENV/bin/python -m tools.trl_update
 
@@ -40,6 +41,7 @@ REWARDS = [1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 1, 
 SHARED = {  # settings with the same name on both sides
     "learning_rate": 1e-3, "epsilon": 0.2, "epsilon_high": 0.28, "max_grad_norm": 1.0,
     "num_generations": GROUP, "max_completion_length": LONGEST, "gradient_checkpointing": False}
+SIMKO = {"alpha": 0.2, "q": 0.5, "lambda_top1": 1.5}  # so strong that each part is seen
 DAPO, KL, SPLIT = {"loss_type": "dapo"}, {"beta": 0.04}, {"gradient_accumulation_steps": 4}
 CASES = {  # name: (further settings of both sides, settings of TRL alone)
     "grpo": ({}, {}),
@@ -51,18 +53,23 @@ CASES = {  # name: (further settings of both sides, settings of TRL alone)
     "dapo; bnpo, split": (DAPO, SPLIT | {"loss_type": "bnpo"}),
     "dapo; dr_grpo": (DAPO, {"loss_type": "dr_grpo"}),
     "grpo; truncated masked": ({}, {"mask_truncated_completions": True}),
+    "simko": ({}, {}),
+    "simko, T 0.7, KL, split": (KL | {"temperature": 0.7}, SPLIT),
 }
 COLUMNS = (
     "advantages", "log-probs", "entropies", "clip", "KL", "loss", "norm", "gradient", "step")
 
 
 def make_samples(folder):
-    """Saves a random model with the laptop's tokenizer. Returns samples for it."""
+    """Saves a random model with the laptop's tokenizer. Returns samples for it, of
+    random tokens and, for lambda's sake, of tokens that are rank-1."""
     config, tokenizer = shape_of("laptop"), make_tokenizer()
     config.initializer_range = 0.15  # with the default all tokens are about equally likely
     config.eos_token_id = tokenizer.eos_token_id
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    move(model, 1), move(model, 2)  # as the current policy will be
     tokenizer.save_pretrained(folder)
     rng, samples = np.random.default_rng(0), []
     for i, rewards in enumerate(REWARDS):
@@ -70,11 +77,20 @@ def make_samples(folder):
         for reward in rewards:
             length = rng.integers(1, LONGEST + 6)
             ids = rng.integers(3, config.vocab_size, size=min(length, LONGEST))
+            for place in range(0, len(ids), 2):
+                ids[place] = most_probable(model, [*prompt, *ids[:place]])
             if length <= LONGEST:
                 ids[-1] = config.eos_token_id
             samples.append(Sample(
                 i, prompt, ids, np.zeros(len(ids)), length > LONGEST, reward=float(reward)))
     return samples
+
+
+@torch.no_grad()
+def most_probable(model, ids):
+    """Returns the most probable next token that is not a special one."""
+    logits = model(torch.tensor([ids])).logits[0, -1]
+    return 3 + int(logits[3:].argmax())
 
 
 def local(tensor):
@@ -95,14 +111,17 @@ def move(model, seed):
         local(weight).add_(0.01 * torch.randn(weight.shape, generator=rng))
 
 
-def trl_update(folder, samples, settings):
+def trl_update(folder, samples, settings, method):
     """Returns {column: TRL's value}."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
+
+    from tools.trl_trainer import SimKOTrainer
+    base = type("Strong", (SimKOTrainer,), SIMKO) if method == "simko" else GRPOTrainer
     mask = pad_sequence([torch.ones(len(s.response_ids)) for s in samples], batch_first=True)
     seen = {}
 
-    class Replay(GRPOTrainer):
+    class Replay(base):
         def _generate_and_score_completions(self, inputs):
             batch = super()._generate_and_score_completions(inputs)
             tokens = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
@@ -157,7 +176,7 @@ def our_update(cfg, samples, advantages):
         for s, advantage in zip(samples, advantages.tolist()):
             s.advantage = advantage
         before = flat(policy.parameters())
-        sums = trainer.update(samples, "grpo", None, QUIET)
+        sums = trainer.update(samples, cfg.method, None, QUIET)
         gradient = flat(weight.grad for weight in policy.parameters())
         step = flat(policy.parameters()) - before
     kl = 0.0
@@ -188,9 +207,11 @@ def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         samples = make_samples(folder)
         for case, (both, alone) in CASES.items():
+            method = "simko" if case.startswith("simko") else "grpo"
             settings = SHARED | {"loss_type": "grpo", "use_bias_correction_kl": False}
-            trl = trl_update(folder, samples, settings | both | alone)
-            cfg = simko.Config(model=folder, micro_batch_tokens=64, **SHARED, **both)
+            trl = trl_update(folder, samples, settings | both | alone, method)
+            cfg = simko.Config(
+                model=folder, micro_batch_tokens=64, method=method, **SHARED, **SIMKO, **both)
             ours = our_update(cfg, samples, trl["advantages"])
             show(case, *(apart(column, ours, trl) for column in COLUMNS))
 

@@ -1,0 +1,59 @@
+"""SimKO in GRPOTrainer of TRL 1.16. Copy this file and `simko_ratio` into
+your project, or import the class:
+
+    from tools.trl_trainer import SimKOTrainer
+    SimKOTrainer(model, reward, GRPOConfig(...), dataset).train()
+
+`python -m tools.trl_update` compares its update with one of simko.py.
+"""
+from trl import GRPOTrainer
+
+from simko import simko_ratio
+
+
+class SimKOTrainer(GRPOTrainer):
+    """GRPOTrainer with the ratio of Eq. 3, for text without images or tools.
+
+    TRL's loss computes exp(logp - old_logp). Here old_logp is replaced by
+    logp - log(ratio), so the result is the ratio, with its gradient. TRL's
+    clip, normalisation, KL penalty and log stay as they are. All logits are
+    held at once; runtime/chunked.py avoids that."""
+    alpha, K, q, lambda_top1 = 0.01, 3, 0.8, 1.1
+    batch = None  # set while a loss is computed
+
+    def _compute_loss(self, model, inputs):
+        self.batch = dict(inputs)
+        loss = super()._compute_loss(model, self.batch)
+        self.batch = None
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, model, ids, attention, n, **rest):
+        """Returns logp (B, n), the entropies (B, n) and None. ids: (B, T), of
+        which the last n are the response. TRL calls this for the current,
+        the old and the reference policy; only the current one has a batch."""
+        if self.batch is None:
+            return super()._get_per_token_logps_and_entropies(model, ids, attention, n, **rest)
+
+        # The logits at a token predict the next one.
+        logits = model(input_ids=ids, attention_mask=attention, logits_to_keep=n + 1).logits
+        log_pi = (logits[:, :-1].float() / self.temperature).log_softmax(-1)
+        padding = self.batch["completion_mask"] == 0
+        logp = log_pi.gather(-1, ids[:, -n:, None])[..., 0]
+        # A log-prob at padding can be so low that the ratio is 0 and its log -inf.
+        logp = logp.masked_fill(padding, 0)
+        topk_logp = log_pi.topk(self.K).values
+        is_top1 = logp >= topk_logp[..., 0]
+
+        # The quantile within each response. A response may be all padding.
+        entropy = -(log_pi.exp() * log_pi).sum(-1)
+        nan = float("nan")
+        tau = entropy.masked_fill(padding, nan).nanquantile(self.q, 1, keepdim=True)
+
+        # Without it, TRL takes this policy as the old one.
+        old_logp = self.batch.get("old_per_token_logps", logp.detach())
+        advantage = self.batch["advantages"][:, None]
+        ratio = simko_ratio(
+            logp, old_logp, topk_logp, is_top1, advantage, entropy > tau,
+            self.alpha, self.lambda_top1)
+        self.batch["old_per_token_logps"] = logp - ratio.log()
+        return logp, entropy, None
