@@ -131,6 +131,7 @@ def test_units(text, value, units):
     ("⟦1&2⟧", "¶", ["1&2"]),
     ("-⟦1⟧", "¶", ["(-1)*(1)"]),
     ("⦃⦃1,2⦄⦄", "{}", ["⦃1,2⦄"]),
+    ("{⦃1,2⦄}", ",", ["1", "2"]),
 ])
 def test_parts(text, kind, parts):
     assert structure.parts(text) == (kind, parts)
@@ -364,7 +365,7 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x ¦ y ( x )=C_2+C_1e^x
 # sets of real numbers
 [-2,1) ¦ \{x|-2\le x<1\} ¦ -2\le x<1 ¦ 1>x\ge-2 ¦ \{x\in\mathbb{R}: -2\le x<1\}
  ¦ x \ge -2 \text{ and } x<1 ¦ \{x \mid -2\le x<1\} ¦ f(x)\ge-2, f(x)<1
- ¦ \{ f(x) : -2\le f(x)<1 \}
+ ¦ \{ f(x) : -2\le f(x)<1 \} ¦ x<1, x\ge-2
 (-\infty,1)\cup(3,\infty) ¦ x<1\text{ or }x>3 ¦ |x-2|>1 ¦ \{x:x<1\}\cup\{x:x>3\} ¦ x < 1 ∪ x > 3
  ¦ x<1, \text{ or } x>3
  ¦ x \in (-\infty,1) \text{ or } x \in (3,\infty) ¦ (3,\infty) \text{ or } (-\infty,1)
@@ -372,22 +373,27 @@ y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x ¦ y ( x )=C_2+C_1e^x
 (-2,2) ¦ |x|<2 ¦ \{x: |x|<2\} ¦ |X|<2
 [-3,1] ¦ | x + 1 | \le 2 ¦ 2\ge|x+1|
 (-\infty,-2)\cup(2,\infty) ¦ |x|>2
+(-\infty,-2]\cup[2,\infty) ¦ |x|\ge2
+x<0\text{ or }x=1\text{ or }x=-1 ¦ x<0\text{ or }x=\pm1
 x<-1\text{ or }x>3 ¦ |x-1|>2
 x\ne5\text{ cm} ¦ 5\text{ cm}\ne x
 x\neq3 ¦ x!=3 ¦ x \not= 3 ¦ \mathbb{R}\setminus\{3\} ¦ x\in\mathbb{R}, x\neq 3
 a<b<c ¦ c>b>a
 \gcd(a,b)>1 ¦ 1<\gcd(a,b)
 P(X>2)<\frac12 ¦ \frac12>P(X>2)
+P(X>1)<1 ¦ 1>P(X>1)
 |x|\ne5 ¦ 2|x|\ne10
 x\ge5 ¦ x>=5 ¦ 5<=x ¦ 2x \ge 10
 x>1, y<2 ¦ y<2, x>1 ¦ y<2; x>1
 x<1\text{ or }y^2>3 ¦ y^2>3\text{ or }x<1
 x^2>4, y<2 ¦ y<2, x^2>4
+x>1, y<2, z<3 ¦ z<3, y<2, x>1
 x^2>4, x\ne5 ¦ x\ne5, x^2>4
 \{3k|k\in\mathbb{Z}\} ¦ \{x|x=3k,k\in\mathbb{Z}\} ¦ \{3n: n\in\mathbb{Z}\} ¦ \{3k \mid k \in ℤ\}
  ¦ 3n, n\in\mathbb{Z} ¦ 3n\ (n\in\mathbb{Z}) ¦ \{ x | x = 3n ; n \in \mathbb{Z} \}
 \{3k+1|k\in\mathbb{Z}\} ¦ 3N+1, N \in \mathbb{Z}
 \{(x,y)|y=2x\} ¦ \{(x,y):2x=y\}
+\{(k,2k)|k\in\mathbb{Z}\} ¦ \{(x, y)|(x,y)=(n,2n), n\in\mathbb{Z}\}
 \text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
 # braces, spaces and Unicode
 \text{odd} ¦ (\text{odd}) ¦ \{\text{odd}\}
@@ -506,6 +512,7 @@ x=2,y=3 ¦ (2,3)
 x=2,y=3,z=4 ¦ (2,3,4)
 [-6,6] ¦ \lbrack -6,6\rbrack
 \begin{pmatrix}1\\2\end{pmatrix} ¦ -\begin{pmatrix}-1\\-2\end{pmatrix}
+ ¦ +\begin{pmatrix}1\\2\end{pmatrix}
  ¦ \frac12 \cdot \begin{pmatrix}2\\4\end{pmatrix}
  ¦ \begin{pmatrix} x \\ y \end{pmatrix} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}
 \begin{pmatrix}2&4\\6&8\end{pmatrix} ¦ 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
@@ -518,6 +525,7 @@ x=2,y=3,z=4 ¦ (2,3,4)
 (-\infty,0)\cup\{1\} ¦ x<0\text{ or }x=1 ¦ x(t)<0\text{ or }x=1 ¦ \{x: x=1 \text{ or } x<0\}
 [-1,0)\cup(0,1] ¦ [-1,1]\setminus\{0\} ¦ -1\le x\le1, x\ne0 ¦ x \ne 0 \text{ and } -1\le x\le1
 (0,5)\cup(5,\infty) ¦ (0,\infty)\setminus\{5\} ¦ x>0, x\ne5 ¦ f(x)>0, f(x)\ne5
+ ¦ (0,+\infty)\setminus\{5\}
 (0,3)\cup(3,5) ¦ x>0, x<5, x\ne3
 (0,1] ¦ [0,1]\setminus\{0\} ¦ 0\le x\le1, x\ne0
 \{\{1,2\}\} ¦ \{\{2,1\}\}
@@ -551,6 +559,7 @@ n=1, 2, 3 ¦ 3, 2, 1
 1.69 ¦ 1.69 Å ¦ 1.69\,\text{\AA} ¦ 1.69\text{ angstroms}
 5.4 ¦ 5.4¢ ¦ 5.4 \text{ cents}
 \textbf{(C)}\ 5 ¦ C ¦ (C) ¦ (C) 5
+\text{(E)} ¦ (E) 12
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
 """
@@ -596,7 +605,7 @@ I(0) ¦ 0 ¦ I
 f(x) = x + 1 ¦ f(x) = x - 1 ¦ x
 y = 2x + 3 ¦ y = 3x + 2 ¦ x = 2y + 3 ¦ 2x - 3
 2x + y = 0 ¦ 0
-k = 3 ¦ n = 3 ¦ k = 4
+k = 3 ¦ n = 3 ¦ k = 4 ¦ k_1 = 3 ¦ k_{m} = 3
 1 \frac{1}{2} ¦ \frac{11}{2} ¦ \frac12
 1, 234 ¦ 1{,}234
 1,234 ¦ 234,1 ¦ 1,235 ¦ 1,2340 ¦ 1 ¦ 234
@@ -661,7 +670,7 @@ x^2+x ¦ |x^2+x|
 |x-2023| ¦ 2023-x
 x^{1/3} ¦ x^\frac12 ¦ x^-\frac13
 \ln|x+5| ¦ \ln(x+5)
-x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4)
+x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4) ¦ (x,y)=(3,2)=(2,3)
 \sin^2x+\cos^2x=1 ¦ x=y
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
@@ -680,8 +689,12 @@ A\setminus B ¦ B\setminus A
 (0,1)\cup(3,\infty) ¦ (0,1), (3,\infty) ¦ (0,1) \text{ or } 3 ¦ (0,1) \text{ or } [3,\infty)
  ¦ x\in(0,1)\text{ or }y\in(3,\infty) ¦ x\in(0,1)\text{ and }x\in(3,\infty)
 (0,1)\cup(3,\infty) ¦ \{x|x\in(0,1)\text{ or }y>3\}
+(-\infty,1) ¦ x<1\text{ or }x^2>3
+\{x|x=1\text{ or }x=4\} ¦ x^2=1\text{ or }x^2=4
 \mathbb{R}\setminus\{0,1\} ¦ \mathbb{R}\setminus(0,1)
-1<x<3 ¦ x>1, x\ne3
+1<x<3 ¦ x>1, x\ne3 ¦ (-\infty,3), (1,\infty) ¦ 1<x>3 ¦ (2)
+a<b ¦ (-\infty,b) ¦ (a,\infty)
+x\ne3,5 ¦ 3, x\ne5
 # words after a value
 5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
@@ -828,6 +841,7 @@ m_{\max}=n-1 ¦ m_{\min}=n-1 ¦ k=n-1
 174,000 ¦ 174, 0 ¦ 174
 2500, 7500 ¦ 2,500, 7,501 ¦ 2,500 ¦ (2,500, 7,500)
 1234, 5 ¦ 1,234,5
+1234, 5,678 ¦ 5, 678, 1234
 101,234; 5,000 ¦ 101; 234; 5; 0
 """
 
