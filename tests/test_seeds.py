@@ -6,6 +6,7 @@ import sys
 import pandas as pd
 import pytest
 
+from simko import Config
 from tests.test_tables import entry, naive, parse
 from tools import seeds, tables
 
@@ -100,18 +101,23 @@ def test_the_mean_over_sets_is_that_of_every_seed(tmp_path, run):
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_named(tmp_path, run):
-    one = write_run(tmp_path / "one", 0, entry("a", [1], 4))
-    other = write_run(tmp_path / "other", 1, entry("a", [1], 4), alpha=0.05, versions={"a": 1})
+    one = write_run(tmp_path / "one", 0, entry("a", [1], 4), temperature=Config.temperature)
+    (tmp_path / "config.json").write_text(json.dumps({"alpha": 1}))  # not theirs
+    changes = {"versions": {"a": 1}, "micro_batch_tokens": 1}  # which change nothing
+    other = write_run(tmp_path / "other", 1, entry("a", [1], 4), alpha=0.05,
+                      train_data_sha256="1", **changes)
     third = write_run(tmp_path / "third", 2, entry("a", [1], 4, temperature=1.0), steps=30)
     printed, _ = run(*(f"x={folder}" for folder in (one, other, third)))
     lines = [line for line in printed.splitlines() if line.startswith("- ")]
     assert lines == [
-        "- the runs of x have different alpha",
+        "- the runs of x have different alpha, train_data_sha256",
+        "- training with different train_data_sha256",
         "- steps of training before the evaluation "
         "20 (x seed 0, x seed 1), 20 of 30 (x seed 2)",
         "- a: T 0.6 (x seed 0, x seed 1), 1.0 (x seed 2)"]
     # A folder without the settings of a training is not known to differ.
     (third / "config.json").unlink()
+    (tmp_path / "config.json").unlink()
     printed, _ = run(f"x={third}", f"x={one}")
     assert "different" not in printed
 
@@ -137,7 +143,8 @@ def test_methods_with_other_problems_are_not_compared(tmp_path, run):
 
 def test_methods_that_differ_in_more_than_their_own_settings_are_named(tmp_path, run):
     folders = []
-    for name, settings in (("x", {"method": "psr"}), ("y", {"alpha": 0.05, "batch_size": 8})):
+    own = {"alpha": 0.05, "K": 2, "grpo_warmup_steps": 5}
+    for name, settings in (("x", {"method": "psr"}), ("y", own | {"batch_size": 8})):
         for seed in (0, 1):
             folder = write_run(tmp_path / f"{name}{seed}", seed, entry("a", [1], 4), **settings)
             folders.append(f"{name}={folder}/eval_000020")  # the settings are those of its run
