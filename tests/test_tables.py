@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from runtime.common import printable
+from tests.conftest import ESCAPE
 from tools import tables
 
 SIX = ["aime24", "aime25", "amc23", "math500", "minerva", "olympiad"]
@@ -165,16 +167,19 @@ def test_a_difference_has_the_interval_of_problems_that_both_answered(tmp_path, 
     lines = found["Differences in points [95 % interval over problems]: a"]
     assert list(lines) == ["Z − X", "Y − Z"]
     assert list(lines["Z − X"]) == ["K=1", "K=2", "K=4"]
-    # Problems of other ids, or with other contents, are not paired.
+    # Problems of other ids, with other contents or in another order are not paired.
     write(z, entry("a", after, 16, problems_sha256="1"))
     write(x, entry("a", before, 16, problems_sha256="2"))
     printed, found = run(f"X={x}", f"Z={z}")
     line = "- a: the same ids, but other problems, answers or tasks, or another order (X, Z)"
     assert line in printed
     assert not any("Differences" in title for title in found)
-    write(z, entry("a", after, 16, correct={f"b-{i}": c for i, c in enumerate(after)}))
-    _, found = run(f"Y={y}", f"Z={z}")
-    assert not any("Differences" in title for title in found)
+    in_order = entry("a", after, 16)["correct"]
+    others = {f"b-{i}": c for i, c in enumerate(after)}
+    for correct in (others, dict(reversed(in_order.items()))):
+        write(z, entry("a", after, 16, correct=correct))
+        _, found = run(f"Y={y}", f"Z={z}")
+        assert not any("Differences" in title for title in found)
 
 
 @pytest.mark.parametrize("name, values, word", [
@@ -189,6 +194,23 @@ def test_evaluations_in_another_dtype_or_by_another_engine_are_not_compared_with
     assert f"- a: {word} {values[0]} (X), {values[1]} (Y)" in printed
 
 
+def test_other_arguments_of_the_chat_template_are_another_template(tmp_path, run):
+    report = write(tmp_path / "x", entry("a", [1], 4))
+    write(tmp_path / "y", entry("a", [1], 4))
+    report["settings"]["chat_template_kwargs"] = {"enable_thinking": False}
+    (tmp_path / "x/eval.json").write_text(json.dumps(report))
+    printed, _ = run(f"X={tmp_path / 'x'}", f"Y={tmp_path / 'y'}")
+    assert '- a: template plain {"enable_thinking": false} (X), plain (Y)' in printed
+
+
+def test_a_name_in_a_file_gives_the_terminal_no_command(tmp_path, run):
+    report = write(tmp_path / "x", entry(ESCAPE, [1], 4), entry("b", [1], 4))
+    report["settings"]["prompt_template"] = ESCAPE
+    (tmp_path / "x/eval.json").write_text(json.dumps(report))
+    printed, _ = run(f"{ESCAPE}={tmp_path / 'x'}")
+    assert printable(ESCAPE) in printed and "\x1b" not in printed
+
+
 # ------------------------------------------------------------------------------------- the tables
 def test_folders_are_compared_on_what_they_share(tmp_path, run):
     x, y, z = (tmp_path / name for name in "xyz")
@@ -201,13 +223,20 @@ def test_folders_are_compared_on_what_they_share(tmp_path, run):
     assert list(by_set["Y"]) == [*columns, "average @1 / @4"]
     assert by_set["Y"]["c @1 / @16"] == "–"
     write(z, entry("b", [4, 0], 4))
-    _, found = run(f"X={x}", f"Z={z}")
+    printed, found = run(f"X={x}", f"Z={z}")
+    assert printed.count("b @1 / @4") == 1
+    assert "The paper reports" not in printed
     assert found["b"]["Z"]["K=1"].startswith("50.0")
     assert list(found[""]["Z"]) == columns
+    _, found = run(f"X={x}", f"Z={z}", "--paper", "logic")
+    assert list(found["a"]) == ["X"]
     write(z, entry("d", [1], 1))
     _, found = run(f"X={x}", f"Z={z}")
     assert list(found) == ["", "Evaluated with"]
     assert found[""]["Z"]["d @1"] == "100.0"  # one problem has no error
+    write(z, entry("a", [1, 2], 16), entry("b", [3], 16))  # another set of this name
+    _, found = run(f"X={x}", f"Z={z}")
+    assert list(found) == ["mean of a, b", "", "Evaluated with"]
 
 
 def test_several_temperatures_are_a_row_each(tmp_path, run):
@@ -230,6 +259,9 @@ def test_several_temperatures_are_a_row_each(tmp_path, run):
     places = [names.index(name) for name in ordered]
     assert places == sorted(places)
     assert ": T " not in printed  # temperatures that differ on purpose need no warning
+    assert not any("Differences" in title for title in found)
+    _, of_llama = run(f"X={x}", "--paper", "llama3.2-3b")
+    assert "paper v1: SimKO" in of_llama[""]  # the paper has its sweep for one model alone
     _, found = run(f"Y={y}")
     assert list(found["mean of aime24, math500"]) == ["Y"]
 
@@ -399,13 +431,16 @@ def test_a_run_stands_for_its_last_evaluation(tmp_path):
 @pytest.mark.parametrize("steps, planned, line", [
     ((3, 3), (3, 3), None),
     ((3, 6), (3, 6), "3 (X), 6 (Y)"),
+    ((3, 6), (3, None), "3 (X), 6 (Y)"),  # a copy without config.json
     ((3, 0), (3, 9), "3 (X), 0 of 9 (Y)"),  # a run that is still going shows its base model
     ((3, 3), (9, 9), "3 of 9 (X, Y)"),
 ])
 def test_runs_that_were_not_trained_alike_are_said(tmp_path, run, steps, planned, line):
     for name, step, last in zip("xy", steps, planned):
-        write(tmp_path / name / f"eval_{step:06d}", entry("a", [1], 8))
-        (tmp_path / name / "config.json").write_text(json.dumps({"steps": last}))
+        for evaluated in (0, step):
+            write(tmp_path / name / f"eval_{evaluated:06d}", entry("a", [1], 8))
+        if last:
+            (tmp_path / name / "config.json").write_text(json.dumps({"steps": last}))
     write(tmp_path / "base", entry("a", [1], 8))  # an evaluation was named as such
     printed, _ = run(f"base={tmp_path / 'base'}", *(f"{n.upper()}={tmp_path / n}" for n in "xy"))
     said = f"- steps of training before the evaluation {line}\n" in printed
@@ -430,9 +465,10 @@ DAMAGE = [
     ({}, {"n": 8.0}),
     ({}, {"n": None}),
     ({}, {"temperature": None}),
+    ({}, {"truncated": None}),
     ({}, {"set": "b"}),
     ({}, {"problems": 1}),
-    ({}, {"correct": {}}),
+    ({}, {"correct": {}, "problems": 0}),
     ({}, {"correct": {"x": 1, "y": 9}}),
     ({}, {"correct": {"x": 1, "y": -1}}),
     ({}, {"correct": {"x": 1, "y": 1.0}}),
