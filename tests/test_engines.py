@@ -5,7 +5,8 @@ import itertools
 import json
 import os
 import statistics
-from contextlib import closing
+import sys
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -213,6 +214,67 @@ def test_each_rank_gets_the_responses_to_its_own_prompts_from_the_engine_that_it
         assert [s.response_ids for s in samples] == [ids for ids in prompts for _ in range(2)]
     assert sent[0] == sent[1] == [[0], [10], [11]]
     assert sent[2] == sent[3] == [[20], [21], [22], [30], [31], [32], [33]]
+
+
+@pytest.fixture
+def make_engine(monkeypatch):
+    """Returns a function that makes a VLLMEngine on a device, with a mock in vLLM's place."""
+    monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
+    monkeypatch.setattr(simko, "prepare_vllm", nullcontext)
+    monkeypatch.setattr(simko, "attention_options", lambda model: {})
+    monkeypatch.setattr(torch.cuda, "empty_cache", sys.modules["vllm"].LLM().empty_cache)
+
+    def make(device, **changes):
+        return simko.VLLMEngine(
+            config("model", **changes), STOPS, torch.device(device), torch.float32, "dummy", 24)
+    return make
+
+
+def test_an_engine_takes_its_share_of_the_gpu_or_the_memory_that_the_user_names(
+        make_engine, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    for device, memory in (
+            ("cuda", {"gpu_memory_utilization": 0.4, "enable_sleep_mode": True}),
+            ("cpu", {"kv_cache_memory_bytes": 3 * 2**30})):
+        make_engine(device, gpu_memory_utilization=0.4, max_prompt_length=100,
+                    max_completion_length=10, seed=7)
+        options = sys.modules["vllm"].LLM.call_args.kwargs
+        assert {name: value for name, value in options.items()
+                if "memory" in name or "sleep" in name} == memory
+        assert options["max_model_len"] == 100 + 24 and options["seed"] == 7
+
+
+def test_on_a_gpu_a_sleeping_engine_gets_its_weights_before_its_cache(make_engine):
+    """While the trainer gathers its weights for the engine, the cache takes no memory."""
+    engine, call = make_engine("cuda"), mock.call
+    load = call.collective_rpc("reload_weights", kwargs={"weights_iterator": "weights"})
+    forget = call.reset_prefix_cache()
+    for _ in range(2):
+        engine.llm.reset_mock()
+        engine.sleep()
+        engine.load_weights("weights")
+        assert engine.llm.mock_calls == [
+            call.sleep(level=2), call.empty_cache(), call.wake_up(tags=["weights"]), load,
+            call.wake_up(tags=["kv_cache"]), forget]
+    engine = make_engine("cpu")  # which stays awake, and keeps a copy of a tied head
+    engine.llm.reset_mock()
+    engine.sleep()
+    engine.load_weights("weights")
+    assert engine.llm.mock_calls == [load, call.apply_model(simko.repack_heads), forget]
+
+
+@pytest.mark.parametrize("asleep, error, calls", [
+    (False, None, ["llm_engine.engine_core.shutdown"]),
+    (True, None, ["wake_up", "llm_engine.engine_core.shutdown"]),
+    (True, RuntimeError("out of memory"), ["wake_up"])])
+def test_a_sleeping_engine_wakes_to_be_closed_unless_it_cannot(make_engine, asleep, error, calls):
+    engine = make_engine("cuda")
+    if asleep:
+        engine.sleep()
+    engine.llm.reset_mock()
+    engine.llm.wake_up.side_effect = error
+    engine.close()
+    assert [name for name, *_ in engine.llm.mock_calls] == calls
 
 
 def test_responses_come_in_order_keep_their_end_and_say_when_they_were_cut(engine, base):
