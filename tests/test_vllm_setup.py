@@ -20,21 +20,23 @@ from tests.conftest import ESCAPE, config
 @pytest.mark.parametrize("set_by_the_user, expected", [(None, "0"), ("1", "1")])
 def test_vllm_starts_without_flashinfers_kernels_unless_the_user_wants_them_and_keeps_its_log(
         monkeypatch, tmp_path, kernels, set_by_the_user, expected):
-    kept = []
-    monkeypatch.setattr(vllm_setup, "keep_log", kept.append)
-    monkeypatch.setattr(vllm_setup, "leave_classes_alone", lambda: None)
+    done = []
+    monkeypatch.setattr(vllm_setup, "keep_log", done.append)
+    monkeypatch.setattr(vllm_setup, "leave_classes_alone", lambda: done.append("classes"))
     with mock.patch.dict(os.environ):
         for name in (kernels, "VLLM_CACHE_ROOT"):
             os.environ.pop(name, None)
         os.environ["RANK"] = "1"
         if set_by_the_user:
             os.environ[kernels] = set_by_the_user
+        log = tmp_path / "vllm_log/rank_1.log"
         with vllm_setup.prepare_vllm(config("model", output_dir=str(tmp_path))):
+            assert done == [log, "classes"] and log.exists()
             assert os.environ[kernels] == expected
             assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+            assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+            assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
             assert os.environ["VLLM_CACHE_ROOT"] == str(tmp_path / "vllm_cache/rank_1")
-    log = tmp_path / "vllm_log/rank_1.log"
-    assert log.exists() and kept == [log]
 
 
 @pytest.mark.needs_vllm
@@ -97,6 +99,18 @@ def test_a_vllm_for_gpus_is_not_used_where_they_are_hidden(monkeypatch, capsys):
     assert "vLLM cannot be used, so transformers' generate" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="built for GPUs, and PyTorch sees none.*--rollout hf"):
         find_vllm(monkeypatch, "13.0", False, rollout="vllm")
+    with pytest.raises(SystemExit, match="vLLM cannot be used"):  # generate has no such engine
+        find_vllm(monkeypatch, "13.0", False, rollout="auto", tensor_parallel_size=2)
+
+
+def test_a_vllm_that_cannot_be_imported_says_why(monkeypatch, tmp_path, capsys):
+    (tmp_path / "vllm.py").write_text("raise ImportError('undefined symbol')")
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not vllm_setup.find_vllm(config("model", rollout="auto"))
+    assert capsys.readouterr().out.endswith(": undefined symbol\n")
+    with pytest.raises(SystemExit, match="undefined symbol"):
+        vllm_setup.find_vllm(config("model", rollout="vllm"))
 
 
 def test_a_cache_of_the_users_own_stays(tmp_path, monkeypatch):
@@ -137,14 +151,19 @@ def test_vllms_log_is_kept_and_only_its_errors_are_shown(tmp_path, monkeypatch, 
     assert not caplog.records  # or other handlers would show it a second time
 
 
-def test_what_libraries_print_while_the_engine_starts_goes_to_a_file(tmp_path, capfd):
+def test_what_libraries_print_while_the_engine_starts_goes_to_a_file(
+        tmp_path, capfd, monkeypatch):
     """C++ code writes to the file descriptor and not to sys.stderr, which pytest replaces."""
     path = tmp_path / "vllm_log" / "rank_0.log"
-    with pytest.raises(ValueError), vllm_setup.stderr_in(path):
-        os.write(2, b"from C++\n")
-        raise ValueError
-    os.write(2, b"afterwards\n")
-    assert capfd.readouterr().err == "afterwards\n"
-    with vllm_setup.stderr_in(path):  # of the next start
-        os.write(2, b"again\n")
-    assert path.read_text().splitlines() == ["from C++", "again"]
+    with open(2, "w", closefd=False) as stderr:  # holds text back until it is flushed
+        monkeypatch.setattr(sys, "stderr", stderr)
+        stderr.write("before, ")
+        with pytest.raises(ValueError), vllm_setup.stderr_in(path):
+            os.write(2, b"from C++\n")
+            stderr.write("from Python\n")
+            raise ValueError
+        os.write(2, b"afterwards\n")
+        assert capfd.readouterr().err == "before, afterwards\n"
+        with vllm_setup.stderr_in(path):  # of the next start
+            os.write(2, b"again\n")
+    assert path.read_text().splitlines() == ["from C++", "from Python", "again"]
