@@ -446,6 +446,8 @@ def test_a_power_cut_after_an_export_leaves_whole_files(tmp_path, monkeypatch):
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", see_fsync)
+    (tmp_path / "hf.tmp").mkdir()
+    (tmp_path / "hf.tmp/part").touch()  # of an export that was killed
     with whole_folder(folder) as path:
         (path / "templates").mkdir(parents=True)
         for name in ("config.json", "templates/one.jinja"):
@@ -453,6 +455,10 @@ def test_a_power_cut_after_an_export_leaves_whole_files(tmp_path, monkeypatch):
     *inside, last = safe
     assert last == (tmp_path.stat().st_ino, True)  # its new name
     assert {*inside} == {(path.stat().st_ino, False) for path in tmp_path.rglob("*")}
+    assert not (folder / "part").exists()
+    with whole_folder(folder) as path:  # in place of the first
+        path.mkdir()
+    assert not list(folder.iterdir())
 
 
 def test_evaluations_of_later_steps_than_the_checkpoint_are_made_again(tmp_path):
