@@ -498,6 +498,10 @@ def test_an_unfinished_evaluation_is_not_passed_over_for_an_earlier_one(tmp_path
         load([str(tmp_path)])
     with pytest.raises(SystemExit, match="there is no folder nowhere"):
         load(["x=nowhere"])
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(SystemExit, match="config.json cannot be read .*: name the folder"):
+            tables.run_settings(tmp_path)
     with pytest.raises(SystemExit, match="two folders have the label x: "):
         load([f"x={tmp_path / 'eval_000010'}"] * 2)
 
