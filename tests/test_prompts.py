@@ -3,12 +3,14 @@ import base64
 import json
 import logging
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2Tokenizer)
 
-from runtime.prompts import BOXED, SAMPLE, TEMPLATES, encode_prompts, read_tokenizer, turn_end
+from runtime.prompts import (
+    BOXED, SAMPLE, TEMPLATES, check_prompts, encode_prompts, read_tokenizer, turn_end)
 from simko import Config
 from tests.conftest import edit_json
 
@@ -120,6 +122,26 @@ def prompts(rows, tokenizer, cfg):
     return [tokenizer.decode(problem["prompt_ids"]) for problem in made]
 
 
+@pytest.mark.parametrize("template", ["chat", *TEMPLATES])
+def test_a_problem_may_contain_the_words_of_a_template(template):
+    cfg = Config(prompt_template=template)
+    (prompt,) = prompts([a_row("{ask} {problem}")], make_tokenizer(QWEN), cfg)
+    assert "{ask} {problem}" in prompt
+
+
+def test_an_empty_prompt_is_refused_and_two_equal_ones_are_not():
+    """Problems may differ in what a template leaves out, but not all of them."""
+    def problem(name, *ids):
+        return {"id": name, "problem": name, "prompt_ids": np.array(ids, np.int64)}
+
+    pair = [problem("a", 1), problem("b", 1)]
+    check_prompts("file", [*pair, problem("c", 2)], 3, Config())
+    with pytest.raises(SystemExit, match="file: all prompts are the same"):
+        check_prompts("file", pair, 3, Config())
+    with pytest.raises(SystemExit, match="the prompt of 'c' has no tokens"):
+        check_prompts("file", [*pair, problem("c")], 3, Config())
+
+
 def test_puzzles_with_their_own_instructions_are_not_asked_for_a_box():
     rows = [a_row("Q", task=task) for task in ("synlogic", "math", "choice", "text")]
     puzzle, *questions = prompts(rows, make_tokenizer(QWEN), Config())
@@ -223,6 +245,18 @@ def test_text_is_split_as_tokenizer_json_describes(named, tmp_path):
     assert tokenizer.bos_token == "<|begin_of_text|>"
 
 
+def test_a_tokenizer_without_tokenizer_json_is_read_from_the_files_of_its_class(tmp_path):
+    make_tokenizer(QWEN).save_pretrained(tmp_path)
+    Qwen2Config().save_pretrained(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer.json").unlink()
+    tokenizer = read_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("Find  12 + 3.")) == "Find  12 + 3."
+
+
 def test_a_class_that_splits_text_as_tokenizer_json_does_is_kept(tmp_path):
     """It may know more than that file, such as its own special tokens."""
     make_tokenizer(QWEN).save_pretrained(tmp_path)
@@ -273,6 +307,9 @@ TURNS = {
     "after a line break": ("{{ message.content }}\n<|eot_id|>", "<|eot_id|>"),
     "none": ("{{ message.content }}\n", None),
     "no special one": ("{{ message.content }} end<|eot_id|>", None),
+    "a token for a word": ("{{ message.content }}<end><|eot_id|>", None),
+    "where an argument asks for it": (
+        "{{ message.content }}{% if brief %}<|eot_id|>{% endif %}", "<|eot_id|>"),
     "of the question alone": (
         "{% if message.role == 'user' %}{{ message.content }}<|eot_id|>{% endif %}", None),
     "no answers": (
@@ -285,4 +322,6 @@ def test_a_turn_ends_with_the_token_that_the_template_puts_after_an_answer(case)
     turn, end = TURNS[case]
     tokenizer = make_tokenizer(
         "<|begin_of_text|>{% for message in messages %}" + turn + "{% endfor %}")
-    assert turn_end(Config(), tokenizer) == tokenizer.get_vocab().get(end)
+    tokenizer.add_tokens(["<end>"])
+    cfg = Config(chat_template_kwargs={"brief": True})
+    assert turn_end(cfg, tokenizer) == tokenizer.get_vocab().get(end)
