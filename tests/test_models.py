@@ -111,6 +111,12 @@ def nested(folder):
 
 CODE = {"AutoConfig": "trap.C", "AutoModelForCausalLM": "trap.M"}
 chat = partial(edit, "tokenizer_config.json")
+def turns(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+
+
 UNFIT = {  # case: (change to the model's folder, --prompt-template, what the message says)
     "no weights": (remove("model.safetensors"), "raw", "no weights in model.safetensors"),
     "pickled weights": (
@@ -268,7 +274,12 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
     "no template": (
         lambda folder: None,
         "chat",
-        "has no chat template: choose --prompt-template",
+        "has no chat template: choose --prompt-template plain, raw$",
+    ),
+    "turns without a template": (
+        turns,
+        "chat",
+        "has no chat template: choose --prompt-template qwen-math, plain, raw$",
     ),
     "bad template": (
         chat(chat_template="{% if %}"),
@@ -298,7 +309,7 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
         "chat",
         "leaves the problem out",
     ),
-    "no turns": (lambda folder: None, "qwen-math", "needs the token <.im_end.>, which"),
+    "no turns": (lambda folder: None, "qwen-math", "needs the token <.im_end.>, .*: choose chat, plain or raw$"),
 }
 
 
@@ -592,6 +603,15 @@ def test_a_response_ends_with_its_turn_where_the_template_has_turns(tiny):
         assert prompts.end_tokens(cfg, tokenizer, VOCABULARY) == ends
 
 
+def test_the_first_and_the_last_token_of_a_vocabulary_may_end_a_response(base):
+    cfg, tokenizer = Config(model=str(base)), laptop.make_tokenizer()
+    edit("generation_config.json", eos_token_id=[0, VOCABULARY - 1])(base)
+    assert prompts.end_tokens(cfg, tokenizer, VOCABULARY) == [0, 2, VOCABULARY - 1]
+    edit("generation_config.json", eos_token_id=VOCABULARY)(base)
+    with pytest.raises(SystemExit, match=f"end-of-text token {VOCABULARY} is not one of"):
+        prompts.end_tokens(cfg, tokenizer, VOCABULARY)
+
+
 def test_a_run_ends_at_the_ids_of_config_json_and_its_export_keeps_them(tiny, tmp_path, base):
     ends = [*range(2, VOCABULARY, 8)]
     edit("config.json", eos_token_id=ends)(base)
@@ -624,6 +644,7 @@ def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignore
                        "--rollout", "hf", "--steps", 1, "--prompt-template", "chat")
     for given, message in (
             ({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
+            ({"(": 1}, r"does not know '\('"),
             ({"tokenize": 1}, "'tokenize' cannot be passed to the template"),
             ({"messages": []}, "'messages' cannot be passed to the template")):
         with pytest.raises(SystemExit, match=message) as stop:
