@@ -309,7 +309,11 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
         "chat",
         "leaves the problem out",
     ),
-    "no turns": (lambda folder: None, "qwen-math", "needs the token <.im_end.>, .*: choose chat, plain or raw$"),
+    "no turns": (
+        lambda folder: None,
+        "qwen-math",
+        "needs the token <.im_end.>, .*: choose chat, plain or raw$",
+    ),
 }
 
 
