@@ -211,9 +211,19 @@ def test_only_the_first_layers_of_each_kind_are_tried():
     assert len(first_of_each_kind(layers[:2])) == 1
 
 
-@pytest.mark.parametrize("completion, longest", [(60, 49), (2, 40)])
+ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 2.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("family, changes, completion, longest", [
+    ("phi3", zoo.LONGROPE, 60, 49),
+    ("phi3", zoo.LONGROPE, 2, 40),
+    ("phi3", zoo.LONGROPE | {"max_position_embeddings": 70}, 60, 71),
+    ("mistral", {"sliding_window": 80}, 60, 81),
+    ("llama", {"rope_parameters": ROPE}, 60, 65),
+])
 def test_the_longest_sequence_passes_each_turning_point_that_the_run_can_reach(
-        completion, longest):
-    config = AutoConfig.for_model("phi3", **zoo.SHARED | zoo.LONGROPE)
+        family, changes, completion, longest):
+    config = AutoConfig.for_model(family, **zoo.SHARED | changes)
     cfg = simko.Config(model="", max_prompt_length=40, max_completion_length=completion)
     assert max(sample.size() for sample in probes(config, cfg)) == longest
