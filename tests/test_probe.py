@@ -43,9 +43,10 @@ def test_these_are_right(name, tmp_path):
 @pytest.mark.parametrize("name", ["lfm2", "falcon-h1", "phi3-longrope"])
 def test_these_are_right_one_sequence_at_a_time(name, tmp_path):
     zoo.save(name, tmp_path)
-    with pytest.raises(SystemExit, match=ONE_BY_ONE):
-        probe(tmp_path)
-    probe(tmp_path, micro_batch_tokens=1)
+    for tokens in (4, 16384):  # a sequence has at least two
+        with pytest.raises(SystemExit, match=ONE_BY_ONE):
+            probe(tmp_path, micro_batch_tokens=tokens)
+    probe(tmp_path, micro_batch_tokens=3)
 
 
 @pytest.mark.parametrize("name, message", [
@@ -181,13 +182,15 @@ def test_logits_that_are_not_a_product_and_a_scale_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("several, message", [
-    (False, "differ by up to nan nats from the model's own"),
+    (False, "differ by up to .* nats from the model's own"),
     (True, ONE_BY_ONE)])
-def test_log_probs_that_are_not_numbers_are_refused(several, message, tmp_path):
+@pytest.mark.parametrize("error", [torch.nan, 3e-4, -3e-4])
+def test_a_single_wrong_log_prob_is_refused_also_if_it_is_no_number(
+        several, message, error, tmp_path):
     def forward(model, packed, K, temperature):
         logp, *others = simko.policy_forward(model, packed, K, temperature)
         if (len(packed.lengths) > 1) == several:
-            logp = logp * torch.nan
+            logp[0] += error
         return logp, *others
 
     model = load_model(zoo.save("llama", tmp_path), "auto")
@@ -196,12 +199,15 @@ def test_log_probs_that_are_not_numbers_are_refused(several, message, tmp_path):
         check_log_probs(model, forward, cfg, torch.device("cpu"))
 
 
-def test_layers_of_one_kind_are_tried_once_and_settings_tell_kinds_apart():
+def test_layers_of_one_kind_are_tried_once_and_settings_tell_kinds_apart(tmp_path):
     config = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}
     for changes, count in (({}, 1), (config, 3)):
         shape = zoo.SHARED | {"num_hidden_layers": 4} | changes
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", **shape))
         assert len(first_of_each_kind(model.base_model.layers)) == count
+    model.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="sliding window of 24 tokens"):  # of layer 3
+        probe(tmp_path)
 
 
 def test_only_the_first_layers_of_each_kind_are_tried():
