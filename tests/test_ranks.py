@@ -93,8 +93,11 @@ def test_runs_on_one_machine_have_ports_of_their_own_and_ranks_wait_for_the_slow
     started = mock.Mock()
     monkeypatch.setattr(ranks.dist, "init_process_group", started)
     monkeypatch.setattr(ranks.dist, "is_initialized", lambda: False)
-    monkeypatch.delenv("WORLD_SIZE")
+    launch = {*ranks.LAUNCH_NUMBERS, "MASTER_ADDR"}
+    for name in launch:
+        monkeypatch.delenv(name)
     with mock.patch.dict(os.environ), ranks.process_group():
+        assert launch <= os.environ.keys()
         store = started.call_args.kwargs["store"]
         assert os.environ["MASTER_PORT"] == str(store.port)
         assert store.timeout == started.call_args.kwargs["timeout"] == ranks.ANSWER_LIMIT
@@ -109,6 +112,27 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     with pytest.raises(SystemExit, match="rank 3 is process 2 on its machine, where PyTorch sees"):
         with ranks.process_group():
             pass
+
+
+def test_a_rank_uses_the_gpu_of_its_number_on_its_machine(monkeypatch):
+    store, cuda = mock.Mock(), mock.Mock()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(ranks, "meet", lambda: (store, 3, 4))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", cuda)
+    with (mock.patch.multiple(ranks.dist, init_process_group=mock.DEFAULT,
+                              destroy_process_group=mock.DEFAULT) as made,
+          mock.patch.object(ranks.dist, "is_initialized", lambda: True),
+          ranks.process_group() as device):
+        assert device == torch.device("cuda", 1)
+        made["destroy_process_group"].assert_not_called()
+    cuda.assert_called_once_with(device)
+    (backend,), options = made["init_process_group"].call_args
+    assert "cpu:gloo" in backend and "cuda:nccl" in backend  # tensors of both are summed
+    assert (options["rank"], options["world_size"]) == (3, 4)
+    made["destroy_process_group"].assert_called_once_with()
 
 
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
