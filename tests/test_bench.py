@@ -157,6 +157,14 @@ def test_products_compute_the_gradient_of_a_head():
     assert counter.get_total_flops() == 3 * 2 * 16 * 8 * 20
 
 
+def test_a_model_leaves_its_shape_as_it_is_for_the_next_one():
+    shape = random_models.SHAPES["tiny-qwen"]
+    before = shape._attn_implementation
+    model = random_models.random_model(shape)
+    assert model.config._attn_implementation == "packed" != before
+    assert shape._attn_implementation == before
+
+
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_model_flops_against_a_count(lora_rank):
     samples = random_models.random_samples(2, 64, "tiny-qwen")

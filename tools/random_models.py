@@ -43,8 +43,8 @@ def shape_of(name, layers=0):
 def random_model(config):
     AttentionInterface.register("packed", packed_attention)
     with torch.device(DEVICE):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=DTYPE, attn_implementation="packed")
+        return AutoModelForCausalLM.from_config(  # which changes its config
+            copy.deepcopy(config), dtype=DTYPE, attn_implementation="packed")
 
 
 def random_samples(count, length, name):
