@@ -10,9 +10,9 @@ from simko import Config
 from tests.test_tables import entry, naive, parse
 from tools import seeds, tables
 
-LEVELS = "pass@K in % ± standard error over seeds (their number): a"
+LEVELS = "pass@K in % ± standard error over seeds (number of seeds): a"
 GAPS = ("Differences in points, paired by seed [95 % interval over seeds], "
-        "seeds above 0: a")
+        "seeds with a positive difference: a")
 SETTINGS = {"method": "grpo", "steps": 20, "alpha": 0.01}
 
 
@@ -111,8 +111,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_named(tmp_path, run):
     lines = [line for line in printed.splitlines() if line.startswith("- ")]
     assert lines == [
         "- the runs of x have different alpha, train_data_sha256",
-        "- training with different train_data_sha256",
-        "- steps of training before the evaluation "
+        "- trained with different train_data_sha256",
+        "- steps of training before the evaluation: "
         "20 (x seed 0, x seed 1), 20 of 30 (x seed 2)",
         "- a: T 0.6 (x seed 0, x seed 1), 1.0 (x seed 2)"]
     # A folder without the settings of a training is not known to differ.
@@ -150,7 +150,7 @@ def test_methods_that_differ_in_more_than_their_own_settings_are_named(tmp_path,
             folders.append(f"{name}={folder}/eval_000020")  # the settings are those of its run
     printed, _ = run(*folders)
     lines = [line for line in printed.splitlines() if line.startswith("- ")]
-    assert lines == ["- training with different batch_size"]
+    assert lines == ["- trained with different batch_size"]
 
 
 def test_one_folder_may_have_more_temperatures_than_another(tmp_path, run):

@@ -171,7 +171,7 @@ def test_a_difference_has_the_interval_of_problems_that_both_answered(tmp_path, 
     write(z, entry("a", after, 16, problems_sha256="1"))
     write(x, entry("a", before, 16, problems_sha256="2"))
     printed, found = run(f"X={x}", f"Z={z}")
-    line = "- a: the same ids, but other problems, answers or tasks, or another order (X, Z)"
+    line = "- a: the same ids, but different problems, answers, tasks or order (X, Z)"
     assert line in printed
     assert not any("Differences" in title for title in found)
     in_order = entry("a", after, 16)["correct"]
@@ -443,7 +443,7 @@ def test_runs_that_were_not_trained_alike_are_said(tmp_path, run, steps, planned
             (tmp_path / name / "config.json").write_text(json.dumps({"steps": last}))
     write(tmp_path / "base", entry("a", [1], 8))  # an evaluation was named as such
     printed, _ = run(f"base={tmp_path / 'base'}", *(f"{n.upper()}={tmp_path / n}" for n in "xy"))
-    said = f"- steps of training before the evaluation {line}\n" in printed
+    said = f"- steps of training before the evaluation: {line}\n" in printed
     assert said == ("THESE EVALUATIONS DIFFER" in printed) == (line is not None)
 
 

@@ -143,7 +143,7 @@ def main_tables(folder, chosen, shared):
             lines.append([name, *cells])
     lines += equal_pass1("as chosen", main, chosen, usual["SimKO"])
     lines += equal_pass1(rate, main, shared, same["SimKO"])
-    interval = "percentage points: mean [95 % interval], seeds above 0"
+    interval = "percentage points: mean [95 % interval], seeds with a positive difference"
     table(f"SimKO - GRPO, {interval}", ["", *pass_at(KS)], lines)
 
     lines = []
@@ -157,9 +157,9 @@ def main_tables(folder, chosen, shared):
 
 
 def equal_pass1(name, rows, runs, last, targets=(46, 47, 48)):
-    """Returns lines that compare SimKO with GRPO at equal pass@1: GRPO
-    where it first reached the pass@1 of SimKO's `last` step, and both where
-    they first reached each of the targets."""
+    """Returns lines that compare SimKO with GRPO at equal pass@1. In the
+    first, GRPO is taken where it first reached SimKO's pass@1 in `last`, in
+    the others both are taken where they first reached one of the targets."""
     grpo, simko = runs["grpo"][0], runs["simko"][0]
     lines = []
 
@@ -275,7 +275,7 @@ def repetition(folder):
     runs = {"grpo": (grpo, 300), "simko": (simko, 300)}
     lines += equal_pass1("step 300", rows, runs, rates[simko], targets=())
     table("SimKO - GRPO in these seeds, percentage points: mean [95 % interval], "
-          "seeds above 0", ["", *pass_at(KS)], lines)
+          "seeds with a positive difference", ["", *pass_at(KS)], lines)
 
 
 def ablation(folder):

@@ -5,13 +5,13 @@
 
 Folders with the same LABEL are runs of one method, which should differ
 in --seed alone. A folder holds a run, whose last evaluation is used, or an
-evaluation. ± is the standard error over seeds. A difference between a
-label and the one above it is paired by seed. Its 95 % interval is
-Student's t interval, and "2 of 3" means that it is positive for 2 of 3
-seeds. An interval without width means that the seeds agree, not that
-nothing could differ. Neither says how much other problems would change;
-tools.tables does. Labels are not compared if they share fewer than two
-seeds, or if their evaluations have other problems.
+evaluation. ± is the standard error over seeds. Each label is compared
+with the one above it, seed by seed. The difference has Student's 95 %
+interval, and "2 of 3" means that it is positive for 2 of 3 seeds. An
+interval of zero width means that these seeds agree, not that others must.
+To see how much the choice of problems matters, use tools.tables. Labels
+are not compared if they share fewer than two seeds, or if their
+evaluations have different problems.
 """
 from itertools import pairwise
 
@@ -37,7 +37,8 @@ def means(rates, columns, digits=1):
 
 
 def difference(values, digits=1):
-    """Returns "mean [95 % interval] positive seeds of all seeds"."""
+    """Returns "mean [low, high] 2 of 3": the 95 % interval, and for how many
+    of the seeds the value is positive."""
     mean, count = values.mean(), len(values)
     if count < 2:
         return f"{mean:+.{digits}f}"
@@ -59,11 +60,11 @@ def paired(ours, theirs, columns, digits=1):
 
 # ---------------------------------------------------------------- reading
 def load(arguments):
-    """Returns {name: {seed: row}} of [LABEL=]FOLDER arguments. A folder with
-    several temperatures has a name for each of them."""
+    """Returns {name: {seed: row}} of [LABEL=]FOLDER arguments. The name is the
+    label, or the label and T if a folder has several temperatures."""
     labels, folders = zip(*map(tables.label_and_folder, arguments))
     found = {}
-    # Several folders may have one label, so tables.load gets their numbers.
+    # Several folders may have one label, so tables.load gets numbers as labels.
     for row in tables.load(dict(enumerate(folders))):
         row = row._replace(label=labels[row.label])
         seed = next(iter(row.sets.values()))["seed"]
@@ -73,8 +74,9 @@ def load(arguments):
                  "train or evaluate one with another --seed, or give them different labels")
         runs[seed] = row
     if all(len(runs) == 1 for runs in found.values()):
-        fail("no two folders have the same label: give all runs of a method one, as in GRPO="
-             "runs/grpo-0 GRPO=runs/grpo-1. For single runs there is python -m tools.tables")
+        fail("no two folders have the same label: give the runs of a method the same one, as in "
+             "GRPO=runs/grpo-0 GRPO=runs/grpo-1, or compare single runs with "
+             "python -m tools.tables")
     return found
 
 
@@ -101,8 +103,8 @@ def pass_rates(runs, names):
 
 
 def comparable(above, runs, names):
-    """Returns whether two methods have two seeds in common, in which their
-    evaluations have the same temperature and problems."""
+    """Returns whether two methods share at least two seeds, and have the same
+    temperature and problems in all of them."""
     shared = above.keys() & runs.keys()
     return len(shared) > 1 and all(
         above[seed].temperature == runs[seed].temperature
@@ -111,14 +113,14 @@ def comparable(above, runs, names):
 
 
 def unpaired(methods):
-    """Returns a line for each label that has too few seeds in common with
-    the one above it to be compared."""
+    """Returns a line for each label that shares too few seeds with the one
+    above it to be compared."""
     lines = []
     for (above, theirs), (name, ours) in pairwise(methods.items()):
         temperatures = {row.temperature for row in [*theirs.values(), *ours.values()]}
         if len(temperatures) == 1 and len(theirs.keys() & ours.keys()) < 2:
             lines.append(f"{name} and {above} have fewer than two seeds in common, "
-                         "so there is no difference between them")
+                         "so they are not compared")
     return lines
 
 
@@ -161,10 +163,10 @@ def main():
     for sets in columns + ([common] if len(common) > 1 else []):
         what = tables.described(sets)
         levels, gaps = seed_tables(methods, sets)
-        tables.show(f"pass@K in % ± standard error over seeds (their number): {what}", levels)
+        tables.show(f"pass@K in % ± standard error over seeds (number of seeds): {what}", levels)
         if gaps:
             tables.show("Differences in points, paired by seed [95 % interval over seeds], "
-                        f"seeds above 0: {what}", gaps)
+                        f"seeds with a positive difference: {what}", gaps)
     for line in unpaired(methods):
         print(f"\n{line}")
 

@@ -5,14 +5,16 @@ Tables 1 to 5.
         --paper qwen2.5-math-7b
 
 A [LABEL=]FOLDER holds an evaluation, or a run, whose last evaluation is
-used. A mean over sets weights all sets equally. ± is the standard error
-over problems. A difference between two folders has Student's 95 % interval
-of the differences of single problems, so it is narrower than the two ±
-suggest. Both say how much other problems and other samples would change,
-and not how much another seed of the training would. Neither is printed
-where all problems are equal: if all of P are solved, 3 / P of other such
-problems may still be out of reach. Where only one or two problems differ
-from the others, both are too narrow.
+used. A mean over sets gives each set the same weight. ± is the standard
+error over problems. Two folders are compared problem by problem. The 95 %
+interval of their difference is Student's and is narrower than the two ±
+suggest. Both show how much the result varies with the choice of problems
+and with sampling, but not with the seed of the training. Neither is printed
+where all problems have the same value. This does not make the value certain:
+if all of P problems are solved, 3 / P of other such problems may still be out
+of reach. Where all but one or two problems have the same value, ± and the
+interval are too small.
+
 --paper adds the paper's rows, labelled with the version that reports them.
 The third version calls SimKO CaSP, and its N is the first version's K.
 """
@@ -38,11 +40,11 @@ SETTINGS = {
     "problems": "problems", "prompt_template": "template"}
 COMPARED = SETTINGS | {"dtype": "dtype", "rollout": "engine"}
 DIFFERENCES = "Differences in points [95 % interval over problems]"
-# Two trainings of one method may differ in these settings. Steps and evaluations
-# are compared by other means.
+# Trainings that differ only in these settings are still compared. Steps and
+# evaluations have checks of their own.
 NOT_COMPARED = {*CHANGEABLE, "seed", "versions"}
 OF_A_METHOD = {"method", "K", "grpo_warmup_steps", *SIMKO_ONLY}
-ROUNDING = 1e-9  # the standard error of equal problems can be this large
+ROUNDING = 1e-9  # rounding gives equal problems a standard error below this
 NUMBERS = "n", "temperature", "top_p", "max_tokens", "problems", "truncated"
 
 
@@ -132,8 +134,8 @@ def run_settings(folder):
 
 
 def steps_trained(folder):
-    """Returns (the steps of training before a run's last evaluation, the
-    steps that are planned), or None for the folder of an evaluation."""
+    """Returns (the step of a run's last evaluation, the number of steps
+    planned), or None for the folder of an evaluation."""
     evaluated = by_step(folder, "eval")
     if not evaluated:
         return None
@@ -146,7 +148,7 @@ def steps_trained(folder):
 def different_settings(folders, ignored=frozenset()):
     """Returns the names of the settings in which trainings differ. A folder
     holds a run, or is the eval_STEP of one. An evaluation by `simko.py eval`
-    does not know how its model was trained, so it differs in nothing."""
+    is left out, because it does not record how its model was trained."""
     runs = []
     for folder in folders:
         run = next((place for place in (folder, folder.parent)
@@ -296,7 +298,8 @@ def difference(before, after):
     for old, new in zip(before, after):
         gaps.append(100 * (problem_rates(new, ks) - problem_rates(old, ks)))
     mean, error = mean_over_sets(gaps)
-    # With several sets, the quantile of the smallest errs on the wide side.
+    # The smallest of several sets has the largest t quantile, so the interval
+    # is too wide rather than too narrow.
     fewest = max(2, min(map(len, gaps)))
     half = t975(fewest - 1) * error
     found = {}
@@ -314,7 +317,8 @@ def same_problems(one, other):
 
 
 def same_contents(entries):
-    """Returns whether problems of the same ids have the same contents."""
+    """Returns whether entries with the same ids also have the same problems,
+    in the same order."""
     return len({entry.get("problems_sha256") for entry in entries}) < 2
 
 
@@ -351,11 +355,11 @@ def settings_table(rows, names):
 
 def different_training(rows):
     """Returns a line if trainings differ in more than the settings of their
-    methods, and one if they differ in their steps, or have not ended."""
+    methods, and one if they differ in their steps or have not ended."""
     folders = {row.label: row.folder for row in rows}
     lines = []
     if names := different_settings(folders.values(), OF_A_METHOD):
-        lines.append(f"training with different {', '.join(names)}")
+        lines.append(f"trained with different {', '.join(names)}")
     trained = {}
     for label, folder in folders.items():
         if steps := steps_trained(folder):
@@ -366,12 +370,12 @@ def different_training(rows):
     for (last, planned), labels in trained.items():
         steps = str(last) if last == planned else f"{last} of {planned}"
         texts.append(f"{steps} ({', '.join(labels)})")
-    return [*lines, "steps of training before the evaluation " + ", ".join(texts)]
+    return [*lines, "steps of training before the evaluation: " + ", ".join(texts)]
 
 
 def differences(rows, names, paper):
     """Returns a line for each difference between evaluations of a set.
-    paper: whether to compare with the first version's settings, too."""
+    paper: whether to include the settings of the paper's first version."""
     lines = different_training(rows)
     temperatures = dict.fromkeys(row.temperature for row in rows)
     for name, temperature in ((name, t) for name in names for t in temperatures):
@@ -380,8 +384,8 @@ def differences(rows, names, paper):
         if len({frozenset(entry["correct"]) for entry in group.values()}) > 1:
             lines.append(f"{name}: different problem ids ({', '.join(group)})")
         elif not same_contents(group.values()):
-            lines.append(f"{name}: the same ids, but other problems, answers or tasks, or "
-                         f"another order ({', '.join(group)})")
+            lines.append(f"{name}: the same ids, but different problems, answers, tasks or "
+                         f"order ({', '.join(group)})")
         if group and paper:
             group["the paper"] = PAPER["protocol"].get(name, {})
         for key, word in COMPARED.items():
@@ -392,7 +396,7 @@ def differences(rows, names, paper):
             if len(values) > 1:
                 texts = (f"{value} ({', '.join(labels)})" for value, labels in values.items())
                 lines.append(f"{name}: {word} " + ", ".join(texts))
-    return list(dict.fromkeys(lines))  # several temperatures have the same line
+    return list(dict.fromkeys(lines))  # temperatures may repeat a line
 
 
 def warn(lines):
@@ -411,7 +415,7 @@ def show(title, table):
     """Prints a table of texts, whose first row is the head, as aligned
     markdown."""
     table = [[printable(text) for text in line] for line in table]
-    # Markdown's rule needs a dash and a colon.
+    # The rule below the head needs at least a dash and a colon.
     widths = [max(2, *map(len, column)) for column in zip(*table)]
     table = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in table]
     table.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
@@ -426,7 +430,7 @@ def main():
     parser.add_argument(
         "--paper", choices=dict.fromkeys(first + third),
         help="add the rows for this model from the paper's first (v1) and third (v3) "
-        "version; logic also adds tables of every K for each set, as in Table 2, and "
+        "version; logic also prints a table of every K for each set, as in Table 2, and "
         "qwen2.5-math-7b-ablations is Table 3")
     options = parser.parse_args()
     rows = load(labelled(options.folders))
