@@ -261,7 +261,7 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
     words = [f"{name}={copies / name}.jsonl" for name in sets]
     command = workers.python("-m", "tools.data", folder, *words, "gsm8k-math1-train")
     printed = subprocess.check_output(command, cwd=workers.ROOT, text=True)
-    line = "math-train.jsonl: 3 problems; the verifier accepts 3 of 3 gold answers in a box"
+    line = "math-train.jsonl: 3 problems; the verifier accepts 3 of 3 boxed gold answers"
     assert f"{line}\n" in printed
     for name in ("math-train", "gsm8k-math1-train", "gsm8k"):
         assert answers_of(data.load_problems(name, str(folder))) == ANSWERS[name]
@@ -276,7 +276,7 @@ def test_copies_become_a_folder_for_data_dir(tmp_path, monkeypatch):
         f"aime24={copies}/bad.jsonl": "bad.jsonl, line 2",
         f"gsm8k-math1-train={copies}/gsm8k.jsonl": "is made from other sets: .* --train-data",
         " ".join([*words[:2], "gsm8k-math1-train"]):
-            "leaves out test problems: give gsm8k and math500 a file",
+            "leaves out the problems of gsm8k and math500: give each of them a file",
     }
     for line, message in unusable.items():
         monkeypatch.setattr(sys, "argv", ["data.py", str(folder), *line.split()])
@@ -315,7 +315,7 @@ def test_gold_answers_that_the_verifier_refuses_are_counted(verifier):
         {"answer": "1 2 3 4", "task": "game24"},
         {"answer": "[[0]]", "task": "number_wall"},
     ]
-    sentence = "the verifier accepts 3 of 4 gold answers in a box"
+    sentence = "the verifier accepts 3 of 4 boxed gold answers"
     assert data_program.check_golds(rows, verifier) == sentence
 
 

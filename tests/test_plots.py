@@ -167,7 +167,7 @@ def test_a_run_without_a_finished_evaluation_is_drawn_from_its_log(tmp_path, cal
     evaluation(y / "eval_000010", a=(4, [1, 2]))
     assert call(x, y) == ["fig1_pass_at_k", *of_the_log]
     assert call.errors == (
-        f"{x}: pass@K is not drawn, because there is no finished evaluation\n")
+        f"{x}: pass@K is not drawn, because no evaluation is finished\n")
     (y / "eval_000020").mkdir()  # an evaluation that has begun
     assert call(y) == of_the_log
 
@@ -711,7 +711,7 @@ def rewrite(run, before, after):
     (
         3,
         None,
-        "--path 3: .*test.jsonl has the problems 0 to 2",
+        "--path 3: .*test.jsonl has problems 0 to 2",
     ),
     (
         -1,

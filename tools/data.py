@@ -33,34 +33,35 @@ def read(name, copies):
     if name == "gsm8k-math1-train" and copies.keys() >= {"gsm8k-train", "math-train"}:
         parts = "gsm8k-train", "math-train", "gsm8k", "math500"
         if missing := [part for part in parts if part not in copies]:
-            fail(f"{name} leaves out test problems: give {' and '.join(missing)} a file, too")
+            fail(f"{name} leaves out the problems of {' and '.join(missing)}: give each "
+                 "of them a file, too")
         gsm8k, math, *tests = (read_copy(copies[part], part) for part in parts)
         return gsm8k_math1(gsm8k, math, sum(tests, []))
     return fetch(name)
 
 
 def check_golds(rows, verifier):
-    """Returns a sentence on how many gold answers the verifier accepts when
-    they are put in a box. Puzzles that a rule decides have no gold answer."""
+    """Returns a sentence on how many gold answers the verifier accepts if each
+    is in a box. Puzzles that are decided by a rule have no gold answer."""
     golds = [row for row in rows if row.get("task") not in ("game24", "number_wall")]
     answers = [row["answer"] for row in golds]
     tasks = [row.get("task", "math") for row in golds]
     right = sum(verifier.score([f"\\boxed{{{x}}}" for x in answers], answers, tasks))
-    return f"the verifier accepts {right:.0f} of {len(golds)} gold answers in a box"
+    return f"the verifier accepts {right:.0f} of {len(golds)} boxed gold answers"
 
 
 def main():
     parser = command_line(__file__, __doc__)
     parser.add_argument("folder", type=Path, help="the folder to write the files to")
     parser.add_argument("names", nargs="*", metavar="NAME[=FILE]",
-                        help=f"any of {', '.join([*GROUPS, *DATASETS])}")
+                        help=f"any of {', '.join([*GROUPS, *DATASETS])} (default: all sets)")
     options = parser.parse_args()
     names, copies = [], {}
     for word in options.names or DATASETS:
         name, equals, file = word.partition("=")
         if equals and name in GROUPS:
             fail(f"{name} is a group: give each of its sets ({', '.join(GROUPS[name])}) a file")
-        if equals and name == "gsm8k-math1-train":  # the released file has test problems
+        if equals and name == "gsm8k-math1-train":  # the released file contains test problems
             fail(f"{name} is made from other sets: give gsm8k-train, math-train, gsm8k and "
                  f"math500 a file, and {name} none. To train on a file as it is, name it with "
                  "--train-data")
@@ -86,7 +87,7 @@ def main():
                 write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
                 print(f"{path}: {len(rows)} problems; {check_golds(rows, verifier)}", flush=True)
     except OSError as error:
-        fail(f"{options.folder} cannot be written: {error}")
+        fail(f"{options.folder} cannot be written ({error.strerror}): name another folder")
     if failed:
         sys.exit("\n".join(failed))
 

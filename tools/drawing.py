@@ -1,11 +1,11 @@
-"""The style of the figures, and what tools.plots and its parts draw with."""
+"""The style of all figures, and helpers to draw them."""
 import math
 import os
 
 import numpy as np
 import pandas as pd
 
-# A notebook's MPLBACKEND names one that may not be installed here.
+# A notebook sets MPLBACKEND to a backend that may not be installed here.
 os.environ["MPLBACKEND"] = "Agg"
 import matplotlib.pyplot as plt  # noqa: E402
 
@@ -17,7 +17,7 @@ plt.rcParams |= {
     "axes.spines.right": False,
     "legend.frameon": False,
     "savefig.dpi": 150,
-    "savefig.bbox": "tight"}  # as large as its legend needs
+    "savefig.bbox": "tight"}  # includes the legend below the panels
 # Line style and marker distinguish the curves when they are printed in grey.
 STYLES = [
     ("#8c8c8c", ":", "o"),
@@ -49,7 +49,7 @@ def legend(figure):
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         found |= dict(zip(labels, handles))
-    # A label takes 0.7 inches and 0.09 for each letter.
+    # In inches: 0.7 for the line and the gaps, and 0.09 for each letter.
     widest = 0.7 + 0.09 * max(map(len, found), default=0)
     columns = max(1, int(figure.get_figwidth() / widest))
     # It is below the figure, so that many labels do not shrink the panels.
@@ -59,7 +59,8 @@ def legend(figure):
 
 
 def note(axis, text, place, offset, **options):
-    """Writes a text beside a place of an axis, at an offset in points."""
+    """Writes a text beside the point `place` of a panel, at an offset in
+    typographic points."""
     axis.annotate(text, place, offset, textcoords="offset points", **options)
 
 

@@ -26,8 +26,8 @@ fig3_5_study     training dynamics with the chosen settings
 fig3_5_shared    training dynamics of GRPO and SimKO at one learning rate
 frontier         pass@K against pass@1 during training
 fig7_ablation    pass@K when one setting of SimKO is changed at a time
-They show the mean ± standard error over the seeds that all runs of a
-figure share. --walkthrough draws the figures of docs/walkthrough.md from
+These figures show the mean ± standard error over the seeds that all runs of
+a figure share. --walkthrough draws the figures of docs/walkthrough.md from
 the measurements of tools.walkthrough:
 fig2_equal_entropy  two distributions with the same entropy
 fig4_one_step       the gate, and one step on a correct and a wrong response
@@ -127,8 +127,8 @@ def candidates_figure(logs, styles):
 
 
 def run_curves(log):
-    """Smooths a log's columns: each value becomes the mean over its step
-    and the steps before it, a 20th of the run. Returns (means, None)."""
+    """Smooths a log's columns: each value becomes the mean over a window that
+    ends at its step and is a 20th of the run long. Returns (means, None)."""
     numbers = log.set_index("step").select_dtypes("number")
     window = max(1, len(log) // 20)
     return numbers.rolling(window, min_periods=1).mean(), None
@@ -215,7 +215,7 @@ def read_path(folders, index):
     name = set_name(source)
     problems = load_problems(source, cfg.data_dir, cfg.task)
     if not 0 <= index < len(problems):
-        fail(f"--path {index}: {source} has the problems 0 to {len(problems) - 1}")
+        fail(f"--path {index}: {source} has problems 0 to {len(problems) - 1}")
     try:
         tokenizer = read_tokenizer(cfg.model)
         (problem,) = encode_prompts([problems[index]], tokenizer, cfg)
@@ -340,8 +340,8 @@ def read_logs(folders):
 
 
 def styles_of(labels):
-    """Returns {label: style}. A label that is a method's name has the
-    method's style, and the others have what is left."""
+    """Returns {label: style}. A method's name as a label gets the method's own
+    style; the other labels get the styles that are left."""
     own = {label: METHODS[label.lower()] for label in labels if label.lower() in METHODS}
     free = iter([style for style in STYLES if style not in own.values()])
     return {label: own.get(label) or next(free) for label in labels}
@@ -352,7 +352,7 @@ def run_figures(rows, logs, styles):
     figures = {}
     if rows:
         figures["fig1_pass_at_k"] = pass_figure(rows, styles)
-    # A run that finds no groups to train on logs nothing about its policy.
+    # A run whose dynamic sampling keeps no group logs nothing about its policy.
     ends = {label: log for label, log in logs.items()
             if log["Lambda_1"].tail(LAST).notna().any()}
     if ends:
@@ -377,7 +377,7 @@ def parse_arguments():
         help="draw the study whose rows are in this folder")
     parser.add_argument(
         "--path", type=int, metavar="INDEX",
-        help="draw this problem of the first set, counted from 0")
+        help="draw a response to this problem of the first set, counted from 0")
     parser.add_argument(
         "--walkthrough", type=Path, metavar="FILE",
         help="draw the measurements in this file")
@@ -385,12 +385,13 @@ def parse_arguments():
         "--follow", type=Path, metavar="RUN",
         help="show the chart of the run in this folder")
     options = parser.parse_args()
-    # --path draws runs, so --study or --walkthrough alone are not enough for it.
+    # --path needs folders of runs beside --study or --walkthrough.
     alone = (options.study or options.walkthrough) and options.path is None
     drawn = options.output and (options.folders or alone)
     if not (options.follow or drawn):
-        parser.error("name folders (of runs, for --path), --study or --walkthrough, "
-                     "and -o for the figures; or name a run with --follow")
+        parser.error("name what to draw: folders (of runs, for --path), --study or "
+                     "--walkthrough; and a folder for the figures with -o. Or name a run "
+                     "with --follow")
     others = options.folders, options.output, options.study, options.walkthrough
     if options.follow and (any(others) or options.path is not None):
         parser.error("--follow takes no other arguments: draw figures with another command")
@@ -407,7 +408,7 @@ def main():
     logs = read_logs(folders)
     unfinished = [label for label in logs if not tables.last_report(folders[label]).exists()]
     for label in unfinished:
-        print(f"{label}: pass@K is not drawn, because there is no finished evaluation",
+        print(f"{label}: pass@K is not drawn, because no evaluation is finished",
               file=sys.stderr)
     rows = tables.load({label: f for label, f in folders.items() if label not in unfinished})
     figures = {}

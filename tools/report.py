@@ -1,11 +1,10 @@
-"""Writes a self-contained HTML page about runs, to share with others.
-tools.plots calls it:
+"""Writes an HTML page about runs, to share with others:
 
     python -m tools.plots [LABEL=]RUN ... -o DIR      writes DIR/report.html
 
-The page shows pass@K, the figures, the seconds of each phase, the settings,
-and the versions and commit of runs and page. The figures are embedded in the
-page, which loads nothing.
+The page shows pass@K, the figures, the seconds that each phase took, the
+settings, and the versions and commit that the runs and the page were made
+with. It is one file: the figures are embedded, and nothing is loaded.
 """
 import base64
 import dataclasses
@@ -115,14 +114,14 @@ def settings_tables(settings):
         shown = [value if isinstance(value, str) else json.dumps(value) for value in values]
         (unchanged if same else changed).append([name, *shown])
     head = ["setting", *settings]
-    summary = "<summary>Settings that have their defaults</summary>"
+    summary = "<summary>Settings at their defaults</summary>"
     return (table([head, *changed])
             + f"<details>{summary}{table([head, *unchanged])}</details>")
 
 
 def versions_table(runs):
-    """Returns the HTML of what each run was trained with, according to its
-    config.json, and of what makes this page. runs: {label: versions}."""
+    """Returns the HTML of the versions that each run was trained with, from
+    its config.json, and of those that make this page. runs: {label: versions}."""
     columns = [*runs.values(), versions()]
     names = dict.fromkeys(name for column in columns for name in column)
     lines = [["what", *runs, "this page"]]
