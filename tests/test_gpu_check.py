@@ -126,7 +126,7 @@ def test_each_benchmark_has_options_of_bench(name, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--minutes", "0"], "--minutes 0.0: must be above 0"),
-    (["--model", "nowhere"], "--model nowhere: not a model"),
+    (["--model", "nowhere"], "--model nowhere has no config.json: name the folder of a model"),
     (["--only", "train"], "--only train needs --model"),
     (["--only", "z"], "invalid choice: 'z'")])
 def test_impossible_options_are_refused_before_anything_runs(

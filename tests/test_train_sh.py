@@ -297,7 +297,7 @@ def test_a_laptop_run_of_another_command_is_refused_before_any_run_starts(box):
     run.mkdir(parents=True)
     (run / "config.json").touch()
     message = refused(box.run("laptop", "--alpha", "0.1", REFUSES="prepare"))
-    assert "runs/laptop/simko: repeat the command that began it, or move it away" in message
+    assert "runs/laptop/simko exists: repeat the command that started it, or move it away" in message
     assert not box.runs()
     # There is no run of GRPO yet.
     done = box.run("laptop", "--method", "grpo", REFUSES="prepare")
@@ -383,7 +383,7 @@ def test_a_rank_of_one_s_own(box):
     done = box.run("qwen2.5-math-7b-lora", "--lora-rank", "8", cards=[80])
     assert done.returncode == 0, done.stderr
     assert "The recipe has --lora-rank 32 --learning-rate 1e-5" in done.stdout
-    assert "your own flags come after" in done.stdout
+    assert "your own flags win" in done.stdout
     _, words = box.started()
     assert value(words, "--lora-rank") == "8"  # the user's flag comes last and wins
     assert value(words, "--learning-rate") == "1e-5"

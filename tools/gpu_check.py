@@ -6,8 +6,8 @@ report.
     python -m tools.gpu_check --only d e lora --minutes 5
 
 The parts are the tests a to m of tests/test_gpu.py, 20 training steps, and
-five short benchmarks of tools/bench.py. What shows whether results are right
-comes before what shows how fast they are. Each part runs in its own process
+five short benchmarks of tools/bench.py. Whether results are right is checked
+before speed is measured. Each part runs in its own process
 with its own time limit, so a part that fails or hangs does not affect the
 others. Every line goes to the report, runs/gpu_check.md, as soon as it is
 printed, so nothing is lost if a borrowed machine disappears. A later call
@@ -177,7 +177,7 @@ def machine():
 
 # -------------------------------------------------------------------------------------- running
 def run_part(part, report, limit):
-    """Runs a part for at most `limit` seconds and writes its lines to the report. Returns its
+    """Runs a part for at most `limit` seconds and writes its output to the report. Returns its
     Outcome."""
     report.write(f"\n## {part.name}: {part.about}\n\n    {shlex.join(part.command)}\n\n{FENCE}")
     report.last = ""
@@ -246,8 +246,8 @@ def main(arguments):
     parts = [*map(test_part, TESTS), *map(bench_part, BENCHMARKS)]
     worst = sum(part.limit for part in parts) / 60
     parser.add_argument("--minutes", type=float, default=30,
-                        help="The time limit for all parts together. With the parts' own limits, "
-                        f"they take {worst:.0f} minutes at worst. Default: %(default)s")
+                        help="The time limit for all parts together, whose own limits add up to "
+                        f"{worst:.0f} minutes. Default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=[*TESTS, *BENCHMARKS, "train"],
                         help="Run only these parts.")
     parser.add_argument("--report", type=Path, default=Path("runs/gpu_check.md"), metavar="FILE",
@@ -256,7 +256,7 @@ def main(arguments):
     if options.minutes <= 0:
         parser.error(f"--minutes {options.minutes}: must be above 0")
     if options.model and not (options.model / "config.json").is_file():
-        parser.error(f"--model {options.model}: not a model, it has no config.json")
+        parser.error(f"--model {options.model} has no config.json: name the folder of a model")
     if options.only and "train" in options.only and not options.model:
         parser.error("--only train needs --model FOLDER")
 

@@ -21,10 +21,10 @@ with 256 samples at T = 1 from transformers' `generate` (README.md's table
 has vLLM's), its pass@1 is 24.3, @4 57.6, @16 89.6, @64 99.5 and @256 100 %,
 and 93 % of the samples are legal chains.
 
-Neither the demonstrations nor train.jsonl contain a test or valid problem,
-in any order of its numbers, but they may share problems with each other. On
-the same machine, a seed always gives the same bytes. The whole folder takes
-132 s on one core.
+Neither the demonstrations nor train.jsonl contain a problem of valid.jsonl or
+test.jsonl, not even with its numbers in another order, but they may share
+problems with each other. On the same machine, a seed always gives the same
+bytes. Making the folder takes 132 s on one core.
 
 --wordy makes the same problems with responses in which few tokens are
 decisions, as in prose. Each digit is a token, and the phrases never change:
@@ -63,8 +63,8 @@ def chains(numbers):
     """Returns all legal chains that use each of the tuple `numbers`, as a
     set of (token, ..., token, last value).
 
-    Steps with zero, x1 or /1 are not legal, because they would only teach
-    the model to waste steps."""
+    Steps that give 0, or multiply or divide by 1, are not legal, because they
+    would only teach the model to waste steps."""
     if len(numbers) == 1:
         return {numbers}
     found = set()
@@ -84,8 +84,9 @@ def chains(numbers):
 
 
 def all_chains():
-    """Returns {sorted numbers: their chains}. The chains are sorted, because
-    the order of a set of texts changes from run to run."""
+    """Returns {sorted numbers: their chains}. The chains are sorted too, because
+    Python iterates over a set of texts in an order that changes from process
+    to process."""
     choices = itertools.combinations_with_replacement(NUMBERS, RECIPE["numbers"])
     return {numbers: sorted(chains(numbers)) for numbers in choices}
 
@@ -122,8 +123,7 @@ def prompt(numbers, target):
 
 
 def response(chain, wordy):
-    """Returns the text of a chain of two steps. chain: without the last
-    value."""
+    """Returns the text of a chain of two steps, given without its last value."""
     first, second = " ".join(chain[:5]), " ".join(chain[5:])
     parts = [PHRASES[0], first, PHRASES[1], second, PHRASES[2]]
     return " ".join(parts if wordy else [first, second])
@@ -221,7 +221,7 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
     shown = {"mininterval": 1}
     if not sys.stderr.isatty():  # a file or a pipe gets one line per minute
         disable_progress_bar()  # the progress bar of transformers
-        # Without maxinterval, tqdm's own thread would print each line twice.
+        # Without maxinterval=inf, tqdm's own thread would print each line twice.
         shown = {"mininterval": 60, "maxinterval": math.inf,
                  "bar_format": "{desc}: step {n} of {total}{postfix}\n"}
     progress = trange(steps, desc="base model", unit="step", **shown)
@@ -236,7 +236,7 @@ def train_base(rng, legal, held_out, steps, seed, wordy):
 
 
 def build(folder, seed, steps, wordy):
-    torch.set_num_threads(1)  # sums, and therefore weights, depend on it
+    torch.set_num_threads(1)  # the rounding of sums, and so the weights, depend on it
     rng, legal = random.Random(seed), all_chains()
     held_out = write_problems(rng, legal, folder)
     model = train_base(rng, legal, held_out, steps, seed, wordy)
@@ -277,7 +277,7 @@ def main():
         out.mkdir()
         build(out, args.seed, args.steps, args.wordy)
         (out / made.name).write_text(settings)
-        os.replace(out, args.dir)  # any existing DIR is therefore complete
+        os.replace(out, args.dir)  # so a DIR that exists is complete
     print(f"made {args.dir}: base/, train.jsonl, valid.jsonl, test.jsonl")
 
 
