@@ -411,7 +411,7 @@ def test_step(run, taught):
     rows, = run("step", "laptop", *flags, *trl)
     assert [row["laptop"] for row in rows] == [*["TRL"] * bool(trl), "hf"]
     shares = [share for name, share in rows[-1].items() if name.endswith(" %")]
-    assert rows[-1]["s a step"] > 0
+    assert rows[-1]["s per step"] > 0
     assert rows[-1]["response tokens"] <= 4
     assert len(shares) == 7
     assert all(share > 0 for share in shares)
@@ -460,7 +460,7 @@ def test_scale(run):
     rows, = run("scale", "--shape", "tiny-qwen", "--tokens", 1024, "--rounds", 1)
     assert [row["samples"] for row in rows] == [2, 8, 32]
     assert rows[0]["/ the first's"] == 1
-    assert all(row["s an update"] > 0 and row[ABOVE] > 0 for row in rows)
+    assert all(row["s per update"] > 0 and row[ABOVE] > 0 for row in rows)
 
 
 def test_gpu_measures_every_way(run):

@@ -13,10 +13,10 @@ tables.
 docs/performance.md lists the results.
 
 Competing functions run alternately in one process. Times are medians. A ratio
-is the median over rounds of the ratio within a round, so that other load on
-the machine affects both sides. Memory is the peak above what is in use before:
-on GPUs the memory that PyTorch allocates, on CPUs the process's resident size
-(on Linux with glibc).
+is taken within each round, so that other load on the machine affects both
+sides, and its median over rounds is printed. Memory is the peak minus what was
+in use before. On GPUs it is what PyTorch allocates, on CPUs the resident size
+of the process, which needs Linux with glibc.
 """
 import itertools
 import math
@@ -150,15 +150,16 @@ WAYS = {
 
 def need_a_card(shapes, dry_run):
     if DEVICE == "cpu" and not set(shapes) <= set(SMALL):
-        fail(f"no GPU was found. For a dry run on the CPU, use: {dry_run}")
+        fail("no GPU was found: for a dry run on the CPU, use python -m tools.bench "
+             f"{dry_run}")
 
 
 def scale(*, shape=SMALL,
           tokens=(2048, 4096, 8192, 16384, 32768, 65536), rounds=3):
-    """Measures how time and memory of an update grow with its tokens, in sequences of 512 tokens.
-    Then measures the largest update in shorter sequences."""
+    """Measures how the time and memory of an update grow with its tokens, in sequences of 512
+    tokens. Then measures the largest update with shorter sequences."""
     for name in shape:
-        table("shape", "tokens", "samples", "s an update", "us a token",
+        table("shape", "tokens", "samples", "s per update", "us per token",
               "/ the first's", "GiB above weights, gradients, optimizer")
         cases = [(count // 512, 512) for count in tokens]
         cases += [(max(tokens) // size, size) for size in (128, 32)]
@@ -198,8 +199,8 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
     if lora_rank:
         where += f", LoRA of rank {lora_rank}"
     print(where)
-    table("shape", "tokens a micro-batch", "", "update tokens/s",
-          "TFLOP/s of a product", "FLOPs utilisation %", "time / grpo's",
+    table("shape", "tokens per micro-batch", "", "update tokens/s",
+          "TFLOP/s of a matrix product", "FLOPs utilisation %", "time / grpo's",
           "GiB above weights, gradients, optimizer", "GiB in all")
     profiles = []
     for name, count in itertools.product(shape, tokens):
@@ -221,15 +222,15 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
 
 
 def afresh(function, *arguments):
-    """Calls a function in its own process, because neither FSDP nor vLLM frees all of its memory.
-    Returns the function's result."""
+    """Calls a function in a new process and returns its result. In one process memory would fill
+    up, because neither FSDP nor vLLM frees all of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def measure_what_fits(job, layers, ways, profile):
-    """Returns the result of `measured_updates` for the ways that fit in memory. The others are
-    removed from the list `ways` and listed in the result's "out of memory"."""
+    """Returns the result of `measured_updates` for the ways that fit in memory. Moves the others
+    from the list `ways` to the result's list "out of memory"."""
     lost = []
     while ways:
         # FSDP is unusable after it has run out of memory, so start a new process.
@@ -403,7 +404,7 @@ def generation_rates(name, tokens, rounds):
 
     def run(case):
         prompts, n = case
-        # A weight sync does this too. Otherwise the prompts would be cached.
+        # As after a weight sync. Otherwise the prompts would be cached.
         engine.llm.reset_prefix_cache()
         ids = list(rng.integers(words, size=(prompts, 256)))
         samples = engine.generate(ids, n, 1.0, 1.0, tokens, QUIET)
@@ -467,7 +468,7 @@ def labelled(path):
     found = []
     for where, row in read_jsonl(path):
         if not row.keys() >= {"gold", "response", "label"}:
-            fail(f"{where} lacks gold, response or label")
+            fail(f"{where} lacks gold, response or label: give each row all three")
         is_math = row.get("task", "math") == "math"
         if is_math and row["label"] is not None and row["gold"].strip():
             found.append((row["gold"], row["response"], bool(row["label"])))
@@ -512,8 +513,8 @@ def verifier(*, rows=2048, cases=""):
 # -------------------------------------------------------------------- main
 OPTIONS = {
     "hidden": "The widths of the head's input.",
-    "tokens": "The tokens of the loss, of an update (scale), of a micro-batch (gpu) or of a "
-              "response (generate).",
+    "tokens": "The number of tokens in the loss, in an update (scale), in a micro-batch (gpu) or "
+              "in a response (generate).",
     "vocabulary": "The size of the vocabulary.",
     "memory": "Skip the released formulation if it would take more GiB than this.",
     "rounds": "How many times to time each function.",
@@ -525,7 +526,7 @@ OPTIONS = {
     "layers": "Measure this many layers and half as many, and extrapolate to all layers. "
               "0 measures all layers.",
     "lora_rank": "Train adapters of this rank. 0 trains all weights.",
-    "fake_world": "Measure one of this many ranks, without communication.",
+    "fake_world": "Measure one rank of this many, without communication.",
     "profile": "Show the operations that take longest.",
     "rows": "How many responses to score.",
     "cases": "Score the labelled rows of this file instead of made-up responses.",

@@ -122,7 +122,7 @@ def trl_steps(python, cfg, job, steps):
 
 def half_right(verifier):
     """Replaces the verifier's verdicts so that every second response is right. Every response
-    then has a gradient, as in `trl_steps`. The verifier still does its work."""
+    then has a gradient, as in `trl_steps`. The verifier still judges, which takes its time."""
     score = verifier.score
 
     def half(*rows):
@@ -138,7 +138,7 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
         # TRL runs on the CPU here, and the timers of phases do not wait for a GPU.
         fail("step compares on CPUs only: put CUDA_VISIBLE_DEVICES= before the command")
     if trl_python and not shutil.which(trl_python):
-        fail(f"--trl-python {trl_python}: there is no such program. Name the python of an "
+        fail(f"--trl-python {trl_python}: there is no such program: name the Python of an "
              "environment with TRL")
     phases = ("rollout", "forward", "backward", "optimizer", "reward", "sync")
     sources, rows = {}, {}
@@ -163,7 +163,7 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
             rows[name] = []
             stack.enter_context(closing(steps))
         seconds = in_turn({name: partial(run, name) for name in sources}, rounds)
-    table(case, "s a step", "steps/s", "x TRL's", "response tokens",
+    table(case, "s per step", "steps/s", "x TRL's", "response tokens",
           *(f"{name} %" for name in phases), "other %")
     for name, times in seconds.items():
         counted = rows[name][1:]
