@@ -93,8 +93,9 @@ def encode(tokenizer, question, answer):
 
 
 def fine_tune(model, tokenizer, demonstrations, batch, lr, log):
-    """Shows the model each demonstration once. The learning rate rises for
-    ten steps, and falls to zero over the last third."""
+    """Trains the model on each demonstration once. The learning rate rises for
+    ten steps, and falls to zero over the last third. log(step, loss) is called
+    after each step."""
     steps, device = len(demonstrations) // batch, model.device.type
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(

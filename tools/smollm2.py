@@ -6,23 +6,24 @@ what the paper says about Lambda, entropy, candidates and pass@K.
     python -m tools.smollm2 table docs/smollm2/cpu.jsonl
 
 MODEL is a Hugging Face folder: SmolLM2-135M-Instruct for docs/smollm2.md,
-which explains the comparison. Both studies fine-tune MODEL on Countdown in
-plain words (tools/countdown.py). From this start they train it with every
-method, on the same problems in the same order. Each run is a process of its
-own, `simko.py train`, and adds a row to the file --rows when it ends. If a
-study is started again with the same DIR, it does only what is missing.
+which explains the comparison. Both studies, cpu and card, fine-tune MODEL on
+Countdown in plain words (tools/countdown.py). The result is called the start.
+From it they train each arm (a method with its settings), on the same problems
+in the same order. Each run is a process of its own, `simko.py train`, and
+adds a row to the file --rows when it ends. A study that is started again with
+the same DIR does only what is missing.
 
 card stops by itself after nine minutes. A run whose evaluation is not
 complete by then has a row without pass@K, and the same command completes it.
-card needs no network and no vLLM, but PyTorch 2.11 and transformers 5.17 or
-later, and the other packages of pyproject.toml. Copy this repository there,
-and MODEL or the GGUF file of 98 MB from which docs/smollm2.md makes it:
-`split -b 50M` cuts the file in two, and `cat` joins the parts.
+card needs PyTorch 2.11 and transformers 5.17 or later and the other packages
+of pyproject.toml, but no network and no vLLM. To the machine with the GPU,
+copy this repository and MODEL, or the GGUF file of 98 MB from which
+docs/smollm2.md makes MODEL: `split -b 50M` cuts the file in two, and `cat`
+joins the parts.
 
-On another day `--first-seed 3` adds three seeds to the rows, at the learning
-rate that the rows have. simko-0.05, with the larger alpha, follows if as much
-time is left as the other runs took. `--arms simko-0.05` adds it on another
-day.
+If as much time is left as the runs took, card also trains the arm simko-0.05,
+which has a larger alpha. Otherwise, `--arms simko-0.05` adds this arm later.
+`--first-seed 3` adds three seeds, at the learning rate of the rows that exist.
 """
 import json
 import os
@@ -51,7 +52,7 @@ from simko import pass_at_k
 from tools import ROOT, allow_head, command_line, countdown, laptop, results
 from tools.seeds import difference
 
-ARMS = {
+ARMS = {  # settings of simko.py
     "grpo": {"method": "grpo"},
     "simko": {"method": "simko"},  # simko.py's defaults are the paper's
     "simko-0.05": {"method": "simko", "alpha": 0.05},
@@ -72,8 +73,8 @@ class Plan:
     demonstrations: int
     solving: float          # share of the demonstrations that reach the target
     batch: int              # of demonstrations
-    arms: tuple             # what is trained, from ARMS
-    if_time: tuple          # what is trained after that, if there is time
+    arms: tuple             # those of ARMS to train
+    if_time: tuple          # those to train afterwards, if there is time
     steps: int
     save_steps: int         # a checkpoint takes 1.6 GB
     prompts: int            # per step, in four updates as in the paper
@@ -86,7 +87,7 @@ class Plan:
     eval_arms: bool         # whether all runs get pass@K, or only the start
     learning_rates: tuple   # if there are several, GRPO's pass@1 decides
     tune_steps: int         # steps of the runs that decide
-    minutes: tuple          # limits: fine-tuning, that choice, everything
+    minutes: tuple          # limits: fine-tuning, choosing the rate, everything
 
 
 PLANS = {
@@ -324,8 +325,8 @@ def study(plan, model, folder, rows, first_seed, learning_rate):
     rates = {row["learning_rate"] for row in before if row["steps"]}
     rate = learning_rate or min(rates, default=None)
     if rates - {rate}:
-        fail(f"{rows} has runs at several learning rates, {sorted(rates)}: name another file "
-             "with --rows")
+        fail(f"{rows} has runs at the learning rates {sorted(rates)}, and this study would have "
+             f"{rate:g}: name another file with --rows")
 
     def missing(arms):
         seeds = range(first_seed, first_seed + plan.seeds)
@@ -360,7 +361,7 @@ def values(rows):
     try:
         rows = {(row["arm"], row["seed"]): row for row in rows}.values()  # the last of each
     except (KeyError, TypeError):
-        fail("these are not rows of tools.smollm2: name a file that its cpu or card wrote")
+        fail("these are not rows of tools.smollm2: name a file that its command cpu or card wrote")
     evaluated = [row["correct"] for row in rows if row["correct"]]
     common = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
     found = {}
@@ -374,18 +375,18 @@ def values(rows):
 
 
 def gap_at_equal_pass_1(start, grpo, ours):
-    """Returns how far ours' pass@256 is above the line from the start to GRPO's
-    end, at ours' pass@1. GRPO's own path may bend above this line, and then a
-    gap above zero does not mean more than GRPO stopped earlier. start, grpo,
-    ours: Series, or DataFrames with a row for each seed."""
+    """Returns how far pass@256 of `ours` is above the straight line from the
+    start to GRPO's end, at pass@1 of `ours`. GRPO's own path may bend above
+    this line. Then GRPO, stopped earlier, would have such a gap too. start,
+    grpo, ours: Series, or DataFrames with a row for each seed."""
     slope = (grpo["pass@256"] - start["pass@256"]) / (grpo["pass@1"] - start["pass@1"])
     expected = start["pass@256"] + slope * (ours["pass@1"] - start["pass@1"])
     return ours["pass@256"] - expected
 
 
 def differences(ours, theirs):
-    """Returns a text for each column, "mean [95 % interval] positive seeds of all
-    seeds", over the seeds that both have."""
+    """Returns the text of `seeds.difference` for each column, over the seeds that
+    both have."""
     cells = []
     for name in ours:
         gaps = (ours[name] - theirs[name]).dropna()
@@ -398,7 +399,7 @@ def show(rows):
     95 % interval."""
     found = values(rows)
     if "grpo" not in found.index:
-        fail("the rows have no run of grpo, with which the others are compared: do its runs first")
+        fail("the rows have no run of grpo to compare the others with: do its runs first")
     grpo, start = found.loc["grpo"], None
     arms = [arm for arm in ("start", *ARMS) if arm in found.index]
     head, columns = ["outcome", *arms], [found.columns]
@@ -433,8 +434,10 @@ def main():
         rows = ROOT / "docs" / "smollm2" / f"{name}.jsonl"
         command.add_argument("--rows", type=Path, default=rows, help="file to add rows to")
         command.add_argument("--first-seed", type=int, default=0, help="the lowest seed")
-        command.add_argument("--learning-rate", type=float, help="instead of the plan's")
-        command.add_argument("--arms", nargs="+", choices=ARMS, help="instead of the plan's")
+        command.add_argument("--learning-rate", type=float,
+                             help="use this one instead of the plan's")
+        command.add_argument("--arms", nargs="+", choices=ARMS,
+                             help="train these instead of the plan's")
     command = commands.add_parser("table")
     command.add_argument("rows", metavar="ROWS", type=Path)
     args = parser.parse_args()

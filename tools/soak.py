@@ -5,10 +5,11 @@ and compares the result with a run that was never killed.
         [--kill-after 20] [--seed 0] [any flag of simko.py ...]
 
 After each start, SIGKILL ends the run after a random time of up to twice
---kill-after seconds. --kill-after must be longer than a start and ten steps
-take, and shorter than the complete run. The log, apart from times and memory,
-the weights and the evaluations of both runs must be bit-identical. The exit
-status is 1 if they differ or if no kill happened.
+--kill-after seconds. --kill-after must leave time for a start and the ten
+steps to the next checkpoint, and be shorter than the complete run. In the end
+the weights, the evaluations and the log, apart from its times and memory, must
+be bit-identical in both runs. The exit status is 1 if they differ or if no
+kill happened.
 
 Every two seconds, OUTPUT/memory.jsonl records the resident memory of the
 trainer and of two workers of the verifier. The workers compare answers in the
@@ -43,7 +44,7 @@ def resident(pids):
 
 
 def run(command, patience, verifier, output):
-    """Starts a run and appends to the log and to memory.jsonl in `output`.
+    """Starts a run, and appends to `log` and memory.jsonl in the folder `output`.
     Returns its exit code, or None if it was killed after `patience` seconds."""
     began, name = time.monotonic(), Path(command[-1]).name
     with (output / "log").open("a") as log, (output / "memory.jsonl").open("a") as memory:
@@ -98,7 +99,7 @@ def main():
     parser.add_argument("--steps", type=int, default=300, help="the steps of each run")
     parser.add_argument("--kill-after", type=float, default=20,
                         help="the mean number of seconds before a kill")
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the times of kills")
+    parser.add_argument("--seed", type=int, default=0, help="the seed for the times of the kills")
     options, flags = parser.parse_known_args()
     output, rng, kills = options.output.resolve(), random.Random(options.seed), 0
     if output.exists() and not (output / "memory.jsonl").exists():

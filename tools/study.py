@@ -18,9 +18,9 @@ main      writes docs/laptop/chosen.json, and evaluates the chosen settings
           on test problems of seeds 0 to 4; also evaluates GRPO and SimKO
           at T = 0.6 and at the laptop recipe's learning rate
 wordy     trains GRPO and SimKO on responses in which few tokens are decisions
-short     trains both on the usual responses with the paper's settings
-repeat    asks five new seeds whether the paper's settings raise pass@256 on
-          wordy responses, as three seeds of stage wordy suggest
+short     trains both on the usual responses, SimKO with the paper's settings
+repeat    checks with five new seeds whether the paper's settings raise pass@256
+          on wordy responses, as the three seeds of stage wordy suggest
 ablation  changes one setting of SimKO at a time at the recipe's learning rate
 docs/results.md describes each stage.
 """
@@ -81,11 +81,11 @@ def read(name, folder=RESULTS):
             rates = {int(k): 100 * share for k, share in row.pop("pass", {}).items()}
             rows.append({name: row[name] for name in ("run", "method", "seed")} | row | rates)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            fail(f"{where} was written by another version ({error!r}): remove it and "
-                 "run python -m tools.study")
+            fail(f"{where} was written by another version ({error!r}): remove this line "
+                 "and run python -m tools.study")
     columns = "stage", "run", "method", "seed", "step", "steps"
     found = pd.DataFrame(rows or None, columns=None if rows else columns)
-    # A study that is stopped while it writes a run's rows writes them again later.
+    # A study that was stopped while it wrote a run's rows wrote them twice.
     keys = [name for name in ("stage", "run", "seed", "set", "step") if name in found]
     return found.drop_duplicates(keys, keep="last", ignore_index=True)
 
@@ -303,7 +303,8 @@ def curve(folder):
 def main():
     parser = command_line(__file__, __doc__)
     parser.add_argument(
-        "stages", nargs="*", choices=[[], *STAGES], metavar="STAGE", help=", ".join(STAGES))
+        "stages", nargs="*", choices=[[], *STAGES], metavar="STAGE",
+        help=f"any of {', '.join(STAGES)} (default: all)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(),
         help="runs at a time (default: one per core)")
