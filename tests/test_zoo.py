@@ -47,7 +47,7 @@ def test_the_gap_is_the_largest_of_all_steps(trained):
 
 def test_a_step_without_a_gradient_tried_nothing(trained):
     trained(steps((0.5, 1e-6), (0.0, 1e-6)))
-    assert zoo.outcome("llama", "hf") == "not tried, since a step had no gradient"
+    assert zoo.outcome("llama", "hf") == "not tried, because a step had no gradient"
 
 
 @pytest.mark.parametrize("printed, shown", [

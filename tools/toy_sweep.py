@@ -1,11 +1,12 @@
-"""Sweeps the settings of tools/toy.py to find those that keep all six modes.
+"""Trains the toy of tools/toy.py with many settings, to see which of them keep
+all six modes.
 
     python -m tools.toy_sweep docs/toy
 
 A cell is one combination of settings. FOLDER/rows.csv gets a row for each
 cell, with the columns of `tools.toy.measure`. If that file exists already,
-the sweep is skipped. Then the program prints tables of the rows, and draws
-each cell's accuracy and modes in FOLDER/modes.png.
+nothing is trained. Then the program prints tables of the rows, and draws the
+accuracy and modes of each cell in FOLDER/modes.png.
 """
 from itertools import product
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Runs training steps of TRL's GRPOTrainer. `python -m tools.bench step`
 starts this program with the Python of an environment that has TRL.
 
-The first line of stdin is a job in JSON. For each further line, the program
-generates responses, trains on them, and prints their mean length. The reward
-takes no time: half of the responses in each group count as correct.
+The first line of stdin is a job in JSON. For each line that follows, the
+program generates responses, trains on them, and prints their mean length. The
+reward takes no time: half of the responses in each group count as correct.
 """
 import json
 import os

@@ -14,8 +14,8 @@ from simko import simko_ratio
 class SimKOTrainer(GRPOTrainer):
     """GRPOTrainer with the ratio of Eq. 3, for text without images or tools.
 
-    TRL's loss computes exp(logp - old_logp). Here old_logp is replaced by
-    logp - log(ratio), so the result is the ratio, with its gradient. TRL's
+    TRL's loss computes exp(logp - old_logp). This class replaces old_logp by
+    logp - log(ratio), so that the result is the ratio, with its gradient. TRL's
     clip, normalisation, KL penalty and log stay as they are. All logits are
     held at once; runtime/chunked.py avoids that."""
     alpha, K, q, lambda_top1 = 0.01, 3, 0.8, 1.1
@@ -44,12 +44,12 @@ class SimKOTrainer(GRPOTrainer):
         topk_logp = log_pi.topk(self.K).values
         is_top1 = logp >= topk_logp[..., 0]
 
-        # The quantile within each response. A response may be all padding.
+        # tau is a quantile within each response, which may be all padding.
         entropy = -(log_pi.exp() * log_pi).sum(-1)
         nan = float("nan")
         tau = entropy.masked_fill(padding, nan).nanquantile(self.q, 1, keepdim=True)
 
-        # Without it, TRL takes this policy as the old one.
+        # Without this entry, TRL takes the current policy as the old one.
         old_logp = self.batch.get("old_per_token_logps", logp.detach())
         advantage = self.batch["advantages"][:, None]
         ratio = simko_ratio(

@@ -1,5 +1,5 @@
-"""Compares an update of simko.py with one of TRL's GRPOTrainer, or with one
-of tools.trl_trainer, which puts SimKO into it.
+"""Compares updates of simko.py with those of TRL's GRPOTrainer and of
+SimKOTrainer (tools/trl_trainer.py), which adds SimKO to it.
 
     TRL_ENV/bin/python -m tools.trl_update
 
@@ -9,10 +9,10 @@ reference, the old and the current policy differ, so that some ratios are
 clipped and the KL penalty is not 0. TRL runs its own training loop, but does
 not sample.
 
-A row of the table is a case, and a cell says how far the two sides are apart.
-For advantages, log-probs and entropies it is the largest difference, for the
-others ||ours - TRL's|| / ||TRL's||. From the second column on, both sides use
-TRL's advantages. The gradient is the one before clipping, and the step is
+A row of the printed table is a case. A cell says how far the two sides are
+apart: for advantages, log-probs and entropies the largest difference, for the
+other columns ||ours - TRL's|| / ||TRL's||. After the first column, both sides
+use TRL's advantages. "gradient" is the gradient before clipping, and "step" is
 what AdamW adds to the weights. TRL logs KL and clip as means over
 micro-batches.
 """
@@ -41,7 +41,7 @@ REWARDS = [1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 1, 
 SHARED = {  # settings with the same name on both sides
     "learning_rate": 1e-3, "epsilon": 0.2, "epsilon_high": 0.28, "max_grad_norm": 1.0,
     "num_generations": GROUP, "max_completion_length": LONGEST, "gradient_checkpointing": False}
-SIMKO = {"alpha": 0.2, "q": 0.5, "lambda_top1": 1.5}  # so strong that each part is seen
+SIMKO = {"alpha": 0.2, "q": 0.5, "lambda_top1": 1.5}  # so strong that each part shows
 DAPO, KL, SPLIT = {"loss_type": "dapo"}, {"beta": 0.04}, {"gradient_accumulation_steps": 4}
 CASES = {  # name: (further settings of both sides, settings of TRL alone)
     "grpo": ({}, {}),
@@ -61,8 +61,9 @@ COLUMNS = (
 
 
 def make_samples(folder):
-    """Saves a random model with the laptop's tokenizer. Returns samples for it, of
-    random tokens and, for lambda's sake, of tokens that are rank-1."""
+    """Saves a random model with the laptop's tokenizer. Returns samples for it, in
+    which every second token is rank-1, so that lambda acts, and the others are
+    random."""
     config, tokenizer = shape_of("laptop"), make_tokenizer()
     config.initializer_range = 0.15  # with the default all tokens are about equally likely
     config.eos_token_id = tokenizer.eos_token_id
@@ -94,7 +95,7 @@ def most_probable(model, ids):
 
 
 def local(tensor):
-    """Returns a tensor as a plain one. It may be sharded, over one rank."""
+    """Returns a plain tensor for one that may be sharded (over one rank)."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
@@ -162,7 +163,8 @@ def trl_update(folder, samples, settings, method):
 
 
 def our_update(cfg, samples, advantages):
-    """Returns {column: our value}, with the given advantages. Fills in the samples."""
+    """Returns {column: our value}, with the given advantages. Sets the samples'
+    advantages and log-probs."""
     with mock.patch.dict(os.environ), process_group() as device:
         trainer = simko.Trainer(cfg, device, torch.float32)
         policy = trainer.policy
@@ -202,7 +204,7 @@ def main(arguments):
     parser = command_line(__file__, __doc__)
     parser.parse_args(arguments)
     if not importlib.util.find_spec("trl"):
-        parser.error("this Python has no TRL: use that of an environment with TRL")
+        parser.error("this Python has no TRL: use the Python of an environment with TRL")
     table("ours; TRL's", *COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
         samples = make_samples(folder)

@@ -5,7 +5,7 @@
 
 docs/walkthrough.md is text with Python cells. The first command runs the
 cells in order, updates the output below each cell, and writes the page as a
-notebook, docs/walkthrough.ipynb. Run it when you have changed the text or
+notebook, docs/walkthrough.ipynb. Run it after a change of the text or of
 simko.py.
 
 --measure writes docs/walkthrough.json, which the cells read. The file holds
@@ -109,8 +109,8 @@ def entropy(log_pi):
 
 
 def candidate_statistics(model, tokenizer, problems, path, temperature):
-    """Returns statistics of log pi of the candidates of rank 1 to 3, over
-    the model's own responses in the file at `path`.
+    """Returns statistics of log pi of the candidates of rank 1 to 3 in the
+    model's own responses, which are in the file at `path`.
 
     Lambda is the mean over all tokens, Lambda_gated the mean over gated
     tokens, both averaged as in Eq. 2. percentiles has the 0th to 100th
@@ -152,8 +152,8 @@ def measure(folders):
     cfg = SimpleNamespace(**next(iter(settings.values())))
     for folder, own in settings.items():
         if (own["model"], own["eval_data"]) != (cfg.model, cfg.eval_data):
-            fail(f"the model or eval_data of {folder} differs from {folders[0]}: name runs "
-                 "that share both")
+            fail(f"the model or eval_data of {folder} differs from that of {folders[0]}: "
+                 "name runs that share both")
     tokenizer = read_tokenizer(cfg.model)
     problems = load_problems(cfg.eval_data[0], cfg.data_dir, cfg.task)
     problems = encode_prompts(problems, tokenizer, cfg)

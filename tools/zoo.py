@@ -1,15 +1,16 @@
-"""Tests which architectures simko.py can train, with tiny models and random
+"""Tests which architectures simko.py can train, on tiny models with random
 weights.
 
     python -m tools.zoo                  # all architectures, about ten minutes
     python -m tools.zoo qwen3 lfm2       # only these
     python -m tools.zoo --rollout hf
 
-Each model trains two steps with each rollout backend, in which about half of
-its random responses are right. A run that succeeds has passed the probe of
-its log-probs (runtime/probe.py) and, at every step, the comparison with the
-engine's log-probs, the second time with weights that have changed. The result
-is the markdown table in docs/models.md.
+Each model trains two steps with each rollout backend. About half of its
+responses, which are random, are right. A run that succeeds has passed the
+probe of its log-probs (runtime/probe.py) and, at both steps, the comparison
+with the engine's log-probs, the second time with weights that have changed.
+The program prints a markdown table, from which the one in docs/models.md is
+made.
 """
 import json
 import subprocess
@@ -83,8 +84,8 @@ def save(name, folder):
 
 
 def save_tokenizer(folder, vocabulary):
-    """Saves a tokenizer whose words are <pad>, <eos>, numbers, and at the end two answers in
-    boxes, which ten words each spell with more and more spaces."""
+    """Saves a tokenizer whose words are <pad>, <eos>, numbers, and twenty boxed answers: `right`
+    and `wrong`, each with ten different numbers of spaces before it."""
     boxes = [f"\\boxed{{{answer:>{n}}}}" for answer in ("right", "wrong") for n in range(5, 15)]
     numbers = map(str, range(2, vocabulary - len(boxes)))
     words = {word: i for i, word in enumerate(["<pad>", "<eos>", *numbers, *boxes])}
@@ -95,7 +96,8 @@ def save_tokenizer(folder, vocabulary):
 
 
 def outcome(name, rollout, *flags):
-    """Trains two steps. Returns "right" with the largest gap to the engine, or the error."""
+    """Trains two steps. Returns "right" and the largest gap to the engine's log-probs, or the
+    error."""
     with tempfile.TemporaryDirectory() as folder:
         model = save(name, Path(folder, "model"))
         data = Path(folder, "train.jsonl")
@@ -114,7 +116,7 @@ def outcome(name, rollout, *flags):
             log = Path(folder, "run", "metrics.jsonl").read_text()
             steps = [json.loads(line) for line in log.splitlines()]
             if not all(step["grad_norm"] > 0 for step in steps):
-                return "not tried, since a step had no gradient"
+                return "not tried, because a step had no gradient"
             return f"right, gap {max(step['logp_gap'] for step in steps):.0e}"
         lines = (done.stdout + done.stderr).splitlines()
         errors = [line for line in lines if "Error: " in line or "error: " in line]
@@ -124,7 +126,7 @@ def outcome(name, rollout, *flags):
 
 
 def row(name, rollouts):
-    """Returns a model's outcomes. If a run advises --micro-batch-tokens 1, follows the advice."""
+    """Returns a model's outcomes. If a run's error advises --micro-batch-tokens 1, follows it."""
     cells = []
     for rollout in rollouts:
         found = outcome(name, rollout)
