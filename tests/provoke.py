@@ -1,5 +1,5 @@
-"""The run that test_faults.py and test_ranks.py disturb, and what they provoke at a chosen place in
-it: kills, signals, errors, and losses that are not numbers."""
+"""The run that test_faults.py and test_ranks.py disturb, and what they disturb it with at a chosen
+place: kills, signals, errors, and losses that are not numbers."""
 import math
 import os
 import signal
@@ -18,8 +18,8 @@ def flags(data, output, *more):
 
 
 def at_call(owner, name, count, action, after=False, when=lambda *_: True):
-    """Patches a function so that `action` is called before its call number `count`, or after it
-    if `after` is true. Only calls for which `when` returns true are counted."""
+    """Patches a function so that `action` runs before the function's call number `count`, or after
+    it if `after` is true. Only calls for which `when` returns true are counted."""
     function, calls = getattr(owner, name), []
 
     def call(*arguments, **options):

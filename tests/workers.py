@@ -1,8 +1,8 @@
 """Starts processes for tests that need them: ranks, engines, and runs that are killed.
 
 A process can start only one vLLM engine in its life, and each rank is a process. Each process
-calls a function in the file of its test. The function takes a folder, from which it reads its
-input and to which it writes its results:
+calls a worker, a function in the file of its test. A worker takes a folder, reads its input from
+there and writes its results there:
 
     python -m tests.workers NAME FOLDER
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = dict(os.environ)  # a copy from before any test changes it
-# Otherwise each run would have its own cache and compile its engine again.
+# One cache for all runs: with a cache of its own, each would compile its engine again.
 ENVIRONMENT.setdefault("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm"))
-LIMIT = 1800  # seconds; even on a busy machine, only a hanging process takes so long
+LIMIT = 1800  # seconds; even on a busy machine, only a process that hangs takes this long
 
 WORKERS = {
     "gradients": "tests.workers:gradients",
@@ -68,10 +68,10 @@ def run(command, **environment):
 
 
 def fork(function, log):
-    """Calls function() in a fork of this process, whose output goes to the file `log`. Returns
-    the fork's pid.
+    """Calls function() in a fork of this process, and returns the fork's pid. The fork's output
+    goes to the file `log`.
 
-    The fork need not repeat this process's imports, which take most of an engine's start."""
+    A fork has the imports of this process already, which take most of an engine's start."""
     pid = os.fork()
     if pid:
         return pid
