@@ -556,7 +556,7 @@ def main(arguments):
         for name, default in run.__kwdefaults__.items():
             add_option(command, name, default)
         if run is step:
-            command.add_argument("case", choices=CASES)
+            command.add_argument("case", choices=CASES, help="Which flags of simko.py to use.")
     options, flags = parser.parse_known_args(arguments)
     settings = vars(options)
     run = globals()[settings.pop("command")]

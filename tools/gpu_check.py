@@ -7,11 +7,11 @@ report.
 
 The parts are the tests a to m of tests/test_gpu.py, 20 training steps, and
 five short benchmarks of tools/bench.py. Whether results are right is checked
-before speed is measured. Each part runs in its own process
-with its own time limit, so a part that fails or hangs does not affect the
-others. Every line goes to the report, runs/gpu_check.md, as soon as it is
-printed, so nothing is lost if a borrowed machine disappears. A later call
-appends to it. Without a GPU, this is a dry run on the CPU.
+before speed is measured. Each part runs in its own process with its own time
+limit, so a part that fails or hangs does not affect the others. Every line
+goes to the report, runs/gpu_check.md, as soon as it is printed, so nothing is
+lost if a borrowed machine disappears. A later call appends to the report.
+Without a GPU, this is a dry run on the CPU.
 """
 import json
 import os
@@ -64,8 +64,8 @@ TESTS = {  # letter: (what the test checks, time limit in seconds), the most imp
     "l": ("two ranks", 150),
     "m": ("two ranks, each with an engine or with half of one", 300),
     "c": ("top-p sampling without nvcc", 180),
-    "i": ("seeds", 180),
-    "k": ("the engine's end", 180),
+    "i": ("seeds of the samples", 180),
+    "k": ("the engine's shutdown", 180),
     "g": ("memory in the log", 180),
     "j": ("times of sleep, wake and reload", 150),
 }
@@ -249,7 +249,9 @@ def main(arguments):
                         help="The time limit for all parts together, whose own limits add up to "
                         f"{worst:.0f} minutes. Default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=[*TESTS, *BENCHMARKS, "train"],
-                        help="Run only these parts.")
+                        help="Run only these parts. " + " ".join(
+                            f"{part.name}: {part.about}." for part in parts)
+                        + " train: 20 steps with --model.")
     parser.add_argument("--report", type=Path, default=Path("runs/gpu_check.md"), metavar="FILE",
                         help="Where to write the report. Default: %(default)s")
     options = parser.parse_args(arguments)

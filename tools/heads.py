@@ -24,8 +24,8 @@ def full_statistics(hidden, weight, token, K, temperature):
 
 
 def released_statistics(hidden, weight, token, K, temperature):
-    """Computes the same as the released code does: it takes the log-probs of the K candidates
-    from K copies of the logits."""
+    """Computes `chunked.token_statistics` as the released code does, which takes the log-probs of
+    the K candidates from K copies of the logits."""
     logits = full_logits(hidden, weight, temperature)
     top = logits.detach().topk(K).indices
     logp = -F.cross_entropy(logits, token, reduction="none")
@@ -63,7 +63,7 @@ def top_k_by_blocks(z, K, size=64):
 
 def statistics_top_k_first(h, weight, y, K, temperature, top_k=torch.topk):
     """Computes `chunked.chunk_statistics`, but takes the top-K from the logits in the model's
-    dtype, which has half the bytes. The cast and the division do not change the order."""
+    dtype, where they have half the bytes. The cast and the division do not change their order."""
     z = h @ weight.T
     values, top = top_k(z, K)
     wide = torch.promote_types(z.dtype, torch.float32)

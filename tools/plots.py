@@ -9,26 +9,33 @@ a number in its name is the counterpart of that figure in the paper.
 
 A FOLDER holds an evaluation, or a run, whose last evaluation is drawn if
 it is finished. If no FOLDER has an evaluation, fig1_pass_at_k and the
-report are left out.
+report are left out. The figures are:
+
 fig1_pass_at_k   pass@K against K, with the standard error over problems
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) during training
 fig6_entropy     distribution of token entropies at the end of training
+
 DIR/report.html shows these figures in one self-contained page, with tables
 of pass@K, settings, versions and the seconds of each phase.
 
 --path INDEX draws path_INDEX, which shows the top candidates of each model
 at each token of one response. --follow RUN shows a chart in the terminal
-while RUN trains. --study draws the results of tools.study:
+while RUN trains.
+
+--study draws the results of tools.study, as the mean ± standard error over
+the seeds that all runs of a figure share:
+
 pass_at_k        pass@K of the base model, GRPO and SimKO against K
 fig3d_methods    pass@K of each method at the step chosen by validation
 fig3_5_study     training dynamics with the chosen settings
 fig3_5_shared    training dynamics of GRPO and SimKO at one learning rate
 frontier         pass@K against pass@1 during training
 fig7_ablation    pass@K when one setting of SimKO is changed at a time
-These figures show the mean ± standard error over the seeds that all runs of
-a figure share. --walkthrough draws the figures of docs/walkthrough.md from
-the measurements of tools.walkthrough:
+
+--walkthrough draws the figures of docs/walkthrough.md from the measurements
+of tools.walkthrough:
+
 fig2_equal_entropy  two distributions with the same entropy
 fig4_one_step       the gate, and one step on a correct and a wrong response
 floor               when Eq. 6 pushes a candidate up, and where that leads

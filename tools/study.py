@@ -10,7 +10,7 @@ is started again, it does only the missing ones. A run is `simko.py train`
 with the laptop recipe's flags and the run's own flags. When a run ends, each
 of its evaluations becomes a row of docs/laptop/STAGE.jsonl, and its training
 curve a row of docs/laptop/curves.jsonl. Seed s selects base model s, the
-problems made with it, and the seed for sampling.
+problems made with it, and the seed for sampling. The stages are:
 
 tune      tries settings. Stage main chooses, for each method, the settings and
           the step with the highest mean of pass@K on seed 0's validation problems
@@ -22,6 +22,7 @@ short     trains both on the usual responses, SimKO with the paper's settings
 repeat    checks with five new seeds whether the paper's settings raise pass@256
           on wordy responses, as the three seeds of stage wordy suggest
 ablation  changes one setting of SimKO at a time at the recipe's learning rate
+
 docs/results.md describes each stage.
 """
 import json

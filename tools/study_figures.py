@@ -78,7 +78,7 @@ def frontier(axis, method, mean, error, step):
     axis.errorbar(marks[x], marks[y], bars[y], bars[x], color=colour, linestyle="",
                   marker=marker, markersize=size, elinewidth=0.7, label=NAMES[method])
     if often:
-        # Only below the paths is there space for both.
+        # There is space for both labels only below the paths.
         offsets = {"grpo": (-75, -70), "simko": (-85, -45)}
         if step == mean.index[-1]:
             offsets = dict.fromkeys(SHARED, (-110, -15))
