@@ -335,7 +335,7 @@ def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
     start_command()  # nothing is missing
     assert "has all runs of this study" in capsys.readouterr().out
     assert rows.read_text() == before
-    with pytest.raises(SystemExit, match=r"has runs at the learning rates \[.*would have 0.5"):
+    with pytest.raises(SystemExit, match=r"has runs at the learning rates \[.*would train at 0.5"):
         start_command("--learning-rate", "0.5")
 
     # A run whose evaluation was cut off is completed.

@@ -297,7 +297,8 @@ def test_a_laptop_run_of_another_command_is_refused_before_any_run_starts(box):
     run.mkdir(parents=True)
     (run / "config.json").touch()
     message = refused(box.run("laptop", "--alpha", "0.1", REFUSES="prepare"))
-    assert "runs/laptop/simko exists: repeat the command that started it, or move it away" in message
+    remedy = "repeat the command that started it, or move it away"
+    assert f"runs/laptop/simko exists: {remedy}" in message
     assert not box.runs()
     # There is no run of GRPO yet.
     done = box.run("laptop", "--method", "grpo", REFUSES="prepare")

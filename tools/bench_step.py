@@ -138,8 +138,8 @@ def step(*flags, case, rollout=("hf", "vllm"), trl_python="", rounds=3):
         # TRL runs on the CPU here, and the timers of phases do not wait for a GPU.
         fail("step compares on CPUs only: put CUDA_VISIBLE_DEVICES= before the command")
     if trl_python and not shutil.which(trl_python):
-        fail(f"--trl-python {trl_python}: there is no such program: name the Python of an "
-             "environment with TRL")
+        fail(f"--trl-python {trl_python} is no program: name the Python of an environment "
+             "with TRL")
     phases = ("rollout", "forward", "backward", "optimizer", "reward", "sync")
     sources, rows = {}, {}
     with ExitStack() as stack:

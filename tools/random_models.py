@@ -68,8 +68,8 @@ def random_trainer(config, device, change=None, **settings):
     model = random_model(config)
     if change:
         change(model)
-    # The probe is skipped: these architectures pass it, and it would make
-    # compiled layers compile once more.
+    # The probe is skipped: these architectures pass it, and compiled layers
+    # would be compiled for it.
     with (mock.patch.object(simko, "load_model", lambda path, dtype: model),
           mock.patch.object(simko, "check_log_probs")):
         cfg = simko.Config(model="random", **settings)

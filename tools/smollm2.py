@@ -325,8 +325,8 @@ def study(plan, model, folder, rows, first_seed, learning_rate):
     rates = {row["learning_rate"] for row in before if row["steps"]}
     rate = learning_rate or min(rates, default=None)
     if rates - {rate}:
-        fail(f"{rows} has runs at the learning rates {sorted(rates)}, and this study would have "
-             f"{rate:g}: name another file with --rows")
+        fail(f"{rows} has runs at the learning rates {sorted(rates)}, and this study would train "
+             f"at {rate:g}: name another file with --rows")
 
     def missing(arms):
         seeds = range(first_seed, first_seed + plan.seeds)

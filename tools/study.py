@@ -86,7 +86,7 @@ def read(name, folder=RESULTS):
                  "and run python -m tools.study")
     columns = "stage", "run", "method", "seed", "step", "steps"
     found = pd.DataFrame(rows or None, columns=None if rows else columns)
-    # A study that was stopped while it wrote a run's rows wrote them twice.
+    # A study that was stopped while it wrote a run's rows writes them once more.
     keys = [name for name in ("stage", "run", "seed", "set", "step") if name in found]
     return found.drop_duplicates(keys, keep="last", ignore_index=True)
 
