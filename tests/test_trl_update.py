@@ -100,6 +100,12 @@ class StandIn:
     policy that it assumes where none is given."""
     temperature = 0.7
 
+    def __init__(self, tools=(), **settings):
+        usual = {
+            "loss_type": "dapo", "importance_sampling_level": "token", "beta": 0.0,
+            "off_policy_mask_threshold": None, "use_bias_correction_kl": True}
+        self.args, self.tools = SimpleNamespace(**usual | settings), tools
+
     def _get_per_token_logps_and_entropies(self, model, ids, attention, n, **rest):
         return "TRL's own", ids, rest
 
@@ -126,19 +132,29 @@ class Bigram(torch.nn.Module):
 
 
 @pytest.fixture
-def trainer(monkeypatch):
-    """Returns a SimKOTrainer on top of StandIn. Of simko.py it finds the source of simko_ratio
+def trainer_class(monkeypatch):
+    """Returns SimKOTrainer on top of StandIn. Of simko.py it finds the source of simko_ratio
     alone, since its help says that this function can be copied."""
     alone = {"torch": torch}
     exec(inspect.getsource(simko.simko_ratio), alone)
     monkeypatch.setitem(sys.modules, "simko", SimpleNamespace(simko_ratio=alone["simko_ratio"]))
     monkeypatch.setitem(sys.modules, "trl", SimpleNamespace(GRPOTrainer=StandIn))
-    return runpy.run_path(str(ROOT / "tools" / "trl_trainer.py"))["SimKOTrainer"]()
+    return runpy.run_path(str(ROOT / "tools" / "trl_trainer.py"))["SimKOTrainer"]
+
+
+@pytest.mark.parametrize("wrong", [
+    {"loss_type": "cispo"}, {"importance_sampling_level": "sequence"},
+    {"off_policy_mask_threshold": 0.1}, {"beta": 0.1}, {"tools": ["search"]}])
+def test_the_trainer_for_trl_refuses_what_would_silently_be_another_method(trainer_class, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"this {name.replace('beta', 'use_bias_correction_kl')}:"):
+        trainer_class(**wrong)
+    trainer_class(beta=0.1, use_bias_correction_kl=False, loss_type="grpo")
 
 
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_the_trainer_for_trl_has_the_gradient_of_simko(trainer, on_policy):
-    defaults = simko.Config()
+def test_the_trainer_for_trl_has_the_gradient_of_simko(trainer_class, on_policy):
+    trainer, defaults = trainer_class(), simko.Config()
     for name in ("alpha", "K", "q", "lambda_top1"):
         assert getattr(trainer, name) == getattr(defaults, name)
     trainer.alpha, trainer.q, trainer.lambda_top1 = 0.3, 0.5, 1.4

@@ -21,6 +21,23 @@ class SimKOTrainer(GRPOTrainer):
     alpha, K, q, lambda_top1 = 0.01, 3, 0.8, 1.1
     batch = None  # set while a loss is computed
 
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        args = self.args
+        wrong = {
+            "loss_type": args.loss_type not in ("grpo", "dapo", "bnpo", "dr_grpo"),
+            "importance_sampling_level": args.importance_sampling_level != "token",
+            # This mask would take Eq. 3's ratio for a change of the policy.
+            "off_policy_mask_threshold": args.off_policy_mask_threshold is not None,
+            # The KL penalty would be multiplied by Eq. 3's ratio.
+            "use_bias_correction_kl": args.beta and args.use_bias_correction_kl,
+            "tools": self.tools,
+        }
+        if names := [name for name, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError(
+                f"SimKOTrainer does not work with this {', '.join(names)}: it needs "
+                "a clipped loss of each token's ratio, and text without tools")
+
     def _compute_loss(self, model, inputs):
         self.batch = dict(inputs)
         loss = super()._compute_loss(model, self.batch)
