@@ -54,20 +54,20 @@ from verify import Verifier
 
 
 # ---------------------------------------------------------------- settings
-# Defaults are the paper's or else the released code's; docs/methods.md and docs/reproduce.md
-# list the exceptions. --help shows each class under its _argument_group_name.
+# Defaults come from the paper, or else from the released code; docs/methods.md and
+# docs/reproduce.md list the exceptions. --help shows each class under its _argument_group_name.
 @dataclass
 class ObjectiveConfig:
     _argument_group_name = "objective"
-    method: str = setting("simko", "simko, grpo, or a name in runtime/baselines.py")
-    alpha: float = setting(0.01, "share of the gradient given to the top-K, Eq. 6")
-    K: int = setting(3, "number of candidates in Eq. 6, and of Lambda^(k) in the log")
-    q: float = setting(0.8, "tau of Eq. 3 is this quantile of the entropies: tau(q), Sec. 5.1")
-    lambda_top1: float = setting(1.1, "lambda of Sec. 4.3; Qwen2.5-7B: 1.05")
-    tau_scope: str = setting("response", "tau(q) of each response (released code) or of the batch")
-    epsilon: float = setting(0.2, "ratios are clipped below 1 - this (Sec. 2)")
-    epsilon_high: float = setting(0.2, "ratios are clipped above 1 + this; logic recipe: 0.28 (v3)")
-    beta: float = setting(0.0, "weight of the KL penalty")
+    method: str = setting("simko", "simko, grpo or a baseline (listed at the end of this help)")
+    alpha: float = setting(0.01, "share of the gradient that the top-K tokens get (Eq. 6)")
+    K: int = setting(3, "number of candidates in Eq. 6; the log has Lambda^(1) to Lambda^(K)")
+    q: float = setting(0.8, "tau of Eq. 3 is this quantile of the token entropies (Sec. 5.1)")
+    lambda_top1: float = setting(1.1, "factor on wrong rank-1 tokens (Sec. 4.3; Qwen2.5-7B: 1.05)")
+    tau_scope: str = setting("response", "one tau per response (released code) or per batch")
+    epsilon: float = setting(0.2, "ratios are clipped below 1 - epsilon (Sec. 2)")
+    epsilon_high: float = setting(0.2, "ratios are clipped above 1 + epsilon_high (0.28 for logic)")
+    beta: float = setting(0.0, "weight of the KL penalty against the initial model (Sec. 2)")
     loss_type: str = setting(
         "grpo", "grpo: mean over each response, then over responses (Sec. 2); "
         "dapo: mean over all tokens (released code)")
@@ -82,7 +82,7 @@ class TrainConfig:
     steps: int = setting(140, "training steps; 140 as in the released code, 19 epochs of MATH")
     batch_size: int = setting(1024, "prompts per step, over all ranks")
     mini_batch_size: int = setting(256, "prompts per update")
-    num_generations: int = setting(8, "responses per prompt: G of Sec. 2")
+    num_generations: int = setting(8, "responses per prompt (G of Sec. 2)")
     max_sampling_rounds: int = setting(
         0, "dynamic sampling: at most this many rollouts per step, until enough groups "
         "have unequal rewards; 0: one rollout, and all groups are kept")
@@ -92,34 +92,34 @@ class TrainConfig:
     warmup_steps: int = setting(0, "optimizer updates over which the learning rate rises")
     weight_decay: float = setting(0.0, "weight decay of AdamW; the paper names none")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
-    lora_rank: int = setting(0, "rank of LoRA's adapters; 0: all weights are trained (paper)")
-    lora_alpha: float = setting(32.0, "LoRA: the weights are W + (alpha / rank) B A")
+    lora_rank: int = setting(0, "rank of the LoRA adapters; 0: train all weights (paper)")
+    lora_alpha: float = setting(32.0, "LoRA's alpha: the weights become W + (alpha / rank) B A")
     eval_steps: int = setting(0, "steps between evaluations; 0: only one, at the end")
 
 
 @dataclass
 class EvalConfig:
     _argument_group_name = "evaluation"
-    eval_data: list[str] = setting([], "names of benchmarks or of groups of them, or JSONL files")
+    eval_data: list[str] = setting([], "benchmarks, groups (math, logic), JSONL files, hub sets")
     eval_n: int | None = setting(
-        None, "samples per problem (default: 256; AIME, AMC 300; logic 128)")
+        None, "samples per problem (default: 256; AIME and AMC: 300; logic: 128)")
     eval_temperature: list[float] | None = setting(
-        None, "one or several temperatures (default: 0.6; logic 0.7)")
+        None, "one or several temperatures (default: 0.6; logic: 0.7)")
     eval_top_p: float | None = setting(None, "top-p of the samples (default: 0.95)")
     eval_max_tokens: int | None = setting(
-        None, "maximum tokens per response (default: 4096; logic 8192)")
+        None, "maximum tokens per response (default: 4096; logic: 8192)")
 
 
 @dataclass
 class RunConfig:
     _argument_group_name = "model and run"
     model: str = setting("Qwen/Qwen2.5-Math-7B", "hub id or folder")
-    output_dir: str = setting("runs/simko", "folder of settings, log, checkpoints and results")
-    seed: int = setting(0, "random streams are functions of (seed, step, rank)")
-    prompt_template: str = setting("chat", "chat (the model's), qwen-math, plain, raw")
-    chat_template_kwargs: dict = setting({}, "arguments of the chat template, a JSON object")
+    output_dir: str = setting("runs/simko", "folder for settings, log, checkpoints and results")
+    seed: int = setting(0, "seed of the random streams, which also depend on step and rank")
+    prompt_template: str = setting("chat", "chat (the model's own), qwen-math, plain or raw")
+    chat_template_kwargs: dict = setting({}, "arguments for the chat template, as a JSON object")
     max_prompt_length: int = setting(1024, "maximum tokens per prompt; longer ones are left out")
-    task: str = setting("math", "how answers are checked, unless a row names its task")
+    task: str = setting("math", "how answers are checked; a row may name a task of its own")
 
 
 @dataclass
@@ -135,7 +135,7 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
     logp: log pi_theta(y|s) of the sampled token y, (...,).
     old_logp: log pi_old(y|s), by the policy that sampled it, (...,). The
         paper prints pi_ref here; the released code has pi_old.
-    topk_logp: log pi_theta of the K tokens it finds most probable, (..., K).
+    topk_logp: log pi_theta of its K most probable tokens, (..., K).
     is_top1: whether y is the rank-1 candidate, bool (...,).
     advantage: A of y's response, (...,).
     gate: whether pi_theta's entropy at s is above tau(q), bool (...,).
@@ -205,8 +205,8 @@ def kl_penalty(logp, ref_logp):
 def pass_at_k(n, c, k):
     """pass@k of each problem: 1 - C(n-c, k) / C(n, k) (Sec. 5.1).
 
-    It is computed in exact integers, then rounded once. n: samples per
-    problem. c: (P,), correct ones of them. Returns (P,), float64.
+    Computed in exact integers and rounded once. n: samples per problem.
+    c: (P,), how many of them are correct. Returns (P,), float64.
     Raises ValueError unless 1 <= k <= n and 0 <= c <= n."""
     if not (1 <= k <= n and ((0 <= c) & (c <= n)).all()):
         raise ValueError(
@@ -241,8 +241,8 @@ def token_statistics(hidden, weight, token, K, temperature):
 
 
 def policy_forward(model, packed, K, temperature):
-    """`token_statistics` of all response tokens. It reads the head's weight
-    itself, so build_model tells FSDP to gather the weights for this call, too."""
+    """`token_statistics` of all response tokens. Because it reads the head's
+    weight directly, build_model has FSDP gather the weights for this call."""
     body = model.base_model(
         input_ids=packed.tokens[None], position_ids=packed.positions[None],
         cu_seq_lens_q=packed.bounds, max_length_q=packed.longest, use_cache=False)
@@ -265,9 +265,9 @@ class VLLMEngine:
     max_tokens: the length of the longest response that will be requested.
 
     With tensor_parallel_size > 1, that many neighbouring ranks share an
-    engine, and `generate` is a collective call. Each of them schedules and
-    samples on its own; they agree because all get the same prompts in the
-    same order and draw from the same random stream."""
+    engine, and `generate` is a collective call. Each rank schedules and
+    samples on its own; the ranks agree because all get the same prompts in
+    the same order and draw from the same random stream."""
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
         self.on_gpu = device.type == "cuda"
@@ -303,7 +303,7 @@ class VLLMEngine:
             logprobs=0 if logprobs else None)  # 0: of the sampled token only
         offset, everyone = 0, prompts
         if self.tp_size > 1:
-            # All ranks of an engine get the prompts of all of them.
+            # Each rank of an engine passes it the prompts of all its ranks.
             rank = dist.get_rank()
             first = rank - rank % self.tp_size
             shares = gather([prompts])[first:first + self.tp_size]
@@ -358,7 +358,7 @@ class VLLMEngine:
 
 
 def score(samples, problems, tokenizer, verifier):
-    """Fills in `id`, `text` and `reward` of samples. `prompt` of each is
+    """Fills in `id`, `text` and `reward` of samples. A sample's `prompt` is
     the index of its problem in `problems`."""
     texts = [tokenizer.decode(s.response_ids, skip_special_tokens=True) for s in samples]
     answers = [problems[s.prompt]["answer"] for s in samples]
@@ -388,7 +388,7 @@ class Trainer:
         """Loads cfg.model and shards it over the ranks.
 
         Trained weights are float32, since bfloat16 would round updates of
-        1e-6 away. LoRA's frozen ones and the computation are in self.dtype."""
+        1e-6 away. LoRA's frozen weights and all computation are in self.dtype."""
         model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -400,7 +400,7 @@ class Trainer:
             weight_dtype = None  # each weight keeps its own
         precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         shard = partial(fully_shard, mesh=device_mesh(self.device), mp_policy=precision)
-        # Layer by layer, so that no GPU ever holds all of it in float32.
+        # Layer by layer, so that no GPU ever holds the whole model in float32.
         for layer in model.base_model.layers:
             shard(layer.to(self.device, weight_dtype))
         shard(model.to(self.device, weight_dtype))
@@ -409,8 +409,8 @@ class Trainer:
         return model
 
     def named_weights(self):
-        """Yields (name, whole tensor) for the engine, in its dtype. Every rank
-        must read to the end, because it takes all of them to gather a tensor."""
+        """Yields (name, whole tensor) in the engine's dtype. Every rank must read
+        to the end, because all of them take part in gathering a tensor."""
         weights = dict(self.policy.named_parameters())
         for name, weight in lora.merged(weights, self.cfg):
             # The detach leaves no gradient; the engine needs none.
@@ -541,7 +541,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), cfg.max_grad_norm)
         sums["grad_norm"] = norm.full_tensor().item()
         sums["updates"] = 1
-        # Both are the same on all ranks, so all decide alike.
+        # Loss and norm are the same on all ranks, so all decide alike.
         if not math.isfinite(sums["loss"] + sums["grad_norm"]):
             faults.refuse_update(self, finite, sums["loss"], sums["grad_norm"])
             return {"grad_norm": math.nan}
@@ -573,7 +573,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
         batch = step * max_rounds + rounds
         order = prompt_order(batch, cfg.batch_size, len(problems), cfg.seed)
         own_problems = [problems[i] for i in order[rank::world]]
-        # The last number is even here and 1 in `evaluate`, so their streams differ.
+        # The last number is even here and 1 in `evaluate`, so the random streams differ.
         seed_everything(cfg.seed, step, rank // cfg.tensor_parallel_size, 2 * rounds)
         samples = engine.generate(
             [problem["prompt_ids"] for problem in own_problems],
@@ -598,8 +598,8 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     for s, advantage in zip(samples, advantages.tolist()):
         s.advantage = advantage
 
-    # Mini-batches are cut before the ranks share them, so that the updates are those
-    # of a single rank. Where groups are missing, the last mini-batches are smaller.
+    # Mini-batches are cut before the ranks share them, so that a single rank would make
+    # the same updates. If groups are missing, the last mini-batches are smaller.
     size = cfg.mini_batch_size * cfg.num_generations
     starts = range(0, cfg.batch_size * cfg.num_generations, size)
     mini_batches = [balance_across_ranks(samples[i:i + size], rank, world) for i in starts]
@@ -674,7 +674,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
 
 # -------------------------------------------------------------------- main
 def make_engine(cfg, *arguments):
-    """Builds the engine that --rollout chooses. Its arguments are VLLMEngine's."""
+    """Builds the engine that --rollout names, with the arguments of VLLMEngine."""
     if cfg.rollout == "vllm":
         return VLLMEngine(cfg, *arguments)
     from runtime.hf_engine import HFEngine
