@@ -75,7 +75,7 @@ def compare(gold, pred):
     if letters(gold) == letters(pred):
         return right("text: the same")
     if not gold or not pred:
-        return wrong("text: one side is empty")
+        return wrong("text: one answer is empty")
     if max(len(gold), len(pred)) > MAX_FORMULA:
         return wrong("text: different, and too long for a formula")
     verdict = by_structure(gold, pred)
@@ -103,7 +103,7 @@ def by_parts(gold, pred):
     (kind, golds), (pred_kind, preds) = map(structure.parts, (gold, pred))
     name, pred_name = structure.KINDS[kind], structure.KINDS[pred_kind]
     if kind != pred_kind:
-        return wrong(f"structure: {name} against {pred_name}")
+        return wrong(f"structure: {pred_name} instead of {name}")
     if not kind:
         return by_value(*golds, *preds)
     match = any_order if kind in (",", "∪") else same_order
@@ -112,7 +112,7 @@ def by_parts(gold, pred):
 
 def same_order(name, golds, preds):
     if len(golds) != len(preds):
-        return wrong(f"structure: {name}, {len(golds)} parts and {len(preds)}")
+        return wrong(f"structure: {name} of {len(preds)} parts instead of {len(golds)}")
     for number, pair in enumerate(zip(golds, preds), 1):
         verdict = compare(*pair)
         if not verdict.right:
@@ -122,24 +122,24 @@ def same_order(name, golds, preds):
 
 def any_order(name, golds, preds, same=compare):
     if len(golds) != len(preds):
-        return wrong(f"structure: {name}, {len(golds)} parts and {len(preds)}")
+        return wrong(f"structure: {name} of {len(preds)} parts instead of {len(golds)}")
     left = list(preds)
     for gold in golds:
         match = next((pred for pred in left if same(gold, pred).right), None)
         if match is None:
-            return wrong(f"structure: {name}, no part equals {gold}")
+            return wrong(f"structure: {name}, no part of the response equals {gold}")
         left.remove(match)
     return right(f"structure: {name} with equal parts in any order")
 
 
 # ---- 3a. equations ----------------------------------------------------------
 def by_equation(gold, pred):
-    """Returns the verdict if a side is an equation, else None.
+    """Returns the verdict if either answer is an equation, else None.
 
-    An equation may name an answer (x = 5, m + n = 5) or derive it (2 + 3 = 5). Every
-    side of the prediction must equal the gold answer, apart from names and, if another
-    side has a value, sums of names. If all sides are names, the last one must. If both
-    answers are equations, they must have the same solutions."""
+    An equation may name an answer (x = 5, m + n = 5) or derive it (2 + 3 = 5). Each side
+    of the prediction must equal the gold answer. Names are skipped, and so are sums of
+    names if another side has a value. If all sides are names, the last one must equal it.
+    Two equations that do not name the same thing must have the same solutions."""
     golds, preds = structure.sides(gold), structure.sides(pred)
     if len(golds) == len(preds) == 1:
         return None
@@ -149,7 +149,7 @@ def by_equation(gold, pred):
         if not named or not structure.same_name(golds[0], preds[0]):
             return by_solutions(golds, preds)
     if not named:
-        return wrong("structure: an equation against a single expression")
+        return wrong("structure: a single expression instead of an equation")
     claims = [side for side in preds if not NAME.fullmatch(side)]
     values = [side for side in claims if not SUM_OF_NAMES.fullmatch(side)]
     for claim in values or claims or preds[-1:]:
@@ -176,7 +176,7 @@ def by_solutions(golds, preds):
 
 # ---- 3b. inequalities and sets of real numbers ------------------------------
 def by_relation(gold, pred):
-    """Returns the verdict if a side is a relation, else None.
+    """Returns the verdict if either answer is a relation, else None.
 
     Relations are equal if they are the same chain, the same set of real numbers,
     one inequality scaled by a constant, or sets with the same conditions."""
@@ -194,7 +194,7 @@ def by_relation(gold, pred):
     if all(builders):
         return same_builder(*builders)
     if any(chains) or any(builders):
-        return wrong("structure: a relation against something else")
+        return wrong("structure: different relations, or a relation in only one answer")
     return None
 
 
