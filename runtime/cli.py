@@ -43,12 +43,12 @@ class SystemConfig:
     apart from rounding, the engine's random streams and data_dir."""
     _argument_group_name = "system"
     rollout: str = setting(
-        "auto", "engine that generates: vllm, hf (transformers' generate), "
-        "or auto (vLLM if it is installed)")
+        "auto", "rollout engine: vllm, hf (transformers' generate) or auto "
+        "(vLLM if it is installed)")
     dtype: str = setting("auto", "bfloat16, float32, or auto (bfloat16 on GPUs)")
     gpu_memory_utilization: float = setting(
-        0.6, "vLLM's share of a GPU's memory while it generates; on "
-        "CPUs VLLM_CPU_KVCACHE_SPACE is its cache in whole GiB")
+        0.6, "share of a GPU's memory that vLLM takes while it generates; on CPUs, the "
+        "environment variable VLLM_CPU_KVCACHE_SPACE sets its cache in whole GiB")
     tensor_parallel_size: int = setting(
         1, "number of neighbouring GPUs that share a vLLM engine")
     data_dir: str = setting(
@@ -60,7 +60,7 @@ class TrainSystemConfig:
     """The system settings that only a training run has."""
     _argument_group_name = "system, in training"
     micro_batch_tokens: int = setting(
-        16384, "maximum packed tokens in a forward pass")
+        16384, "maximum tokens packed into one forward pass")
     gradient_checkpointing: bool = setting(
         True, "recompute each layer in the backward pass")
     save_steps: int = setting(
@@ -118,8 +118,8 @@ def check_values(cfg, parser):
 
 def check_text(name, text, parser):
     if name in ("output_dir", "data_dir") and text.startswith("~"):
-        parser.error(f"{flag(name)} {text}: the shell replaces ~ only after "
-                     "a space: write the whole path")
+        parser.error(f"{flag(name)} {text} begins with ~, which the shell replaces only "
+                     "after a space: write the whole path")
     empty = not text.strip() and name != "data_dir"
     if empty or not text.isprintable():
         parser.error(f"{flag(name)} {text!r} is empty, or has characters "
@@ -145,7 +145,7 @@ def check_together(command, cfg, parser):
                      "alone has no baseline")
     if cfg.method == "pass-at-k" and cfg.num_generations <= 4:
         parser.error("--method pass-at-k needs --num-generations above 4: "
-                     "with one set of 4 there is no advantage")
+                     "a single set of 4 gives no advantage")
     if cfg.batch_size % cfg.mini_batch_size:
         parser.error(f"--mini-batch-size {cfg.mini_batch_size} does not "
                      f"divide --batch-size {cfg.batch_size}")
@@ -178,7 +178,7 @@ def note_idle_flags(cfg):
     """Prints a note about flags that are set but that change nothing in this run."""
     method = METHODS[cfg.method]
     if cfg.method != "grpo" and cfg.grpo_warmup_steps >= cfg.steps:
-        print_once(f"note: all {cfg.steps} steps are GRPO's, because "
+        print_once(f"note: all {cfg.steps} steps use GRPO, because "
                    f"--grpo-warmup-steps is {cfg.grpo_warmup_steps}")
     if cfg.eval_steps and not cfg.eval_data:
         print_once("note: --eval-steps does nothing without --eval-data")
@@ -261,7 +261,7 @@ def make_parser(command, Config):
     parser = Parser(
         groups_of(command, Config), prog="simko.py",
         usage="simko.py {train,eval} [--flag value]", allow_abbrev=False,
-        description="Both commands have their own --help.", epilog=epilog,
+        description="Each command has its own --help.", epilog=epilog,
         formatter_class=partial(Help, width=100))
     parser.command = command
     parser.register("type", dict, json_object)
@@ -298,7 +298,7 @@ def parse_config(arguments, Config):
     *parts, unknown = parser.parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False)
     if not command:
-        parser.error("say what to do: train or eval")
+        parser.error("name a command: train or eval")
     if unknown:
         flags = re.findall(r"--[A-Za-z][\w-]*", parser.format_help())
         near = difflib.get_close_matches(
@@ -359,8 +359,8 @@ def resolve_auto(cfg):
 
 
 def check_temperatures(cfg):
-    """Refuses what vLLM would refuse only once it has started, or would
-    silently raise to 0.01."""
+    """Refuses temperatures that vLLM would refuse only after its start, or
+    would silently raise to 0.01."""
     if cfg.rollout != "vllm":
         return
     for name in ("temperature", "eval_temperature"):
@@ -378,7 +378,7 @@ def prepare(arguments, Config):
     Nothing is loaded on a device, and no file is changed."""
     if sys.flags.optimize > 1:
         fail("Python was started with -OO or PYTHONOPTIMIZE=2, which drops "
-             "the docstrings that transformers reads: start it without")
+             "the docstrings that transformers reads: start Python without it")
     check_launch()
     command, cfg = parse_config(arguments, Config)
     cfg = resolve_auto(cfg)
@@ -419,15 +419,15 @@ def prepare(arguments, Config):
     return job
 
 
-# Each node may have these on its own disk, or choose them for its own GPUs.
+# Nodes may differ in these: paths on their own disks, and choices for their own GPUs.
 OF_A_NODE = (
     "model", "output_dir", "data_dir", "train_data", "eval_data",
     "micro_batch_tokens", "gradient_checkpointing", "gpu_memory_utilization")
 
 
 def identity(job):
-    """Returns {flag: value} of everything in which ranks must agree. Files
-    are compared by their contents."""
+    """Returns {flag: value} of everything that must be the same on all ranks.
+    Files are compared by their contents."""
     settings = dataclasses.asdict(job.cfg)
     mine = {flag(name): value for name, value in settings.items() if name not in OF_A_NODE}
     mine["--model"] = fingerprint(job.cfg.model)
@@ -457,12 +457,12 @@ def announce(job, device, dtype):
         return
     cfg, world = job.cfg, dist.get_world_size()
     for source, problems in job.sets.items():
-        print(f"{source}: {len(problems)} problems; {job.dropped[source]} "
-              f"longer than {cfg.max_prompt_length} tokens dropped")
+        print(f"{source}: {len(problems)} problems; dropped {job.dropped[source]} "
+              f"with prompts longer than {cfg.max_prompt_length} tokens")
         prompt = repr(job.tokenizer.decode(problems[0]["prompt_ids"]))
         if len(prompt) > 400:
             prompt = f"{prompt[:250]} ... {prompt[-150:]}"
-        first = f"  the first: {prompt} -> {problems[0]['answer']!r:.100}"
+        first = f"  first prompt and answer: {prompt} -> {problems[0]['answer']!r:.100}"
         encoding = sys.stdout.encoding or "utf-8"  # it may be ASCII
         print(first.encode(encoding, "backslashreplace").decode(encoding))
     what = cfg.method if job.command == "train" else "evaluation"

@@ -40,7 +40,7 @@ REFUSED = {  # command line: what the message names, by default the first flag
     "train --eval-data b/y a/x,split=test b/x": "same name, x: rename",
     "train --eval-temperature 0.2 0.2": "--eval-temperature names a temperature twice",
     "eval --alpha 0.1 --eval-data x": "--alpha",
-    "train --output-dir=~/runs": "the shell replaces ~ only after a space",
+    "train --output-dir=~/runs": "begins with ~, which the shell replaces only after a space",
     "train --chat-template-kwargs [1]": "'[1]' is not a JSON object",
     "train --chat-template-kwargs false": "'false' is not a JSON object",
     'train --chat-template-kwargs {"a":NaN}': "is not JSON (NaN is not JSON)",
@@ -288,7 +288,7 @@ def test_a_run_that_does_less_than_its_flags_promise_says_so(capsys):
         return capsys.readouterr().out
 
     assert printed(grpo_warmup_steps=5) == (
-        "note: all 5 steps are GRPO's, because --grpo-warmup-steps is 5\n")
+        "note: all 5 steps use GRPO, because --grpo-warmup-steps is 5\n")
     assert printed(eval_steps=1) == "note: --eval-steps does nothing without --eval-data\n"
     assert printed(grpo_warmup_steps=4, eval_steps=1, eval_data=["math500"]) == ""
     assert printed(method="grpo", grpo_warmup_steps=5) == ""
@@ -364,7 +364,7 @@ def test_a_run_shows_the_first_prompt_and_its_answer(laptop, tmp_path, group, ca
     job = cli.prepare(recipe(laptop, "eval", tmp_path, "--rollout", "hf"), simko.Config)
     first = job.benchmarks[0].problems[0]
     cli.announce(job, CPU, torch.float32)
-    shown = f"  the first: '<bos> {first['problem']}' -> '{first['answer']}'\n"
+    shown = f"  first prompt and answer: '<bos> {first['problem']}' -> '{first['answer']}'\n"
     assert shown in capsys.readouterr().out
     first["prompt_ids"] = np.tile(first["prompt_ids"], 100)
     cli.announce(job, CPU, torch.float32)

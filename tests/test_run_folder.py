@@ -124,7 +124,8 @@ def test_no_secret_is_written_or_printed(run):
 
 def test_what_a_model_or_file_says_does_not_steer_the_terminal(run, tmp_path, capfd, monkeypatch):
     folder, printed = run
-    assert "test.jsonl: 40 problems; 0 longer than 16 tokens dropped\n  the first: " in printed
+    first = "test.jsonl: 40 problems; dropped 0 with prompts longer than 16 tokens\n  first prompt "
+    assert first in printed
     assert "step    1/1" in printed and "\x1b" not in printed.replace("\x1b[A", "")  # tqdm's own
     shutil.copytree(folder, tmp_path / "run")
     report = json.loads((tmp_path / "run" / "eval_000001" / "eval.json").read_text())
