@@ -28,7 +28,7 @@ class Method(NamedTuple):
     simko_ratio: bool = False
     # The gate opens above this quantile of all entropies in the batch.
     batch_quantile: float | None = None
-    # A function of (samples) that sets `chosen` in each; it becomes the gate.
+    # f(samples), which sets `chosen` in each sample; `chosen` becomes the gate.
     choose: Callable | None = None
     # Responses with A = 0 are dropped before the loss is averaged.
     drops_zero_advantage: bool = False
@@ -96,10 +96,10 @@ def kl_cov_loss(grpo_loss, *, gamma, logp, old_logp, advantage, gate, **_):
 
 
 def choose_by_covariance(samples, share=0.002):
-    """Sets `chosen`, (L,) bool, in each sample. It is true where the product
-    of A and log pi_old, each minus its mean, is largest: for the `share` of
-    all ranks' tokens (at least one token, and more where values tie). If all
-    A are equal, it is true for none.
+    """Sets `chosen`, (L,) bool, in each sample: true for the `share` of all
+    ranks' tokens with the largest product of A and log pi_old, each minus its
+    mean. At least one token is chosen, and more if values tie, but none if all
+    A are equal.
 
     The choice uses pi_old so that it depends neither on micro-batches nor
     on earlier updates."""
@@ -122,7 +122,7 @@ def choose_by_covariance(samples, share=0.002):
 
 METHODS = {
     "simko": Method(
-        "Eq. 3: --alpha, --K, --q, --lambda-top1, --tau-scope",
+        "the ratio of Eq. 3, with --alpha, --K, --q, --lambda-top1 and --tau-scope",
         simko_ratio=True),
     "grpo": Method("the same loop without Eq. 3"),
     "psr": Method(
@@ -147,7 +147,7 @@ METHODS = {
         token_loss=kl_cov_loss, choose=choose_by_covariance,
         trains_on_zero_advantage=True),
     "pass-at-k": Method(
-        "A from sets of 4 responses, which are right if one of them is "
+        "A over sets of 4 responses; a set is right if one of them is "
         "(Chen et al., 2025a)",
         advantage=pass_at_k_advantage),
 }
@@ -155,9 +155,9 @@ METHODS = {
 
 def batch_threshold(entropies, method, cfg):
     """Returns one tau for the tokens of all ranks, or None if each response
-    has its own. SimKO needs it with --tau-scope batch, and "forking" always.
-    It comes from pi_old's entropies, because pi_theta's exist for one
-    micro-batch at a time."""
+    has its own. SimKO needs this tau with --tau-scope batch, and "forking"
+    always. It is computed from pi_old's entropies, because pi_theta's exist
+    for only one micro-batch at a time."""
     q = method.batch_quantile
     if q is None and cfg.tau_scope == "batch":
         q = cfg.q

@@ -9,9 +9,8 @@ For 16,384 tokens and a vocabulary of 152,000, a single copy takes 9 GiB.
 `token_statistics` takes the head's input instead of its output. It computes
 the logits of one chunk of tokens, keeps the few numbers, and frees the logits
 before it computes the next chunk. The backward pass recomputes each chunk's
-logits. The size of the chunks changes the memory that is needed, and the
-result only by rounding: in bfloat16 the head's gradient is rounded once per
-chunk.
+logits. Larger chunks need more memory. The chunk size changes the result only
+by rounding: in bfloat16 the head's gradient is rounded once per chunk.
 """
 import torch
 
