@@ -604,7 +604,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     starts = range(0, cfg.batch_size * cfg.num_generations, size)
     mini_batches = [balance_across_ranks(samples[i:i + size], rank, world) for i in starts]
     own_samples = [s for mini_batch in mini_batches for s in mini_batch]
-    with faults.phase("log-probs"):
+    with faults.phase("computation of log-probs"):
         entropies, metrics = trainer.compute_old_logp(own_samples, progress)
         faults.check_gap(metrics["logp_gap"], own_samples, trainer.dtype)
         tau = baselines.batch_threshold(entropies, method, cfg)

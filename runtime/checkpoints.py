@@ -32,7 +32,7 @@ from runtime.versions import versions
 # -------------------------------------------------------- save and resume
 def start_or_resume(folder, problems, trainer):
     """Creates the run folder, or loads its last checkpoint. Returns the
-    number of steps made so far. problems: those that the run trains on."""
+    number of steps made so far. problems: the problems to train on."""
     if trainer.rank == 0:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         settings = run_settings(trainer.cfg, problems)
@@ -55,9 +55,9 @@ def load_checkpoint(folder, trainer):
     if trainer.rank == 0:
         own = [*reversed(saved_checkpoints(folder).items())]
     found = gather(own)
-    # This makes AdamW's tensors, for a new run too. In its first update they
-    # would take parts of blocks that it has freed, which could then not go to
-    # the engine.
+    # This creates AdamW's tensors, in a new run too. Otherwise the first update
+    # would put them into blocks of memory that it has just freed, and PyTorch
+    # could then not release these blocks to the engine.
     state = checkpoint_state(trainer)
     for step, path in found:
         try:
@@ -109,9 +109,10 @@ def save_checkpoint(folder, step, trainer):
     shards, and a rename completes the checkpoint. The last two are kept.
 
     After a refused update nothing is saved, because the next steps may
-    show that the weights are to blame. After the last step none will."""
+    show that the weights are to blame. After the last step no other step
+    can show it, so the checkpoint is saved."""
     if trainer.refused and step < trainer.cfg.steps:
-        print_once(f"step {step}: no checkpoint, because the last update was refused")
+        print_once(f"step {step}: no checkpoint, because the last update was skipped")
         return
     final = folder / "checkpoints" / f"step_{step:06d}"
     temporary = final.with_suffix(".tmp")
@@ -156,8 +157,8 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(trainer.policy, options=options)
     if trainer.rank == 0:
-        # fully_shard has changed the policy's class. A plain model holds
-        # the weights instead.
+        # fully_shard has changed the policy's class, so a plain model saves
+        # the weights.
         model = plain_model(trainer.cfg, stop_ids, trainer.dtype)
         if trainer.cfg.lora_rank:
             # transformers loads some generation configs that it refuses to save.
@@ -178,9 +179,9 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
 
 
 def add_older_names(folder):
-    """Adds to an exported folder the names by which transformers 4, and the
-    programs built on it, know its settings. They do not read rope_parameters,
-    and would silently compute positions with another theta."""
+    """Adds to an exported folder the names that its settings have in
+    transformers 4, for programs built on that version. They do not read
+    rope_parameters, and would silently compute positions with another theta."""
     path = folder / "config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
     if "dtype" in fields:
@@ -228,9 +229,9 @@ def older_rope(model_type, rope):
 def same_rope(folder, older):
     """Returns whether transformers reads the same rope from a folder's
     config.json as from the fields `older`, which have both the new names and
-    the old ones. Some families cannot read them side by side."""
+    the old ones. Some families cannot read the two side by side."""
     with TemporaryDirectory() as other:
-        # It reads infinite numbers, which Falcon-H1 has, only from a file.
+        # transformers reads infinite numbers, as in Falcon-H1, only from a file.
         Path(other, "config.json").write_text(json.dumps(older), encoding="utf-8")
         try:
             # transformers 4 may call the rope_type "type", which changes nothing.
@@ -276,7 +277,7 @@ def whole_folder(folder):
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     yield temporary
-    # A run that finds the folder does not export again, so it must be whole.
+    # A run that finds this folder does not export again, so it must be complete.
     for path in (*temporary.rglob("*"), temporary):
         reach_disk(path)
     shutil.rmtree(folder, ignore_errors=True)
@@ -336,7 +337,7 @@ def check_checkpoints(folder):
         try:
             MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
         except UnsafePickle as error:
-            fail(f"{file} calls {error}, as no checkpoint of this program "
-                 "does: delete its folder, or choose another --output-dir")
+            fail(f"{file} calls {error}, which no checkpoint of this program "
+                 "does: delete the checkpoint's folder, or choose another --output-dir")
         except Exception:  # noqa: BLE001, S110
             pass

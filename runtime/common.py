@@ -58,7 +58,7 @@ def flag(name):
 
 
 def print_once(text):
-    """Prints a line on rank 0 only. It may be called before the ranks have met."""
+    """Prints a line on rank 0 only. Works before there is a process group, too."""
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
 
@@ -75,8 +75,8 @@ def write_whole(path, text):
 def seed_everything(*key):
     """Seeds all global random generators from `key`, a few integers.
 
-    Both rollout engines draw from these generators, and advance them even
-    when they start. Call this before each use."""
+    Both rollout engines draw from these generators, even while they start.
+    Call this before each use."""
     sequence = np.random.SeedSequence(key)
     value = int(sequence.generate_state(1)[0])
     random.seed(value)

@@ -85,7 +85,7 @@ def fetch(source):
     spec = DATASETS.get(source) or parse_source(source)
     if "/" not in spec.hub and not os.path.exists(spec.hub):
         names = dict.fromkeys(name.removesuffix("-train") for name in [*GROUPS, *DATASETS])
-        fail(f"{source}: there is no such file or folder. An id of the hub is owner/name, and "
+        fail(f"{source}: there is no such file or folder. A hub id has the form owner/name, and "
              f"the names known here are {', '.join(names)}")
     found = hub_rows(spec.hub, spec.config, spec.split)
     rows = convert_all(source, spec, ((f"{source}, row {row['id']}", row) for row in found))
@@ -116,17 +116,17 @@ def hub_rows(hub, config, split):
     if os.path.isfile(hub):
         if hub.lower().endswith(".parquet"):
             folder = os.path.dirname(hub) or "."
-            fail(f"{hub} is a Parquet file, and only folders of them are read: name {folder}")
+            fail(f"{hub} is a Parquet file, and only folders of such files are read: name {folder}")
         fail(f"{hub} is not a .jsonl file: convert it, with datasets' to_json for example")
     what = f"{hub} cannot be read as a data set"
     if not os.path.isdir(hub):
-        what = (f"{hub} cannot be read from the Hugging Face hub (--data-dir names a folder of "
-                "copies), and it is not a .jsonl file")
+        what = (f"{hub} is not a .jsonl file, and it cannot be read from the Hugging Face hub "
+                "(--data-dir can name a folder of copies)")
     revision, rows = REVISIONS.get(hub), []
     with fail_as(what):
         if os.path.isfile(os.path.join(hub, "state.json")):  # by save_to_disk
             if config or split != "train":
-                fail(f"{hub} holds one saved set, which has neither config nor split: "
+                fail(f"{hub} holds a single saved set without configs or splits: "
                      "name only its columns")
             return [*plain_rows(datasets.load_from_disk(hub))]
         configs = [config]
@@ -143,8 +143,8 @@ def plain_rows(part, prefix=""):
     """Yields the rows of a datasets.Dataset, with an index for a missing id.
 
     Labels become their names, and numbers in float32 get back the digits that
-    they were written with. Images and sounds are left out: they are not read
-    here, and decoding them needs time and further libraries."""
+    they were written with. Images and sounds are left out, because nothing here
+    uses them, and decoding them needs time and further libraries."""
     import datasets
     kinds = {field.name: str(field.type) for field in part.features.arrow_schema}
     part = part.remove_columns([
@@ -176,10 +176,10 @@ def convert_all(source, spec, rows):
         try:
             converted.append(convert(source, spec, row))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            fail(f"{where}: its columns do not match {source} ({error!r})")
+            fail(f"{where}: the row lacks a column of {source}, or has the wrong type ({error!r})")
     if others and source not in DATASETS:
-        print_once(f"note: {source}: its column task is ignored where it is not one of "
-                   f"{', '.join(TASKS)} ({min(others)!r:.80}, for example)")
+        print_once(f"note: {source}: the column task is ignored in rows where it is not one of "
+                   f"{', '.join(TASKS)} (it is {min(others)!r:.80}, for example)")
     return [row for row in converted if row["answer"] or source not in DATASETS]
 
 
@@ -190,7 +190,8 @@ def convert(source, spec, row):
     if source not in DATASETS:
         for name in (spec.problem, spec.answer):
             if name not in row:
-                raise KeyError(f"there is no column {name!r} among {[*row]}")
+                raise KeyError(f"there is no column {name!r} among {[*row]}; name the columns, as "
+                               f"in {spec.hub},problem=question,answer=solution")
     answer = row.get(spec.answer, row.get("answer"))
     made = {"id": str(row["id"]), "problem": row.get(spec.problem, row.get("problem"))}
     if source.startswith("synlogic"):
@@ -269,10 +270,10 @@ def solution_answer(solution):
 
 # -------------------------------------------------------------- problems
 def read_jsonl(path):
-    """Returns (where, row) for each line of a file that is not blank. `where`
-    names the line in messages. A row without an id gets its line number as
-    the id, or "line NUMBER" if another row has that id. Ends the program if
-    the file or a line cannot be read."""
+    """Returns (where, row) for each nonblank line of a file. `where` names the
+    line in messages. A row without an id gets its line number as the id, or
+    "line NUMBER" if another row has that id. Ends the program if the file or a
+    line cannot be read."""
     where, rows = path, []
     try:
         with open(path, "rb") as file:
@@ -299,8 +300,8 @@ def read_jsonl(path):
 
 
 def jsonl_file(source):
-    """Returns the path of the .jsonl file that a source names, alone or
-    before the names of its columns, or None."""
+    """Returns the path of the .jsonl file that a source names, without the
+    names of its columns, or None if the source is no such file."""
     for name in (source, source.split(",")[0]):
         if name.lower().endswith(".jsonl"):
             return name
@@ -312,13 +313,13 @@ def read_columns(source, file):
     "answer" are from the columns that the source names, as in `parse_source`."""
     spec = parse_source("" if source == file else source)
     if spec.config or spec.split != "train":
-        fail(f"{source}: a .jsonl file has neither config nor split: name only its columns")
+        fail(f"{source}: a .jsonl file has no configs or splits, so name only its columns")
     renamed = []
     for where, row in read_jsonl(file):
         for name in (spec.problem, spec.answer):
             if name not in row:
                 keys = [key for key in row if key != "id"]
-                mend = "add it, or remove the row"
+                mend = "add the key, or remove the row"
                 if not renamed:  # perhaps no row has it
                     mend = f"name the columns, as in {file},problem=question,answer=solution"
                 fail(f"{where}: there is no {name!r} among its keys {keys!r:.200}: {mend}")
@@ -387,8 +388,8 @@ def check_problem(where, row, task):
 
 
 def check_solutions(source, answers):
-    """Refuses a set with worked solutions among its answers to mathematics,
-    since no response will match them. Below five percent it only prints a
+    """Refuses a set if at least five percent of its answers to mathematics are
+    worked solutions, which no response will match. Below that it only prints a
     note: the authors' copy of GSM8K has four. answers: (where, answer)."""
     solutions = [pair for pair in answers if is_solution(pair[1])]
     if not solutions:
@@ -438,9 +439,9 @@ def without_tests(cfg, problems):
 
 
 def prompt_order(batch, batch_size, count, seed):
-    """Returns which of `count` prompts are in a batch, as indices. Batches are
-    counted from 0. Each epoch goes through a permutation that depends only on
-    (seed, epoch)."""
+    """Returns the indices of the prompts in a batch, out of `count` prompts.
+    Batches are counted from 0. The order within an epoch is a permutation that
+    depends only on (seed, epoch)."""
     positions = np.arange(batch * batch_size, (batch + 1) * batch_size)
     epochs = positions // count
     order = []

@@ -1,5 +1,5 @@
 """Handles failures of a run: an engine that hangs, signals, lack of memory or
-disk space, ranks that die, and numbers that show that a run cannot learn.
+disk space, ranks that die, and numbers from which a run cannot learn.
 docs/reliability.md lists what a run promises in each case."""
 import errno
 import faulthandler
@@ -34,29 +34,29 @@ START_LIMIT = 3600
 # Advice for each phase in case it runs out of memory.
 MORE_MEMORY = {
     "engine start":
-        "lower --gpu-memory-utilization {gpu_memory_utilization}",
+        "lower --gpu-memory-utilization (now {gpu_memory_utilization})",
     "rollout":
-        "lower --gpu-memory-utilization {gpu_memory_utilization}, or the "
+        "lower --gpu-memory-utilization (now {gpu_memory_utilization}), or the "
         "response limit",
     "weight sync":
-        "lower --gpu-memory-utilization {gpu_memory_utilization}, or use "
+        "lower --gpu-memory-utilization (now {gpu_memory_utilization}), or use "
         "more GPUs",
     "loading of the policy":
         "use more GPUs (weights and optimizer are sharded over them), or "
-        "lower --gpu-memory-utilization {gpu_memory_utilization}",
-    "log-probs":
-        "lower --micro-batch-tokens {micro_batch_tokens}",
+        "lower --gpu-memory-utilization (now {gpu_memory_utilization})",
+    "computation of log-probs":
+        "lower --micro-batch-tokens (now {micro_batch_tokens})",
     "update":
-        "lower --micro-batch-tokens {micro_batch_tokens}, use "
+        "lower --micro-batch-tokens (now {micro_batch_tokens}), use "
         "--gradient-checkpointing (now {gradient_checkpointing}), or use "
         "more GPUs",
     "export":
         "use more GPUs; the last checkpoint is complete",
     "run":
-        "lower --gpu-memory-utilization {gpu_memory_utilization}"}
+        "lower --gpu-memory-utilization (now {gpu_memory_utilization})"}
 
-# What gloo, NCCL and the store say when a rank has gone, and when it does
-# not answer.
+# What gloo, NCCL and the store say when a rank has ended (LOST), and when it
+# does not answer (SILENT).
 LOST = ("Connection (closed|reset|refused)|[Bb]roken pipe|"
         "remote process (has )?exited")
 SILENT = "[Tt]imed out|[Tt]imeout"
@@ -163,10 +163,10 @@ def one_line_exit(message):
 def after_failed_save(folder):
     """Returns what to tell the user when a save has failed."""
     free = shutil.disk_usage(folder).free / 2**30
-    return (f"{free:.1f} GiB are free in {folder}, where complete checkpoints "
-            "and responses are kept. If the disk is full, free some space "
-            "(delete checkpoints of finished runs, for example) and run the "
-            "same command again")
+    return (f"{free:.1f} GiB are free in {folder}. Complete checkpoints and "
+            "responses are kept. If the disk is full, free some space (for "
+            "example, delete checkpoints of finished runs) and run the same "
+            "command again")
 
 
 def leave_at_once(error, verifier):
@@ -290,7 +290,7 @@ class GuardedEngine:
             os._exit(128 + number)
         GuardedEngine.asked, self.signal = True, number
         name = signal.Signals(number).name
-        text = (f"rank {self.rank}: {name}: stopping; complete steps and "
+        text = (f"rank {self.rank} received {name} and stops; complete steps and "
                 "responses are kept; a second signal stops at once\n")
         try:
             os.write(2, text.encode())
@@ -390,8 +390,8 @@ def refuse_update(trainer, finite, loss, norm):
         more = [f"and {len(rows) - 8} more"] if len(rows) > 8 else []
         lines = [f"\n  {printable(row)}" for row in rows[:8] + more]
         tqdm.write(
-            f"step {step + 1}, update {update + 1}: loss {loss}, gradient "
-            f"norm {norm}: not finite, so this update is skipped:"
+            f"step {step + 1}, update {update + 1}: skipped, because the loss "
+            f"({loss}) or the gradient norm ({norm}) is not finite:"
             + "".join(lines), file=sys.stderr)
     if trainer.refused == 3:
         fail("three updates in a row were not finite; the messages above name "
@@ -435,8 +435,8 @@ def check_groups(step, groups, cfg):
         tqdm.write(
             f"step {step + 1}: --max-sampling-rounds {cfg.max_sampling_rounds} "
             f"found only {len(groups)} of {cfg.batch_size} groups with unequal "
-            "rewards, and the step trains on those. Raise it, or change "
-            "--train-data")
+            "rewards, and the step trains on those. Raise this number, or "
+            "change --train-data")
 
 
 def check_rewards(path, steps=10):

@@ -330,7 +330,7 @@ def test_a_jsonl_file_with_its_columns_named(name, tmp_path):
         "": r"line 1: there is no 'problem' among its keys \['question', 'solution', 'answer'\]: "
             f"name the columns, as in {file},problem=question,answer=solution",
         ",problem=question,answer=gold": "line 1: there is no 'gold' among its keys",
-        ",problem=question,split=test": "neither config nor split",
+        ",problem=question,split=test": "has no configs or splits, so name",
         ",column=question": "key=value",
     }
     for columns, message in unusable.items():
@@ -514,7 +514,7 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
     (tmp_path / "damaged" / "state.json").write_text("{}")
     with pytest.raises(SystemExit, match="damaged cannot be read as a data set: "):
         data.load_problems(f"{tmp_path}/damaged")
-    with pytest.raises(SystemExit, match="one holds one saved set, which has neither config nor"):
+    with pytest.raises(SystemExit, match="one holds a single saved set without configs or splits"):
         data.load_problems(f"{tmp_path}/one,problem=question,split=test")
 
 
@@ -558,7 +558,7 @@ def test_a_folder_of_parquet_may_name_tasks_but_not_several_answers(tmp_path, ca
 
 def test_files_of_other_formats_are_told_what_to_do(tmp_path):
     for name, message in (
-            ("one.parquet", f"only folders of them are read: name {tmp_path}$"),
+            ("one.parquet", f"only folders of such files are read: name {tmp_path}$"),
             ("one.csv", "is not a .jsonl file: convert it")):
         (tmp_path / name).touch()
         with pytest.raises(SystemExit, match=message):

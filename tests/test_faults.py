@@ -206,7 +206,7 @@ def test_sigterm_and_ctrl_c_save_the_last_whole_step_and_exit_0(data, clean, tmp
         out, err = capfd.readouterr()
         name = "SIGINT" if i in (1, 4) else "SIGTERM"
         assert f"stopped by {name}: the same command resumes the run" in out
-        assert f"rank 0: {name}: stopping" in err
+        assert f"rank 0 received {name} and stops" in err
         assert "\r" not in err  # progress bars are for terminals
         assert checkpoints(tmp_path) == [f"step_{step:06d}" for step in there], i
     main(flags(data, tmp_path))
@@ -338,7 +338,7 @@ def test_a_full_disk_under_the_output_is_not_taken_for_a_reader_that_has_gone():
 
 def test_free_space_is_in_gib(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: mock.Mock(free=5 * 2**29))
-    assert faults.after_failed_save(tmp_path).startswith(f"2.5 GiB are free in {tmp_path}, ")
+    assert faults.after_failed_save(tmp_path).startswith(f"2.5 GiB are free in {tmp_path}. ")
 
 
 def save_elsewhere(path, state):
@@ -506,8 +506,8 @@ def test_an_update_that_is_not_finite_is_named_and_not_stepped(base, group, caps
         error = capsys.readouterr().err
         assert all(map(torch.equal, before, state())) and trainer.refused == 1
         assert [*sums] == ["grad_norm"] and math.isnan(sums["grad_norm"])
-        assert "step 1, update 2: loss" in error
-        assert "not finite, so this update is skipped" in error
+        assert "step 1, update 2: skipped, because the loss (" in error
+        assert ") is not finite:\n  " in error
         if poisoned is None:
             assert all(f"problem-{i}" in error for i in (1, 2, 4))
         else:
@@ -529,7 +529,7 @@ def test_after_three_refused_updates_the_run_stops_and_the_last_checkpoint_is_of
     rows, error = metrics(tmp_path), capfd.readouterr().err
     assert [row["grad_norm"] is None for row in rows] == [False, True, False, True]
     for step, update in ((2, 1), (4, 2), (5, 1), (5, 2)):
-        assert f"step {step}, update {update}: loss nan" in error
+        assert f"step {step}, update {update}: skipped, because the loss (nan) or" in error
     assert checkpoints(tmp_path) == ["step_000002"]  # its last update was good; step 4's was not
     with broken_losses(1000):
         main(flags(data, tmp_path))
@@ -543,7 +543,7 @@ def test_a_run_whose_last_update_is_refused_is_saved_and_finished_by_the_same_co
     with broken_losses(6, 12):
         main(arguments)
     printed = capfd.readouterr().out
-    assert "step 3: no checkpoint, because the last update was refused\n" in printed
+    assert "step 3: no checkpoint, because the last update was skipped\n" in printed
     assert checkpoints(tmp_path) == ["step_000006"]
     main(arguments)
     assert "the run resumes after step 6" in capfd.readouterr().out
@@ -602,14 +602,14 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
 
 # ---------------------------------------------------------------------------- memory and the engine
 OOM = {  # where memory runs out: what the message says
-    "engine": (HFEngine, "__init__", "engine start: .*--gpu-memory-utilization 0.6"),
+    "engine": (HFEngine, "__init__", "engine start: .*--gpu-memory-utilization .now 0.6."),
     "policy": (simko, "load_model", "loading of the policy: .*more GPUs"),
     "checkpoint": (simko, "start_or_resume", "loading of the policy: .*more GPUs"),
-    "rollout": (HFEngine, "generate", "rollout: .*--gpu-memory-utilization 0.6"),
-    "log-probs": (simko, "pack", "log-probs: .*--micro-batch-tokens 999"),
-    "update": (simko, "clipped_loss", "update: .*--micro-batch-tokens 999, "
+    "rollout": (HFEngine, "generate", "rollout: .*--gpu-memory-utilization .now 0.6."),
+    "log-probs": (simko, "pack", "computation of log-probs: .*--micro-batch-tokens .now 999."),
+    "update": (simko, "clipped_loss", "update: .*--micro-batch-tokens .now 999., "
                "use --gradient-checkpointing .now False"),
-    "sync": (HFEngine, "load_weights", "weight sync: .*--gpu-memory-utilization 0.6"),
+    "sync": (HFEngine, "load_weights", "weight sync: .*--gpu-memory-utilization .now 0.6."),
     "export": (simko, "save_hf", "export: .*use more GPUs"),
 }
 
@@ -656,7 +656,7 @@ def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):
     """vLLM's own allocator maps the engine's memory when it wakes up, and raises a RuntimeError."""
     error = RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62")
     advice = ("during the weight sync: out of GPU memory. To fix it: "
-              "lower --gpu-memory-utilization 0.6")
+              "lower --gpu-memory-utilization .now 0.6.")
     with (at_call(HFEngine, "load_weights", 1, raised(error)),
           pytest.raises(SystemExit, match=f"{advice}.*cumem_allocator")):
         main(flags(data, tmp_path))
@@ -709,7 +709,7 @@ def test_the_last_lines_of_vllms_log_are_shown_if_it_crashes_and_only_then(
     assert len(notes) == count
     for note in notes:
         assert "The last lines of its log:\nINFO loading" in note
-        assert "--gpu-memory-utilization 0.6" in note
+        assert "--gpu-memory-utilization (now 0.6)" in note
 
 
 def test_an_engine_that_has_started_is_not_ended_by_the_limit_of_its_start(group):

@@ -282,7 +282,7 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     restarting = two("--max-restarts", 1)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "raises", "1": "asked"}, restarting)
     assert code == 0 and "ZeroDivisionError: a fault of rank 1" in log, log
-    assert "rank 1: SIGTERM: stopping" in log, log
+    assert "rank 1 received SIGTERM and stops" in log, log
     assert "stopped by SIGTERM: the same command resumes the run" in log, log
     rows = [line.split() for line in log.splitlines() if line.startswith("step ")]
     steps = [int(words[1].split("/")[0]) for words in rows]
@@ -422,7 +422,7 @@ def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_
     _, *responses = (straight / "eval_000003/test.jsonl").read_text().splitlines()
     ids = Counter(json.loads(line)["id"] for line in responses)
     assert len(ids) == 70 and set(ids.values()) == {4}
-    assert "rank 1: SIGTERM: stopping" in log
+    assert "rank 1 received SIGTERM and stops" in log
     assert checkpoints(tmp_path / "asked") == ["step_000001", "step_000002"]
 
 
@@ -438,7 +438,7 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
         assert code == 0, log
     logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))
     # All ranks refused it together.
-    assert logs.count("not finite, so this update is skipped") == 1, logs
+    assert logs.count("skipped, because the loss (nan)") == 1, logs
     assert "  rank 1, problem " in logs, logs
     four = torchrun("--standalone", "--nproc_per_node", 4)
     ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output_dir="one")
