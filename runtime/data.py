@@ -120,8 +120,8 @@ def hub_rows(hub, config, split):
         fail(f"{hub} is not a .jsonl file: convert it, with datasets' to_json for example")
     what = f"{hub} cannot be read as a data set"
     if not os.path.isdir(hub):
-        what = (f"{hub} is not a .jsonl file, and it cannot be read from the Hugging Face hub "
-                "(--data-dir can name a folder of copies)")
+        what = (f"{hub} cannot be read from the Hugging Face hub (--data-dir can name a folder "
+                "of copies), and it is not a .jsonl file")
     revision, rows = REVISIONS.get(hub), []
     with fail_as(what):
         if os.path.isfile(os.path.join(hub, "state.json")):  # by save_to_disk
@@ -176,10 +176,10 @@ def convert_all(source, spec, rows):
         try:
             converted.append(convert(source, spec, row))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            fail(f"{where}: the row lacks a column of {source}, or has the wrong type ({error!r})")
+            fail(f"{where}: a column of {source} is missing or has the wrong content ({error!r})")
     if others and source not in DATASETS:
         print_once(f"note: {source}: the column task is ignored in rows where it is not one of "
-                   f"{', '.join(TASKS)} (it is {min(others)!r:.80}, for example)")
+                   f"{', '.join(TASKS)} ({min(others)!r:.80}, for example)")
     return [row for row in converted if row["answer"] or source not in DATASETS]
 
 

@@ -1,15 +1,15 @@
 """Finds out what this machine has, what each recipe needs, and which fits.
 
-train.sh calls it for a list of the recipes, for a check of a recipe before
-anything is installed, and for a plan before a recipe starts:
+train.sh calls this program to list the recipes, to check a recipe before
+anything is installed, and to plan a run before it starts:
 
     python -m runtime.hardware list
     python -m runtime.hardware check --recipe qwen2.5-0.5b
     python -m runtime.hardware plan --recipe qwen2.5-0.5b
 
 A GB is 10^9 bytes. A card is a GPU: `cards` lists the GB of each, and `count`
-is their number. The list and the check come before PyTorch is installed, so
-only the standard library is imported at the top of this file.
+is their number. `list` and `check` run before PyTorch is installed, so only
+the standard library is imported at the top of this file.
 """
 import argparse
 import math
@@ -39,7 +39,7 @@ class Recipe:
     cards: int           # the number of GPUs that its row in the list assumes
     steps: int
     responses: int       # per step, over all GPUs
-    tokens: int          # the mean length of a response, which is a guess
+    tokens: int          # mean length of a response, a guess
     gated: bool = False  # whether its download needs a login
     full: str = ""       # for a -lora recipe: the one that trains all weights
     update_bytes: float = 16   # per parameter in the update, sharded over the GPUs
@@ -77,9 +77,9 @@ def memory_gb(recipe, count):
 
     - In the update a card holds its shard of the float32 weights, gradients
       and AdamW's two moments: 16 bytes per parameter, divided by `count`.
-      The engine sleeps, but the layers that FSDP has gathered, activations
-      and a chunk of logits lie beside the shard (one H100 showed 3.3 GB of
-      them at 0.5B and 5.0 GB at 1.5B), and so do CUDA's and NCCL's buffers.
+      The engine sleeps. Beside the shard lie the layers that FSDP has
+      gathered, activations and a chunk of logits (together 3.3 GB at 0.5B and
+      5.0 GB at 1.5B on an H100), and CUDA's and NCCL's buffers.
     - In the rollout the gradients are gone. The engine holds all weights in
       bfloat16 (2 bytes per parameter) and its cache of keys and values, which
       `engine_memory` limits to what the trainer leaves.
@@ -179,7 +179,7 @@ def check_driver(torch):
         seen += f" (CUDA_VISIBLE_DEVICES is {visible!r})"
         numbers = [int(name) for name in visible.split(",") if name.strip().isdecimal()]
         if max(numbers, default=0) >= len(cards):
-            fail(f"{seen}: unset it, or name cards by numbers below {len(cards)}")
+            fail(f"{seen}: unset the variable, or use numbers below {len(cards)}")
     if torch.version.cuda is None:
         fail(f"{seen}: PyTorch {torch.__version__} was built only for CPUs. "
              "Delete .venv, and the same command installs it for GPUs")
@@ -256,7 +256,7 @@ def choose(cards, login, old=()):
         return None, "The recipe is laptop, since PyTorch sees no GPU here."
     if len(old) == len(cards):
         return None, ("The recipe is laptop, since the others compute in "
-                      f"bfloat16, and {old[0]} cannot.")
+                      f"bfloat16, which {old[0]} does not support.")
     fitting = [recipe for recipe in RECIPES if fits(recipe, cards)]
     allowed = [recipe for recipe in fitting if login or not recipe.gated]
     best, chosen = largest(fitting), largest(allowed)
@@ -277,12 +277,12 @@ def choose(cards, login, old=()):
 
 
 def prediction(recipe, cards):
-    """Returns what the recipe will take, in a sentence."""
+    """Returns the memory and hours that the recipe will take, in a sentence."""
     count = len(cards)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    # One process holds the model for the export, with LoRA in bfloat16.
+    # For the export, one process holds the model in float32, or with LoRA in bfloat16.
     export = (2 if recipe.full else 4) * recipe.parameters
-    return (f"By estimate it takes {arithmetic(recipe, count)}, "
+    return (f"It is estimated to take {arithmetic(recipe, count)}, "
             f"{export:.0f} GB of main memory "
             f"for the export (this machine has {machine:.0f}), and "
             f"{hours(recipe, count):.1f} hours at the speed of H100s.")
@@ -296,7 +296,7 @@ def check_fit(recipe, cards):
     adapted = [other for other in others if other.full == recipe.name]
     best = largest(adapted or others)
     advice = (f"Choose {best.name if best else 'laptop'}, which fits, or add "
-              "--force to start it all the same")
+              "--force to start it anyway")
     needs = arithmetic(recipe, len(cards) or recipe.cards)
     here = describe(cards) if cards else "no GPU that can be used"
     fail(f"{recipe.name} needs {needs}, and this machine has {here}. {advice}")
@@ -306,14 +306,14 @@ def check_compiler():
     """Stops if Triton could not compile its kernels."""
     if packages := missing_for_triton():
         fail("Triton compiles C when a model runs on a GPU, and this machine "
-             f"lacks what it needs: apt install {' '.join(packages)} (on "
-             "Debian and Ubuntu), or add --force to start all the same")
+             "lacks what it takes. On Debian and Ubuntu, run apt install "
+             f"{' '.join(packages)}, or add --force to start anyway")
 
 
 def print_plan(recipe, reason, cards, model, force):
     """Prints two lines. The first is for train.sh: the recipe, the number of
     GPUs and, if the default is too much, the engine's share of their memory.
-    The second tells the user what was chosen and what it will take.
+    The second tells the user which recipe was chosen and what it will take.
 
     recipe: None for the laptop's. model: the value of --model, or None.
     Only the size of the recipe's own model is known.
@@ -360,7 +360,7 @@ def print_list():
 def main(arguments):
     parser = argparse.ArgumentParser(prog="train.sh", allow_abbrev=False)
     parser.add_argument("command", choices=("list", "check", "plan"))
-    parser.add_argument("--recipe", help="plan: the largest if left out")
+    parser.add_argument("--recipe", help="with plan, the default is the largest that fits")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--model", nargs="?", help="simko.py's flag")
     parser.add_argument("--lora-rank", nargs="?", help="simko.py's flag")

@@ -144,7 +144,7 @@ def test_without_a_card_or_without_room_it_is_the_laptop_s():
     assert "no other fits 1 GPU of 9 GB: qwen2.5-0.5b-lora needs about 14 GB" in reason
     for old, is_laptop in (["Tesla V100"] * 2, True), (["Tesla V100"], False):
         chosen, reason = hardware.choose([84.9] * 2, login=True, old=old)
-        assert (chosen is None) == is_laptop == ("Tesla V100 cannot" in reason)
+        assert (chosen is None) == is_laptop == ("Tesla V100 does not" in reason)
 
 
 def test_a_token_of_the_hub_is_a_login(monkeypatch, capsys):
@@ -208,7 +208,7 @@ def test_what_a_plan_says(monkeypatch, capsys):
     hardware.print_plan(RECIPES[PAPER], "Why.", box, None, force=True)
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == [PAPER, "8"]
-    for part in ("Why. By estimate", "42 GB on each of 8 GPUs", "11.8 hours",
+    for part in ("Why. It is estimated to take", "42 GB on each of 8 GPUs", "11.8 hours",
                  "30 GB of main memory for the export (this machine has 150)"):
         assert part in second
     box = [84.9]
@@ -333,7 +333,7 @@ def pretended_torch(cuda):
                     "PyTorch 2.13.0 was built for CUDA 13.0"]),
     ("13.0", "1", ["CUDA_VISIBLE_DEVICES is '1'", "470.57"]),
     ("13.0", "GPU-1", ["CUDA_VISIBLE_DEVICES is 'GPU-1'", "470.57"]),
-    ("13.0", "0,2", ["is '0,2'): unset it, or name cards by numbers below 2"]),
+    ("13.0", "0,2", ["is '0,2'): unset the variable, or use numbers below 2"]),
     (None, None, ["was built only for CPUs", "Delete .venv"])])
 def test_cards_that_only_nvidia_smi_sees(cuda, visible, words, tmp_path,
                                          monkeypatch, capsys):

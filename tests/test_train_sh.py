@@ -350,7 +350,7 @@ def test_the_default_is_the_largest_that_fits(box, cards, name):
     assert done.returncode == 0, done.stderr
     line, = done.stdout.splitlines()
     assert f"The recipe is {name}, the largest that fits" in line
-    assert "By estimate" in line and "hours" in line
+    assert "It is estimated to take" in line and "hours" in line
     processes, words = box.started()
     assert processes == len(cards)
     assert value(words, "--output-dir") == f"runs/{name}"
@@ -515,7 +515,8 @@ def test_cards_without_bfloat16(box):
 
     done = box.run(cards=[16], CAPABILITY="7")
     assert done.stdout.startswith(
-        "The recipe is laptop, since the others compute in bfloat16, and a card cannot.")
+        "The recipe is laptop, since the others compute in bfloat16, which a card does not "
+        "support.")
     done = box.run("--force", cards=[16], CAPABILITY="7")
     assert done.stdout.startswith(f"The recipe is {recipe}")
 
