@@ -39,7 +39,7 @@ class HFEngine:
     batch_size = 256  # responses generated at a time
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
-        # With its own attention, a model masks the padding of its prompts.
+        # Its own attention, unlike packed_attention, masks the padding of prompts.
         self.model = load_model(cfg.model, dtype, attention=None).to(device).eval()
         # Otherwise generate() would take unset options from the checkpoint.
         self.model.generation_config = GenerationConfig()

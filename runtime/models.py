@@ -1,6 +1,6 @@
 """Checks the model that --model names, a folder or a model on the hub, and
-loads it. What cannot be trained or evaluated here is refused in one line
-with the reason."""
+loads it. A model that cannot be trained or evaluated here is refused in one
+line that gives the reason."""
 import json
 import math
 import os
@@ -56,7 +56,7 @@ def refuse_adapter(model):
         fail(f"--model {model} has an adapter_config.json. Adapters (LoRA) "
              "are not applied here: merge the adapter into its base model "
              "(PEFT's merge_and_unload), and name the merged model's folder. "
-             "A run of this program leaves the merged model in hf")
+             "A run of this program saves its merged model in the subfolder hf")
 
 
 def refuse_quantised(model, fields):
@@ -78,8 +78,8 @@ def load_config(command, cfg):
     refuse_adapter(cfg.model)
     file = os.path.join(cfg.model, "config.json")
     if os.path.isdir(cfg.model) and not os.path.exists(file):
-        fail(f"--model {cfg.model} has no config.json: is it the folder of a "
-             "model? A run of this program exports its model to hf")
+        fail(f"--model {cfg.model} has no config.json: name the folder of a "
+             "model. A run of this program saves its model in the subfolder hf")
     with fail_as(f"--model {cfg.model}: its config.json cannot be read"):
         fields, _ = PreTrainedConfig.get_config_dict(cfg.model)
         refuse_quantised(cfg.model, fields)
@@ -87,7 +87,7 @@ def load_config(command, cfg):
         fail(f"--model {cfg.model} is the folder of a run: name its model, "
              f"{os.path.join(cfg.model, 'hf')}")
 
-    failure = "transformers cannot build the model of its config.json"
+    failure = "transformers cannot build the model that its config.json describes"
     if fields.get("auto_map"):
         failure += (", which asks for code of its own (auto_map), and such "
                     "code is never run")
@@ -116,8 +116,8 @@ def check_trainable(cfg, config, body):
             fail(f"--model {cfg.model} {READS_IMAGES}")
         fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
              "trained here (docs/models.md lists what can): choose another model")
-    # No public call tells this. Such a model would keep its own attention,
-    # which does not know where the sequences of a row begin.
+    # No public call tells this. Such a model would keep its own attention, which
+    # does not know where the sequences that are packed into a row begin.
     if not body._can_set_attn_implementation():
         fail(f"--model {cfg.model}: the attention of a {type(body).__name__} "
              "cannot be replaced, so it cannot be trained here: choose "
@@ -132,19 +132,19 @@ def check_trainable(cfg, config, body):
         fail(f"--model {cfg.model} is a mixture of experts, which --lora-rank "
              "does not adapt: leave it out, and choose --rollout hf")
     if experts and cfg.rollout == "vllm":
-        fail(f"--model {cfg.model} is a mixture of experts, which vLLM packs "
-             "when it first loads them and does not replace at a sync: add "
-             "--rollout hf")
+        fail(f"--model {cfg.model} is a mixture of experts. vLLM packs the "
+             "experts when it first loads them, and does not replace them "
+             "later: add --rollout hf")
     parameters = dict(body.named_parameters(remove_duplicate=False))
     buffers = sorted(body.state_dict().keys() - parameters.keys())
     if buffers and cfg.rollout == "vllm":
         fail(f"--model {cfg.model} stores the buffer {buffers[0]}. vLLM "
-             "starts with random ones, and a sync sends it only "
+             "starts with random buffers, and is later sent only "
              "parameters: add --rollout hf")
 
 
 def check_parallel(parts, config):
-    """Refuses a --tensor-parallel-size that cannot divide the model."""
+    """Refuses a --tensor-parallel-size by which the model cannot be divided."""
     for field in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         size = getattr(config, field, None)
         if not isinstance(size, int) or size % parts == 0:
@@ -241,8 +241,8 @@ def check_finite(model, tensors):
         # The extremes of a tensor with NaN are NaN. isfinite() would spend
         # 44 s of a CPU core on a model of 7B, where this spends 3 s.
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
-            fail(f"--model {model}: its weights are not finite: {name} has "
-                 "NaN or infinity in it. The training that saved them has "
+            fail(f"--model {model}: its weights {name} contain NaN or "
+                 "infinity. The training that saved them has "
                  "diverged, or the file is damaged: choose another checkpoint")
 
 
@@ -269,8 +269,8 @@ def load_model(path, dtype, attention="packed"):
         if dtype == "auto" and holds_float32(path):
             dtype = torch.float32
         config = AutoConfig.from_pretrained(path, **NO_CODE)
-        # "auto" would otherwise mean the dtype that config.json names,
-        # and reading weights in a lower precision would round them.
+        # Otherwise "auto" would mean the dtype that config.json names. If that
+        # is a lower precision, loading would round the weights.
         config.dtype = None
         config.return_dict = True
         switch_off_dropout(config)
@@ -302,7 +302,7 @@ def errors_alone():
 
 
 def check_loaded(path, found):
-    """Refuses weights that are not those of the model of config.json.
+    """Refuses weights that do not fit the model that config.json describes.
     transformers would initialise missing weights at random.
 
     found: the loading_info that from_pretrained returns."""
@@ -311,7 +311,7 @@ def check_loaded(path, found):
         fail(f"--model {path} lacks weights: {names} ... Choose a complete "
              "checkpoint")
     for name, stored, expected in sorted(found["mismatched_keys"]):
-        fail(f"--model {path}: {name} has the shape {(*stored,)}, where its "
+        fail(f"--model {path}: {name} has the shape {(*stored,)}, but its "
              f"config.json asks for {(*expected,)}: the two do not belong "
              "together")
     # transformers does not list the buffers of older checkpoints here, nor
@@ -319,9 +319,9 @@ def check_loaded(path, found):
     unused = [name for name in found["unexpected_keys"] if ".layers." in name]
     if unused:
         names = ", ".join(sorted(unused)[:3])
-        fail(f"--model {path} has weights that the model of its config.json "
-             f"would not use: {names} ... Correct its config.json, or save "
-             "the model without them")
+        fail(f"--model {path} has weights that the model in its config.json "
+             f"does not use: {names} ... Correct config.json, or save "
+             "the model without these weights")
 
 
 def holds_float32(path):

@@ -65,8 +65,8 @@ def pack(samples, device):
 
 
 def join(parts, like):
-    """Joins one tensor for each sample. The result of an empty micro-batch,
-    which has no parts, is empty with the dtype and device of `like`."""
+    """Joins the parts, one tensor for each sample. If there are none, as in an
+    empty micro-batch, the result is empty, with the dtype and device of `like`."""
     # A slice of `like` would carry its graph into the result, and whatever
     # the log sums up from it would keep every micro-batch's graph alive.
     return torch.cat([like.new_empty(0), *parts])
@@ -75,8 +75,8 @@ def join(parts, like):
 def micro_batches(samples, tokens):
     """Splits samples into lists of at most `tokens` tokens.
 
-    A longer sample gets a list of its own. The longest come first, so
-    that sequences of one length lie side by side."""
+    A longer sample gets a list of its own. The longest samples come first, so
+    that sequences of equal length lie side by side."""
     batches, room = [], 0
     for sample in sorted(samples, key=lambda s: -s.size()):
         if sample.size() > room:
@@ -88,8 +88,8 @@ def micro_batches(samples, tokens):
 
 
 def groups_to_train_on(samples, cfg):
-    """Returns groups of samples. With max_sampling_rounds it drops groups
-    whose rewards are all equal, and keeps batch_size of them at most."""
+    """Returns at most batch_size groups of samples. With max_sampling_rounds,
+    groups whose rewards are all equal are left out."""
     size = cfg.num_generations
     groups = [samples[i:i + size] for i in range(0, len(samples), size)]
     if cfg.max_sampling_rounds:
@@ -134,12 +134,12 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
     if (sliding_window or math.inf) < max_length_q:
         fail(f"{name} has a sliding window of {sliding_window} tokens, and "
              "longer sequences are not implemented: lower --max-prompt-length "
-             "and --max-completion-length to a sum of at most that")
+             "and --max-completion-length until their sum is at most that")
     # The heads move behind the tokens: (T, heads, d).
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and flash_can_do(q, v):
         return varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
-    # Neighbouring sequences of one length form a batch.
+    # Neighbouring sequences of equal length form a batch.
     lengths, counts = cu_seq_lens_q.diff().unique_consecutive(return_counts=True)
     out, start = [], 0
     for length, count in zip(lengths.tolist(), counts.tolist()):

@@ -1,4 +1,4 @@
-"""Checks before a run that the log-probs it would train on are the model's.
+"""Checks, before a run, that its log-probs equal the model's own.
 
 simko.py packs many sequences into one row and computes the output head
 itself. Some architectures do not support this: their layers carry state from
@@ -44,7 +44,7 @@ def check_log_probs(model, policy_forward, cfg, device):
         if cfg.micro_batch_tokens >= 4:  # the minimum for two sequences
             packed = log_probs(model, policy_forward, samples, device)
     except torch.OutOfMemoryError:
-        raise  # has advice of its own
+        raise  # faults.explain has advice for it
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         fail(f"{name} cannot compute packed sequences, so it cannot be trained "
              "here: choose another model, or look for a mistake in your own changes "
@@ -83,7 +83,7 @@ def refuse_untied(name, model):
 
 
 def first_of_each_kind(layers):
-    """Returns the first layers, up to the last one that is of a new kind."""
+    """Returns the shortest run of first layers that has a layer of every kind."""
     kinds, count = [], 0
     for i, layer in enumerate(layers):
         if kind_of(layer) not in kinds:

@@ -1,6 +1,6 @@
 """Turns problems into prompts: loads the tokenizer, applies a template,
-tokenizes the result, and checks that the model can read it. Which tokens end
-a response is decided here too."""
+tokenizes the result, and checks that the model can read it. Also decides which
+tokens end a response."""
 import inspect
 import re
 from datetime import datetime
@@ -107,7 +107,7 @@ def check_template_kwargs(cfg, tokenizer):
                  "the template: leave it out")
         if not re.search(rf"\b{re.escape(name)}\b", template):
             fail(f"--chat-template-kwargs: the chat template of {cfg.model} "
-                 f"does not know {name!r:.80}: look for a misspelling")
+                 f"does not use {name!r:.80}: correct its spelling, or leave it out")
 
 
 def end_tokens(cfg, tokenizer, vocabulary):
@@ -116,7 +116,7 @@ def end_tokens(cfg, tokenizer, vocabulary):
     with which the chat template ends a turn."""
     stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
     if cfg.prompt_template in ("chat", "qwen-math"):
-        # Qwen's base models end a turn with it, but not a text.
+        # Qwen's base models end a turn with this token, but a text with another.
         stops.append(tokenizer.get_vocab().get("<|im_end|>"))
     if cfg.prompt_template == "chat":
         stops.append(turn_end(cfg, tokenizer))
@@ -145,7 +145,7 @@ def turn_end(cfg, tokenizer):
     try:
         text = tokenizer.apply_chat_template(
             chat, tokenize=False, **CLOCK | cfg.chat_template_kwargs)
-    except Exception:  # noqa: BLE001  a template may take no assistant's words
+    except Exception:  # noqa: BLE001  a template may refuse an assistant's turn
         return None
     _, found, rest = text.rpartition(said)
     if not found:
@@ -234,7 +234,7 @@ def make_prompts(source, problems, tokenizer, vocabulary, cfg):
 
 
 def check_prompts(source, problems, vocabulary, cfg):
-    """Refuses a prompt that is empty or has tokens that the model lacks, and
+    """Refuses a prompt that is empty or has a token that the model lacks, and
     prompts that are all the same although their problems differ."""
     texts = {problem["problem"].strip() for problem in problems}
     prompts = {problem["prompt_ids"].tobytes() for problem in problems}

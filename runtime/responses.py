@@ -17,7 +17,7 @@ RUN = ("model", "seed", "prompt_template", "chat_template_kwargs", "dtype", "rol
 
 class Benchmark(NamedTuple):
     """A set of problems to evaluate on, and the sampling settings."""
-    label: str       # the set's name, with "@T" and the temperature if there are several
+    label: str       # the set's name, and if there are several temperatures, such as "@T0.6"
     set: str
     problems: list
     dropped: int     # problems left out because their prompts are too long
@@ -45,7 +45,7 @@ class Benchmark(NamedTuple):
 
 # ------------------------------------------------ before anything is loaded
 def set_name(source):
-    """Returns the name of a set in tables and of its file of responses."""
+    """Returns the name that a set has in tables and in the name of its file."""
     if file := jsonl_file(source):
         return Path(file).stem
     return Path(source.split(",")[0]).name  # of hub/id,split=test or a folder
@@ -88,7 +88,7 @@ def check_responses(path, settings):
                    for name, change in differences(before, settings).items()]
         if changed:
             fail(f"{path} was evaluated with other settings: "
-                 f"{'; '.join(changed)}. Repeat these settings, choose another "
+                 f"{'; '.join(changed)}. Give the old values, choose another "
                  "--output-dir, or delete the file")
         if not (path.parent / "eval.json").exists():
             for number, line in enumerate(file, 2):
@@ -136,14 +136,14 @@ def read_row(path, number, line):
     if not line.endswith(b"\n"):
         return None
     with fail_as(f"{path}, line {number}, is damaged",
-                 "remove it and all that follow, and the evaluation generates "
-                 "them again"):
+                 "remove it and all lines below it, and the evaluation generates "
+                 "their responses again"):
         return verdict(json.loads(line))
 
 
 def verdict(row):
-    """Returns what an evaluation counts. It leaves out the text, because
-    the texts of a large evaluation take gigabytes on each rank."""
+    """Returns what an evaluation counts in a row, without the text. The texts
+    of a large evaluation would take gigabytes on each rank."""
     return {"id": row["id"], "correct": int(row["correct"]),
             "truncated": bool(row["truncated"])}
 
@@ -164,7 +164,7 @@ def append(path, rows):
 
 def resume(path, benchmark, cfg, size):
     """Returns the rows that an interrupted evaluation has written. Creates
-    its file if there is none.
+    the file of responses if there is none.
 
     Rows after the last complete chunk, of `size` responses, are removed from
     the file. `check_responses` has already compared the settings."""
@@ -211,6 +211,6 @@ def report(folder, cfg, results):
               flush=True)
     for label, result in results.items():
         if dropped := result["dropped"]:
-            print(f"{label}: pass@K is without {dropped} of "
+            print(f"{label}: pass@K leaves out {dropped} of "
                   f"{result['problems'] + dropped} problems, whose prompts are "
                   "longer than --max-prompt-length", flush=True)

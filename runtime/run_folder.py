@@ -1,5 +1,5 @@
-"""The run folder: what is checked before a run may use it, the lock that
-keeps other runs out, and what a run that resumes removes."""
+"""The run folder: the checks before a run uses it, the lock that keeps other
+runs out, and the removal of what a resumed run will write again."""
 import dataclasses
 import fcntl
 import json
@@ -88,13 +88,12 @@ def check_run(cfg, problems):
     settings = run_settings(cfg, problems)
     fixed = {name: v for name, v in settings.items() if name not in CHANGEABLE}
     before = read_settings(file, file.read_bytes())
-    # A run that is older than a setting had its default.
+    # A run from before a setting existed had its default.
     changes = differences(dataclasses.asdict(type(cfg)()) | before, fixed)
     if "train_data_sha256" in changes:
         fail(f"{folder} holds a run on other training data: the problems of "
-             f"--train-data {cfg.train_data}, without those of --eval-data, or "
-             "their --task, are not the ones it began with. Choose another "
-             "--output-dir")
+             f"--train-data {cfg.train_data} that are not in --eval-data have "
+             "changed, or their --task. Choose another --output-dir")
     changed = [f"{flag(name)} {change}" for name, change in changes.items()]
     if changed:
         fail(f"{folder} holds a run with other settings: "
@@ -157,7 +156,7 @@ def check_shared(folder):
     if int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size():
         return
     rank = dist.get_rank()
-    # No cache of a file system can have an entry for a random name.
+    # A file system cannot have cached whether a random name exists.
     mine = [f".shared-{uuid.uuid4().hex}"] if rank == 0 else []
     (name,) = gather(mine)
     if rank == 0:
@@ -168,7 +167,7 @@ def check_shared(folder):
         (folder / name).unlink(missing_ok=True)
     if blind:
         fail(f"ranks {blind} do not see what rank 0 writes to {folder}: "
-             "--output-dir must be on a disk that all nodes share")
+             "choose an --output-dir on a disk that all nodes share")
 
 
 def rewind(folder, first, steps):

@@ -1,4 +1,4 @@
-"""Scores many responses in worker processes, and reads files of them.
+"""Scores many responses in worker processes, and reads files of responses.
 
 Answers are compared in a worker, never in the calling process. A worker may use
 timeout_s seconds of processor time per answer and memory_mb MiB of memory. If it
@@ -101,7 +101,7 @@ class WorkerPool:
         """Returns whether a worker finds the two answers equal; False if it
         does not reply in time."""
         worker = self.idle.pop()
-        if worker.poll() is not None:  # it was killed, or a fork left it to the parent
+        if worker.poll() is not None:  # killed, or a child of the process that forked
             worker = self.start()
         if heard(worker) != READY:
             command = " ".join(worker.args)

@@ -25,7 +25,7 @@ def commit():
             command, cwd=folder, env=os.environ | only_here,
             capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown: git names none here"
+        return "unknown: git finds no commit here"
     return done.stdout.strip()
 
 

@@ -1,6 +1,5 @@
-"""Finds vLLM, and sets up what it needs inside the training process beyond its
-public options: environment variables, its log, its compile cache, and a fix
-for CPUs."""
+"""Finds vLLM, and sets up what its public options do not: environment
+variables, its log, its compile cache, and a fix for CPUs."""
 import logging
 import os
 import shutil
@@ -29,8 +28,8 @@ def find_vllm(cfg):
             return True
         problem = "it was built for GPUs, and PyTorch sees none"
     if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
-        fail(f"vLLM cannot be used ({problem}). Install a vLLM that can be "
-             "used here, or choose --rollout hf")
+        fail(f"vLLM cannot be used ({problem}). Install a vLLM for this "
+             "machine, or choose --rollout hf")
     print_once("vLLM cannot be used, so transformers' generate makes "
                f"the rollouts: {problem}")
     return False
@@ -42,7 +41,7 @@ def prepare_vllm(cfg):
     Each rank has its own log and cache of compiled code in the run folder.
     Must be entered before vLLM's engine is imported."""
     log = Path(cfg.output_dir, "vllm_log", f"rank_{os.environ['RANK']}.log")
-    print_once(f"vLLM starts, and writes its log to {log}")
+    print_once(f"starting vLLM; its log is {log}")
     with stderr_in(log), compile_cache(cfg):
         os.environ.update(
             # Run the engine in this process, so that its weights are accessible.
@@ -51,8 +50,8 @@ def prepare_vllm(cfg):
             VLLM_CPU_OMP_THREADS_BIND="nobind",
             VLLM_NO_USAGE_STATS="1")
         # FlashInfer compiles its kernels at their first use, and fails without
-        # nvcc: the sampler's in the first evaluation, the all-reduce's while an
-        # engine on several GPUs starts. vLLM's own need no compiler.
+        # nvcc: the sampler in the first evaluation, the all-reduce while an
+        # engine on several GPUs starts. vLLM's own kernels need no compiler.
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         os.environ.setdefault("VLLM_ALLREDUCE_USE_FLASHINFER", "0")
         keep_log(log)

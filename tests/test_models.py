@@ -175,7 +175,7 @@ UNFIT = {  # case: (change to the model's folder, --prompt-template, what the me
     "no config": (
         remove("config.json"),
         "raw",
-        "has no config.json: is it the folder of a model",
+        "has no config.json: name the folder of a model",
     ),
     "cut config": (cut("config.json", 99), "raw", "config.json cannot be read"),
     "config of bytes": (
@@ -647,8 +647,8 @@ def test_arguments_of_the_chat_template_are_kept_with_the_run_and_what_it_ignore
     arguments = recipe(tiny, "train", tmp_path / "run", "--model", base,
                        "--rollout", "hf", "--steps", 1, "--prompt-template", "chat")
     for given, message in (
-            ({"thinkin": 1}, "does not know 'thinkin': look for a misspelling"),
-            ({"(": 1}, r"does not know '\('"),
+            ({"thinkin": 1}, "does not use 'thinkin': correct its spelling"),
+            ({"(": 1}, r"does not use '\('"),
             ({"tokenize": 1}, "'tokenize' cannot be passed to the template"),
             ({"messages": []}, "'messages' cannot be passed to the template")):
         with pytest.raises(SystemExit, match=message) as stop:
@@ -687,7 +687,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(base):
 def test_weights_of_another_shape_than_the_configs_are_named(base):
     edit("config.json", intermediate_size=33)(base)
     message = (rf"--model {base}: model.layers.0.mlp.down_proj.weight has the shape "
-               r"\(16, 32\), where its config.json asks for \(16, 33\)")
+               r"\(16, 32\), but its config.json asks for \(16, 33\)")
     with pytest.raises(SystemExit, match=message) as stop:
         load_model(base, torch.float32)
     refused(stop.value)
@@ -700,7 +700,7 @@ def test_weights_that_are_not_finite_are_named(tiny, tmp_path, command, value, b
     weights["model.norm.weight"][3] = value
     save_file(weights, base / "model.safetensors", {"format": "pt"})
     flags = "--model", base, "--rollout", "hf"
-    message = f"--model {base}: its weights are not finite: model.norm.weight"
+    message = f"--model {base}: its weights model.norm.weight contain NaN or infinity"
     with pytest.raises(SystemExit, match=message) as stop:
         main(recipe(tiny, command, tmp_path / "run", *flags))
     refused(stop.value)
@@ -743,7 +743,7 @@ def test_each_rate_of_dropout_becomes_0():
 ])
 def test_weights_of_layers_that_the_config_does_not_know_are_named(name, base):
     store_as(torch.float32, name)(base)
-    with pytest.raises(SystemExit, match=f"config.json would not use: {name} ...") as stop:
+    with pytest.raises(SystemExit, match=f"config.json does not use: {name} ...") as stop:
         load_model(base, torch.float32)
     refused(stop.value)
 
