@@ -17,7 +17,7 @@ RUN = ("model", "seed", "prompt_template", "chat_template_kwargs", "dtype", "rol
 
 class Benchmark(NamedTuple):
     """A set of problems to evaluate on, and the sampling settings."""
-    label: str       # the set's name, and if there are several temperatures, such as "@T0.6"
+    label: str       # the set's name, plus "@T0.6" (say) if there are several temperatures
     set: str
     problems: list
     dropped: int     # problems left out because their prompts are too long
@@ -45,7 +45,7 @@ class Benchmark(NamedTuple):
 
 # ------------------------------------------------ before anything is loaded
 def set_name(source):
-    """Returns the name that a set has in tables and in the name of its file."""
+    """Returns the name of a set, for tables and for its file of responses."""
     if file := jsonl_file(source):
         return Path(file).stem
     return Path(source.split(",")[0]).name  # of hub/id,split=test or a folder

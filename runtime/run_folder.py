@@ -92,8 +92,8 @@ def check_run(cfg, problems):
     changes = differences(dataclasses.asdict(type(cfg)()) | before, fixed)
     if "train_data_sha256" in changes:
         fail(f"{folder} holds a run on other training data: the problems of "
-             f"--train-data {cfg.train_data} that are not in --eval-data have "
-             "changed, or their --task. Choose another --output-dir")
+             f"--train-data {cfg.train_data} that are not in --eval-data, or "
+             "their --task, have changed. Choose another --output-dir")
     changed = [f"{flag(name)} {change}" for name, change in changes.items()]
     if changed:
         fail(f"{folder} holds a run with other settings: "

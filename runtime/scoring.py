@@ -101,7 +101,7 @@ class WorkerPool:
         """Returns whether a worker finds the two answers equal; False if it
         does not reply in time."""
         worker = self.idle.pop()
-        if worker.poll() is not None:  # killed, or a child of the process that forked
+        if worker.poll() is not None:  # killed, or owned by this process's parent
             worker = self.start()
         if heard(worker) != READY:
             command = " ".join(worker.args)

@@ -208,7 +208,7 @@ def test_an_evaluation_shows_pass_at_k_and_its_average_over_the_sets(tmp_path, c
     both = shown({"one": one, "one@T1.0": one})
     assert [words[0] for words in both] == ["set", "one", "one@T1.0"]
     *_, note = shown({"one": one, "two": two | {"dropped": 2}})
-    assert " ".join(note).startswith("two: pass@K is without 2 of 7 problems, whose prompts are")
+    assert " ".join(note).startswith("two: pass@K leaves out 2 of 7 problems, whose prompts are")
 
 
 @pytest.mark.parametrize("n, values", [(1, [1]), (3, [1, 2]), (8, [1, 2, 4, 8])])
