@@ -7,7 +7,7 @@ r"""Parses formulas in cleaned LaTeX, and evaluates them in two ways.
 A point assigns a random value to each letter. If all trees are arithmetic, the
 values are exact fractions. Otherwise they are numbers of 500 digits. An answer
 has fewer characters than that, so no decimal can pass for a root. No text is
-ever executed, and what would take long to compute raises ArithmeticError.
+ever executed, and a computation that would take long raises ArithmeticError.
 """
 import functools
 import random
@@ -20,7 +20,7 @@ import mpmath
 from runtime.latex import SHORT_WORDS
 
 MAX_BITS = 30_000  # of an exact number; of any other, the largest binary exponent
-POINTS, FAR = 6, 100  # values range up to 10 from point FAR on, to 10² from 2 FAR on, ...
+POINTS, FAR = 6, 100  # from point FAR on, values reach 10; from 2 FAR on, 10²; and so on
 TINY, TOLERANCE = mpmath.mpf("1e-450"), mpmath.mpf("1e-420")
 mp = mpmath.MPContext()  # a private context: no other code changes its precision
 mp.dps = 500
@@ -110,7 +110,7 @@ class Reader:
         return found
 
     def sum(self):
-        """Reads products that + or - connect."""
+        """Reads products joined by + or -."""
         total = None
         while total is None or self.peek() in ("+", "-"):
             negative = not self.skip("+") and self.skip("-")
@@ -121,7 +121,7 @@ class Reader:
         return total
 
     def product(self):
-        """Reads factors that *, / or nothing connects."""
+        """Reads factors joined by *, by / or by nothing."""
         product = self.mixed_number() or self.factor()
         while True:
             if self.skip("*"):
@@ -451,7 +451,7 @@ def letter(name, point, real):
 
 
 def add(a, b):
-    """Returns a + b, as zero if the summands cancel to 450 digits."""
+    """Returns a + b, or zero if the summands cancel to 450 digits."""
     total = a + b
     large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
     if abs(total) <= TINY * large:
@@ -513,8 +513,8 @@ def samples(*trees, until=None):
 
     The values are fractions if all trees have exact values. Otherwise they are
     real numbers, or complex numbers if fewer than two points give real values.
-    Once two points have values, the first at which until(values) is true is the
-    last that is tried."""
+    Once two points have values, no further point is tried after one at which
+    until(values) is true."""
     for name in integers(trees[0]):
         trees = [replace(tree, name, ("symbol", name + WHOLE)) for tree in trees]
     letters = set().union(*map(symbols, trees))
@@ -552,8 +552,8 @@ def samples(*trees, until=None):
 
 
 def integers(tree):
-    """Returns the letters in the exponents of negative numbers, as in (-1)^{n}, and
-    those from k to n that are rounded, as in ⌈n/2⌉."""
+    """Returns the letters in exponents of negative numbers, as in (-1)^{n}, and the
+    letters from k to n that are rounded, as in ⌈n/2⌉."""
     if tree[0] == "^" and symbols(tree[2]) and (fraction_of(tree[1]) or 0) < 0:
         return symbols(tree[2]) - CONSTANTS
     if tree[0] == "call" and tree[1] in ("floor", "ceil"):

@@ -9,7 +9,7 @@ In cleaned text, single characters replace some commands:
     ⦃ ⦄  are \{ and \}, the braces of a set; { } only group
     ⟦ ⟧  enclose a matrix, and ¶ ends a row of it (& stays)
     ∨    is "or" between answers; "and" becomes a comma
-    ⨯    is a cross product of vectors; other products are *
+    ⨯    is the cross product of vectors; any other product is *
     $ %  are dollars and percent
 """
 import functools
@@ -61,8 +61,8 @@ def boxes(text):
 
 
 def content(text, begin, ends):
-    """Returns the content of a box. If that is just another box, returns the
-    content of the inner box instead."""
+    """Returns the content of a box. If that is only another box, returns the
+    content of the inner box."""
     while True:
         start = BOX.match(text, begin).end() + 1
         inside = text[start:ends[begin]]
@@ -413,9 +413,9 @@ SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x
 
 
 def strip_ends(text):
-    """Removes a name before the answer, a rounded value after it and punctuation:
-    "x ≈ 3.1." becomes 3.1, "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" (0,1).
-    The name also goes from what follows "or": "x ∈ (0,1) or x ∈ (2,3)"."""
+    """Removes a name before the answer, a rounded value after it, and punctuation:
+    "x ≈ 3.1." becomes 3.1, "1/3 ≈ 0.33, 2" becomes 1/3, 2, and "x ∈ (0,1)" becomes
+    (0,1). The name is also removed after "or", as in "x ∈ (0,1) or x ∈ (2,3)"."""
     for sign, name in ("≈", NAME), ("∈", VARIABLES):  # x^2 ∈ (0,1) is not (0,1)
         head, _, tail = text.partition(sign)
         if tail and (not head.strip() or name.fullmatch(head)):
@@ -546,8 +546,8 @@ SUBSTANCE = re.compile(  # "of flour" after "5 cups", but not "of ten" or "of AB
 def split_unit(text, own=frozenset(), gold=False):
     """Returns (value, units), where units is the set of known units around the
     value. `own` has further words that count as units, and "of flour" may follow a
-    unit. If any other word follows the value, nothing is split off. From a gold
-    answer, what may be a product of letters is not split off either: 2 is not 2mg."""
+    unit. If any other word follows the value, nothing is split off. Nor is anything
+    that may be a product of letters split off from a gold answer: 2 is not 2mg."""
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
         value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own, gold)
         return value, units | {UNITS[sign] for sign in money}

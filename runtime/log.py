@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 
 class Progress:
-    """Makes progress bars that are visible or hidden. The progress bars of
-    transformers follow this choice."""
+    """Makes progress bars. If they are not shown, those of transformers are
+    switched off, too."""
 
     def __init__(self, shown):
         self.shown = shown
@@ -40,8 +40,8 @@ class Log:
     """Adds each row to metrics.jsonl, to the screen and to TensorBoard's files.
 
     first: the number of steps that are done when the run starts or resumes.
-    TensorBoard hides what it has of later steps. `rewind` has removed their
-    rows from metrics.jsonl."""
+    TensorBoard hides the values it has for later steps, whose rows `rewind`
+    has removed from metrics.jsonl."""
 
     def __init__(self, folder, first, cfg):
         self.path = folder / "metrics.jsonl"

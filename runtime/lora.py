@@ -36,8 +36,9 @@ def merged(weights, cfg):
     """Yields (name, weight) of a plain model without adapters, with W + s B A
     in place of W. Each sum is computed only when its turn comes.
 
-    weights: {name: tensor, sharded or whole} of the policy. Each is removed
-    from it in its turn, so that an export does not hold all weights twice."""
+    weights: {name: tensor, sharded or whole} of the policy. Each tensor is
+    removed when its turn comes, so that an export does not hold all weights
+    twice."""
     for name in [*weights]:
         weight = weights.pop(name)
         layer, adapted, _ = name.partition(".base_layer.weight")

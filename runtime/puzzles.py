@@ -1,5 +1,5 @@
-r"""Tasks that are not mathematics. Each is a function that returns whether a
-response is right, given the row's answer.
+r"""Tasks that are not mathematics. Each is a function of a response and the row's
+answer that returns whether the response is right.
 """
 import json
 import re
@@ -16,9 +16,9 @@ STEP = re.compile(
 
 def countdown(response, answer):
     """The answer "44 = 3 7 12" gives the target and the numbers. The response,
-    "3 * 12 = 36 , then 36 + ...", must use each number and each result once.
-    Words without digits are ignored, but markup such as <think> or ** makes the
-    response wrong."""
+    such as "3 * 12 = 36 , then 36 + ...", must use each number and each result
+    once. Words without digits are ignored, but markup such as <think> or ** makes
+    the response wrong."""
     target, numbers = answer.split("=")
     pool = Counter(numbers.split())
     words = [word for word in ascii_signs(response).split()
@@ -63,8 +63,9 @@ def final_answer(response, phrase=False):
 
 
 def choice(response, answer):
-    """For the answer "(C)" or "C", the responses C, (C), C. and (C) with further
-    text are right, unless that text names another letter that could be a choice."""
+    """For the answer "(C)" or "C", the responses C, (C) and C. are right. Text may
+    follow (C) or C., unless it names another letter that could be a choice, or
+    contains a word such as "not"."""
     gold = answer.strip("() .").upper()
     if not re.fullmatch("[A-Z]", gold):
         raise ValueError("the answer is not one letter")

@@ -79,7 +79,7 @@ def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare. There may be two, because a comma
     is ambiguous: the gold answer 1,234 is a number, but 101,234 may be a number or a
     list. 174,000 is a number, because no part of a list starts with 0. If the gold
-    answer is a chain of numbers, as in 0.56 = 56%, each of them is compared."""
+    answer is a chain of equal numbers, as in 0.56 = 56%, there is a pair for each."""
     if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
         return [(side, pred) for side in split(gold, "=")]
     gold, pred = with_names_of(gold, pred), with_names_of(pred, gold, of_gold=True)
@@ -164,8 +164,8 @@ def bare(name):
 
 
 def same_name(one, other):
-    """Returns whether two names are the same: y, y(x) and y_{max} are, f(1) and f(2)
-    are not."""
+    """Returns whether two names mean the same: y, y(x) and y_{max} do, f(1) and f(2)
+    do not."""
     names = letters(one), letters(other)
     return names[0] == names[1] or bare(one) == bare(other) and bare(one) in names
 
@@ -236,7 +236,7 @@ BOUND = r"\aleph"  # no answer uses this letter
 
 def set_builder(text):
     """Returns [expression, condition, ...] of a set, with BOUND in place of the letter
-    that ∈ binds, or [] if the text is no such set."""
+    that ∈ binds, or [] if the text is not written as such a set."""
     bare_set = re.fullmatch(r"(.*\S)\s*[,(]\s*([A-Za-z]\s*∈[^()]*)\)?", text)
     if not condition(text) and not bare_set:  # 3n, n∈Z is meant as a set too
         return []
