@@ -210,7 +210,7 @@ def pass_at_k(n, c, k):
     Raises ValueError unless 1 <= k <= n and 0 <= c <= n."""
     if not (1 <= k <= n and ((0 <= c) & (c <= n)).all()):
         raise ValueError(
-            f"not 1 <= k <= n and 0 <= c <= n: k = {k}, n = {n}, c = {c.tolist()}")
+            f"pass@k needs 1 <= k <= n and 0 <= c <= n, not {k = }, {n = }, c = {c.tolist()}")
     sets = math.comb(n, k)
     values = [(sets - math.comb(n - c_i, k)) / sets for c_i in c.tolist()]
     return torch.tensor(values, dtype=torch.float64)

@@ -116,7 +116,7 @@ def save_checkpoint(folder, step, trainer):
         return
     final = folder / "checkpoints" / f"step_{step:06d}"
     temporary = final.with_suffix(".tmp")
-    # Returns when every rank has written.
+    # This call returns when every rank has written.
     dcp.save(checkpoint_state(trainer), checkpoint_id=temporary)
     if trainer.rank == 0:
         reach_disk(temporary)  # dcp.save does so for its files

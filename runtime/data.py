@@ -33,7 +33,7 @@ class DataSet(NamedTuple):
 DATASETS = {
     "math-train": DataSet("EleutherAI/hendrycks_math", "*", "train", "problem", "solution", 7498),
     "gsm8k-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", 7473),
-    # and level 1 of MATH
+    # `fetch` adds level 1 of MATH to this set.
     "gsm8k-math1-train": DataSet("openai/gsm8k", "main", "train", "question", "answer", None),
     "synlogic-train": DataSet("MiniMaxAI/SynLogic", "easy", "train", "prompt", "extra_info", None),
     "math500": DataSet("HuggingFaceH4/MATH-500", None, "test", "problem", "answer", 500),

@@ -1,5 +1,5 @@
 """Handles failures of a run: an engine that hangs, signals, lack of memory or
-disk space, ranks that die, and numbers from which a run cannot learn.
+disk space, ranks that die, and numbers that show that a run cannot learn.
 docs/reliability.md lists what a run promises in each case."""
 import errno
 import faulthandler
@@ -234,8 +234,8 @@ class GuardedEngine:
     """An engine whose start has a time limit. Its rollouts end early on all
     ranks when any rank receives SIGTERM, SIGINT or SIGHUP.
 
-    A signal in another phase takes effect at the next rollout, which then does
-    not begin: only during a rollout do the weights belong to a complete step.
+    A signal in another phase takes effect where the next rollout would begin,
+    because the weights belong to a complete step only during a rollout.
     A second signal other than SIGHUP ends the process at once.
 
     start: a function that returns the engine. shared: whether several ranks

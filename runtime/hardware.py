@@ -306,7 +306,7 @@ def check_compiler():
     """Stops if Triton could not compile its kernels."""
     if packages := missing_for_triton():
         fail("Triton compiles C when a model runs on a GPU, and this machine "
-             "lacks what it takes. On Debian and Ubuntu, run apt install "
+             "lacks packages for that. On Debian and Ubuntu, run apt install "
              f"{' '.join(packages)}, or add --force to start anyway")
 
 

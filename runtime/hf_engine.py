@@ -39,7 +39,7 @@ class HFEngine:
     batch_size = 256  # responses generated at a time
 
     def __init__(self, cfg, stop_ids, device, dtype, load_format, max_tokens):
-        # Its own attention, unlike packed_attention, masks the padding of prompts.
+        # The model's own attention, unlike packed_attention, masks the prompts' padding.
         self.model = load_model(cfg.model, dtype, attention=None).to(device).eval()
         # Otherwise generate() would take unset options from the checkpoint.
         self.model.generation_config = GenerationConfig()

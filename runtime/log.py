@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 
 class Progress:
-    """Makes progress bars. If they are not shown, those of transformers are
-    switched off, too."""
+    """Makes progress bars. If `shown` is false, they are invisible, and the bars
+    of transformers are switched off, too."""
 
     def __init__(self, shown):
         self.shown = shown

@@ -70,9 +70,9 @@ def check_log_probs(model, policy_forward, cfg, device):
 
 
 def refuse_untied(name, model):
-    """Refuses a head beside a config.json that ties it to the embeddings.
-    transformers keeps the two apart, but other programs would not, and would
-    read another model from what the run exports."""
+    """Refuses a model with an output head of its own that its config.json ties
+    to the embeddings. transformers keeps the two apart, but other programs would
+    tie them, and would read another model from what the run exports."""
     head = model.get_output_embeddings().weight
     config = model.config.get_text_config()
     tied = getattr(config, "tie_word_embeddings", False)

@@ -21,8 +21,8 @@ LAUNCH_NUMBERS = "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER
 
 # -------------------------------------------------------------- the launch
 def check_launch():
-    """Ends the program if only some of torchrun's variables are set, as a
-    cluster's job may do. The run would wait for ranks that nobody starts.
+    """Ends the program if only some of torchrun's variables are set, for example
+    by a cluster's job. The run would wait for ranks that nobody starts.
 
     If all are set but not by torchrun, another launcher may have set them, or
     a job may have left them. Only the other ranks can tell, so the run prints
