@@ -221,6 +221,7 @@ def test_a_label_that_is_a_methods_name_has_its_style():
     found = plots.styles_of(["x", "SimKO", "grpo", "y"])
     assert found["SimKO"] == methods["simko"] and found["grpo"] == methods["grpo"]
     assert len(set(found.values())) == 4
+    assert len(set(plots.styles_of(["GRPO", "grpo", "simko"]).values())) == 3
     assert plots.styles_of("abcdefghij") == styles(*"abcdefghij")
 
 

@@ -349,7 +349,11 @@ def read_logs(folders):
 def styles_of(labels):
     """Returns {label: style}. A method's name as a label gets the method's own
     style; the other labels get the styles that are left."""
-    own = {label: METHODS[label.lower()] for label in labels if label.lower() in METHODS}
+    own = {}
+    for label in labels:
+        style = METHODS.get(label.lower())
+        if style and style not in own.values():  # GRPO and grpo are two runs
+            own[label] = style
     free = iter([style for style in STYLES if style not in own.values()])
     return {label: own.get(label) or next(free) for label in labels}
 
