@@ -295,7 +295,8 @@ def test_a_run_that_does_less_than_its_flags_promise_says_so(capsys):
 
 
 @pytest.mark.parametrize("name", ["temperature", "eval_temperature"])
-def test_temperatures_that_vllm_refuses_or_changes_are_refused_before_it_starts(name):
+def test_temperatures_that_vllm_refuses_or_changes_are_refused_before_it_starts(
+        name, monkeypatch):
     def check(rollout, *values):
         values = values[0] if name == "temperature" else [*values]
         cli.check_temperatures(config("model", rollout=rollout, **{name: values}))
@@ -308,6 +309,9 @@ def test_temperatures_that_vllm_refuses_or_changes_are_refused_before_it_starts(
     for bad in (2.1, 0.005):
         with pytest.raises(SystemExit, match=f"{flag(name)} {bad:g} is not possible with vLLM"):
             check("vllm", bad)
+    monkeypatch.setattr(cli, "find_vllm", lambda cfg: True)
+    with pytest.raises(SystemExit, match=f"{flag(name)} 3 is not possible with vLLM"):
+        cli.prepare(["train", "--model", "nowhere", flag(name), "3"], Config)
 
 
 @pytest.mark.parametrize("source, name", [

@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -147,9 +148,25 @@ def trainer_class(monkeypatch):
     {"off_policy_mask_threshold": 0.1}, {"beta": 0.1}, {"tools": ["search"]}])
 def test_the_trainer_for_trl_refuses_what_would_silently_be_another_method(trainer_class, wrong):
     (name,) = wrong
-    with pytest.raises(ValueError, match=f"this {name.replace('beta', 'use_bias_correction_kl')}:"):
+    named = "use_bias_correction_kl=True" if name == "beta" else name
+    with pytest.raises(ValueError, match=f"this {named}:"):
         trainer_class(**wrong)
     trainer_class(beta=0.1, use_bias_correction_kl=False, loss_type="grpo")
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"tool_mask": torch.ones(1, 2)}, "responses that the model wrote alone"),
+    ({}, "does not pass on pixel_values")])
+def test_inputs_that_the_trainer_for_trl_cannot_use_are_refused(trainer_class, given, message):
+    trainer = trainer_class()
+    trainer._get_per_token_logps_and_entropies = partial(
+        trainer._get_per_token_logps_and_entropies, pixel_values=torch.ones(2))
+    ones = torch.ones(1, 2).long()
+    inputs = dict.fromkeys(
+        ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"), ones)
+    with pytest.raises(ValueError, match=message):
+        trainer._compute_loss(None, inputs | given)
+    assert trainer.batch is None  # or else TRL's next log-probs would be SimKO's
 
 
 @pytest.mark.parametrize("on_policy", [True, False])

@@ -4,16 +4,16 @@ Tables 1 to 5.
     python -m tools.tables base=runs/base GRPO=runs/grpo SimKO=runs/simko \\
         --paper qwen2.5-math-7b
 
-A [LABEL=]FOLDER holds an evaluation, or a run, whose last evaluation is
-used. A mean over sets gives each set the same weight. ± is the standard
-error over problems. Two folders are compared problem by problem. The 95 %
-interval of their difference is Student's and is narrower than the two ±
-suggest. Both show how much the result varies with the choice of problems
-and with sampling, but not with the seed of the training. Neither is printed
-where a set has one problem, or where all problems have the same value. This
-does not make the value certain: if all of P problems are solved, 3 / P of
-other such problems may still be out of reach. Where all but one or two
-problems have the same value, ± and the interval are too small.
+A [LABEL=]FOLDER holds an evaluation, or a run, whose last evaluation is used.
+A mean over sets gives each set the same weight. ± is the standard error over
+problems. Two folders are compared problem by problem. The 95 % interval of
+their difference is Student's and is mostly narrower than the two ± suggest.
+Both show how much the result varies with the choice of problems and with
+sampling, but not with the seed of the training. Neither is printed where all
+problems have the same value, or where a set has only one. This does not make
+the value certain: if all of P problems are solved, 3 / P of other such
+problems may still be out of reach. Where all but ten problems or fewer have
+the same value, ± and the interval are too small.
 
 --paper adds the paper's rows, labelled with the version that reports them.
 The third version calls SimKO CaSP, and its N is the first version's K.

@@ -30,7 +30,7 @@ class SimKOTrainer(GRPOTrainer):
             # This mask would take Eq. 3's ratio for a change of the policy.
             "off_policy_mask_threshold": args.off_policy_mask_threshold is not None,
             # The KL penalty would be multiplied by Eq. 3's ratio.
-            "use_bias_correction_kl": args.beta and args.use_bias_correction_kl,
+            "use_bias_correction_kl=True": args.beta and args.use_bias_correction_kl,
             "tools": self.tools,
         }
         if names := [name for name, is_wrong in wrong.items() if is_wrong]:
@@ -39,10 +39,13 @@ class SimKOTrainer(GRPOTrainer):
                 "a clipped loss of each token's ratio, and text without tools")
 
     def _compute_loss(self, model, inputs):
+        if "tool_mask" in inputs:  # also from a rollout_func's env_mask
+            raise ValueError("SimKOTrainer needs responses that the model wrote alone")
         self.batch = dict(inputs)
-        loss = super()._compute_loss(model, self.batch)
-        self.batch = None
-        return loss
+        try:
+            return super()._compute_loss(model, self.batch)
+        finally:
+            self.batch = None
 
     def _get_per_token_logps_and_entropies(self, model, ids, attention, n, **rest):
         """Returns logp (B, n), the entropies (B, n) and None. ids: (B, T), of
@@ -51,9 +54,15 @@ class SimKOTrainer(GRPOTrainer):
         if self.batch is None:
             return super()._get_per_token_logps_and_entropies(model, ids, attention, n, **rest)
 
+        rest.pop("compute_entropy")
+        given = [name for name, value in rest.items()
+                 if value is not None and value is not False]
+        if given:  # images, and the loss of a mixture of experts
+            raise ValueError(f"SimKOTrainer does not pass on {', '.join(given)}")
+
         # The logits at a token predict the next one.
         logits = model(input_ids=ids, attention_mask=attention, logits_to_keep=n + 1).logits
-        log_pi = (logits[:, :-1].float() / self.temperature).log_softmax(-1)
+        log_pi = (logits[:, -n - 1:-1].float() / self.temperature).log_softmax(-1)
         padding = self.batch["completion_mask"] == 0
         logp = log_pi.gather(-1, ids[:, -n:, None])[..., 0]
         # A log-prob at padding can be so low that the ratio is 0 and its log -inf.
