@@ -93,7 +93,7 @@ def one_step_figure(measured):
 
     panel(correct, best[0], 1, f"{words[0]} was sampled in a correct response", {
         "GRPO": {},
-        "Eq. 6, α = 0.01": {"alpha": 0.01},
+        "SimKO, α = 0.01": {"alpha": 0.01},
         "SimKO, α = 0.3": {"alpha": 0.3}})
     panel(wrong_1, best[0], -1, f"{words[0]} was sampled in a wrong response", {
         "GRPO": {},
