@@ -73,8 +73,7 @@ def load_checkpoint(folder, trainer):
             options=StateDictOptions(strict=False))  # LoRA saves only adapters
         cfg = trainer.cfg
         trainer.updates = step * (cfg.batch_size // cfg.mini_batch_size)
-        if trainer.rank == 0:
-            print(f"{path}: loaded; the run resumes after step {step}", flush=True)
+        print_once(f"{path}: loaded; the run resumes after step {step}")
         return step
     return 0
 

@@ -363,9 +363,11 @@ def check_temperatures(cfg):
     would silently raise to 0.01."""
     if cfg.rollout != "vllm":
         return
-    for name in ("temperature", "eval_temperature"):
-        values = getattr(cfg, name) or []
-        for value in values if isinstance(values, list) else [values]:
+    asked = {
+        "temperature": [cfg.temperature],
+        "eval_temperature": cfg.eval_temperature or []}
+    for name, values in asked.items():
+        for value in values:
             if value and not 0.01 <= value <= 2:
                 fail(f"{flag(name)} {value:g} is not possible with vLLM, which "
                      "samples at temperatures from 0.01 to 2: change it, or "

@@ -43,6 +43,27 @@ def grid(lines, columns, width, height, **options):
         lines, columns, figsize=size, squeeze=False, layout="constrained", **options)
 
 
+def panels(count, width, height, most=3):
+    """Returns a figure and `count` axes, at most `most` of them in a line."""
+    columns = min(most, count)
+    figure, axes = grid(math.ceil(count / columns), columns, width, height)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, axes.flat[:count]
+
+
+def over_k(axis, ks):
+    """Gives an axis a logarithmic scale of K, with a tick at each of ks."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ks, ks)
+    axis.set_xlabel("K")
+
+
+def whole_numbers(axis):
+    """Puts the ticks of x at whole numbers only."""
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
 def legend(figure):
     """Puts one legend under all panels, with each label once."""
     found = {}
@@ -84,11 +105,8 @@ def dynamics_figure(curves, styles, title=""):
     columns = pd.concat([means.head(1) for means, _ in curves.values()])
     names = [name for name in CURVES if name in columns]
     names += ranks(columns)
-    width = min(3, len(names))
-    figure, axes = grid(math.ceil(len(names) / width), width, 3.4, 2.6)
-    for axis in axes.flat[len(names):]:
-        axis.set_axis_off()
-    for name, axis in zip(names, axes.flat):
+    figure, axes = panels(len(names), 3.4, 2.6)
+    for name, axis in zip(names, axes):
         for label, (means, errors) in curves.items():
             if name not in means:
                 continue
@@ -99,6 +117,6 @@ def dynamics_figure(curves, styles, title=""):
                  label=label, markevery=[*marks])
         title_of_rank = rf"$\Lambda^{{({name[7:]})}}$"
         axis.set(xlabel="step", title=CURVES.get(name, title_of_rank))
-        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        whole_numbers(axis)
     figure.suptitle(title, fontsize=10)
     return legend(figure)

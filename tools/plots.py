@@ -59,7 +59,8 @@ from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
 from runtime.run_folder import check_log
 from tools import command_line, report, tables
-from tools.drawing import STYLES, band, dynamics_figure, grid, legend, plt, ranks
+from tools.drawing import (
+    STYLES, band, dynamics_figure, grid, legend, over_k, panels, plt, ranks, whole_numbers)
 from tools.study_figures import METHODS, study_figures
 from tools.walkthrough_figures import walkthrough_figures
 
@@ -86,32 +87,29 @@ def pass_figure(rows, styles):
     """Draws pass@K against K, with a panel for each set at each temperature."""
     names = dict.fromkeys(name for row in rows for name in row.sets)
     temperatures = dict.fromkeys(row.temperature for row in rows)
-    panels = {}
+    found = {}
     for temperature, name in itertools.product(temperatures, names):
         shown = [row for row in rows if row.temperature == temperature and name in row.sets]
         if shown:
-            panels[temperature, name] = shown
-    width = min(3, len(names))
-    figure, axes = grid(math.ceil(len(panels) / width), width, 4.6, 3.6)
-    for axis in axes.flat[len(panels):]:
-        axis.set_axis_off()
-    for ((temperature, name), shown), axis in zip(panels.items(), axes.flat):
+            found[temperature, name] = shown
+    # With up to three sets, each temperature has a line of its own.
+    figure, axes = panels(len(found), 4.6, 3.6, most=min(3, len(names)))
+    for ((temperature, name), shown), axis in zip(found.items(), axes):
         title = name if temperature is None else f"{name}, T = {temperature}"
         pass_panel(axis, name, shown, styles)
-        axis.set(xlabel="K", ylabel="pass@K, %", title=title)
+        axis.set(ylabel="pass@K, %", title=title)
     return legend(figure)
 
 
 def pass_panel(axis, name, rows, styles):
     """Draws pass@K of rows that all have the set `name`."""
-    axis.set_xscale("log", base=2)
     ks = {}
     for row in rows:
         rates = tables.pass_rates([row.sets[name]])
         mean, error = 100 * np.array([*rates.values()]).T
         band(axis, [*rates], mean, error, styles[row.label], label=row.label)
         ks |= rates
-    axis.set_xticks([*ks], [*ks])
+    over_k(axis, [*ks])
 
 
 def last_steps(logs):
@@ -127,7 +125,7 @@ def candidates_figure(logs, styles):
         x = range(1, len(means) + 1)
         band(axis, x, means, np.nan, styles[label], label=label, markersize=6)
     axis.set(yscale="log", xlabel="k")
-    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    whole_numbers(axis)
     axis.set_ylabel(r"$\exp\,\Lambda^{(k)}$" + "\n(geometric mean probability)")
     axis.set_title(f"k-th candidate, {last_steps(logs)}")
     return legend(figure)

@@ -43,10 +43,8 @@ def difference(values, digits=1):
     if count < 2:
         return f"{mean:+.{digits}f}"
     half = tables.t975(count - 1) * values.sem()
-    low = f"{mean - half:+.{digits}f}"
-    high = f"{mean + half:+.{digits}f}"
     positive = (values > 0).sum()
-    return f"{mean:+.{digits}f} [{low}, {high}] {positive} of {count}"
+    return f"{tables.with_interval(mean, half, digits)} {positive} of {count}"
 
 
 def paired(ours, theirs, columns, digits=1):

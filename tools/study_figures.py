@@ -3,7 +3,7 @@ import re
 
 from runtime.common import fail
 from simko import Config
-from tools.drawing import CURVES, STYLES, band, dynamics_figure, grid, legend, note
+from tools.drawing import CURVES, STYLES, band, dynamics_figure, grid, legend, note, over_k
 from tools.study import (
     ABLATION_STEPS, NAMES, SHARED, SWEEPS, comparisons, pass_rates, read, run_name)
 
@@ -28,9 +28,7 @@ def pass_at_k_figure(main, parts):
             rates = pass_rates(main, run, step).dropna(axis=1)
             ks, mean, error = list(rates), rates.mean(), rates.sem()
             band(axis, ks, mean, error, METHODS[method], label=NAMES[method])
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ks, ks)
-        axis.set_xlabel("K")
+        over_k(axis, ks)
         axis.set_title(f"{title}\n{seeds_of(rates)}", fontsize=10)
     axes[0][0].set_ylabel("pass@K, %")
     return legend(figure)

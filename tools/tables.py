@@ -243,6 +243,12 @@ def t975(freedom):
     return float(root)
 
 
+def with_interval(mean, half, digits=1):
+    """Returns "mean [low, high]"."""
+    low, high = mean - half, mean + half
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
 def cells(row, names):
     """Returns {K: text} of the mean over the sets `names`, or an empty dict
     if the row lacks one of them."""
@@ -306,7 +312,7 @@ def difference(before, after):
     for k in ks:
         found[k] = f"{mean[k]:+.1f}"
         if half[k] > ROUNDING:
-            found[k] += f" [{mean[k] - half[k]:+.1f}, {mean[k] + half[k]:+.1f}]"
+            found[k] = with_interval(mean[k], half[k])
     return found
 
 
