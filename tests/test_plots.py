@@ -814,6 +814,8 @@ def test_the_walkthroughs_steps_follow_the_formulas():
     (tau,) = gate.lines
     assert tau.get_ydata()[0] == pytest.approx(0.74)  # q = 0.8
     assert [bar.get_hatch() for bar in gate.containers[0]] == ["", "////", "////"]
+    labels = [bars.get_label() for bars in correct.containers]
+    assert labels == ["before", "GRPO", "SimKO, α = 0.01", "SimKO, α = 0.3"]
 
     def push(rank, A, alpha, scale):
         target = [alpha / 3] * 3 + [0] * 3
