@@ -741,9 +741,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    from torch.distributed.elastic.multiprocessing.errors import record
-    try:
-        # torchrun then shows the error of the rank that failed first.
-        record(main)(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit("simko.py: stopped; run the same command to continue from the last checkpoint")
+    faults.run(main)

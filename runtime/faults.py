@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import traceback
-import weakref
 from collections import deque
 from contextlib import ExitStack, contextmanager
 
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.elastic.multiprocessing.errors import (
+    get_error_handler, record)
 from tqdm import tqdm
 
 from runtime.common import (
@@ -60,6 +60,31 @@ MORE_MEMORY = {
 LOST = ("Connection (closed|reset|refused)|[Bb]roken pipe|"
         "remote process (has )?exited")
 SILENT = "[Tt]imed out|[Tt]imeout"
+
+
+# ------------------------------------------------------ the process's end
+def run(main):
+    """Calls main with the arguments of the command line, and ends the process."""
+    try:
+        # torchrun then shows the error of the rank that failed first.
+        record(main)(sys.argv[1:])
+    except Stopped:
+        pass
+    except KeyboardInterrupt:
+        sys.exit("simko.py: stopped; run the same command to continue from the "
+                 "last checkpoint")
+    end_process()
+
+
+def end_process():
+    """Ends the process with status 0, without Python's own shutdown.
+
+    A thread of gloo may outlive the process group. If it frees a tensor while
+    Python shuts down, it aborts the process (PyTorch issue 190489), and
+    torchrun reports that a complete run has failed."""
+    for stream in sys.stdout, sys.stderr:
+        Unbroken(stream).write("")
+    os._exit(0)
 
 
 # ------------------------------------------------------------------ phases
@@ -325,12 +350,6 @@ class GuardedEngine:
         if not asked:
             return
         self.signal, self.stopped = int(asked), True
-        # gloo's thread may still hold the tensor, and aborts a process that
-        # ends before the thread releases it.
-        freed = threading.Event()
-        weakref.finalize(asked, freed.set)
-        del asked
-        freed.wait(10)
         raise Stopped(0)
 
     def load_weights(self, named_weights):

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import weakref
@@ -179,6 +180,49 @@ def test_killed_at_ten_random_moments_a_run_comes_to_the_same_bits(forks, clean)
     assert set(forks[1]["random"]) == {0}
     for number in range(len(forks[1]["random"])):
         same(forks[0] / f"random_{number}", clean)
+
+
+ENDS = {"complete": "", "stopped": "raise faults.Stopped(0)", "Ctrl-C": "raise KeyboardInterrupt",
+        "error": "raise OSError"}
+
+
+def end_of_program(program, **options):
+    """Runs a program whose output Python buffers until the end."""
+    return subprocess.run(
+        workers.python("-c", textwrap.dedent(program), "an argument"), cwd=workers.ROOT,
+        env=workers.ENVIRONMENT | {"PYTHONUNBUFFERED": ""}, text=True, timeout=workers.LIMIT,
+        check=False, **options)
+
+
+@pytest.mark.parametrize("end, status", [
+    ("complete", 0), ("stopped", 0), ("Ctrl-C", 1), ("error", 1)])
+def test_how_a_run_ends_its_process(end, status):
+    """gloo may abort a process that shuts Python down, so one that succeeded does not."""
+    done = end_of_program(f"""
+        import atexit, sys
+        from runtime import faults
+        def main(arguments):
+            atexit.register(print, "Python shuts down")
+            sys.stdout.write(f"{{arguments}}, in the buffer. ")
+            {ENDS[end]}
+        faults.run(main)""", capture_output=True)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.startswith("['an argument'], in the buffer. ")
+    assert ("Python shuts down" in done.stdout) == (status != 0)
+    if end == "Ctrl-C":
+        assert done.stderr == (
+            "simko.py: stopped; run the same command to continue from the last checkpoint\n")
+
+
+def test_a_reader_that_has_gone_does_not_fail_the_end_of_a_process():
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as output:
+        done = end_of_program("""
+            from runtime import faults
+            print("a line")
+            faults.end_process()""", stdout=output, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def sleep_and_ask():

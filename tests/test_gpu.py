@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import simko
+from runtime import faults
 from runtime.checkpoints import load_checkpoint, save_checkpoint, save_hf
 from runtime.chunked import token_statistics
 from runtime.common import seed_everything
@@ -735,3 +736,4 @@ def test_m_engines_of_two_ranks_follow_the_policy(
 if __name__ == "__main__":
     worker, *arguments = sys.argv[1:]
     globals()[f"worker_{worker}"](*arguments)
+    faults.end_process()

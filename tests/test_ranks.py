@@ -519,39 +519,3 @@ def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
     assert code == 1, log
     assert "rank 0, during the update: another rank hangs" in log, log
     assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
-
-
-def test_a_rank_that_stops_waits_for_whoever_has_its_last_tensor(group, monkeypatch):
-    """gloo's thread may hold the last tensor. If it freed the tensor while the interpreter exits,
-    the process would abort.
-
-    A run waits only for a few seconds. Here it waits forever, so that only the freed tensor can
-    end the wait."""
-    class Patient(threading.Event):
-        def wait(self, timeout=None):
-            return super().wait()
-
-    held, operations, reduced, stopped = [], [], threading.Event(), threading.Event()
-
-    def all_reduce(tensor, operation):
-        held.append(tensor)
-        operations.append(operation)
-        reduced.set()
-
-    def stop():
-        with contextlib.suppress(faults.Stopped):
-            engine.stop_if_asked()
-        stopped.set()
-
-    monkeypatch.setattr(threading, "Event", Patient)
-    monkeypatch.setattr(faults.dist, "all_reduce", all_reduce)
-    engine = faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))
-    with contextlib.closing(engine):
-        engine.signal = signal.SIGTERM
-        threading.Thread(target=stop, daemon=True).start()
-        assert reduced.wait(workers.LIMIT)
-        assert not stopped.wait(0.5)
-        held.clear()
-        assert stopped.wait(workers.LIMIT)
-    # The sum of the signals of all ranks would be another signal, or none.
-    assert operations == [dist.ReduceOp.MAX]

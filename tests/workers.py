@@ -116,10 +116,7 @@ def gradients(folder):
 
 
 if __name__ == "__main__":
+    from runtime import faults
     name, folder = sys.argv[1:]
     pkgutil.resolve_name(WORKERS[name])(Path(folder))
-    # At Python's own end a thread of gloo may abort the process (docs/reliability.md), which is
-    # not what these workers are for. The ranks that run simko.py itself end as users' do.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    faults.end_process()
