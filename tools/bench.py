@@ -43,7 +43,7 @@ from torch.utils.benchmark import Timer
 from transformers import AttentionInterface
 
 import simko
-from runtime import chunked, ranks
+from runtime import chunked, faults, ranks
 from runtime.common import fail, flag
 from runtime.data import read_jsonl
 from runtime.packing import packed_attention
@@ -570,3 +570,4 @@ def main(arguments):
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    faults.end_process()

@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 import simko
+from runtime import faults
 from runtime.packing import Sample, pack
 from runtime.ranks import process_group
 from tools import command_line
@@ -220,3 +221,4 @@ def main(arguments):
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    faults.end_process()
