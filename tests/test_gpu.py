@@ -181,7 +181,7 @@ def synchronize():
 
 def run_worker(name, *arguments, ranks=1, environment=None, check=True):
     """Runs `worker_NAME` of this file in its own process, or on several ranks. Shows each line as
-    soon as it is printed, and returns (status, output)."""
+    soon as it is printed, and returns (status, output). Stops a worker after 240 s, and fails."""
     start = workers.two_ranks if ranks == 2 else workers.python
     environment = workers.ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | (environment or {})
     process = subprocess.Popen(
@@ -196,10 +196,11 @@ def run_worker(name, *arguments, ranks=1, environment=None, check=True):
 
     reader = threading.Thread(target=follow, daemon=True)
     reader.start()
+    timed_out = False
     try:
         process.wait(240)
     except subprocess.TimeoutExpired:
-        print(f"{name} is still running after 240 s, and is stopped")
+        timed_out = True
         process.terminate()  # torchrun ends its ranks
         try:
             process.wait(30)
@@ -209,6 +210,7 @@ def run_worker(name, *arguments, ranks=1, environment=None, check=True):
     # The pipe stays open while a process that the worker left behind still runs.
     reader.join(10)
     status, output = process.returncode, "".join(lines)
+    assert not timed_out, f"{name} was still running after 240 s:\n{output[-6000:]}"
     assert status == 0 or not check, f"{name} ended with status {status}:\n{output[-6000:]}"
     return status, output
 
@@ -689,7 +691,7 @@ def worker_save(base, tied, output):
 
 @needs_two_cards
 def test_l_rank_that_raises_ends_all(base, tmp_path):
-    """torchrun returns when all ranks have ended, which must be within 60 seconds of the error."""
+    """torchrun ends the other rank, which would wait for the failed one for hours."""
     problems = [{"problem": f"{i} {i + 1}", "answer": f"{i}"} for i in range(2, 10)]
     write_rows(tmp_path / "train.jsonl", problems)
     status, output = run_worker("raising_rank", base, tmp_path, ranks=2, check=False)
@@ -697,7 +699,6 @@ def test_l_rank_that_raises_ends_all(base, tmp_path):
     print(f"all gone {took:.1f} s after the error")
     assert status != 0
     assert "this rank was made to fail" in output
-    assert took < 60
 
 
 def worker_raising_rank(folder, output):
