@@ -66,10 +66,9 @@ SILENT = "[Tt]imed out|[Tt]imeout"
 def run(main):
     """Calls main with the arguments of the command line, and ends the process."""
     try:
-        # torchrun then shows the error of the rank that failed first.
+        # torchrun then shows the error of the rank that failed first. This
+        # returns if main ends with status 0, as a stopped run does.
         record(main)(sys.argv[1:])
-    except Stopped:
-        pass
     except KeyboardInterrupt:
         sys.exit("simko.py: stopped; run the same command to continue from the "
                  "last checkpoint")

@@ -172,6 +172,62 @@ def test_a_run_without_a_finished_evaluation_is_drawn_from_its_log(tmp_path, cal
     assert call(y) == of_the_log
 
 
+def trained(folder, right, n=4, **settings):
+    """Writes a run whose last evaluation has two sets."""
+    evaluation(folder / "eval_000010", a=(n, right), b=(n, [n, 0]))
+    (folder / "config.json").write_text(json.dumps({"steps": 10, "seed": 7} | settings))
+
+
+def test_runs_that_differ_in_one_setting_of_simko_are_an_ablation(tmp_path, call):
+    evaluation(tmp_path / "base", a=(8, [8, 0, 0]), b=(8, [8, 0]))
+    trained(tmp_path / "grpo", [4, 4, 0], method="grpo")
+    trained(tmp_path / "simko", [1, 2, 0])
+    trained(tmp_path / "high", [0, 4, 0], alpha=0.5, seed=8)
+    trained(tmp_path / "low", [1, 0, 0], alpha=0)
+    trained(tmp_path / "q", [2, 2, 0], q=0.4)
+    trained(tmp_path / "two changes", [4, 4, 4], alpha=0.2, lambda_top1=2)
+    trained(tmp_path / "rate", [4, 4, 4], alpha=0.3, learning_rate=1)
+    folders = {path.name: path for path in tmp_path.iterdir()}
+    simko = folders.keys() - {"base", "grpo"}
+    figure = plots.ablation_figure(tables.load(folders), styles(*folders))
+    assert figure.get_suptitle() == "mean over a, b"
+    alpha, q, *last = figure.axes
+    assert [axis.get_xlabel() for axis in last] == ["α", "q of τ(q)"]
+    assert [axis.get_ylabel() for axis in (alpha, last[0])] == ["pass@1, %", "pass@4, %"]
+    assert [ticks(axis.get_xticklabels()) for axis in last] == [
+        ["0", "0.01", "0.5"], ["0.4", "0.8"]]
+
+    def rate(k, *right):
+        """Returns mean and error of pass@k over both sets, in percent."""
+        sets = right, (4, 0)
+        rates = [[100 * (1 - math.comb(4 - c, k) / math.comb(4, k)) for c in own] for own in sets]
+        means, errors = zip(*map(naive, rates))
+        return statistics.mean(means), math.hypot(*errors) / 2
+
+    label = "SimKO, one setting changed"
+    for axis, k, runs in (
+            (alpha, 1, [(1, 0, 0), (1, 2, 0), (0, 4, 0)]), (q, 1, [(2, 2, 0), (1, 2, 0)]),
+            (last[0], 4, [(1, 0, 0), (1, 2, 0), (0, 4, 0)]), (last[1], 4, [(2, 2, 0), (1, 2, 0)])):
+        found = points(axis)
+        assert list(found) == [label]
+        x, y, errors = found[label]
+        assert x == list(range(len(runs)))
+        assert list(zip(y, errors)) == near(rate(k, *right) for right in runs)
+        levels = lines(axis)
+        assert {"base", "grpo"} < levels.keys()
+        assert levels.keys().isdisjoint(simko)
+        assert levels["grpo"][1] == pytest.approx([rate(k, 4, 4, 0)[0]] * 2)
+        assert levels["base"][1] == pytest.approx([rate(k, 4, 0, 0)[0]] * 2)
+
+    assert "fig7_ablation" in call(*folders.values())
+    assert "fig7_ablation" not in call(*(folders[name] for name in ("base", "grpo", "simko")))
+    # A run with several temperatures has no single pass@K.
+    evaluation(tmp_path / "sweep", 0.2, 1.0, a=(4, [1, 2]), b=(4, [4, 0]))
+    assert "fig7_ablation" not in call(folders["simko"], folders["low"], tmp_path / "sweep")
+    evaluation(tmp_path / "other", c=(4, [1, 2]))
+    assert "fig7_ablation" not in call(folders["simko"], folders["low"], tmp_path / "other")
+
+
 def test_a_title_says_which_steps_are_the_last():
     logs = {size: pd.DataFrame(metrics(size)) for size in (12, 60)}
     assert plots.last_steps({"x": logs[12]}) == "all steps"
@@ -915,7 +971,7 @@ def reported(tmp_path, call, capsys):
 
 def test_a_report_holds_the_figures_themselves(reported):
     page, names, folder = reported
-    assert len(names) == 4
+    assert len(names) == 5
     for name, source in zip(names, page.pictures, strict=True):
         held = base64.b64decode(source.removeprefix("data:image/png;base64,"))
         assert held == (folder / f"{name}.png").read_bytes()
@@ -927,6 +983,7 @@ def test_a_report_holds_the_figures_themselves(reported):
         ["Geometric", "mean"],
         ["Reward,", "entropy,"],
         ["The", "distribution"],
+        ["pass@1", "and"],
     ]
 
 
@@ -974,7 +1031,7 @@ def test_a_report_loads_and_runs_nothing(reported):
     page, _, folder = reported
     text = (folder / "report.html").read_text()
     assert not {"script", "link", "iframe", "b"} & {*page.tags}
-    assert page.tags.count("img") == 4  # one for each figure
+    assert page.tags.count("img") == 5  # one for each figure
     assert not re.search(r"https?:|url\(", text) and "default-src 'none'" in text
 
 

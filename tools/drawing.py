@@ -34,6 +34,8 @@ CURVES = {
     "reward": "reward",
     "entropy": "entropy, nats",
     "Lambda": r"$\Lambda$, sampled tokens"}
+# SimKO's settings, and their names on an axis.
+SETTINGS = {"alpha": "α", "q": "q of τ(q)", "lambda_top1": "λ", "K": "K"}
 
 
 def grid(lines, columns, width, height, **options):
@@ -120,3 +122,37 @@ def dynamics_figure(curves, styles, title=""):
         whole_numbers(axis)
     figure.suptitle(title, fontsize=10)
     return legend(figure)
+
+
+def sweep_figure(sweeps, levels, ks):
+    """Draws pass@K against settings of SimKO, with a column for each setting
+    and a line of panels for each K of ks.
+
+    sweeps: {setting: {label of a curve: {value: rates}}}.
+    levels: {label: (style, rates)} of runs without SimKO's settings.
+    rates: {K: (mean, standard error)} of pass@K in percent."""
+    figure, axes = grid(len(ks), len(sweeps), 2.9, 2.5, sharex="col", sharey="row")
+    for (name, curves), column in zip(sweeps.items(), axes.T):
+        for k, axis in zip(ks, column):
+            values = sweep_panel(axis, k, curves, levels)
+            axis.set_ylabel(f"pass@{k}, %")
+            axis.label_outer()
+        column[-1].set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        column[-1].set_xlabel(SETTINGS[name])
+    return legend(figure)
+
+
+def sweep_panel(axis, k, curves, levels):
+    """Draws pass@k, and returns the values on the x axis, which are equally
+    spaced. All curves have the same values."""
+    values = [*next(iter(curves.values()))]
+    ends = -0.3, len(values) - 0.7
+    for label, (style, rates) in levels.items():
+        mean, error = rates[k]
+        band(axis, ends, [mean] * 2, [error] * 2, style, marker="", label=label)
+    for (label, points), style in zip(curves.items(), ("o-", "s--")):
+        means, errors = zip(*(rates[k] for rates in points.values()))
+        axis.errorbar(
+            range(len(points)), means, errors, fmt=style, color="black",
+            linewidth=1, capsize=2, markersize=5, label=label)
+    return values

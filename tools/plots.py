@@ -15,6 +15,8 @@ fig1_pass_at_k   pass@K against K, with the standard error over problems
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) during training
 fig6_entropy     distribution of token entropies at the end of training
+fig7_ablation    pass@1 and pass@K against each setting of SimKO in which
+                 two or more runs differ and nothing else does
 
 DIR/report.html shows these figures in one self-contained page, with tables
 of pass@K, settings, versions and the seconds of each phase.
@@ -60,7 +62,8 @@ from runtime.responses import set_name
 from runtime.run_folder import check_log
 from tools import command_line, report, tables
 from tools.drawing import (
-    STYLES, band, dynamics_figure, grid, legend, over_k, panels, plt, ranks, whole_numbers)
+    SETTINGS, STYLES, band, dynamics_figure, grid, legend, over_k, panels, plt, ranks,
+    sweep_figure, whole_numbers)
 from tools.study_figures import METHODS, study_figures
 from tools.walkthrough_figures import walkthrough_figures
 
@@ -110,6 +113,53 @@ def pass_panel(axis, name, rows, styles):
         band(axis, [*rates], mean, error, styles[row.label], label=row.label)
         ks |= rates
     over_k(axis, [*ks])
+
+
+def sweeps(runs):
+    """Returns {setting: {value: label}} for each setting of SimKO in which two or
+    more of the runs {label: settings} differ and nothing else does. If there
+    are several such sets of runs, it takes the one with the most values."""
+    found = {}
+    for name in SETTINGS:
+        sets = {}
+        for label, settings in runs.items():
+            others = {other: value for other, value in settings.items()
+                      if other not in {name, *tables.NOT_COMPARED}}
+            key = json.dumps(others, sort_keys=True)
+            sets.setdefault(key, {}).setdefault(settings[name], label)
+        values = max(sets.values(), key=len, default={})
+        if len(values) > 1:
+            found[name] = dict(sorted(values.items()))
+    return found
+
+
+def ablation_figure(rows, styles):
+    """Draws pass@1 and pass@K, averaged over the sets that all rows share,
+    against settings of SimKO. Rows without SimKO are levels. Returns None if
+    no two runs can be compared, or if a row has several temperatures."""
+    runs = only_runs({row.label: row.folder for row in rows})
+    simko = {}
+    for label, folder in runs.items():
+        settings = tables.run_settings(folder)
+        if settings["method"] == "simko":
+            simko[label] = settings
+    found = sweeps(simko)
+    names = set.intersection(*(set(row.sets) for row in rows))
+    if not found or not names or any(row.temperature is not None for row in rows):
+        return None
+    rates, ks = {}, None
+    for row in rows:
+        of_row = tables.pass_rates([row.sets[name] for name in names])
+        rates[row.label] = {k: (100 * mean, 100 * error) for k, (mean, error) in of_row.items()}
+        ks = [k for k in of_row if ks is None or k in ks]
+    curves = {
+        name: {"SimKO, one setting changed": {
+            value: rates[label] for value, label in values.items()}}
+        for name, values in found.items()}
+    levels = {label: (styles[label], rates[label]) for label in rates if label not in simko}
+    figure = sweep_figure(curves, levels, sorted({ks[0], ks[-1]}))
+    figure.suptitle("mean over " + ", ".join(sorted(names)), fontsize=10)
+    return figure
 
 
 def last_steps(logs):
@@ -372,6 +422,8 @@ def run_figures(rows, logs, styles):
         figures["fig3_5_dynamics"] = dynamics_figure(curves, styles, title)
     if ends:
         figures["fig6_entropy"] = entropy_figure(ends, styles)
+    if rows and (ablation := ablation_figure(rows, styles)):
+        figures["fig7_ablation"] = ablation
     return figures
 
 

@@ -25,6 +25,9 @@ CAPTIONS = {
         "Reward, entropy, Λ and Λ^(k) during training, as moving averages over steps.",
     "fig6_entropy":
         "The distribution of token entropies at the end of training.",
+    "fig7_ablation":
+        "pass@1 and pass@K against settings of SimKO, for runs that differ in nothing else. "
+        "Bars and bands are standard errors over problems.",
 }
 PATH_CAPTION = (
     "The top candidates of each model at each token of one response. "

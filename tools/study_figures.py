@@ -3,7 +3,8 @@ import re
 
 from runtime.common import fail
 from simko import Config
-from tools.drawing import CURVES, STYLES, band, dynamics_figure, grid, legend, note, over_k
+from tools.drawing import (
+    CURVES, SETTINGS, STYLES, band, dynamics_figure, grid, legend, note, over_k, sweep_figure)
 from tools.study import (
     ABLATION_STEPS, NAMES, SHARED, SWEEPS, comparisons, pass_rates, read, run_name)
 
@@ -127,39 +128,26 @@ def ablation_figure(main, rows):
         run = run_name("simko", SHARED["simko"] | change)
         return pass_rates(rows, run, ABLATION_STEPS)
 
-    labels = {"alpha": "α", "q": "q of τ(q)", "lambda_top1": "λ", "K": "K"}
-    figure, axes = grid(2, len(labels), 2.9, 2.5, sharex="col", sharey="row")
-    for (name, label), column in zip(labels.items(), axes.T):
+    sweeps = {}
+    for name in SETTINGS:
         values = sorted({*SWEEPS[name], usual[name]})
-        places = range(len(values))
-        scopes = {Config.tau_scope: "o-"}
-        if name == "q":
-            scopes = {"response": "o-", "batch": "s--"}
-        for k, axis in zip((KS[0], KS[-1]), column):
-            for method, rates in same.items():
-                level(axis, method, rates[k], (-0.3, len(values) - 0.7))
-            for scope, style in scopes.items():
-                found = [changed(**{name: value, "tau_scope": scope})[k] for value in values]
-                means = [own.mean() for own in found]
-                errors = [own.sem() for own in found]
-                axis.errorbar(places, means, errors, fmt=style, color="black",
-                              linewidth=1, capsize=2, markersize=5,
-                              label=f"one setting changed, τ(q) over the {scope}")
-            axis.set_ylabel(f"pass@{k}, %")
-            axis.label_outer()
-        column[1].set_xticks(places, [f"{value:g}" for value in values])
-        column[1].set_xlabel(label)
+        scopes = ("response", "batch") if name == "q" else (Config.tau_scope,)
+        sweeps[name] = {
+            f"one setting changed, τ(q) over the {scope}": {
+                value: over_seeds(changed(**{name: value, "tau_scope": scope}))
+                for value in values}
+            for scope in scopes}
+    names = {"grpo": NAMES["grpo"], "simko": NAMES["simko"] + ", nothing changed"}
+    levels = {names[method]: (METHODS[method], over_seeds(rates))
+              for method, rates in same.items()}
+    figure = sweep_figure(sweeps, levels, (KS[0], KS[-1]))
     figure.suptitle(seeds_of(same["simko"]), fontsize=10)
-    return legend(figure)
+    return figure
 
 
-def level(axis, method, values, ends):
-    """Draws the mean ± standard error of values as a level between ends."""
-    label = NAMES[method]
-    if method == "simko":
-        label += ", nothing changed"
-    mean, error = [values.mean()] * 2, [values.sem()] * 2
-    band(axis, ends, mean, error, METHODS[method], marker="", label=label)
+def over_seeds(rates):
+    """Returns {K: (mean, standard error)} of pass@K. rates: (seeds, K)."""
+    return dict(zip(rates, zip(rates.mean(), rates.sem())))
 
 
 def mean_curves(rows, runs):
