@@ -98,8 +98,8 @@ def commands():
 def help_of(program, tool, words, monkeypatch, capsys):
     """Returns the output of --help for a command."""
     name, asked = program, []
-    if program == "train.sh":
-        name, asked = "simko.py", ["train"]
+    if program == "train.sh" or tool == "rounding":  # which pass their flags on
+        name, tool, asked = "simko.py", None, ["train"]
     elif program == "simko.py":
         asked = words[:1]
     elif tool in ("bench", "smollm2"):
