@@ -81,7 +81,7 @@ def end_process():
     A thread of gloo may outlive the process group. If it frees a tensor while
     Python shuts down, it aborts the process (PyTorch issue 190489), and
     torchrun reports that a complete run has failed."""
-    for stream in sys.stdout, sys.stderr:
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if closed
         Unbroken(stream).write("")
     os._exit(0)
 

@@ -172,24 +172,34 @@ def test_a_run_without_a_finished_evaluation_is_drawn_from_its_log(tmp_path, cal
     assert call(y) == of_the_log
 
 
-def trained(folder, right, n=4, **settings):
+def trained(folder, right, n=4, evaluated=10, **settings):
     """Writes a run whose last evaluation has two sets."""
-    evaluation(folder / "eval_000010", a=(n, right), b=(n, [n, 0]))
+    evaluation(folder / f"eval_{evaluated:06d}", a=(n, right), b=(n, [n, 0]))
     (folder / "config.json").write_text(json.dumps({"steps": 10, "seed": 7} | settings))
 
 
 def test_runs_that_differ_in_one_setting_of_simko_are_an_ablation(tmp_path, call):
-    evaluation(tmp_path / "base", a=(8, [8, 0, 0]), b=(8, [8, 0]))
-    trained(tmp_path / "grpo", [4, 4, 0], method="grpo")
-    trained(tmp_path / "simko", [1, 2, 0])
-    trained(tmp_path / "high", [0, 4, 0], alpha=0.5, seed=8)
-    trained(tmp_path / "low", [1, 0, 0], alpha=0)
-    trained(tmp_path / "q", [2, 2, 0], q=0.4)
-    trained(tmp_path / "two changes", [4, 4, 4], alpha=0.2, lambda_top1=2)
-    trained(tmp_path / "rate", [4, 4, 4], alpha=0.3, learning_rate=1)
-    folders = {path.name: path for path in tmp_path.iterdir()}
-    simko = folders.keys() - {"base", "grpo"}
-    figure = plots.ablation_figure(tables.load(folders), styles(*folders))
+    compared = {"base": (4, 0, 0), "grpo": (4, 4, 0), "simko": (1, 2, 0), "high": (0, 4, 0),
+                "low": (1, 0, 0), "q": (2, 2, 0)}
+    changes = {"grpo": {"method": "grpo"}, "simko": {}, "high": {"alpha": 0.5},
+               "low": {"alpha": 0}, "q": {"q": 0.4}}
+    evaluation(tmp_path / "base", a=(4, compared["base"]), b=(4, [4, 0]))
+    for name, settings in changes.items():
+        trained(tmp_path / name, compared[name], **settings)
+    different = {
+        "two changes": {"alpha": 0.2, "lambda_top1": 2}, "rate": {"alpha": 0.3, "model": "x"},
+        "seed": {"alpha": 0.3, "seed": 8}, "longer": {"alpha": 0.3, "steps": 20, "evaluated": 20},
+        "unfinished": {"alpha": 0.3, "evaluated": 5}, "n": {"alpha": 0.3, "n": 8},
+        "psr": {"method": "psr", "learning_rate": 1}}
+    for name, settings in different.items():
+        trained(tmp_path / name, [4, 4, 4], **settings)
+    # An earlier evaluation of a run of SimKO is neither a point nor a level.
+    evaluation(tmp_path / "high/eval_000005", a=(4, [4, 4, 4]), b=(4, [4, 0]))
+    names = ["two changes", *compared, *different.keys() - {"two changes"}]
+    folders = {name: tmp_path / name for name in names}
+    folders["early"] = tmp_path / "high/eval_000005"
+    styles_ = {name: drawing.STYLES[i % 10] for i, name in enumerate(folders)}
+    figure = plots.ablation_figure(tables.load(folders), styles_)
     assert figure.get_suptitle() == "mean over a, b"
     alpha, q, *last = figure.axes
     assert [axis.get_xlabel() for axis in last] == ["α", "q of τ(q)"]
@@ -197,35 +207,43 @@ def test_runs_that_differ_in_one_setting_of_simko_are_an_ablation(tmp_path, call
     assert [ticks(axis.get_xticklabels()) for axis in last] == [
         ["0", "0.01", "0.5"], ["0.4", "0.8"]]
 
-    def rate(k, *right):
+    def rate(k, right):
         """Returns mean and error of pass@k over both sets, in percent."""
-        sets = right, (4, 0)
-        rates = [[100 * (1 - math.comb(4 - c, k) / math.comb(4, k)) for c in own] for own in sets]
+        rates = [[100 * (1 - math.comb(4 - c, k) / math.comb(4, k)) for c in own]
+                 for own in (right, (4, 0))]
         means, errors = zip(*map(naive, rates))
         return statistics.mean(means), math.hypot(*errors) / 2
 
     label = "SimKO, one setting changed"
     for axis, k, runs in (
-            (alpha, 1, [(1, 0, 0), (1, 2, 0), (0, 4, 0)]), (q, 1, [(2, 2, 0), (1, 2, 0)]),
-            (last[0], 4, [(1, 0, 0), (1, 2, 0), (0, 4, 0)]), (last[1], 4, [(2, 2, 0), (1, 2, 0)])):
+            (alpha, 1, ["low", "simko", "high"]), (last[0], 4, ["low", "simko", "high"]),
+            (q, 1, ["q", "simko"]), (last[1], 4, ["q", "simko"])):
         found = points(axis)
         assert list(found) == [label]
         x, y, errors = found[label]
         assert x == list(range(len(runs)))
-        assert list(zip(y, errors)) == near(rate(k, *right) for right in runs)
-        levels = lines(axis)
-        assert {"base", "grpo"} < levels.keys()
-        assert levels.keys().isdisjoint(simko)
-        assert levels["grpo"][1] == pytest.approx([rate(k, 4, 4, 0)[0]] * 2)
-        assert levels["base"][1] == pytest.approx([rate(k, 4, 0, 0)[0]] * 2)
+        assert list(zip(y, errors)) == near(rate(k, compared[run]) for run in runs)
+        levels = {name: y for name, (_, y) in lines(axis).items() if name in folders}
+        assert levels.keys() == {"base", "grpo"}
+        for name, ends in levels.items():
+            assert ends == pytest.approx([rate(k, compared[name])[0]] * 2)
+        colours = {line.get_label(): line.get_color() for line in axis.lines}
+        assert colours["grpo"] == styles_["grpo"][0]
 
-    assert "fig7_ablation" in call(*folders.values())
+    drawn = call(*(folders[name] for name in ("seed", *compared)))
+    assert "fig7_ablation" in drawn
+    assert call.errors.endswith(
+        f"\nfig7_ablation leaves out {folders['seed']}: more than one setting of SimKO, or "
+        f"something else, differs from {folders['simko']}\n")
     assert "fig7_ablation" not in call(*(folders[name] for name in ("base", "grpo", "simko")))
-    # A run with several temperatures has no single pass@K.
+    assert call.errors == ""
+    for other in ("seed", "n", "rate", "longer", "unfinished", "two changes"):
+        assert "fig7_ablation" not in call(folders["simko"], folders[other])
+        assert "fig7_ablation is not drawn" in call.errors
+    # A folder with several temperatures has no single pass@K.
     evaluation(tmp_path / "sweep", 0.2, 1.0, a=(4, [1, 2]), b=(4, [4, 0]))
     assert "fig7_ablation" not in call(folders["simko"], folders["low"], tmp_path / "sweep")
-    evaluation(tmp_path / "other", c=(4, [1, 2]))
-    assert "fig7_ablation" not in call(folders["simko"], folders["low"], tmp_path / "other")
+    assert "fig7_ablation is not drawn" in call.errors
 
 
 def test_a_title_says_which_steps_are_the_last():

@@ -519,3 +519,19 @@ def test_a_rank_that_hangs_ends_the_run(hanging_ranks):
     assert code == 1, log
     assert "rank 0, during the update: another rank hangs" in log, log
     assert checkpoints(folder / "run") == ["step_000001"]  # of two updates a step, the third hung
+
+
+def test_ranks_that_get_the_signal_together_name_it(group, monkeypatch):
+    """torchrun passes a signal on to all ranks."""
+    def all_reduce(tensor, operation=dist.ReduceOp.SUM):
+        other = torch.tensor(int(signal.SIGTERM))
+        together = torch.maximum if operation == dist.ReduceOp.MAX else torch.add
+        tensor.copy_(together(tensor, other))
+
+    monkeypatch.setattr(faults.dist, "all_reduce", all_reduce)
+    engine = faults.GuardedEngine(lambda: mock.Mock(spec=["sleep", "close"]))
+    with contextlib.closing(engine):
+        engine.signal = signal.SIGTERM
+        with pytest.raises(faults.Stopped):
+            engine.stop_if_asked()
+    assert engine.signal == signal.SIGTERM

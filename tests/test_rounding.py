@@ -1,6 +1,8 @@
 """Tests of tools/rounding.py."""
 import itertools
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -27,11 +29,11 @@ def with_ties(bases, tmp_path):
 @pytest.mark.parametrize("ties", [False, True])
 def test_decisions_are_those_of_all_logits(bases, with_ties, group, ties):
     folder = with_ties if ties else bases[False]
-    cfg, samples = config(folder, K=3), load_samples(bases[False])
+    cfg, samples = config(folder, K=3, temperature=0.7), load_samples(bases[False])
     found = rounding.measured(cfg, samples, CPU, torch.float32)
     model, want = plain_model(folder), []
     for sample in itertools.chain(*micro_batches(samples, cfg.micro_batch_tokens)):
-        log_pi = plain_logits(model, sample).log_softmax(-1).detach()
+        log_pi = (plain_logits(model, sample) / 0.7).log_softmax(-1).detach()
         logp = log_pi.gather(1, torch.from_numpy(sample.response_ids)[:, None])[:, 0]
         entropy = -(log_pi.exp() * log_pi).sum(-1)
         gate = entropy > entropy_threshold(entropy, torch.tensor([len(entropy)]), cfg.q)
@@ -46,7 +48,7 @@ def test_decisions_are_those_of_all_logits(bases, with_ties, group, ties):
     assert found["tie_top1"].equal(equal[:, 0])
     assert found["tie_K"].equal(equal[:, 2])
     assert found["tie_top1"].any() == found["tie_K"].any() == ties
-    found = rounding.measured(config(folder, K=4), samples, CPU, torch.float32)
+    found = rounding.measured(replace(cfg, K=4), samples, CPU, torch.float32)
     assert found["tie_K"].equal(equal[:, 3])
 
 
@@ -57,7 +59,9 @@ def test_gradients_are_those_of_both_methods(bases, group):
     same = rounding.measured(off, samples, CPU, torch.float32)
     assert same["simko"].equal(same["grpo"])
     assert same["grpo"].equal(found["grpo"])
-    assert rounding.norm(found["simko"] - found["grpo"]) > 0.01 * rounding.norm(found["grpo"])
+    assert not same["part"].any()
+    torch.testing.assert_close(found["part"], found["simko"] - found["grpo"], atol=1e-6, rtol=1e-4)
+    assert rounding.relative(found["part"], found["grpo"]) > 1
     rounded = rounding.measured(cfg, samples, CPU, torch.bfloat16)
     apart = rounding.differences(found, rounded)["change of GRPO's gradient"]
     assert 0.1 < apart < 20
@@ -74,6 +78,7 @@ def test_shares_are_of_gated_tokens():
         "tie_K": torch.tensor([False, False, True, True, True]),
         "grpo": torch.tensor([3.0, 4.0]),
         "simko": torch.tensor([3.0, 6.0]),
+        "part": torch.tensor([0.0, 2.0]),
     }
     assert [*rounding.own_rows(exact).values()] == [80, 25, 0, 50, 40]
     rounded = exact | {
@@ -82,24 +87,61 @@ def test_shares_are_of_gated_tokens():
         "is_top1": torch.tensor([False, True, False, False, False]),
         "grpo": torch.tensor([3.0, 5.0]),
         "simko": torch.tensor([3.0, 6.0]),
+        "part": torch.tensor([1.0, 2.0]),
     }
     assert [*rounding.differences(exact, rounded).values()] == [0.5, 25, 50, 20, 0, 50]
+    exact["part"] = torch.zeros(2)
+    assert math.isnan(rounding.differences(exact, rounded)["change of SimKO's part"])
 
 
-def test_a_table_of_both_dtypes(data, capsys):
+def test_a_table_of_both_dtypes(data, capsys, monkeypatch):
+    calls, measured = [], rounding.measured
+
+    def recorded(*arguments):
+        calls.append((*arguments, measured(*arguments)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(rounding, "measured", recorded)
     rounding.main([
         "--model", str(data / "base"), "--train-data", str(data / "test.jsonl"),
         "--task", "countdown", "--prompt-template", "raw", "--max-prompt-length", "20",
         "--max-completion-length", "9", "--batch-size", "2", "--num-generations", "4",
-        "--mini-batch-size", "2", "--alpha", "0.5"])
+        "--mini-batch-size", "2", "--alpha", "0.5", "--max-grad-norm", "0.001"])
+    (cfg, samples, _, float32, exact), (_, _, _, bfloat16, rounded) = calls
+    assert (float32, bfloat16) == (torch.float32, torch.bfloat16)
+    assert (cfg.learning_rate, cfg.max_grad_norm, cfg.alpha) == (0, math.inf, 0.5)
+    for group in (samples[:4], samples[4:]):
+        assert sum(sample.advantage > 0 for sample in group) == 2
+        assert sum(sample.advantage for sample in group) == pytest.approx(0, abs=1e-6)
+        assert len({tuple(sample.prompt_ids) for sample in group}) == 1
+    assert len({tuple(sample.response_ids) for sample in samples}) > 2
+    tokens = sum(len(sample.response_ids) for sample in samples)
+    assert max(len(sample.response_ids) for sample in samples) > 5
+
     printed = capsys.readouterr().out
-    assert "8 responses, " in printed
+    assert f"8 responses, {tokens} tokens" in printed
     own, against = tables(printed)
-    by_row = {row.pop(""): row for row in own}
-    assert all(row.keys() == {"float32", "bfloat16"} for row in by_row.values())
-    assert float(by_row["gated tokens"]["float32"]) > 0
-    assert len(against) == 6
-    assert all(math.isfinite(float(row[""])) for row in against)
+    short = partial(pytest.approx, rel=0.01)
+    both = zip(rounding.own_rows(exact).items(), rounding.own_rows(rounded).values())
+    assert own == [{"": name, "float32": short(number), "bfloat16": short(other)}
+                   for (name, number), other in both]
+    want = rounding.differences(exact, rounded)
+    assert against == [{"bfloat16 against float32": name, "": short(number)}
+                       for name, number in want.items()]
+    assert want["change of GRPO's gradient"] > 0
+
+
+@pytest.mark.parametrize("flags, environment, message", [
+    (["--tau-scope", "batch"], {}, "--tau-scope batch is not measured"),
+    ([], {"WORLD_SIZE": "2"}, "start it without torchrun")])
+def test_what_is_not_measured_is_refused(data, monkeypatch, flags, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=message):
+        rounding.main([
+            "--model", str(data / "base"), "--train-data", str(data / "test.jsonl"),
+            "--task", "countdown", "--prompt-template", "raw", "--max-prompt-length", "20",
+            "--max-completion-length", "9", *flags])
 
 
 def test_a_model_must_be_named(capsys):

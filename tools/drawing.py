@@ -129,7 +129,7 @@ def sweep_figure(sweeps, levels, ks):
     and a line of panels for each K of ks.
 
     sweeps: {setting: {label of a curve: {value: rates}}}.
-    levels: {label: (style, rates)} of runs without SimKO's settings.
+    levels: {label: (style, rates)} of what the curves are compared with.
     rates: {K: (mean, standard error)} of pass@K in percent."""
     figure, axes = grid(len(ks), len(sweeps), 2.9, 2.5, sharex="col", sharey="row")
     for (name, curves), column in zip(sweeps.items(), axes.T):

@@ -15,8 +15,8 @@ fig1_pass_at_k   pass@K against K, with the standard error over problems
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) during training
 fig6_entropy     distribution of token entropies at the end of training
-fig7_ablation    pass@1 and pass@K against each setting of SimKO in which
-                 two or more runs differ and nothing else does
+fig7_ablation    pass@1 and pass@K against the settings of SimKO in which
+                 otherwise equal runs differ
 
 DIR/report.html shows these figures in one self-contained page, with tables
 of pass@K, settings, versions and the seconds of each phase.
@@ -115,51 +115,81 @@ def pass_panel(axis, name, rows, styles):
     over_k(axis, [*ks])
 
 
-def sweeps(runs):
-    """Returns {setting: {value: label}} for each setting of SimKO in which two or
-    more of the runs {label: settings} differ and nothing else does. If there
-    are several such sets of runs, it takes the one with the most values."""
-    found = {}
-    for name in SETTINGS:
-        sets = {}
+def sweeps(rows):
+    """Returns (label of a run of SimKO, {setting: {value: label}}): the runs that
+    differ from it in one setting of SimKO and in nothing else, and the run
+    itself. Of all runs, it is the one with the most such runs."""
+    rows = {row.label: row for row in rows}
+    runs = {}
+    for label, folder in only_runs({label: row.folder for label, row in rows.items()}).items():
+        settings = tables.run_settings(folder)
+        if settings["method"] == "simko":
+            ignored = tables.NOT_COMPARED - {"seed"}
+            runs[label] = {name: settings[name] for name in settings.keys() - ignored}
+    best, found, most = None, {}, 0
+    for base, own in runs.items():
+        near = {}
         for label, settings in runs.items():
-            others = {other: value for other, value in settings.items()
-                      if other not in {name, *tables.NOT_COMPARED}}
-            key = json.dumps(others, sort_keys=True)
-            sets.setdefault(key, {}).setdefault(settings[name], label)
-        values = max(sets.values(), key=len, default={})
-        if len(values) > 1:
-            found[name] = dict(sorted(values.items()))
-    return found
+            changed = [name for name in own.keys() | settings.keys()
+                       if own.get(name) != settings.get(name)]
+            if len(changed) == 1 and changed[0] in SETTINGS and alike(rows[base], rows[label]):
+                name, = changed
+                near.setdefault(name, {own[name]: base})[settings[name]] = label
+        if (count := sum(map(len, near.values()))) > most:
+            best, found, most = base, near, count
+    in_order = [name for name in SETTINGS if name in found]
+    return best, {name: dict(sorted(found[name].items())) for name in in_order}
+
+
+def alike(base, row):
+    """Returns whether a row has the sets of another and is compared with it
+    by tools.tables without a warning."""
+    return (row.sets.keys() >= base.sets.keys()
+            and not tables.differences([base, row], list(base.sets), paper=None))
 
 
 def ablation_figure(rows, styles):
-    """Draws pass@1 and pass@K, averaged over the sets that all rows share,
-    against settings of SimKO. Rows without SimKO are levels. Returns None if
-    no two runs can be compared, or if a row has several temperatures."""
-    runs = only_runs({row.label: row.folder for row in rows})
-    simko = {}
-    for label, folder in runs.items():
-        settings = tables.run_settings(folder)
-        if settings["method"] == "simko":
-            simko[label] = settings
-    found = sweeps(simko)
-    names = set.intersection(*(set(row.sets) for row in rows))
-    if not found or not names or any(row.temperature is not None for row in rows):
+    """Draws pass@1 and pass@K, averaged over sets, against settings of SimKO.
+    The evaluations of other methods and of the base model are levels.
+    Returns None, and says why, if no two runs can be compared."""
+    simko = [row.label for row in rows if method_of(row.folder) == "simko"]
+    if len(simko) < 2:
         return None
-    rates, ks = {}, None
-    for row in rows:
-        of_row = tables.pass_rates([row.sets[name] for name in names])
-        rates[row.label] = {k: (100 * mean, 100 * error) for k, (mean, error) in of_row.items()}
-        ks = [k for k in of_row if ks is None or k in ks]
+    base, found = None, {}
+    if all(row.temperature is None for row in rows):
+        base, found = sweeps(rows)
+    if not found:
+        print("fig7_ablation is not drawn, because no two runs differ in one setting of SimKO "
+              "alone and have evaluations alike, at one temperature", file=sys.stderr)
+        return None
+    own = {row.label: row for row in rows}
+    others = [row.label for row in rows
+              if row.label not in simko and alike(own[base], row)]
+    shown = [*others, *{label for values in found.values() for label in values.values()}]
+    if left := [label for label in own if label not in shown]:
+        print(f"fig7_ablation leaves out {', '.join(left)}: more than one setting of SimKO, or "
+              f"something else, differs from {base}", file=sys.stderr)
+    rates = {}
+    for label in shown:
+        of_row = tables.pass_rates([own[label].sets[name] for name in own[base].sets])
+        rates[label] = {k: (100 * mean, 100 * error) for k, (mean, error) in of_row.items()}
     curves = {
         name: {"SimKO, one setting changed": {
             value: rates[label] for value, label in values.items()}}
         for name, values in found.items()}
-    levels = {label: (styles[label], rates[label]) for label in rates if label not in simko}
-    figure = sweep_figure(curves, levels, sorted({ks[0], ks[-1]}))
-    figure.suptitle("mean over " + ", ".join(sorted(names)), fontsize=10)
+    levels = {label: (styles[label], rates[label]) for label in others}
+    figure = sweep_figure(curves, levels, sorted({1, max(rates[base])}))
+    figure.suptitle("mean over " + ", ".join(own[base].sets), fontsize=10)
     return figure
+
+
+def method_of(folder):
+    """Returns the method of a run, for its folder or an eval_STEP in it, or
+    None for the folder of an evaluation alone."""
+    for place in (folder, folder.parent):
+        if (place / "config.json").is_file():
+            return tables.run_settings(place)["method"]
+    return None
 
 
 def last_steps(logs):

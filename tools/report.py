@@ -26,7 +26,7 @@ CAPTIONS = {
     "fig6_entropy":
         "The distribution of token entropies at the end of training.",
     "fig7_ablation":
-        "pass@1 and pass@K against settings of SimKO, for runs that differ in nothing else. "
+        "pass@1 and pass@K against settings of SimKO, of which one at a time is changed. "
         "Bars and bands are standard errors over problems.",
 }
 PATH_CAPTION = (

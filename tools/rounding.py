@@ -2,16 +2,18 @@
 
     python -m tools.rounding --model MODEL --train-data FILE
 
-All flags are those of simko.py train. The model samples --num-generations
-responses to --batch-size prompts, in float32. A random half of them counts
-as correct, so that every response has a gradient. Then the first update on
-these responses is computed four times: with GRPO and with SimKO, each in
-float32 and in bfloat16. The weights are the same and do not change.
+The flags are those of simko.py train. The model samples --num-generations
+responses to --batch-size prompts, in float32. A random half of each group
+counts as correct, so that every response has a gradient. Then one update on
+all of these responses (whatever --mini-batch-size says) is computed in
+float32 and in bfloat16, from the same weights.
 
-The rows of the printed table are shares in percent, except for the first.
-"tie" means that the logits round to the same number. "SimKO's part" is
-SimKO's gradient minus GRPO's.
+All numbers but the log-probs are percentages. "tie" means that the logits
+round to the same number. "SimKO's part" is what SimKO adds to GRPO's gradient,
+computed on its own: the difference of two rounded gradients would also hold
+the rounding errors of both.
 """
+import math
 import os
 import sys
 import tempfile
@@ -24,10 +26,11 @@ import torch
 
 import simko
 from runtime import cli, faults
+from runtime.common import fail
 from runtime.data import prompt_order
 from runtime.packing import pack
 from runtime.ranks import process_group
-from tools import command_line
+from tools import allow_head, command_line
 from tools.measuring import QUIET, show, table
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -57,7 +60,7 @@ def measured(cfg, samples, device, dtype):
     """Returns what an update on the samples decides and computes in a dtype.
 
     logp, gate, is_top1, tie_top1, tie_K: (T,), of all tokens.
-    grpo, simko: the gradients, as vectors in float32."""
+    grpo, simko, part: the gradients, as vectors in float32."""
     trainer = simko.Trainer(cfg, device, dtype)
     trainer.compute_old_logp(samples, QUIET)
     tokens = {name: [] for name in ("logp", "gate", "is_top1", "tie_top1", "tie_K")}
@@ -72,15 +75,29 @@ def measured(cfg, samples, device, dtype):
             tokens[name].append(values.cpu())
     trainer.policy.reshard()  # without a backward pass the root stays gathered
     found = {name: torch.cat(values) for name, values in tokens.items()}
-    for method in ("grpo", "simko"):
+    trained = [w for w in trainer.policy.parameters() if w.requires_grad]
+
+    def gradient(method):
         trainer.update(samples, method, None, QUIET)
-        trained = [w for w in trainer.policy.parameters() if w.requires_grad]
-        found[method] = torch.cat([w.grad.full_tensor().flatten() for w in trained]).float().cpu()
+        return torch.cat([w.grad.full_tensor().flatten() for w in trained]).float().cpu()
+
+    found |= {"grpo": gradient("grpo"), "simko": gradient("simko")}
+    with mock.patch.object(simko, "simko_ratio", part_of_ratio):
+        found["part"] = gradient("simko")
     return found
 
 
-def norm(vector):
-    return vector.double().norm().item()
+def part_of_ratio(logp, old_logp, *others, ratio=simko.simko_ratio):
+    """Returns SimKO's ratio with the gradient of SimKO's ratio minus GRPO's."""
+    gamma = (logp - old_logp).exp()
+    # The detach leaves the value of gamma and takes away GRPO's gradient.
+    return ratio(logp, old_logp, *others) - gamma + gamma.detach()
+
+
+def relative(vector, base):
+    """Returns ||vector|| / ||base|| in percent."""
+    size = base.double().norm().item()
+    return 100 * vector.double().norm().item() / size if size else math.nan
 
 
 def own_rows(found):
@@ -90,13 +107,12 @@ def own_rows(found):
     def share(name):
         return 100 * found[name][gate].double().mean().item()
 
-    part = norm(found["simko"] - found["grpo"])
     return {
         "gated tokens": 100 * gate.double().mean().item(),
         "gated tokens that are rank-1": share("is_top1"),
         "gated tokens with a tie at rank 1": share("tie_top1"),
         "gated tokens with a tie of ranks K and K + 1": share("tie_K"),
-        "SimKO's part of the gradient / GRPO's gradient": 100 * part / norm(found["grpo"])}
+        "SimKO's part of the gradient / GRPO's gradient": relative(found["part"], found["grpo"])}
 
 
 def differences(exact, rounded):
@@ -106,18 +122,17 @@ def differences(exact, rounded):
     def changed(name):
         return 100 * (exact[name] != rounded[name])[gate].double().mean().item()
 
-    def apart(vector, other):
-        return 100 * norm(vector - other) / norm(vector)
+    def change(name):
+        return relative(rounded[name] - exact[name], exact[name])
 
-    parts = [found["simko"] - found["grpo"] for found in (exact, rounded)]
     gap = (exact["logp"] - rounded["logp"]).abs()
     return {
         "mean difference of log-probs, nats": gap.double().mean().item(),
         "gated tokens whose gate closes": changed("gate"),
         "gated tokens that become or cease to be rank-1": changed("is_top1"),
-        "change of GRPO's gradient": apart(exact["grpo"], rounded["grpo"]),
-        "change of SimKO's gradient": apart(exact["simko"], rounded["simko"]),
-        "change of SimKO's part": apart(*parts)}
+        "change of GRPO's gradient": change("grpo"),
+        "change of SimKO's gradient": change("simko"),
+        "change of SimKO's part": change("part")}
 
 
 def main(arguments):
@@ -125,10 +140,14 @@ def main(arguments):
     _, flags = parser.parse_known_args(arguments)
     if not flags:
         parser.error("name a model and problems with --model and --train-data")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        fail("tools.rounding runs in one process: start it without torchrun")
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         job = cli.prepare(
             ["train", *flags, "--rollout", "hf", "--method", "simko", "--output-dir", folder],
             simko.Config)
+        if job.cfg.tau_scope != "response":
+            fail("--tau-scope batch is not measured: leave it out")
         # Neither the optimizer nor the clip may change anything.
         cfg = replace(job.cfg, learning_rate=0.0, max_grad_norm=float("inf"))
         with process_group() as device:
@@ -144,5 +163,6 @@ def main(arguments):
 
 
 if __name__ == "__main__":
+    allow_head()
     main(sys.argv[1:])
     faults.end_process()

@@ -63,8 +63,8 @@ MARGIN = 40  # seconds at the end that are reserved for the probe and the rows
 # simko.py with a larger batch of transformers' generate. With the usual 256
 # responses at a time, so small a model would leave a large card idle.
 MANY_ROWS = (
-    "import sys, simko; from runtime.hf_engine import HFEngine; "
-    "HFEngine.batch_size = 1024; simko.main(sys.argv[1:])")
+    "import simko; from runtime import faults; from runtime.hf_engine import HFEngine; "
+    "HFEngine.batch_size = 1024; faults.run(simko.main)")
 
 
 @dataclass
