@@ -12,6 +12,7 @@ import math
 import os
 import random
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -212,6 +213,13 @@ def test_how_a_run_ends_its_process(end, status):
     if end == "Ctrl-C":
         assert done.stderr == (
             "simko.py: stopped; run the same command to continue from the last checkpoint\n")
+
+
+def test_simko_py_ends_so(monkeypatch):
+    started = []
+    monkeypatch.setattr(faults, "run", started.append)
+    runpy.run_path(str(workers.ROOT / "simko.py"), run_name="__main__")
+    assert [function.__name__ for function in started] == ["main"]
 
 
 def test_a_reader_that_has_gone_does_not_fail_the_end_of_a_process():

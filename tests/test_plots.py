@@ -214,7 +214,7 @@ def test_runs_that_differ_in_one_setting_of_simko_are_an_ablation(tmp_path, call
         means, errors = zip(*map(naive, rates))
         return statistics.mean(means), math.hypot(*errors) / 2
 
-    label = "SimKO, one setting changed"
+    label = "simko, one setting changed"
     for axis, k, runs in (
             (alpha, 1, ["low", "simko", "high"]), (last[0], 4, ["low", "simko", "high"]),
             (q, 1, ["q", "simko"]), (last[1], 4, ["q", "simko"])):

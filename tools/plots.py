@@ -116,9 +116,9 @@ def pass_panel(axis, name, rows, styles):
 
 
 def sweeps(rows):
-    """Returns (label of a run of SimKO, {setting: {value: label}}): the runs that
-    differ from it in one setting of SimKO and in nothing else, and the run
-    itself. Of all runs, it is the one with the most such runs."""
+    """Returns (a run, {setting: {value: run}}), where runs are labels of rows:
+    the run of SimKO from which the most runs differ in one setting of SimKO
+    and in nothing else, and these runs with the run itself."""
     rows = {row.label: row for row in rows}
     runs = {}
     for label, folder in only_runs({label: row.folder for label, row in rows.items()}).items():
@@ -126,60 +126,62 @@ def sweeps(rows):
         if settings["method"] == "simko":
             ignored = tables.NOT_COMPARED - {"seed"}
             runs[label] = {name: settings[name] for name in settings.keys() - ignored}
-    best, found, most = None, {}, 0
-    for base, own in runs.items():
+    centre, found, most = None, {}, 0
+    for one, own in runs.items():
         near = {}
         for label, settings in runs.items():
             changed = [name for name in own.keys() | settings.keys()
                        if own.get(name) != settings.get(name)]
-            if len(changed) == 1 and changed[0] in SETTINGS and alike(rows[base], rows[label]):
+            if len(changed) == 1 and changed[0] in SETTINGS and alike(rows[one], rows[label]):
                 name, = changed
-                near.setdefault(name, {own[name]: base})[settings[name]] = label
-        if (count := sum(map(len, near.values()))) > most:
-            best, found, most = base, near, count
+                near.setdefault(name, {own[name]: one})[settings[name]] = label
+        count = sum(map(len, near.values()))
+        if count > most:
+            centre, found, most = one, near, count
     in_order = [name for name in SETTINGS if name in found]
-    return best, {name: dict(sorted(found[name].items())) for name in in_order}
+    return centre, {name: dict(sorted(found[name].items())) for name in in_order}
 
 
-def alike(base, row):
-    """Returns whether a row has the sets of another and is compared with it
-    by tools.tables without a warning."""
-    return (row.sets.keys() >= base.sets.keys()
-            and not tables.differences([base, row], list(base.sets), paper=None))
+def alike(one, other):
+    """Returns whether `other` has the sets of `one`, and tools.tables compares
+    them without a warning."""
+    return (other.sets.keys() >= one.sets.keys()
+            and not tables.differences([one, other], list(one.sets), paper=None))
 
 
 def ablation_figure(rows, styles):
     """Draws pass@1 and pass@K, averaged over sets, against settings of SimKO.
     The evaluations of other methods and of the base model are levels.
-    Returns None, and says why, if no two runs can be compared."""
+    Returns None if no two runs can be compared. Prints what is left out."""
     simko = [row.label for row in rows if method_of(row.folder) == "simko"]
     if len(simko) < 2:
         return None
-    base, found = None, {}
+    found = {}
     if all(row.temperature is None for row in rows):
-        base, found = sweeps(rows)
+        centre, found = sweeps(rows)
     if not found:
         print("fig7_ablation is not drawn, because no two runs differ in one setting of SimKO "
               "alone and have evaluations alike, at one temperature", file=sys.stderr)
         return None
-    own = {row.label: row for row in rows}
-    others = [row.label for row in rows
-              if row.label not in simko and alike(own[base], row)]
-    shown = [*others, *{label for values in found.values() for label in values.values()}]
-    if left := [label for label in own if label not in shown]:
+    rows = {row.label: row for row in rows}
+    others = [label for label, row in rows.items()
+              if label not in simko and alike(rows[centre], row)]
+    shown = {*others, *(label for values in found.values() for label in values.values())}
+    if left := [label for label in rows if label not in shown]:
         print(f"fig7_ablation leaves out {', '.join(left)}: more than one setting of SimKO, or "
-              f"something else, differs from {base}", file=sys.stderr)
-    rates = {}
+              f"something else, differs from {centre}", file=sys.stderr)
+
+    names, rates = list(rows[centre].sets), {}
     for label in shown:
-        of_row = tables.pass_rates([own[label].sets[name] for name in own[base].sets])
+        of_row = tables.pass_rates([rows[label].sets[name] for name in names])
         rates[label] = {k: (100 * mean, 100 * error) for k, (mean, error) in of_row.items()}
     curves = {
-        name: {"SimKO, one setting changed": {
+        name: {f"{centre}, one setting changed": {
             value: rates[label] for value, label in values.items()}}
         for name, values in found.items()}
     levels = {label: (styles[label], rates[label]) for label in others}
-    figure = sweep_figure(curves, levels, sorted({1, max(rates[base])}))
-    figure.suptitle("mean over " + ", ".join(own[base].sets), fontsize=10)
+    figure = sweep_figure(curves, levels, sorted({1, max(rates[centre])}))
+    figure.suptitle("mean over " + ", ".join(names), fontsize=10)
     return figure
 
 
