@@ -120,19 +120,16 @@ def sweeps(rows):
     the run of SimKO from which the most runs differ in one setting of SimKO
     and in nothing else, and these runs with the run itself."""
     rows = {row.label: row for row in rows}
-    runs = {}
-    for label, folder in only_runs({label: row.folder for label, row in rows.items()}).items():
-        settings = tables.run_settings(folder)
-        if settings["method"] == "simko":
-            ignored = tables.NOT_COMPARED - {"seed"}
-            runs[label] = {name: settings[name] for name in settings.keys() - ignored}
+    folders = only_runs({label: row.folder for label, row in rows.items()})
+    runs = {label: tables.run_settings(folder) for label, folder in folders.items()}
+    runs = {label: own for label, own in runs.items() if own["method"] == "simko"}
     centre, found, most = None, {}, 0
     for one, own in runs.items():
         near = {}
         for label, settings in runs.items():
-            changed = [name for name in own.keys() | settings.keys()
-                       if own.get(name) != settings.get(name)]
-            if len(changed) == 1 and changed[0] in SETTINGS and alike(rows[one], rows[label]):
+            changed = tables.different_settings([folders[one], folders[label]])
+            if (len(changed) == 1 and changed[0] in SETTINGS and own["seed"] == settings["seed"]
+                    and alike(rows[one], rows[label])):
                 name, = changed
                 near.setdefault(name, {own[name]: one})[settings[name]] = label
         count = sum(map(len, near.values()))
@@ -153,7 +150,9 @@ def ablation_figure(rows, styles):
     """Draws pass@1 and pass@K, averaged over sets, against settings of SimKO.
     The evaluations of other methods and of the base model are levels.
     Returns None if no two runs can be compared. Prints what is left out."""
-    simko = [row.label for row in rows if method_of(row.folder) == "simko"]
+    runs = {row.label: tables.run_of(row.folder) for row in rows}
+    simko = [label for label, run in runs.items()
+             if run and tables.run_settings(run)["method"] == "simko"]
     if len(simko) < 2:
         return None
     found = {}
@@ -183,15 +182,6 @@ def ablation_figure(rows, styles):
     figure = sweep_figure(curves, levels, sorted({1, max(rates[centre])}))
     figure.suptitle("mean over " + ", ".join(names), fontsize=10)
     return figure
-
-
-def method_of(folder):
-    """Returns the method of a run, for its folder or an eval_STEP in it, or
-    None for the folder of an evaluation alone."""
-    for place in (folder, folder.parent):
-        if (place / "config.json").is_file():
-            return tables.run_settings(place)["method"]
-    return None
 
 
 def last_steps(logs):

@@ -32,6 +32,7 @@ from runtime.packing import pack
 from runtime.ranks import process_group
 from tools import allow_head, command_line
 from tools.measuring import QUIET, show, table
+from tools.trl_update import flat
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -75,11 +76,11 @@ def measured(cfg, samples, device, dtype):
             tokens[name].append(values.cpu())
     trainer.policy.reshard()  # without a backward pass the root stays gathered
     found = {name: torch.cat(values) for name, values in tokens.items()}
-    trained = [w for w in trainer.policy.parameters() if w.requires_grad]
+    trained = [weight for weight in trainer.policy.parameters() if weight.requires_grad]
 
     def gradient(method):
         trainer.update(samples, method, None, QUIET)
-        return torch.cat([w.grad.full_tensor().flatten() for w in trained]).float().cpu()
+        return flat(weight.grad for weight in trained).cpu()
 
     found |= {"grpo": gradient("grpo"), "simko": gradient("simko")}
     with mock.patch.object(simko, "simko_ratio", part_of_ratio):

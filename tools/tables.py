@@ -124,6 +124,13 @@ def last_report(folder):
     return (steps[max(steps)] if steps else folder) / "eval.json"
 
 
+def run_of(folder):
+    """Returns the run's folder, given itself or an eval_STEP in it, or None for
+    the folder of an evaluation by `simko.py eval`."""
+    return next((place for place in (folder, folder.parent)
+                 if (place / "config.json").is_file()), None)
+
+
 def run_settings(folder):
     """Reads the settings of a run from its config.json."""
     path = folder / "config.json"
@@ -151,9 +158,7 @@ def different_settings(folders, ignored=frozenset()):
     is left out, because it does not record how its model was trained."""
     runs = []
     for folder in folders:
-        run = next((place for place in (folder, folder.parent)
-                    if (place / "config.json").is_file()), None)
-        if run:
+        if run := run_of(folder):
             runs.append(run_settings(run))
     names = set().union(*runs) - NOT_COMPARED - ignored
     return [name for name in sorted(names)
