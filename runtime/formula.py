@@ -63,7 +63,8 @@ FUNCTIONS = {
 }
 GROWING = {"exp", "sinh", "cosh", "tanh", "coth", "factorial", "binom"}
 TRIGONOMETRIC = {"sin", "cos", "tan", "sec", "csc", "cot"}
-OPAQUE = set("max min gcd det dim ker deg arg sup inf Pr hom".split())
+SYMMETRIC = set("max() min() gcd() lcm()".split())
+OPAQUE = set("max min gcd lcm det dim ker deg arg sup inf Pr hom".split())
 DERIVATIVE = re.compile(
     r"(?:d|\\partial)(?:\^\{?\d\}?)?\S*,"
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
@@ -261,11 +262,11 @@ class Reader:
         one_token = self.peek(2) == ")" and re.fullmatch(r"\w+", self.peek(1))
         return bool(one_token) and name not in CONSTANTS
 
-    def arguments(self):
+    def arguments(self, closing=")"):
         values = [self.sum()]
         while self.skip(","):
             values.append(self.sum())
-        self.take(")")
+        self.take(closing)
         return values
 
     def function(self, name):
@@ -282,8 +283,8 @@ class Reader:
         if exponent == ("*", MINUS_ONE, ONE) and f"arc{name}" in FUNCTIONS:
             name, exponent = f"arc{name}", None
         in_trig, self.in_trig = self.in_trig, name in TRIGONOMETRIC
-        if name in OPAQUE and self.skip("("):
-            values = self.arguments()
+        if name in OPAQUE and self.peek() in ("(", "⦃"):
+            values = self.arguments(closing=")" if self.take() == "(" else "⦄")
         elif self.peek() in ("(", "{", "["):
             values = [self.atom()]
         else:
@@ -489,7 +490,8 @@ def fraction_of(tree):
 def call(name, values, real):
     """Returns the value of a function. Raises ArithmeticError at a pole."""
     if name.endswith("()"):  # an unknown function f(x) is a new letter for each x
-        seed = ", ".join(mp.nstr(value, 300) for value in values)
+        texts = [mp.nstr(value, 300) for value in values]
+        seed = ", ".join(sorted(texts) if name in SYMMETRIC else texts)
         return letter(f"{name} of {seed}", 3, real)
     if name in GROWING and max(map(abs, values)) > MAX_BITS:
         raise OverflowError("too large")
@@ -596,7 +598,16 @@ def equal(one, other):
     rows = samples(one, other, until=differ)
     letters = (symbols(one) | symbols(other)) - CONSTANTS
     both = [row for row in rows if None not in row]
-    return len(both) >= (2 if letters else 1) and not any(map(differ, rows))
+    if len(both) < (2 if letters else 1) or any(map(differ, rows)):
+        return False
+    if not letters or not any(has_call(tree, "floor", "ceil") for tree in (one, other)):
+        return True
+    for name in letters:  # between whole numbers, x is always rounded to two neighbours
+        one, other = (replace(tree, name, ("symbol", name + WHOLE)) for tree in (one, other))
+    try:
+        return not any(map(differ, samples(one, other, until=differ)))
+    except Unreadable:  # neither has a real value at whole numbers, as 1 / (x - ⌊x⌋)
+        return True
 
 
 def difference(left, right):

@@ -111,7 +111,9 @@ SIGNS = {  # sign: the commands that it replaces
     r"\epsilon": "varepsilon", r"\phi": "varphi", r"\theta": "vartheta",
     r"\text": "textbf textit textrm textnormal textsf texttt textsc mathrm mathbf "
               "mathit mathsf mathtt boldsymbol bm mbox hbox operatorname emph",
-    r"\arctan": "arctg", r"\tan": "tg", r"\cot": "ctg",
+    r"\mathbb": "Bbb", **{rf"\mathbb{{{name}}}": name for name in "RZNQC"},
+    r"\bar": "overline", r"\vec": "overrightarrow", r"\hat": "widehat",
+    r"\tilde": "widetilde", r"\arctan": "arctg", r"\tan": "tg", r"\cot": "ctg",
 }
 COMMANDS = {name: sign for sign, names in SIGNS.items() for name in names.split()}
 COMMANDS |= {" ": " ", "\n": " "}
@@ -144,7 +146,7 @@ IN_INTEGERS = rf"\s*∈\s*\\mathbb\s*\{{?\s*[NZ]\s*\}}?(?:[\^_]\s*\{{?(?:[+*]|{P
 FOR_ALL = (r"(?<=[^\s{])\s*(?:\\forall|(?:\\text\s*\{[\s,]*)?for (?:all|every)%s(?:\s*\})?)"
            r"\s*%s\s*\}?\s*$")
 FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|cot|csc|ln|log|exp"  # sec is a unit
-ONE_ARGUMENT = "frac|binom|pmod|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
+ONE_ARGUMENT = "frac|binom|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
 MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
 ONE_WORD = r"\\text\s*\{\s*([A-Za-z]+)\s*\}"
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
@@ -158,7 +160,7 @@ def unwrap(match):
     group, connective = match.groups()
     if connective:
         return AND_OR[connective]
-    text = group[1:-1].strip(" ,")
+    text = group[1:-1].strip()
     joined = re.sub(r"\b(?:and|or)\b|&", lambda m: AND_OR[m[0]], text)
     if WORDS.search(joined):
         return match[0]
@@ -209,6 +211,10 @@ SPELLINGS = [
     Spelling("commands",
              r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]),
              r"\dfrac12 \le \pi", r"\frac12 ≤ π"),
+    Spelling("millionths of a unit",
+             r"\\mu\s*\\text\s*\{\s*([A-Za-z])\s*\}|"
+             r"\\text\s*\{\s*\\mu\s*([A-Za-z])\s*\}", r"\\text{micro\1\2}",
+             r"5\mu\text{m}", r"5\text{microm}"),
     Spelling("spaces inside brackets",
              r"(?<=\()\s+|\s+(?=\))", "",
              "f( 2 )", "f(2)"),
@@ -229,6 +235,10 @@ SPELLINGS = [
              r"\\text\s*\{([^{}\s,][^{}]*,[^{}]*)\}",
              lambda m: r"\text{" + re.sub(r",(?![0-9])\s*(?:and\s)?\s*", r"}, \\text{", m[1]) + "}",
              r"\text{ham, egg, and tea}", r"\text{ham}, \text{egg}, \text{tea}"),
+    Spelling("modulus in text",
+             r"\\text\s*\{\s*(\(?)mod\s*(\w*\)?)\s*\}|(?<![A-Za-z\\])mod(?![A-Za-z])",
+             lambda m: rf"{m[1] or ''}\bmod {m[2] or ''}",
+             r"x≡2 (\text{mod }3), x≡2 \text{ (mod 3)}", r"x≡2 (\bmod 3), x≡2 (\bmod 3)"),
     Spelling("product in words",
              r"\\text\s*\{\s*times\s*\}(?=\s*[0-9A-Za-z(])", "*",
              r"5\text{ times }6", "5*6"),
@@ -239,7 +249,7 @@ SPELLINGS = [
              r"[,∨](?:\s*[,∨])+", lambda m: "∨" if "∨" in m[0] else ",",
              "1, , 2", "1, 2"),
     Spelling("functions in text",
-             rf"\\text\s*\{{\s*({FUNCTION})\s*\}}", r"\\\1 ",
+             rf"\\text\s*\{{\s*({FUNCTION}|gcd|lcm)\s*\}}", r"\\\1 ",
              r"\text{sin}x", r"\sin x"),
     Spelling("functions without a backslash",
              rf"(?<![A-Za-z\\])({FUNCTION}|sqrt)(?![A-Za-z])", r"\\\1 ",
@@ -295,6 +305,15 @@ SPELLINGS = [
              r"([\^_])\s*(-?[0-9]+(?!\.?[0-9])|-?[A-Za-z]|"
              r"-?\\(?!frac|sqrt|binom)[A-Za-z]++(?!\s*\{)|[*+∞π-](?![\w{\\]))", r"\1{\2}",
              "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
+    Spelling("exponents before subscripts",
+             r"('+|\^\{[^{}]*\})\s*(_\{[^{}]*\})", r"\2\1",
+             "x^{2}_{1}+y'_{1}", "x_{1}^{2}+y_{1}'"),
+    Spelling("modulus in brackets",
+             rf"(\(\s*)?\\[bp]?mod(?![A-Za-z])\s*(?:\{{((?:[^{{}}]|{GROUP})*)\}}|"
+             r"(\w+(?:\^\{\w+\})?))(?(1)\s*\))", r"\\pmod{\2\3}",
+             r"x≡2 (\bmod 3), x≡2 \mod{p^{2}}", r"x≡2 \pmod{3}, x≡2 \pmod{p^{2}}"),
+    Spelling("transposes", r"\^\{\s*\\(?:top|intercal|mathsf\{T\})\s*\}", "^{T}",
+             r"v^{\top}", "v^{T}"),
     Spelling("time of day",
              r"(?<=[0-9\s{~])(?:([ap])\.?\s?m|([AP])\.?\s?M)\b\.?",
              lambda m: (m[1] or m[2]).lower() + "m",
@@ -313,8 +332,9 @@ SPELLINGS = [
              rf"\\sqrt\s*([0-9]+|{SYMBOL})", r"\\sqrt{\1}",
              r"\sqrt 12", r"\sqrt{12}"),
     Spelling("fractions with over",
-             r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}",
-             r"{1 \over 2}", r"\frac{1 }{ 2}"),
+             rf"\{{((?:[^{{}}]|{GROUP})*?)\\over(?![a-z])((?:[^{{}}]|{GROUP})*)\}}",
+             r"\\frac{\1}{\2}",
+             r"{\sqrt{2} \over 2}", r"\frac{\sqrt{2} }{ 2}"),
     Spelling("binomials with choose",
              r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}",
              r"{5 \choose 2}", r"\binom{5 }{ 2}"),
@@ -463,7 +483,8 @@ def enclosed(text, brackets):
 
 
 # ---- units ------------------------------------------------------------------
-MEGA = re.compile("M(?=(?:eV|W|Wh|Hz|J|N|Pa|V)$)")  # in lower case, it would be milli
+MEGA = re.compile(  # in lower case, it would be milli
+    "M(?=(?:eV|W|Wh|Hz|J|N|Pa|V|pc|yr)$)")
 MEASURES = """cm centimeter centimetre, mm millimeter millimetre, km kilometer
 kilometre, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
 g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound £, oz ounce, ton tonne,
@@ -474,7 +495,11 @@ rupee rs inr ₹, yuan 元 rmb, yen ¥, peso, % percent pct percentage, ° degre
 arcsec arcsecond, angstrom, c celsius, f fahrenheit, k kelvin, rad radian, hz hertz,
 khz, mhz, megahz megahertz, ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev,
 megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm,
-pa pascal, kpa, atm, bar, t tesla, mol mole, erg, rpm, bit, byte, kb, mb, gb,
+pa pascal, kpa, megapa megapascal, gpa gigapascal, psi, atm, bar, t tesla, coulomb,
+kn, kv, megaj, megawh, pm picometer, fm, microm micrometer micron, micros microsecond,
+microg microgram, microl microliter, pc parsec, kpc kiloparsec, megapc megaparsec, ly, au,
+megayr, gyr, arcmin arcminute, mag magnitude, dyn dyne, db decibel, ppm, amu,
+mol mole, erg, rpm, bit, byte, kb, mb, gb,
 knot, acre, hectare, light-year, 厘米, 千米, 公里, 克, 吨, 毫升"""
 COUNTED = """unit way time piece point item object thing set group team pair part person
 people man men woman women child children kid boy girl student teacher player member
@@ -501,7 +526,8 @@ brownie bulb bush butterfly button candle color container cracker cricket dish d
 email envelope episode flavor follower goldfish gumball hotdog insect jellybean lemon
 load lollipop machine mango marshmallow mushroom necklace night outfit pancake pebble
 pet petal phone plank popsicle poster roll scoop seashell sequence shark sheet soda spot
-stripe toad token towel turtle vehicle watermelon
+stripe toad token towel turtle vehicle watermelon atom molecule particle photon electron
+proton neutron ion vacancy bushel
 个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对"""
 PER = "/", "per", "每"
 CONNECTIVES = set(
@@ -558,7 +584,7 @@ def split_unit(text, own=frozenset(), gold=False):
         return text, frozenset()
     if "°" in match["words"] and TRIGONOMETRIC.search(match["value"]):
         return text, frozenset()  # \sin 1° is not \sin 1
-    words = re.sub(r"([A-Za-z]+)\s*\^\s*\{-", r"/\1^{", match["words"])  # s^{-1}
+    words = re.sub(r"([A-Za-z]+[\s}]*)\^\s*\{-", r"/\1^{", match["words"])  # s^{-1}
     if r"\frac" in words:
         words = re.sub(r"\}\s*\{", "}/{", words)
     powers = re.findall(r"\^\s*\{([2-9])\}", words)

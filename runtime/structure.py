@@ -39,6 +39,8 @@ def parts(text):
     for sign in "∪&":
         if len(pieces := split(text, sign)) > 1:
             return sign, pieces
+    if found := transposed(text):
+        return found
     if matrix := re.fullmatch(r"(.*?)[\s*]*⟦([^⟦⟧]*)⟧", text):
         rows = matrix_rows(*matrix.groups())
         column = len(rows) > 1 and not any("&" in row for row in rows)
@@ -63,6 +65,20 @@ def matrix_rows(factor, inner):
             for row in rows]
 
 
+def transposed(text):
+    """Returns (kind, parts) of ⟦1&2⟧^{T} or of (1,2)^{T}, which counts as the tuple
+    (1,2), or None for other texts."""
+    match = re.fullmatch(r"(.*[⟧)\]])\s*\^\{T\}", text)
+    kind, items = parts(match[1]) if match else ("", [])
+    if "⟦" not in text:
+        return ("()", items) if kind in ("()", "[]") else None
+    rows = [split(row, "&") for row in items]
+    if kind not in ("()", "¶") or len({*map(len, rows)}) > 1:
+        return None
+    columns = [" & ".join(column) for column in zip(*rows)]
+    return ("()" if kind == "¶" and len(items) == 1 else "¶"), columns
+
+
 def both_signs(text):
     """Splits 1 ± 2 ∓ 3 into 1 + 2 - 3 and 1 - 2 + 3."""
     if not re.search("[±∓]", text):
@@ -76,12 +92,14 @@ FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
 
 
 def readings(gold, pred):
-    """Returns the pairs (gold, pred) to compare. There may be two, because a comma
-    is ambiguous: the gold answer 1,234 is a number, but 101,234 may be a number or a
-    list. 174,000 is a number, because no part of a list starts with 0. If the gold
-    answer is a chain of equal numbers, as in 0.56 = 56%, there is a pair for each."""
+    """Returns the pairs (gold, pred) to compare. There may be several, because a
+    comma is ambiguous: the gold answer 1,234 is a number, but 101,234 may be a number
+    or a list. 174,000 is a number, because no part of a list starts with 0. An e is
+    ambiguous too: 2e-3 may be 0.002 or 2e - 3. If the gold answer is a chain of equal
+    numbers, as in 0.56 = 56%, there is a pair for each."""
     if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
         return [(side, pred) for side in split(gold, "=")]
+    gold, pred = as_points(gold), as_points(pred)
     gold, pred = with_names_of(gold, pred), with_names_of(pred, gold, of_gold=True)
     gold, pred = without_value(gold, pred), without_value(pred, gold)
     if "∪" in gold:
@@ -97,21 +115,32 @@ def readings(gold, pred):
     gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},(?!0)", gold)
     grouped = re.findall(GROUPED, gold) + re.findall(GROUPED, pred)
     leading_zero = any(",0" in number for number in grouped)
-    if gold_is_number or leading_zero or numbers == (gold, pred):
-        return [numbers]
-    return [numbers, (gold, pred)]
+    pairs = [numbers]
+    if not (gold_is_number or leading_zero or numbers == (gold, pred)):
+        pairs.append((gold, pred))
+    products = tuple(TIMES_E.sub(r"\1 ", text) for text in numbers)
+    if products != numbers:
+        pairs.append(products)
+    return pairs
 
 
+TIMES_E = re.compile(r"(?<![0-9.])([2-9]|[0-9]{2,})(?=e[-+][0-9])")  # not 1e-3
 CHOICE = re.compile(r"\(?[A-E]\)?")
-CHOICE_WITH_VALUE = re.compile(r"(\([A-E]\))[\s:]*[0-9][0-9./]*$")
+CHOICE_WITH_VALUE = re.compile(  # (C) 5, C) x>5 or C. neither, but not (C)!
+    r"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+[^\s*/^=<>≤≥!+-])|\s*[).:](?=\s*\S))")
+UNDECIDED = re.compile(  # after a choice: "or D", "is wrong"
+    r"∨|\b(?:not|wrong|incorrect|false|unlikely)\b|" + LETTER % "[A-E]")
 RATIO = re.compile(r"^([0-9]+)\s*:\s*([0-9]+)$")
 TIME = re.compile("[0-9]{1,2}:[0-5][0-9]")
 FRACTION = re.compile(r"\\frac|[0-9]\s*/\s*[0-9]")
 
 
 def without_value(text, other):
-    """Rewrites (C) 5 as (C) if the other answer is a choice."""
-    return CHOICE_WITH_VALUE.sub(r"\1", text) if CHOICE.fullmatch(other) else text
+    """Rewrites (C) 5 and C. 5 as C if the other answer is a choice."""
+    choice = CHOICE.fullmatch(other) and CHOICE_WITH_VALUE.match(text)
+    if not choice or UNDECIDED.search(text, choice.end()):
+        return text
+    return choice[2]
 
 
 def as_fraction(text, other):
@@ -136,12 +165,40 @@ def with_names_of(text, other, of_gold=False):
     if left:
         _, names = parts(left[0])
     elif kind == "()":
-        names = sorted(set(names))
+        names = sorted(set(names), key=alphabetical)
     elif kind == "," and of_gold and named and len(first_letters) == len(names):
         kind = "()"
     if kind != "()" or len(names) != len(values):
         return text
     return ", ".join(map("=".join, zip(names, values)))
+
+
+COORDINATES = {"rho": "r", "theta": "s", "phi": "t"}  # the order is (ρ,θ,φ) and (r,θ,z)
+
+
+def alphabetical(name):
+    """Returns a name's place in the alphabet, as a sort key."""
+    name = name.strip("\\ ")
+    return COORDINATES.get(name, name)
+
+
+def as_points(text):
+    """Rewrites x=1, y=2 or x=3, y=4 as (x,y)=(1,2), (x,y)=(3,4): solutions of which
+    no part may change places."""
+    equations = [split(part, "=") for part in split(text, ",;∨")]
+    if not all(len(equation) == 2 and VARIABLE.fullmatch(equation[0])
+               for equation in equations):
+        return text
+    size = len({letters(name) for name, _ in equations})
+    if size == 1 or size == len(equations):
+        return text
+    points = [sorted(equations[at:at + size], key=lambda pair: alphabetical(pair[0]))
+              for at in range(0, len(equations), size)]
+    names = {tuple(letters(name) for name, _ in point) for point in points}
+    if len(names) > 1:
+        return text
+    name = f"({','.join(*names)})"
+    return ", ".join(f"{name}=({','.join(value for _, value in point)})" for point in points)
 
 
 def without_grouping(text):

@@ -256,11 +256,15 @@ RIGHT = r"""
 4nm + 2 ¦ 2 + 4mn
 5 \text{ cm}, 6 \text{ cm} ¦ 6 cm, 5 cm ¦ 5, 6
 13.6 eV ¦ 13.6 ¦ 13.6\text{ eV}
+361 ¦ 361\,\mu\mathrm{m} ¦ 361\text{ μm} ¦ 361\text{ pm} ¦ 361\text{ MPa} ¦ 361\text{ kpc}
+5\,\mu\text{m} ¦ 5\text{ micrometers} ¦ 5\text{ microns}
 60 Hz ¦ 60 ¦ 60\text{ Hz}
 ab^2 ¦ b^2 a ¦ a \cdot b \cdot b
 AB+CD ¦ CD+AB
 2 - 3i ¦ -3i + 2 ¦ 2 + 3i^3
 e^{2x} ¦ (e^x)^2 ¦ \exp(2x)
+(e-1)^2 ¦ e^2-2e+1
+0.002 ¦ 2e-3
 \ln 2 ¦ \ln(2) ¦ \log_e 2 ¦ \frac{\ln 4}{2}
 \sin 2x ¦ 2 \sin x \cos x
 n! ¦ n \cdot (n-1)!
@@ -324,6 +328,9 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 |x| ¦ \sqrt{x^2} ¦ \left|x\right|
 |bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
 \lfloor x\rfloor ¦ -\lceil-x\rceil
+\max(a,b)+\gcd(p,q) ¦ \text{gcd}(q,p)+\max\{b,a\}
+\bar z+\vec v+\hat n+\tilde p ¦ \overline{z}+\overrightarrow{v}+\widehat{n}+\widetilde{p}
+x_1^2+y_1' ¦ x^2_1+y'_1
 \lceil n/2\rceil+1 ¦ \lfloor(n+3)/2\rfloor ¦ \lfloor\frac{n+1}{2}\rfloor+1
 \lfloor\sqrt{n-1}\rfloor ¦ \lceil\sqrt n\rceil-1
 \lfloor\log_2n\rfloor+1 ¦ \lceil\log_2(n+1)\rceil
@@ -360,6 +367,9 @@ f(x)=\sqrt x ¦ f(t)=\sqrt t
 P(n)=n^2 ¦ P(k)=k^2
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
 x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3) ¦ y=3; x=2
+x=1,y=2\text{ or }x=3,y=4 ¦ x=3,y=4\text{ or }y=2,x=1 ¦ (x,y)=(3,4),(1,2)
+(3,\frac\pi2) ¦ r=3,\theta=\frac\pi2 ¦ \theta=\frac\pi2, r=3
+(1,2,3) ¦ \rho=1,\theta=2,\phi=3
 y(x)=x^2 ¦ y=x^2
 y=C_1e^{x}+C_2 ¦ y(x)=C_2+C_1e^x ¦ y ( x )=C_2+C_1e^x
 # sets of real numbers
@@ -394,12 +404,16 @@ x^2>4, x\ne5 ¦ x\ne5, x^2>4
 \{3k+1|k\in\mathbb{Z}\} ¦ 3N+1, N \in \mathbb{Z}
 \{(x,y)|y=2x\} ¦ \{(x,y):2x=y\}
 \{(k,2k)|k\in\mathbb{Z}\} ¦ \{(x, y)|(x,y)=(n,2n), n\in\mathbb{Z}\}
-\text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty)
+\text{all real numbers} ¦ \mathbb{R} ¦ (-\infty,+\infty) ¦ \R ¦ \Bbb R
 # braces, spaces and Unicode
 \text{odd} ¦ (\text{odd}) ¦ \{\text{odd}\}
 \frac{a}{b} ¦ \frac ab ¦ a/b ¦ \frac{a}b ¦ {a \over b}
+\frac{\sqrt2}{t^2} ¦ {\sqrt{2} \over t^{2}} ¦ {\sqrt2\over t^2}
 10 ¦ \tbinom52 ¦ \binom 5 2 ¦ {5 \choose 2}
-x \equiv 3 \pmod 7 ¦ x\equiv3\pmod{7}
+x \equiv 3 \pmod 7 ¦ x\equiv3\pmod{7} ¦ x\equiv3\ (\text{mod }7) ¦ x\equiv3\text{ (mod 7)}
+ ¦ x\equiv3 (mod 7) ¦ x\equiv3\mod7 ¦ x\equiv3\ (\mathrm{mod}\ 7) ¦ x\equiv3(\bmod7)
+x\equiv3\pmod{p^2} ¦ x\equiv3\ (\bmod p^{2})
+1,2 ¦ 1\text{, }2 ¦ 1\text{, and }2
 \{1,2,3\} ¦ {1,2,3} ¦ 3,2, \text{ and } 1
 \{1,2\} ¦ {1,2} ¦ x\in{1,2} ¦ 1或2 ¦ 1和2 ¦ 1、2
 x^2 ¦ x² ¦ x^{2}
@@ -420,6 +434,10 @@ x'\ge5 ¦ x′⩾5 ¦ x'≧5
 12,13 ¦ \text{12 and 13}
 \begin{pmatrix}2\\4\end{pmatrix} ¦ \begin{smallmatrix}2\\4\end{smallmatrix}
  ¦ \begin{pmatrix}2\\[1ex]4\end{pmatrix} ¦ 2\begin{pmatrix}1\\2\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} ¦ (1,2)^T ¦ [1,2]^\top ¦ \begin{pmatrix}1&2\end{pmatrix}^{T}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} ¦ \begin{pmatrix}1&3\\2&4\end{pmatrix}^{\intercal}
+\begin{pmatrix}1&2\end{pmatrix} ¦ \begin{pmatrix}1\\2\end{pmatrix}^T
+v^T ¦ v^{\mathsf{T}} ¦ v^\top
 3\pm\sqrt2 ¦ 3\mp\sqrt2
 \begin{pmatrix}2\\4\end{pmatrix} ¦ (2,4) ¦ x=2, y=4
 (2,4) ¦ \begin{pmatrix}2\\4\end{pmatrix}
@@ -480,7 +498,7 @@ x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
 60\text{ miles per hour} ¦ 60 ¦ 60\text{ mph} ¦ 60\text{ mi/h} ¦ 60\text{ miles}
  ¦ 60\text{ miles an hour}
 5 \text{ m/s} ¦ 5 \text{ m} ¦ 5\frac{\text{m}}{\text{s}} ¦ 5\,\mathrm{m\,s^{-1}}
-9.8\text{ m/s}^2 ¦ 9.8\,\mathrm{m\,s^{-2}} ¦ 9.8
+9.8\text{ m/s}^2 ¦ 9.8\,\mathrm{m\,s^{-2}} ¦ 9.8 ¦ 9.8\text{ m s}^{-2}
 5^\circ\text{C} ¦ 5 ¦ 5^\circ ¦ 5\text{ degrees Celsius} ¦ 5℃ ¦ 5\text{ C}
 864 \mbox{ inches}^2 ¦ 864\text{ in}^2 ¦ 864\text{ square inches} ¦ 864\text{ in.}^2
 5\text{ MeV} ¦ 5 ¦ 5\,\mathrm{MeV}
@@ -559,7 +577,8 @@ n=1, 2, 3 ¦ 3, 2, 1
 1.69 ¦ 1.69 Å ¦ 1.69\,\text{\AA} ¦ 1.69\text{ angstroms}
 5.4 ¦ 5.4¢ ¦ 5.4 \text{ cents}
 \textbf{(C)}\ 5 ¦ C ¦ (C) ¦ (C) 5
-\text{(E)} ¦ (E) 12
+\text{(E)} ¦ (E) 12 ¦ E) \frac{3\pi}{2} ¦ E. \sqrt{2} ¦ (E) \text{ neither} ¦ E: x>5
+\frac12\text{ or }0.5 ¦ \frac12 ¦ 0.5
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
 """
@@ -571,6 +590,7 @@ WRONG = r"""
 45 ¦ 45 = 46 ¦ 44 = 45 ¦ 45 \text{ minus 2} ¦ x ¦ 4 5 ¦ 45_6 ¦ 45! ¦ 54 ¦ \text{forty} ¦ x \ge 45
 45 ¦ 45^2 ¦ 45 \text{ is wrong}
 45 ¦ \frac{45}{0} ¦ x - 45 = 0 ¦ 44.999999999999999999999
+12 ¦ 1\text{, }2
 12345 ¦ 12346 ¦ 12345.5 ¦ 1 2345
 1234567 ¦ 1234 567 ¦ 1234,567
 1234 ¦ (1,234) ¦ [1,234] ¦ \{1,234\}
@@ -594,6 +614,13 @@ x > 10^{-20} ¦ x > 10^{-21} ¦ x \ge 10^{-20} ¦ x < 10^{-20}
 \begin{pmatrix} 1 \\ -1 \end{pmatrix} ¦ \begin{pmatrix} 1 \\ \phantom{-}1 \end{pmatrix}
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 & 2 & 3 & 4 \end{pmatrix}
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} ¦ \begin{pmatrix} 1 \\ 3 \end{pmatrix} ¦ (1,2,3,4)
+ ¦ \begin{pmatrix}1&2\\3&4\end{pmatrix}^T
+\begin{pmatrix}1&2\end{pmatrix} ¦ \begin{pmatrix}1&3\\2\end{pmatrix}^T ¦ (1,2)^T
+v^T ¦ v ¦ v^{-1}
+x\equiv3\pmod7 ¦ x\equiv3\pmod8 ¦ x\equiv4\ (\text{mod }7) ¦ 3 ¦ x=3
+1e-5 ¦ e-5
+0.002 ¦ 2\cdot e-3
+5\text{ or }9 ¦ 5
 204_5 ¦ 204_6 ¦ 205_5 ¦ 54 ¦ 204
 ABC ¦ CBA ¦ ACB ¦ A
 MR = SRMC ¦ SRM = CMR
@@ -653,6 +680,8 @@ f(2)+1 ¦ f(3)+1
 \lfloor\sqrt{n-1}\rfloor ¦ \lfloor\sqrt n\rfloor
 \lfloor\frac{2n}{3}\rfloor+1 ¦ \lceil\frac{2n}{3}\rceil
 \lceil n/2\rceil+1 ¦ \lfloor n/2\rfloor+1 ¦ n/2+1
+\lceil N/2\rceil ¦ \lfloor N/2\rfloor+1
+\deg(a,b) ¦ \deg(b,a)
 \lfloor x/2\rfloor ¦ \lceil(x-1)/2\rceil
 f(x)=x ¦ f(x)=x\text{ for all }x\in\mathbb{Z} ¦ f(x)=x\text{ for all integers }x
 f(n)=n ¦ f(n)=n\text{ for all }n>5 ¦ f(n)=n\text{ for all even }n
@@ -671,6 +700,8 @@ x^2+x ¦ |x^2+x|
 x^{1/3} ¦ x^\frac12 ¦ x^-\frac13
 \ln|x+5| ¦ \ln(x+5)
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4) ¦ (x,y)=(3,2)=(2,3)
+x=1,y=2\text{ or }x=3,y=4 ¦ x=1,y=4\text{ or }x=3,y=2 ¦ (1,4),(3,2)
+(\frac\pi2,3) ¦ r=3,\theta=\frac\pi2
 \sin^2x+\cos^2x=1 ¦ x=y
 # sets of real numbers
 [-2,1) ¦ \{x|-2<x<1\} ¦ -2\le x\le1 ¦ \{x|-2\le y<1\} ¦ x \ge -2 \text{ or } x<1
@@ -765,6 +796,9 @@ x+2ab ¦ x+2
 5\text{ mW} ¦ 5\text{ MW}
 5\text{ MHz} ¦ 5\text{ mHz}
 5\text{ ms} ¦ 5\text{ m}
+5\,\mu\text{m} ¦ 5\text{ mm} ¦ 5\text{ m} ¦ 5\text{ μs}
+5\text{ MPa} ¦ 5\text{ mPa} ¦ 5\text{ Pa}
+865\text{ m s}^{-1} ¦ 865\text{ s} ¦ 865\text{ m s}
 5\text{ ns} ¦ 5\text{ N}
 # products of letters in another case
 2RC+R+C ¦ 2rc+R+C
@@ -818,7 +852,8 @@ n^{\underline{3}} ¦ n^3
 1,2,3 ¦ 1,2,3,..
 8:34\text{ p.m.} ¦ 08:43 PM
 \text{ham, egg, tea} ¦ \text{ham, egg, not tea} ¦ \text{ham, egg} ¦ \text{ham}
-\text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong}
+\text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong} ¦ (C)x ¦ (C)!
+ ¦ D) C ¦ A) 1, B) 2, C) 3 ¦ D. \sqrt2 ¦ C) false
 53 ¦ 5\$3
 A ¦ (A)-1 ¦ (A) + 5
 a=2, b=3 ¦ 3, 2 ¦ (3, 2)
