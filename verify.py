@@ -48,7 +48,8 @@ from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
 from runtime.latex import (
-    NAME, SUM_OF_NAMES, clean, extract_answer, letters, own_words, same_units, split_unit)
+    NAME, SUM_OF_NAMES, VARIABLE, clean, extract_answer, letters, own_words, same_units,
+    split_unit)
 
 MAX_FORMULA = 400  # characters; longer answers are compared only as text
 
@@ -151,12 +152,13 @@ def by_equation(gold, pred):
         preds = structure.with_letter_of(golds[0], preds)
         if not named or not structure.same_name(golds[0], preds[0]):
             return by_solutions(golds, preds)
-    if not named:
+    if not named and not VARIABLE.fullmatch(golds[-1]):
         return wrong("structure: a single expression instead of an equation")
+    gold = golds[-1] if named else golds[0]  # x = 2 or 2 = x
     claims = [side for side in preds if not NAME.fullmatch(side)]
     values = [side for side in claims if not SUM_OF_NAMES.fullmatch(side)]
     for claim in values or claims or preds[-1:]:
-        verdict = compare(golds[-1], claim)
+        verdict = compare(gold, claim)
         if not verdict.right:
             return wrong(f"structure: an equation claims {claim}; {verdict.reason}")
     return right("structure: the equation claims the gold answer")

@@ -121,13 +121,19 @@ CHARACTERS = {
     "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∗": "*",
     **dict.fromkeys("−–‐‑", "-"), **dict.fromkeys("º˚", "°"), "⟨": "(", "⟩": ")",
     "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C",
-    "Å": r"\text{angstrom}", "或": "∨", "和": ",", "、": ",", "。": ".", "√": r"\sqrt ",
+    "Å": r"\text{angstrom}", "或": "∨", "和": ",", "、": ",", "。": ".",
+    "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
     **dict.fromkeys("~$\r\n\t", " "),
     **{char: rf"\{name} " for char, name in zip(
         "αβγδεϵζηθϑικλμµνξρστυφϕχψωΓΔΘΛΞΠΣΦΨΩℏℓ∂∇",
         "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa "
         "lambda mu mu nu xi rho sigma tau upsilon phi phi chi psi omega Gamma Delta "
         "Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell partial nabla".split(),
+        strict=True)},
+    **{char: rf"\{name} " for char, name in zip(
+        "⌊⌋⌈⌉∑∏∫∩⊂⊆⊃⊇∉∥⊥∠△→⇒⊕⊗∝≅",
+        "lfloor rfloor lceil rceil sum prod int cap subset subseteq supset supseteq "
+        "notin parallel perp angle triangle to implies oplus otimes propto cong".split(),
         strict=True)},
     **{char: rf"\mathbb{{{letter}}}" for char, letter in zip("ℝℤℕℚℂ", "RZNQC")},
 }
@@ -176,6 +182,14 @@ def repeating(match):
     whole, start, digits = match.groups()
     nines = (10 ** len(digits) - 1) * 10 ** len(start)
     return rf"({whole}.{start}0+\frac{{{digits}}}{{{nines}}})"
+
+
+def system(match):
+    """Returns the equations of a system as a list. Leaves piecewise functions alone."""
+    rows = [row.strip(" ,.") for row in match[1].strip(" ¶").split("¶")]
+    if all(row.count("=") == 1 and not set(",&") & set(row) for row in rows):
+        return ", ".join(rows)
+    return match[0]
 
 
 class Spelling(NamedTuple):
@@ -389,6 +403,10 @@ SPELLINGS = [
     Spelling("real numbers",
              r"(?i)\\text\{\s*all real numbers\s*\}", r"\\mathbb{R}",
              r"\text{all real numbers}", r"\mathbb{R}"),
+    Spelling("system of equations",
+             r"(?:\\begin\{cases\}|⦃\s*\\begin\{array\}(?:\{[lcr|]*\})?)"
+             r"((?:(?!\\(?:begin|end)\b).)*+)\\end\{(?:cases|array)\}", system,
+             r"\begin{cases}x=1¶ y=2\end{cases}", "x=1, y=2"),
     Spelling("begin of a matrix",
              rf"\\begin{MATRIX}(?:\{{[lcr|]*\}})?", "⟦",
              r"\begin{array}{cc}1", "⟦1"),

@@ -33,6 +33,10 @@ def parts(text):
         return "{}", [inner]
     if is_set or enclosed(text, "{}"):
         return parts(inner)
+    cases = split(text, ";∨")
+    sizes = {len(split(case, ",")) for case in cases}
+    if len(cases) > 1 and len(sizes) == 1 and sizes != {1}:
+        return ",", cases  # x>1, y=2 or x<0, y=3: these may not exchange their parts
     items = [item for part in split(text, ",;∨") for item in both_signs(part)]
     if len(items) > 1:
         return ",", items

@@ -368,6 +368,11 @@ P(n)=n^2 ¦ P(k)=k^2
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
 x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3) ¦ y=3; x=2
 x=1,y=2\text{ or }x=3,y=4 ¦ x=3,y=4\text{ or }y=2,x=1 ¦ (x,y)=(3,4),(1,2)
+x>1,y>2\text{ or }x<0,y<1 ¦ x<0,y<1\text{ or }y>2,x>1
+1,2\text{ or }3,4 ¦ 3,4\text{ or }2,1
+(1,2) ¦ \begin{cases}x=1\\y=2\end{cases} ¦ \left\{\begin{array}{l}x=1,\\y=2.\end{array}\right.
+\begin{cases}x&x>0\\-x&x\le0\end{cases} ¦ \begin{cases}x & x>0 \\ -x & x\leq 0\end{cases}
+2=x ¦ 2 ¦ x=2 ¦ 1+1
 (3,\frac\pi2) ¦ r=3,\theta=\frac\pi2 ¦ \theta=\frac\pi2, r=3
 (1,2,3) ¦ \rho=1,\theta=2,\phi=3
 y(x)=x^2 ¦ y=x^2
@@ -427,6 +432,11 @@ x_1+x_2 ¦ x₁+x₂
 \frac{\partial\nabla f}{\partial x} ¦ \frac{∂∇f}{∂x}
 2x ¦ 2×x ¦ 2·x ¦ 2⋅x ¦ 2∙x ¦ 2∗x
 \sqrt{\frac{x}{2}} ¦ √{x÷2}
+2\sqrt[3]{x+1}+\sqrt[4]{12} ¦ 2∛(x+1)+∜12
+\lfloor x\rfloor+\lceil y\rceil ¦ ⌊x⌋ + ⌈y⌉
+\sum\prod\int\cap\subset\subseteq\supset\supseteq\notin ¦ ∑∏∫∩⊂⊆⊃⊇∉
+\parallel\perp\angle\triangle\to\implies\oplus\otimes\propto\cong ¦ ∥⊥∠△→⇒⊕⊗∝≅
+30 ¦ ∠ABC = 30°
 |x|\le5 ¦ ∣x∣⩽5 ¦ |x|≦5
 x'\ge5 ¦ x′⩾5 ¦ x'≧5
 2,3 ¦ 2或3 ¦ 2、3 ¦ x=2或x=3 ¦ x=3, y=2
@@ -701,6 +711,11 @@ x^{1/3} ¦ x^\frac12 ¦ x^-\frac13
 \ln|x+5| ¦ \ln(x+5)
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4) ¦ (x,y)=(3,2)=(2,3)
 x=1,y=2\text{ or }x=3,y=4 ¦ x=1,y=4\text{ or }x=3,y=2 ¦ (1,4),(3,2)
+x>1,y>2\text{ or }x<0,y<1 ¦ x>1,y<1\text{ or }x<0,y>2
+1,2\text{ or }3,4 ¦ 1,3\text{ or }2,4
+(1,2) ¦ \begin{cases}x=2\\y=1\end{cases} ¦ \begin{cases}x=1\\y=3\end{cases}
+\begin{cases}x&x>0\\-x&x\le0\end{cases} ¦ \begin{cases}x&x>0\\-x&x<0\end{cases}
+2=x ¦ 3 ¦ x ¦ x=3
 (\frac\pi2,3) ¦ r=3,\theta=\frac\pi2
 \sin^2x+\cos^2x=1 ¦ x=y
 # sets of real numbers
