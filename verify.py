@@ -28,6 +28,7 @@ Graders differ on some conventions. These are ours:
 - Any formula with the right value is right, even one copied from the question.
 - x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
   x = -1, y = 6 and -1 < x < 6 both match it.
+- A choice may come with its text: for C, (C) 5 and C. none of these are right.
 - Numbers in a base are compared as text: 204_5 matches neither 204 nor 54.
 - A response may leave out or add all or part of the unit, but a different unit is
   wrong: m/s matches m, but not s, 1/s, km/s or m²/s. Units are percent (28% is not

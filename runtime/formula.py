@@ -56,6 +56,7 @@ FUNCTIONS = {
     "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan,
     "arcsec": mp.asec, "arccsc": mp.acsc, "arccot": mp.acot,
     "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh, "coth": mp.coth,
+    "sech": mp.sech, "csch": mp.csch,
     "arcsinh": mp.asinh, "arccosh": mp.acosh, "arctanh": mp.atanh,
     "exp": mp.exp, "ln": mp.log, "log": mp.log, "lg": mp.log10,
     "abs": abs, "floor": mp.floor, "ceil": mp.ceil,
@@ -74,6 +75,7 @@ ONE, MINUS_ONE = ("number", Fraction(1)), ("number", Fraction(-1))
 INFINITIES = (("symbol", "∞"), ("*", MINUS_ONE, ("symbol", "∞")))
 BRACKETS = {  # opening: (closing, the function that the pair denotes)
     "(": (")", None), "[": ("]", None), "{": ("}", None), "|": ("|", "abs"),
+    "‖": ("‖", "norm()"),
     r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"),
 }
 WORDS = re.compile(  # words, as opposed to products of letters
@@ -149,7 +151,7 @@ class Reader:
     def starts_factor(self, after):
         """Returns whether the next token starts another factor of a product."""
         token = self.peek()
-        if token == "|":
+        if token in ("|", "‖"):
             return not self.in_bars
         if token[:1].isdecimal():  # 2 3 is not 6
             return after[0] != "number"
@@ -182,7 +184,7 @@ class Reader:
 
     def enclosed(self, closing):
         """Reads a sum up to the closing bracket. Inside bars, the next bar closes."""
-        in_bars, self.in_bars = self.in_bars, closing == "|"
+        in_bars, self.in_bars = self.in_bars, closing in ("|", "‖")
         value = self.sum()
         self.take(closing)
         self.in_bars = in_bars
@@ -252,6 +254,8 @@ class Reader:
         if self.peek() == "(" and self.applies(name):
             self.take()
             return ("call", f"{name}()", *self.arguments())
+        if name in ("E", r"\mathbb{E}") and self.skip("["):  # an expected value
+            return ("call", f"{name}()", *self.arguments(closing="]"))
         return ("symbol", name)
 
     def applies(self, name):

@@ -99,21 +99,24 @@ SIGNS = {  # sign: the commands that it replaces
     "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", "<": "lt", ">": "gt",
     "≠": "ne neq", "≈": "approx", "≡": "equiv", "±": "pm", "∓": "mp",
     "∪": "cup bigcup", "∈": "in", "∖": "setminus backslash", "∅": "emptyset varnothing",
-    "|": "vert lvert rvert mid", "'": "prime", "∨": "vee lor",
+    "|": "vert lvert rvert mid", "‖": "| Vert lVert rVert", "'": "prime", "∨": "vee lor",
     "(": "langle lparen", ")": "rangle rparen", "[": "lbrack", "]": "rbrack",
     ":": "colon", "⦃": "{ lbrace", "⦄": "} rbrace", "¶": "\\ cr",
     " ": ", ; : > quad qquad space enspace thinspace",
-    "": "left right big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle "
+    "": "left right middle big Big bigl bigr Bigl Bigr bigg Bigg displaystyle textstyle "
         "limits hline boxed fbox bf rm it large Large ! ( ) [ ]",
     "%": "%", r"\text{angstrom}": "AA",
     r"\ldots": "dots dotsc dotsb cdots",
     r"\frac": "dfrac tfrac cfrac sfrac nicefrac", r"\binom": "dbinom tbinom",
     r"\epsilon": "varepsilon", r"\phi": "varphi", r"\theta": "vartheta",
     r"\text": "textbf textit textrm textnormal textsf texttt textsc mathrm mathbf "
-              "mathit mathsf mathtt boldsymbol bm mbox hbox operatorname emph",
+              "mathit mathsf mathtt mathnormal boldsymbol bm pmb mbox hbox operatorname emph",
     r"\mathbb": "Bbb", **{rf"\mathbb{{{name}}}": name for name in "RZNQC"},
     r"\bar": "overline", r"\vec": "overrightarrow", r"\hat": "widehat",
     r"\tilde": "widetilde", r"\arctan": "arctg", r"\tan": "tg", r"\cot": "ctg",
+    r"\to": "rightarrow longrightarrow", r"\implies": "Rightarrow Longrightarrow",
+    r"\iff": "Leftrightarrow Longleftrightarrow", r"\land": "wedge", r"\lnot": "neg",
+    r"\cap": "bigcap",
 }
 COMMANDS = {name: sign for sign, names in SIGNS.items() for name in names.split()}
 COMMANDS |= {" ": " ", "\n": " "}
@@ -131,9 +134,10 @@ CHARACTERS = {
         "Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell partial nabla".split(),
         strict=True)},
     **{char: rf"\{name} " for char, name in zip(
-        "⌊⌋⌈⌉∑∏∫∩⊂⊆⊃⊇∉∥⊥∠△→⇒⊕⊗∝≅",
+        "⌊⌋⌈⌉∑∏∫∩⊂⊆⊃⊇∉∥⊥∠△→⇒⇔∧¬⊕⊗∝≅",
         "lfloor rfloor lceil rceil sum prod int cap subset subseteq supset supseteq "
-        "notin parallel perp angle triangle to implies oplus otimes propto cong".split(),
+        "notin parallel perp angle triangle to implies iff land lnot oplus otimes propto "
+        "cong".split(),
         strict=True)},
     **{char: rf"\mathbb{{{letter}}}" for char, letter in zip("ℝℤℕℚℂ", "RZNQC")},
 }
@@ -142,19 +146,25 @@ SUPERSCRIPT, SUBSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ]+")
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿˣ₀₁₂₃₄₅₆₇₈₉", "0123456789+-nx0123456789")
 
 MONEY = "$£€¥₹¢"
-ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠", r"\not=": "≠"}
+ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠", r"\not=": "≠",
+                   r"\not∈": r"\notin "}
 AND_OR = {"and": ",", "&": ",", "or": "∨"}
 GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
-VECTOR = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*(?:\{[^{}]*\}|[A-Za-z])"
+MARKED = r"\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|[A-Za-z])(?:'|_\s*(?:\w|\{[^{}]*\}))*"  # v_{1}'
+VECTOR = (r"\\(?:nabla(?![A-Za-z])|"
+          rf"(?:vec|overrightarrow|mathbf|boldsymbol|bm){MARKED})")
+HAT = rf"\\(?:wide)?hat{MARKED}"
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
 POSITIVE = r"\s*(?:>\s*0|≥\s*[01])"
 IN_INTEGERS = rf"\s*∈\s*\\mathbb\s*\{{?\s*[NZ]\s*\}}?(?:[\^_]\s*\{{?(?:[+*]|{POSITIVE})\}}?)?"
 FOR_ALL = (r"(?<=[^\s{])\s*(?:\\forall|(?:\\text\s*\{[\s,]*)?for (?:all|every)%s(?:\s*\})?)"
            r"\s*%s\s*\}?\s*$")
-FUNCTION = "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|cot|csc|ln|log|exp"  # sec is a unit
+FUNCTION = (  # sec is a unit
+    "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|coth?|csch?|sech|ln|log|exp")
 ONE_ARGUMENT = "frac|binom|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
 MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
 ONE_WORD = r"\\text\s*\{\s*([A-Za-z]+)\s*\}"
+ONE_LETTER_UNIT = r"[mgshLJNVWKCFT](?:[ /^*].*)?"
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}|[^\W\d_A-Za-zπ]")
 SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?![A-Za-z])\s*)"
@@ -171,9 +181,13 @@ def unwrap(match):
     if WORDS.search(joined):
         return match[0]
     before = match.string[:match.start()].rstrip()
-    after_number = re.search(r"[0-9)}/*°]\s*((\\frac\s*)?\{)?$", before)
-    if after_number and re.fullmatch(r"[mgshLJNVWKCFT](?:[ /^*].*)?", joined):
+    after_number = re.search(r"[0-9)}/*°π]\s*((\\frac\s*)?\{)?$", before)
+    if after_number and re.fullmatch(ONE_LETTER_UNIT, joined):
         return match[0]  # a unit, as in 5\text{m}
+    if number := re.fullmatch(rf"([0-9][0-9.,]*)\s+({ONE_LETTER_UNIT})", joined):
+        return rf"{number[1]}\text{{{number[2]}}}"  # \text{5 m}
+    if re.search(r"\\[A-Za-z]+$", joined):
+        joined += " "  # \mathbf{\beta}x
     return f" {joined}" if before[-1:].isalpha() else joined  # \beta x
 
 
@@ -216,9 +230,21 @@ SPELLINGS = [
     Spelling("phantom",
              r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", "",
              r"1 & \phantom{-}1", "1 & 1"),
+    Spelling("answer in bold",
+             rf"^\s*\\(?:mathbf|boldsymbol|bm|pmb)\s*({GROUP})\s*$", r"\1",
+             r"\mathbf{2xy}", "{2xy}"),
     Spelling("cross product",
-             rf"({VECTOR})\s*\\times(?![A-Za-z])", r"\1⨯",
-             r"\vec{a} \times b", r"\vec{a}⨯ b"),
+             rf"({VECTOR}|(?:{HAT}|\))(?=\s*\\times\s*\(?\s*(?:{VECTOR}|{HAT})))"
+             r"\s*\\times(?![A-Za-z])", r"\1⨯",
+             r"\vec{a}_1 \times b, (a)\times\hat{b}", r"\vec{a}_1⨯ b, (a)⨯\hat{b}"),
+    Spelling("letters in bold",  # upright letters may be units, but not these
+             r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathnormal)"
+             r"(?:\s*\{\s*([A-Za-z])\s*\}|\s+([A-Za-z]))",
+             lambda m: " " * m.string[:m.start()][-1:].isalpha() + (m[1] or m[2]),
+             r"5\mathbf{F}-\beta\bm v", r"5F-\beta v"),
+    Spelling("composition",
+             r"(?<=[A-Za-z)}])\s*\\circ\s*(?=[A-Za-z(\\])", "∘",
+             r"f \circ g", "f∘g"),
     Spelling("delimiter left out",
              r"\\(?:left|right)\s*\.", "",
              r"\left. x \right|", r" x \right|"),
@@ -233,7 +259,7 @@ SPELLINGS = [
              r"(?<=\()\s+|\s+(?=\))", "",
              "f( 2 )", "f(2)"),
     Spelling("ASCII relations",
-             r"<=|=<|>=|!=|\\not\s*=", lambda m: ASCII_RELATIONS["".join(m[0].split())],
+             r"<=|=<|>=|!=|\\not\s*[=∈]", lambda m: ASCII_RELATIONS["".join(m[0].split())],
              r"x >= 5, y \not= 3", "x ≥ 5, y ≠ 3"),
     Spelling("Python's names",
              r"\b(?:np|math)\.(?=[a-z])", "",
@@ -241,6 +267,9 @@ SPELLINGS = [
     Spelling("Python's powers",
              r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^",
              "x**2", "x^2"),
+    Spelling("text without braces",
+             r"\\text(?:\s+([A-Za-z])|\s*([0-9]))", r"\\text{\1\2}",
+             r"\text i, \text5", r"\text{i}, \text{5}"),
     Spelling("words in text",
              rf"\\text\s*({GROUP})|"
              r"(?<![A-Za-z\\])(and|or)(?![A-Za-z])", unwrap,
@@ -285,6 +314,9 @@ SPELLINGS = [
              FOR_ALL % (r"(?: positive)?(?: integers?| natural numbers?)?",
                         rf"[k-n](?:{IN_INTEGERS}|{POSITIVE})?"), "",
              r"f(n)=n \text{ for all } n∈\mathbb{N}", "f(n)=n"),
+    Spelling("index of a sequence",
+             rf"^(\s*[A-Za-z]_\{{?n\}}?\s*=[^,;]*?)[\s,(]*n{IN_INTEGERS}\s*\)?\s*$", r"\1",
+             r"a_n=2n (n∈\mathbb{N}^*)", "a_n=2n"),
     Spelling("real variable of a set",
              rf"(?<=[a-zA-Z]){IN_REALS}(?=\s*[|:])", "",
              r"x∈\mathbb{R} : x>1", "x : x>1"),
@@ -359,6 +391,10 @@ SPELLINGS = [
              r"(?<![0-9])([0-9]{0,9})\.([0-9]{0,9})"
              r"\\(?:overline|bar|dot)\{([0-9]{1,9})\}", repeating,
              r"0.1\bar{6}", r"(0.10+\frac{6}{90})"),
+    Spelling("unit vectors",
+             r"\\(?:hat|vec)(?:\{\\?([ij])(?:math)?\}|\s*\\([ij])math(?![a-z]))|"
+             r"(?<=[-+0-9 )}])\\(?:hat|vec)\{(k)\}", r" \1\2\3",
+             r"3\hat{i}-4\hat{j}", "3 i-4 j"),
     Spelling("second derivatives by time",
              r"\\ddot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r" \1''",
              r"a\ddot{x}", "a x''"),
@@ -416,6 +452,9 @@ SPELLINGS = [
     Spelling("end of a matrix",
              rf"[\s¶]*\\end{MATRIX}", "⟧",
              r"2¶\end{pmatrix}", "2⟧"),
+    Spelling("brackets around a matrix",
+             r"[(\[]\s*(⟦[^⟦⟧]*⟧)\s*[)\]]", r"\1",
+             "2[⟦1¶2⟧]", "2⟦1¶2⟧"),
 ]
 PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPELLINGS]
 
@@ -440,7 +479,9 @@ def clean(text):
 GROUPED = "(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?!,?[0-9])"
 ROUNDED = re.compile(rf"(?<=[^\s(\[⦃,;∨])\s*≈(?:{GROUPED}|\([^()]*\)|[^](),;∨⦄])*")
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
-    r"(?!.*\bnot\b)(?>\\[A-Za-z]+|[A-Za-z]\s*\([0-9.-]+\)|[A-Za-z'(),:|/*{}⟦⟧¶&\s]|"
+    r"(?!.*\bnot\b)(?>(?:P|\\Pr|\\mathbb\{P\})\s*\([A-Z]\s*[=<>≤≥]\s*[0-9]+\)|"
+    r"(?:E|\\mathbb\{E\})\s*\[[A-Z]\]|"
+    r"\\[A-Za-z]+|[A-Za-z]'*\s*\([0-9.-]+\)|[A-Za-z'(),:|‖/*{}⟦⟧¶&\s]|"
     r"_\{[^{}]*\}|\^\{-?[0-9]+\})++")
 VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
     r"\s*+(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*+")
@@ -463,17 +504,23 @@ def strip_ends(text):
 
 SHORT_WORDS = set(  # neither products of letters nor names of points
     "all any are for if is may no not odd on one red six ten the two yes".split())
-ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
+ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*")
 
 
 def letters(text):
     """Returns cleaned text in the form that is compared as text: without spaces,
     except between digits, and with words in lower case."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    text = ANY_CASE.sub(lower_case, text)
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
-    if text.lower() in SHORT_WORDS:
-        return text.lower()
-    return ANY_CASE.sub(lambda m: m[0].lower(), text)
+    return text.lower() if text.lower() in SHORT_WORDS else text
+
+
+def lower_case(match):
+    """Returns words in lower case, unless they have so few letters that they may be
+    the names of points or a product."""
+    words = match[0]
+    return words.lower() if sum(map(str.isalpha, words)) > 3 else words
 
 
 # ---- brackets ---------------------------------------------------------------
@@ -503,10 +550,10 @@ def enclosed(text, brackets):
 # ---- units ------------------------------------------------------------------
 MEGA = re.compile(  # in lower case, it would be milli
     "M(?=(?:eV|W|Wh|Hz|J|N|Pa|V|pc|yr)$)")
-MEASURES = """cm centimeter centimetre, mm millimeter millimetre, km kilometer
-kilometre, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
-g gram, mg milligram, kg kilogram kilo 千克 公斤, lb pound £, oz ounce, ton tonne,
-l liter litre 升, ml milliliter millilitre, gal gallon, qt quart, pt pint,
+MEASURES = """cm centimeter centimetre 厘米, mm millimeter millimetre 毫米, km kilometer
+kilometre 千米 公里, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
+g gram 克, mg milligram, kg kilogram kilo 千克 公斤, lb pound £, oz ounce, ton tonne 吨,
+l liter litre 升, ml milliliter millilitre 毫升, gal gallon, qt quart, pt pint,
 s second sec 秒, ms millisecond, ns nanosecond, min minute 分钟, h hour hr 小时, day 天,
 week, month 月, yr year 年 岁, decade, century, ct cent ¢, dollar usd buck $, euro eur €,
 rupee rs inr ₹, yuan 元 rmb, yen ¥, peso, % percent pct percentage, ° degree deg 度,
@@ -518,7 +565,7 @@ kn, kv, megaj, megawh, pm picometer, fm, microm micrometer micron, micros micros
 microg microgram, microl microliter, pc parsec, kpc kiloparsec, megapc megaparsec, ly, au,
 megayr, gyr, arcmin arcminute, mag magnitude, dyn dyne, db decibel, ppm, amu,
 mol mole, erg, rpm, bit, byte, kb, mb, gb,
-knot, acre, hectare, light-year, 厘米, 千米, 公里, 克, 吨, 毫升"""
+knot, acre, hectare, light-year"""
 COUNTED = """unit way time piece point item object thing set group team pair part person
 people man men woman women child children kid boy girl student teacher player member
 friend guest customer employee worker passenger visitor adult baby animal dog cat puppy
@@ -545,7 +592,8 @@ email envelope episode flavor follower goldfish gumball hotdog insect jellybean 
 load lollipop machine mango marshmallow mushroom necklace night outfit pancake pebble
 pet petal phone plank popsicle poster roll scoop seashell sequence shark sheet soda spot
 stripe toad token towel turtle vehicle watermelon atom molecule particle photon electron
-proton neutron ion vacancy bushel
+proton neutron ion vacancy bushel function polynomial chord coloring committee tuple move
+turn rotation revolution cycle
 个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对"""
 PER = "/", "per", "每"
 CONNECTIVES = set(
@@ -554,9 +602,11 @@ CONNECTIVES = set(
     "new red blue green yellow white black 平方 立方".split())
 QUOTIENTS = {"mph": "miles per hour", "kph": "km per hour", "kmh": "km per hour"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
+POWERS_AFTER = {"squared": "^2", "cubed": "^3"}  # meters per second squared
 UNITS = {noun: noun for noun in COUNTED.split()}
 UNITS |= {alias: names.split()[0]
           for names in MEASURES.split(",") for alias in names.split()}
+MEASURED = {names.split()[0] for names in MEASURES.split(",")} | {"unit"}
 CJK = "[\u4e00-\u9fff]"
 EXPONENT = r"(?<![%°])\^\s*\{-?[1-9]\}"
 TAIL = re.compile(  # a value, then how its words begin, then how they continue
@@ -614,6 +664,8 @@ def split_unit(text, own=frozenset(), gold=False):
     for word in words:
         if word in PER or word in ("a", "an") and units:  # 5 miles an hour
             per = "/"
+        elif word.lower() in POWERS_AFTER and units and units[-1].strip("/") in MEASURED:
+            units.append(POWERS_AFTER[word.lower()])
         elif (unit := unit_of(word, own)) != "":
             units.append(unit and per + unit)
     if None in units or not units or words[-1] in ("a", "an", *PER):

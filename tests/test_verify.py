@@ -283,6 +283,7 @@ x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
  ¦ \begin{pmatrix} \phantom{-}1 & -1 \\ 1 & 1 \end{pmatrix}
 1323_4 ¦ 1323_{4} ¦ 1323_{\text{4}}
 \text{Friday} ¦ Friday ¦ \textbf{Friday} ¦ friday ¦ \mathrm{Friday}
+\text{Point A} ¦ \text{point A} ¦ point A
 \text{(C)} ¦ C ¦ (C) ¦ \textbf{(C)}
 12:00 ¦ 12:00
 7 \text{ hours} ¦ 7 ¦ 7 \text{ hr} ¦ 7\text{ hours}.
@@ -295,7 +296,8 @@ x=101,234 ¦ 101234 ¦ 101, 234
 \frac12 ¦ \sin 30^\circ ¦ \cos(60^{\circ})
 \emptyset ¦ \{\} ¦ \varnothing
 5 ¦ 5\,\mathrm{m\,s^{-1}} ¦ 5 \text{ m/s}^{2} ¦ 5\,\mathrm{kg}\cdot\mathrm{m}
-5 ¦ 5\,\frac{\mathrm{m}}{\mathrm{s}}
+5 ¦ 5\,\frac{\mathrm{m}}{\mathrm{s}} ¦ \text{5 m} ¦ \mathbf{5\text{ cm}}
+10\pi ¦ 10\pi\text{ m} ¦ 10\pi\text{ m}^2
 \frac{1}{3} ¦ 0.\overline{3} ¦ .\overline{33} ¦ 0.3\overline{3}
 -\frac{7}{6} ¦ -1.1\overline{6}
 1,234 ¦ 1234 ¦ 1{,}234 ¦ 1,234.0
@@ -329,6 +331,14 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 |bd| ¦ |b||d| ¦ \sqrt{b^2d^2}
 \lfloor x\rfloor ¦ -\lceil-x\rceil
 \max(a,b)+\gcd(p,q) ¦ \text{gcd}(q,p)+\max\{b,a\}
+1-\tanh^2x ¦ \text{sech}^2x ¦ \operatorname{sech}^2(x)
+\|v\| ¦ \lVert v\rVert ¦ \left\|v\right\|
+\boldsymbol{\alpha}x ¦ \alpha x
+3\mathbf i-4\mathbf j ¦ (3,-4) ¦ \langle3,-4\rangle ¦ 3\hat{i}-4\hat{j}
+(3,-4,1) ¦ 3\mathbf{i}-4\mathbf{j}+\mathbf{k} ¦ 3\hat\imath-4\hat\jmath+\hat k
+4 ¦ f'(2)=4
+\frac12 ¦ P(X=2)=\frac12 ¦ E[X]=\frac12
+x\to\infty ¦ x\rightarrow\infty
 \bar z+\vec v+\hat n+\tilde p ¦ \overline{z}+\overrightarrow{v}+\widehat{n}+\widetilde{p}
 x_1^2+y_1' ¦ x^2_1+y'_1
 \lceil n/2\rceil+1 ¦ \lfloor(n+3)/2\rfloor ¦ \lfloor\frac{n+1}{2}\rfloor+1
@@ -368,6 +378,11 @@ P(n)=n^2 ¦ P(k)=k^2
 (x,y)=(2,3) ¦ x=2, y=3 ¦ y=3 \text{ and } x=2 ¦ (2,3)
 x=2,y=3 ¦ (x,y)=(2,3) ¦ 2,3 ¦ x,y=(2,3) ¦ y=3; x=2
 x=1,y=2\text{ or }x=3,y=4 ¦ x=3,y=4\text{ or }y=2,x=1 ¦ (x,y)=(3,4),(1,2)
+x=1\text{ or }x=2 ¦ x_1=1, x_2=2
+y=\pm\frac34x ¦ 3x\pm4y=0 ¦ y=\frac34x, y=-\frac34x
+x=\pm3 ¦ \pm3 ¦ x=3, x=-3 ¦ 3, -3
+\pm3 ¦ x=\pm3
+a_n=2n-1 ¦ a_n=2n-1\ (n\in\mathbb{N}^*) ¦ a_n=2n-1, n\in\mathbb{N}
 x>1,y>2\text{ or }x<0,y<1 ¦ x<0,y<1\text{ or }y>2,x>1
 1,2\text{ or }3,4 ¦ 3,4\text{ or }2,1
 (1,2) ¦ \begin{cases}x=1\\y=2\end{cases} ¦ \left\{\begin{array}{l}x=1,\\y=2.\end{array}\right.
@@ -509,6 +524,8 @@ x^{2023}+1 ¦ 1+x^{2023} ¦ 1+x\cdot x^{2022}
  ¦ 60\text{ miles an hour}
 5 \text{ m/s} ¦ 5 \text{ m} ¦ 5\frac{\text{m}}{\text{s}} ¦ 5\,\mathrm{m\,s^{-1}}
 9.8\text{ m/s}^2 ¦ 9.8\,\mathrm{m\,s^{-2}} ¦ 9.8 ¦ 9.8\text{ m s}^{-2}
+ ¦ 9.8\text{ meters per second squared}
+5\text{ cm} ¦ 5厘米
 5^\circ\text{C} ¦ 5 ¦ 5^\circ ¦ 5\text{ degrees Celsius} ¦ 5℃ ¦ 5\text{ C}
 864 \mbox{ inches}^2 ¦ 864\text{ in}^2 ¦ 864\text{ square inches} ¦ 864\text{ in.}^2
 5\text{ MeV} ¦ 5 ¦ 5\,\mathrm{MeV}
@@ -535,6 +552,7 @@ a+b ¦ a+b=c ¦ c=a+b
 1234 ¦ f(2)=1,234 ¦ S(n) = 1,234
 1234 ¦ f\left( 2 \right) = 1234
 (-\infty,1] ¦ f\left( x \right) \le 1
+\{x\mid x>1\} ¦ \left\{x\,\middle|\,x>1\right\}
 (2,3) ¦ x=2, y=3 ¦ y=3, x=2 ¦ \langle 2,3\rangle ¦ \lparen 2,3\rparen ¦ ⟨2,3⟩
 x=2,y=3 ¦ (2,3)
 x=2,y=3,z=4 ¦ (2,3,4)
@@ -544,6 +562,7 @@ x=2,y=3,z=4 ¦ (2,3,4)
  ¦ \frac12 \cdot \begin{pmatrix}2\\4\end{pmatrix}
  ¦ \begin{pmatrix} x \\ y \end{pmatrix} = \begin{pmatrix} 1 \\ 2 \end{pmatrix}
 \begin{pmatrix}2&4\\6&8\end{pmatrix} ¦ 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
+ ¦ 2\left[\begin{array}{cc}1&2\\3&4\end{array}\right]
 # sets
 (-\infty,1)\cup(1,3)\cup(3,\infty) ¦ x\neq 1, x\neq 3 ¦ x\ne1,3 ¦ x\neq 3 \text{ and } x\neq 1
 (-\infty,5)\cup(5,\infty) ¦ (-\infty,\infty)\setminus\{5\} ¦ \mathbb{R}\setminus\{5\}
@@ -679,6 +698,16 @@ y'=y ¦ (y')^2=y
 \gamma^2-1 ¦ \gamma^2-3 ¦ \Gamma^2-1
 \Omega ¦ \omega
 \vec a\times\vec b ¦ \vec a\cdot\vec b
+\vec a_1\times\vec a_2 ¦ \vec a_2\times\vec a_1
+\nabla\times F ¦ \nabla\cdot F ¦ \nabla F
+\hat i\times\hat j ¦ \hat i\cdot\hat j
+(\vec a+\vec b)\times\vec c ¦ (\vec a+\vec b)\cdot\vec c ¦ (\vec a+\vec b)\vec c
+f\circ g ¦ g\circ f ¦ fg
+E[X^2] ¦ E[X]^2
+E[X^2]-E[X]^2 ¦ 0
+\|v\| ¦ |v| ¦ v
+3\mathbf i-4\mathbf j ¦ (-4,3) ¦ (3,4) ¦ (3,-4,1)
+\frac12 ¦ P(X=2)=\frac13
 n^{\underline k} ¦ n^k
 f^{-1}(x) ¦ 1/f(x) ¦ f(x)
 2f^{-1}(x) ¦ \frac{2x}{f}
@@ -711,6 +740,9 @@ x^{1/3} ¦ x^\frac12 ¦ x^-\frac13
 \ln|x+5| ¦ \ln(x+5)
 x=2,y=3 ¦ (x,y)=(3,2) ¦ (y,x)=(2,3) ¦ x=2 ¦ [2,3] ¦ (2,3,4) ¦ (x,y)=(3,2)=(2,3)
 x=1,y=2\text{ or }x=3,y=4 ¦ x=1,y=4\text{ or }x=3,y=2 ¦ (1,4),(3,2)
+x=1\text{ or }x=2 ¦ x_1=1, x_2=3 ¦ x_1=1
+x_1=1,x_2=2 ¦ x_1=2, x_2=1
+y=\pm\frac34x ¦ y=\frac34x ¦ y=\pm\frac43x
 x>1,y>2\text{ or }x<0,y<1 ¦ x>1,y<1\text{ or }x<0,y>2
 1,2\text{ or }3,4 ¦ 1,3\text{ or }2,4
 (1,2) ¦ \begin{cases}x=2\\y=1\end{cases} ¦ \begin{cases}x=1\\y=3\end{cases}
@@ -742,7 +774,7 @@ A\setminus B ¦ B\setminus A
 a<b ¦ (-\infty,b) ¦ (a,\infty)
 x\ne3,5 ¦ 3, x\ne5
 # words after a value
-5 ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
+5 ¦ 5\mathbf{F} ¦ 5\pmb m ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
 3 ¦ \mathbf{\frac{3\sqrt{3}}{4}} ¦ \text{not $\frac{3^{1}}{1^{2}}$}
@@ -759,10 +791,12 @@ f(n)=n ¦ f(n)=n\text{ for all }n>1 ¦ f(n)=n\text{ for all }n\in\mathbb{Z}_{>1}
 5\text{ gallons per hour} ¦ 5\text{ gallons of water per minute}
 5 ¦ 5\text{ pineapples} ¦ x = 5\text{ pineapples}
 5 ¦ 5 or so ¦ 5 to 7 ¦ 5\text{ base }8 ¦ 5\text{ oder sechs} ¦ 5 for 6
-n\text{ even} ¦ n\text{ odd} ¦ n
+n\text{ even} ¦ n\text{ odd} ¦ n ¦ N\text{ even}
 2\text{ million} ¦ 2
 144\text{ m}^3 ¦ 144\text{ m}^2
 15\text{ cm}^2 ¦ 15\text{ cm} ¦ 16\text{ cm}^2
+9.8\text{ m/s}^2 ¦ 9.8\text{ meters per second}
+5\text{ cm} ¦ 5毫米
 9.8\text{ m/s}^2 ¦ 9.8\text{ m}^2 ¦ 9.8\text{ m}
 # boxes in boxes
 5 ¦ 3,4,\boxed{5} ¦ x\neq\boxed5 ¦ \text{not }\boxed{5}
@@ -870,7 +904,7 @@ n^{\underline{3}} ¦ n^3
 \text{(C)} ¦ \textbf{(D)}\ 5 ¦ \text{(C) or (D)} ¦ \text{(C) is wrong} ¦ (C)x ¦ (C)!
  ¦ D) C ¦ A) 1, B) 2, C) 3 ¦ D. \sqrt2 ¦ C) false
 53 ¦ 5\$3
-A ¦ (A)-1 ¦ (A) + 5
+A ¦ (A)-1 ¦ (A) + 5 ¦ (A) \ne 0 ¦ (A) \pm 2 ¦ (A), 5
 a=2, b=3 ¦ 3, 2 ¦ (3, 2)
 (x,y)=(3,4) ¦ 4, 3
 (0,\infty) ¦ x>0, x\in\mathbb{Z} ¦ x > 0, x\in\mathbb{Z}
