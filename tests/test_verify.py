@@ -774,7 +774,8 @@ A\setminus B ¦ B\setminus A
 a<b ¦ (-\infty,b) ¦ (a,\infty)
 x\ne3,5 ¦ 3, x\ne5
 # words after a value
-5 ¦ 5\mathbf{F} ¦ 5\pmb m ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
+5 ¦ 5\mathbf{F} ¦ 5\pmb m
+ ¦ 5\text{ tenths} ¦ 5\text{ through seven} ¦ 5\text{ onwards} ¦ 5\text{ lakh}
  ¦ 5\text{ times }a ¦ 5\text{ times }m ¦ 5\text{ miles per}
  ¦ 5 \text{ below zero} ¦ 5 dozen ¦ 5万 ¦ 5以上
 3 ¦ \mathbf{\frac{3\sqrt{3}}{4}} ¦ \text{not $\frac{3^{1}}{1^{2}}$}
