@@ -62,7 +62,7 @@ FUNCTIONS = {
     "abs": abs, "floor": mp.floor, "ceil": mp.ceil,
     "factorial": mp.factorial, "binom": mp.binomial,
 }
-GROWING = {"exp", "sinh", "cosh", "tanh", "coth", "factorial", "binom"}
+GROWING = {"exp", "sinh", "cosh", "tanh", "coth", "sech", "csch", "factorial", "binom"}
 TRIGONOMETRIC = {"sin", "cos", "tan", "sec", "csc", "cot"}
 SYMMETRIC = set("max() min() gcd() lcm()".split())
 OPAQUE = set("max min gcd lcm det dim ker deg arg sup inf Pr hom".split())
@@ -254,7 +254,8 @@ class Reader:
         if self.peek() == "(" and self.applies(name):
             self.take()
             return ("call", f"{name}()", *self.arguments())
-        if name in ("E", r"\mathbb{E}") and self.skip("["):  # an expected value
+        if self.peek() == "[" and self.expects(name):
+            self.take()
             return ("call", f"{name}()", *self.arguments(closing="]"))
         return ("symbol", name)
 
@@ -265,6 +266,11 @@ class Reader:
             return True
         one_token = self.peek(2) == ")" and re.fullmatch(r"\w+", self.peek(1))
         return bool(one_token) and name not in CONSTANTS
+
+    def expects(self, name):
+        """Returns whether the bracket after a letter encloses a random variable, as in
+        E[X], whereas E[1 + x] is a product."""
+        return name == r"\mathbb{E}" or name == "E" and self.peek(1).isupper()
 
     def arguments(self, closing=")"):
         values = [self.sum()]

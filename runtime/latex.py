@@ -152,7 +152,7 @@ AND_OR = {"and": ",", "&": ",", "or": "∨"}
 GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
 MARKED = r"\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|[A-Za-z])(?:'|_\s*(?:\w|\{[^{}]*\}))*"  # v_{1}'
 VECTOR = (r"\\(?:nabla(?![A-Za-z])|"
-          rf"(?:vec|overrightarrow|mathbf|boldsymbol|bm){MARKED})")
+          rf"(?:vec|overrightarrow|mathbf|boldsymbol|bm)(?!\s*\{{?\s*[0-9]){MARKED})")
 HAT = rf"\\(?:wide)?hat{MARKED}"
 IN_REALS = r"\s*∈\s*\\mathbb\s*\{?\s*R\s*\}?"
 POSITIVE = r"\s*(?:>\s*0|≥\s*[01])"
@@ -181,8 +181,10 @@ def unwrap(match):
     if WORDS.search(joined):
         return match[0]
     before = match.string[:match.start()].rstrip()
-    after_number = re.search(r"[0-9)}/*°π]\s*((\\frac\s*)?\{)?$", before)
-    if after_number and re.fullmatch(ONE_LETTER_UNIT, joined):
+    after = match.string[match.end():]
+    after_number = re.search(r"[0-9)}/*°]\s*((\\frac\s*)?\{)?$", before)
+    after_pi = before.endswith("π") and not re.match(r"\s*[\w\\(]", after)  # not πhr^2
+    if (after_number or after_pi) and re.fullmatch(ONE_LETTER_UNIT, joined):
         return match[0]  # a unit, as in 5\text{m}
     if number := re.fullmatch(rf"([0-9][0-9.,]*)\s+({ONE_LETTER_UNIT})", joined):
         return rf"{number[1]}\text{{{number[2]}}}"  # \text{5 m}
@@ -198,12 +200,24 @@ def repeating(match):
     return rf"({whole}.{start}0+\frac{{{digits}}}{{{nines}}})"
 
 
+def unit_vector(match):
+    r"""Returns i for \hat{i}. But \hat{k} is a unit vector only beside \hat{i} or \hat{j}."""
+    letter = match[1] or match[2] or match[3]
+    if letter == "k" and not re.search(r"\\(?:hat|vec)\s*\{?\\?[ij](?![a-ln-z])", match.string):
+        return match[0]
+    return f" {letter}"
+
+
+PIECE = re.compile(r",|&|[\w)}]\s+(?:[A-Za-z]|\\[a-z]+)\s*=")  # 1 x=0: 1 where x is 0
+
+
 def system(match):
     """Returns the equations of a system as a list. Leaves piecewise functions alone."""
     rows = [row.strip(" ,.") for row in match[1].strip(" ¶").split("¶")]
-    if all(row.count("=") == 1 and not set(",&") & set(row) for row in rows):
-        return ", ".join(rows)
-    return match[0]
+    defines = match.string[:match.start()].rstrip().endswith("=")
+    if defines or any(row.count("=") != 1 or PIECE.search(row) for row in rows):
+        return match[0]
+    return ", ".join(rows)
 
 
 class Spelling(NamedTuple):
@@ -243,7 +257,7 @@ SPELLINGS = [
              lambda m: " " * m.string[:m.start()][-1:].isalpha() + (m[1] or m[2]),
              r"5\mathbf{F}-\beta\bm v", r"5F-\beta v"),
     Spelling("composition",
-             r"(?<=[A-Za-z)}])\s*\\circ\s*(?=[A-Za-z(\\])", "∘",
+             r"(?<=[A-Za-z)}])\s*\\circ\s*(?=[A-Za-z(\\])(?![CF](?![A-Za-z]))", "∘",
              r"f \circ g", "f∘g"),
     Spelling("delimiter left out",
              r"\\(?:left|right)\s*\.", "",
@@ -252,8 +266,8 @@ SPELLINGS = [
              r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]),
              r"\dfrac12 \le \pi", r"\frac12 ≤ π"),
     Spelling("millionths of a unit",
-             r"\\mu\s*\\text\s*\{\s*([A-Za-z])\s*\}|"
-             r"\\text\s*\{\s*\\mu\s*([A-Za-z])\s*\}", r"\\text{micro\1\2}",
+             r"(?<=[0-9\s}])\\mu\s*\\text\s*\{\s*([mgslL])\s*\}|"
+             r"\\text\s*\{\s*\\mu\s*([mgslL])\s*\}", r"\\text{micro\1\2}",
              r"5\mu\text{m}", r"5\text{microm}"),
     Spelling("spaces inside brackets",
              r"(?<=\()\s+|\s+(?=\))", "",
@@ -279,7 +293,8 @@ SPELLINGS = [
              lambda m: r"\text{" + re.sub(r",(?![0-9])\s*(?:and\s)?\s*", r"}, \\text{", m[1]) + "}",
              r"\text{ham, egg, and tea}", r"\text{ham}, \text{egg}, \text{tea}"),
     Spelling("modulus in text",
-             r"\\text\s*\{\s*(\(?)mod\s*(\w*\)?)\s*\}|(?<![A-Za-z\\])mod(?![A-Za-z])",
+             r"\\text\s*\{\s*(\(?)mod(?![A-Za-z])\s*(\w*\)?)\s*\}|"
+             r"(?<![A-Za-z\\])mod(?![A-Za-z])",
              lambda m: rf"{m[1] or ''}\bmod {m[2] or ''}",
              r"x≡2 (\text{mod }3), x≡2 \text{ (mod 3)}", r"x≡2 (\bmod 3), x≡2 (\bmod 3)"),
     Spelling("product in words",
@@ -295,7 +310,7 @@ SPELLINGS = [
              rf"\\text\s*\{{\s*({FUNCTION}|gcd|lcm)\s*\}}", r"\\\1 ",
              r"\text{sin}x", r"\sin x"),
     Spelling("functions without a backslash",
-             rf"(?<![A-Za-z\\])({FUNCTION}|sqrt)(?![A-Za-z])", r"\\\1 ",
+             rf"(?<![A-Za-z\\])({FUNCTION}|sqrt|gcd|lcm)(?![A-Za-z])", r"\\\1 ",
              "sqrt(2)sin x", r"\sqrt (2)\sin  x"),
     Spelling("pi", r"(?<![A-Za-z\\])pi(?![A-Za-z])", "π", "2pi", "2π"),
     Spelling("root of a bracket",
@@ -315,7 +330,8 @@ SPELLINGS = [
                         rf"[k-n](?:{IN_INTEGERS}|{POSITIVE})?"), "",
              r"f(n)=n \text{ for all } n∈\mathbb{N}", "f(n)=n"),
     Spelling("index of a sequence",
-             rf"^(\s*[A-Za-z]_\{{?n\}}?\s*=[^,;]*?)[\s,(]*n{IN_INTEGERS}\s*\)?\s*$", r"\1",
+             r"^(\s*[A-Za-z]_\{?n\}?\s*=[^,;]*?)[\s,(]+n"
+             rf"(?!\s*∈\s*\\mathbb\{{Z\}}[\s)]*$){IN_INTEGERS}[\s)]*$", r"\1",
              r"a_n=2n (n∈\mathbb{N}^*)", "a_n=2n"),
     Spelling("real variable of a set",
              rf"(?<=[a-zA-Z]){IN_REALS}(?=\s*[|:])", "",
@@ -352,7 +368,7 @@ SPELLINGS = [
              r"-?\\(?!frac|sqrt|binom)[A-Za-z]++(?!\s*\{)|[*+∞π-](?![\w{\\]))", r"\1{\2}",
              "x^2 y_i^-1", "x^{2} y_{i}^{-1}"),
     Spelling("exponents before subscripts",
-             r"('+|\^\{[^{}]*\})\s*(_\{[^{}]*\})", r"\2\1",
+             r"((?<!')'+|\^\{[^{}]*\})\s*(_\{[^{}]*\})", r"\2\1",
              "x^{2}_{1}+y'_{1}", "x_{1}^{2}+y_{1}'"),
     Spelling("modulus in brackets",
              rf"(\(\s*)?\\[bp]?mod(?![A-Za-z])\s*(?:\{{((?:[^{{}}]|{GROUP})*)\}}|"
@@ -392,8 +408,8 @@ SPELLINGS = [
              r"\\(?:overline|bar|dot)\{([0-9]{1,9})\}", repeating,
              r"0.1\bar{6}", r"(0.10+\frac{6}{90})"),
     Spelling("unit vectors",
-             r"\\(?:hat|vec)(?:\{\\?([ij])(?:math)?\}|\s*\\([ij])math(?![a-z]))|"
-             r"(?<=[-+0-9 )}])\\(?:hat|vec)\{(k)\}", r" \1\2\3",
+             r"\\(?:hat|vec)(?:\{\\?([ij])(?:math)?\}|\s*\\([ij])math(?![a-z])|\{(k)\})",
+             unit_vector,
              r"3\hat{i}-4\hat{j}", "3 i-4 j"),
     Spelling("second derivatives by time",
              r"\\ddot\{\s*([A-Za-z]|\\[a-z]+)\s*\}", r" \1''",
@@ -453,7 +469,7 @@ SPELLINGS = [
              rf"[\s¶]*\\end{MATRIX}", "⟧",
              r"2¶\end{pmatrix}", "2⟧"),
     Spelling("brackets around a matrix",
-             r"[(\[]\s*(⟦[^⟦⟧]*⟧)\s*[)\]]", r"\1",
+             r"(?<![A-Za-z])[(\[]\s*(⟦[^⟦⟧]*⟧)\s*[)\]]", r"\1",
              "2[⟦1¶2⟧]", "2⟦1¶2⟧"),
 ]
 PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPELLINGS]
@@ -504,23 +520,17 @@ def strip_ends(text):
 
 SHORT_WORDS = set(  # neither products of letters nor names of points
     "all any are for if is may no not odd on one red six ten the two yes".split())
-ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*")
+ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
 
 
 def letters(text):
     """Returns cleaned text in the form that is compared as text: without spaces,
     except between digits, and with words in lower case."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
-    text = ANY_CASE.sub(lower_case, text)
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".")
-    return text.lower() if text.lower() in SHORT_WORDS else text
-
-
-def lower_case(match):
-    """Returns words in lower case, unless they have so few letters that they may be
-    the names of points or a product."""
-    words = match[0]
-    return words.lower() if sum(map(str.isalpha, words)) > 3 else words
+    if text.lower() in SHORT_WORDS:
+        return text.lower()
+    return ANY_CASE.sub(lambda m: m[0].lower(), text)
 
 
 # ---- brackets ---------------------------------------------------------------
@@ -606,7 +616,7 @@ POWERS_AFTER = {"squared": "^2", "cubed": "^3"}  # meters per second squared
 UNITS = {noun: noun for noun in COUNTED.split()}
 UNITS |= {alias: names.split()[0]
           for names in MEASURES.split(",") for alias in names.split()}
-MEASURED = {names.split()[0] for names in MEASURES.split(",")} | {"unit"}
+MEASURED = {names.split()[0] for names in MEASURES.split(",")} - {"%", "°"} | {"unit"}
 CJK = "[\u4e00-\u9fff]"
 EXPONENT = r"(?<![%°])\^\s*\{-?[1-9]\}"
 TAIL = re.compile(  # a value, then how its words begin, then how they continue
@@ -625,7 +635,7 @@ NOT_UNITS = set(  # after a number, these words change its value
     "eighty ninety tens dozens hundreds thousands millions twins short below above "
     "except without doubled nothing or and not no more less than at least most to if "
     "million billion trillion thousand ten hundred dozen half halves third quarter "
-    "tenth hundredth thousandth squared cubed factorial base mod but is over times "
+    "tenth hundredth thousandth squared cubed factorial base mod modulo but is over times "
     "plus minus remainder even odd octal binary lakh crore gross".split())
 
 
@@ -664,7 +674,8 @@ def split_unit(text, own=frozenset(), gold=False):
     for word in words:
         if word in PER or word in ("a", "an") and units:  # 5 miles an hour
             per = "/"
-        elif word.lower() in POWERS_AFTER and units and units[-1].strip("/") in MEASURED:
+        elif (word.lower() in POWERS_AFTER and units
+                and (units[-1] or "").strip("/") in MEASURED):
             units.append(POWERS_AFTER[word.lower()])
         elif (unit := unit_of(word, own)) != "":
             units.append(unit and per + unit)

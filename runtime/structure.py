@@ -104,7 +104,7 @@ def readings(gold, pred):
     if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
         return [(side, pred) for side in split(gold, "=")]
     gold, pred = as_points(gold), as_points(pred)
-    gold, pred = without_index(gold, pred), without_index(pred, gold)
+    pred = without_index(pred, gold)
     gold, pred = as_sum(gold, pred), as_sum(pred, gold)
     gold, pred = with_names_of(gold, pred), with_names_of(pred, gold, of_gold=True)
     gold, pred = without_value(gold, pred), without_value(pred, gold)
@@ -132,10 +132,11 @@ def readings(gold, pred):
 
 TIMES_E = re.compile(r"(?<![0-9.])([2-9]|[0-9]{2,})(?=e[-+][0-9])")  # not 1e-3
 CHOICE = re.compile(r"\(?[A-E]\)?")
+VALUE = r"(?:[A-Za-z0-9π]|\\(?:text|frac|sqrt))"  # the beginning of one
 CHOICE_WITH_VALUE = re.compile(  # (C) 5, C) x>5 or C. neither, but not (C)!
-    r"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+[^\s*/^=<>≤≥≠±∪∖,;!+-])|\s*[).:](?=\s*\S))")
+    rf"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+{VALUE})|\s*[).:](?=\s*(?:[-([⦃]|{VALUE})))")
 UNDECIDED = re.compile(  # after a choice: "or D", "is wrong"
-    r"∨|\b(?:not|wrong|incorrect|false|unlikely)\b|" + LETTER % "[A-E]")
+    r"∨|(?i:\b(?:no|not|wrong|incorrect|false|unlikely)\b)|" + LETTER % "[A-E]")
 RATIO = re.compile(r"^([0-9]+)\s*:\s*([0-9]+)$")
 TIME = re.compile("[0-9]{1,2}:[0-5][0-9]")
 FRACTION = re.compile(r"\\frac|[0-9]\s*/\s*[0-9]")
@@ -145,7 +146,7 @@ INDEXED = re.compile(r"([A-Za-z])_\{[0-9]\}")
 
 
 def without_index(text, other):
-    """Rewrites x_{1}=3, x_{2}=5 as x=3, x=5 if the other answer has no such names."""
+    """Rewrites x_{1}=3, x_{2}=5 as x=3, x=5 if the other answer has no subscripts."""
     equations = [split(part, "=") for part in split(text, ",;∨")]
     names = [INDEXED.fullmatch(equation[0]) for equation in equations]
     if "=" not in other or "_" in other or len(names) < 2 or None in names:
@@ -157,7 +158,7 @@ def without_index(text, other):
 
 
 def as_sum(text, other):
-    """Rewrites the vector (1,2) as 1 i+2 j if the other answer is such a sum."""
+    """Rewrites the vector (1,2) as (1)*i+(2)*j if the other answer is such a sum."""
     kind, items = parts(text)
     total = split(other, "=")[-1]
     if kind != "()" or len(items) not in (2, 3) or parts(total)[0]:

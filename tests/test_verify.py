@@ -284,6 +284,8 @@ x > 3 ¦ 3 < x ¦ (3, \infty) ¦ x \in (3, \infty)
 1323_4 ¦ 1323_{4} ¦ 1323_{\text{4}}
 \text{Friday} ¦ Friday ¦ \textbf{Friday} ¦ friday ¦ \mathrm{Friday}
 \text{Point A} ¦ \text{point A} ¦ point A
+\text{mode} ¦ mode ¦ \text{Mode}
+\text{the x-axis} ¦ \text{The x-axis}
 \text{(C)} ¦ C ¦ (C) ¦ \textbf{(C)}
 12:00 ¦ 12:00
 7 \text{ hours} ¦ 7 ¦ 7 \text{ hr} ¦ 7\text{ hours}.
@@ -335,6 +337,11 @@ m_pc^2(\gamma^2-1)\sin^2\theta ¦ m_p c^2\sin^2\theta(\gamma^2-1)
 \|v\| ¦ \lVert v\rVert ¦ \left\|v\right\|
 \boldsymbol{\alpha}x ¦ \alpha x
 3\mathbf i-4\mathbf j ¦ (3,-4) ¦ \langle3,-4\rangle ¦ 3\hat{i}-4\hat{j}
+3\hat{j}+\frac12\hat{k} ¦ \frac{\hat{k}}{2}+3\hat{j}
+\frac{E[1+\nu]}{2} ¦ \frac{E(1+\nu)}{2}
+lcm(a,b) ¦ \text{lcm}(b,a)
+\mu\mathrm{d}x ¦ \mu dx
+\pi r^2h ¦ \pi\mathrm{h}r^2
 (3,-4,1) ¦ 3\mathbf{i}-4\mathbf{j}+\mathbf{k} ¦ 3\hat\imath-4\hat\jmath+\hat k
 4 ¦ f'(2)=4
 \frac12 ¦ P(X=2)=\frac12 ¦ E[X]=\frac12
@@ -704,6 +711,8 @@ y'=y ¦ (y')^2=y
 (\vec a+\vec b)\times\vec c ¦ (\vec a+\vec b)\cdot\vec c ¦ (\vec a+\vec b)\vec c
 f\circ g ¦ g\circ f ¦ fg
 E[X^2] ¦ E[X]^2
+-\vec{k} ¦ -k
+0 ¦ \operatorname{sech}(10^{1000})
 E[X^2]-E[X]^2 ¦ 0
 \|v\| ¦ |v| ¦ v
 3\mathbf i-4\mathbf j ¦ (-4,3) ¦ (3,4) ¦ (3,-4,1)
@@ -747,6 +756,11 @@ x>1,y>2\text{ or }x<0,y<1 ¦ x>1,y<1\text{ or }x<0,y>2
 1,2\text{ or }3,4 ¦ 1,3\text{ or }2,4
 (1,2) ¦ \begin{cases}x=2\\y=1\end{cases} ¦ \begin{cases}x=1\\y=3\end{cases}
 \begin{cases}x&x>0\\-x&x\le0\end{cases} ¦ \begin{cases}x&x>0\\-x&x<0\end{cases}
+\begin{cases}1\quad x=0\\2\quad x=1\end{cases} ¦ \begin{cases}5\quad x=0\\4\quad x=2\end{cases}
+y=\begin{cases}x=1\\z=2\end{cases} ¦ y=1,z=2
+n=0\text{ or }m=0 ¦ 0 ¦ q=0
+a_n=2 ¦ a_n=2n\in\mathbb{N}
+x_n=n\pi,n\in\mathbb{Z} ¦ x_n=n\pi,n\in\mathbb{N}
 2=x ¦ 3 ¦ x ¦ x=3
 (\frac\pi2,3) ¦ r=3,\theta=\frac\pi2
 \sin^2x+\cos^2x=1 ¦ x=y
@@ -792,7 +806,7 @@ f(n)=n ¦ f(n)=n\text{ for all }n>1 ¦ f(n)=n\text{ for all }n\in\mathbb{Z}_{>1}
 5\text{ gallons per hour} ¦ 5\text{ gallons of water per minute}
 5 ¦ 5\text{ pineapples} ¦ x = 5\text{ pineapples}
 5 ¦ 5 or so ¦ 5 to 7 ¦ 5\text{ base }8 ¦ 5\text{ oder sechs} ¦ 5 for 6
-n\text{ even} ¦ n\text{ odd} ¦ n ¦ N\text{ even}
+n\text{ even} ¦ n\text{ odd} ¦ n
 2\text{ million} ¦ 2
 144\text{ m}^3 ¦ 144\text{ m}^2
 15\text{ cm}^2 ¦ 15\text{ cm} ¦ 16\text{ cm}^2
@@ -847,6 +861,8 @@ x+2ab ¦ x+2
 5\text{ MHz} ¦ 5\text{ mHz}
 5\text{ ms} ¦ 5\text{ m}
 5\,\mu\text{m} ¦ 5\text{ mm} ¦ 5\text{ m} ¦ 5\text{ μs}
+5\,\mu\text{M} ¦ 5\,\mu\text{m}
+5 ¦ 5\text{ percent squared} ¦ 5\text{ foo squared}
 5\text{ MPa} ¦ 5\text{ mPa} ¦ 5\text{ Pa}
 865\text{ m s}^{-1} ¦ 865\text{ s} ¦ 865\text{ m s}
 5\text{ ns} ¦ 5\text{ N}
@@ -906,6 +922,7 @@ n^{\underline{3}} ¦ n^3
  ¦ D) C ¦ A) 1, B) 2, C) 3 ¦ D. \sqrt2 ¦ C) false
 53 ¦ 5\$3
 A ¦ (A)-1 ¦ (A) + 5 ¦ (A) \ne 0 ¦ (A) \pm 2 ¦ (A), 5
+A ¦ (A)\ \text{Wrong} ¦ A. \text{False} ¦ (A)\text{ no, it is b} ¦ (A)\cap X ¦ A) + 5 ¦ A. = 5
 a=2, b=3 ¦ 3, 2 ¦ (3, 2)
 (x,y)=(3,4) ¦ 4, 3
 (0,\infty) ¦ x>0, x\in\mathbb{Z} ¦ x > 0, x\in\mathbb{Z}
