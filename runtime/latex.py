@@ -266,8 +266,8 @@ SPELLINGS = [
              r"\\([A-Za-z]+|.)", lambda m: COMMANDS.get(m[1], m[0]),
              r"\dfrac12 \le \pi", r"\frac12 ≤ π"),
     Spelling("millionths of a unit",
-             r"(?<=[0-9\s}])\\mu\s*\\text\s*\{\s*([mgslL])\s*\}|"
-             r"\\text\s*\{\s*\\mu\s*([mgslL])\s*\}", r"\\text{micro\1\2}",
+             r"(?<=[0-9\s}])\\mu\s*\\text\s*\{\s*([mgslLF])\s*\}|"
+             r"\\text\s*\{\s*\\mu\s*([mgslLF])\s*\}", r"\\text{micro\1\2}",
              r"5\mu\text{m}", r"5\text{microm}"),
     Spelling("spaces inside brackets",
              r"(?<=\()\s+|\s+(?=\))", "",
@@ -572,10 +572,10 @@ khz, mhz, megahz megahertz, ghz, n newton, j joule, kj, cal calorie, kcal, ev, k
 megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm,
 pa pascal, kpa, megapa megapascal, gpa gigapascal, psi, atm, bar, t tesla, coulomb,
 kn, kv, megaj, megawh, pm picometer, fm, microm micrometer micron, micros microsecond,
-microg microgram, microl microliter, pc parsec, kpc kiloparsec, megapc megaparsec, ly, au,
-megayr, gyr, arcmin arcminute, mag magnitude, dyn dyne, db decibel, ppm, amu,
-mol mole, erg, rpm, bit, byte, kb, mb, gb,
-knot, acre, hectare, light-year"""
+microg microgram, microl microliter, microf microfarad, pc parsec, kpc kiloparsec,
+megapc megaparsec, ly, au, megayr, gyr, arcmin arcminute, mag magnitude, dyn dyne,
+db decibel, ppm, amu, mol mole, erg, rpm, bit, byte, kb, mb, gb, knot, acre, hectare,
+light-year"""
 COUNTED = """unit way time piece point item object thing set group team pair part person
 people man men woman women child children kid boy girl student teacher player member
 friend guest customer employee worker passenger visitor adult baby animal dog cat puppy

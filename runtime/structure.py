@@ -134,7 +134,7 @@ TIMES_E = re.compile(r"(?<![0-9.])([2-9]|[0-9]{2,})(?=e[-+][0-9])")  # not 1e-3
 CHOICE = re.compile(r"\(?[A-E]\)?")
 VALUE = r"(?:[A-Za-z0-9π]|\\(?:text|frac|sqrt))"  # the beginning of one
 CHOICE_WITH_VALUE = re.compile(  # (C) 5, C) x>5 or C. neither, but not (C)!
-    rf"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+{VALUE})|\s*[).:](?=\s*(?:[-([⦃]|{VALUE})))")
+    rf"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+{VALUE})|\s*[).:](?=\s*(?:[-([{{⦃]|{VALUE})))")
 UNDECIDED = re.compile(  # after a choice: "or D", "is wrong"
     r"∨|(?i:\b(?:no|not|wrong|incorrect|false|unlikely)\b)|" + LETTER % "[A-E]")
 RATIO = re.compile(r"^([0-9]+)\s*:\s*([0-9]+)$")

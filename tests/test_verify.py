@@ -258,6 +258,7 @@ RIGHT = r"""
 13.6 eV ¦ 13.6 ¦ 13.6\text{ eV}
 361 ¦ 361\,\mu\mathrm{m} ¦ 361\text{ μm} ¦ 361\text{ pm} ¦ 361\text{ MPa} ¦ 361\text{ kpc}
 5\,\mu\text{m} ¦ 5\text{ micrometers} ¦ 5\text{ microns}
+5 ¦ 5\mathrm{~\mu F}
 60 Hz ¦ 60 ¦ 60\text{ Hz}
 ab^2 ¦ b^2 a ¦ a \cdot b \cdot b
 AB+CD ¦ CD+AB
@@ -614,6 +615,7 @@ n=1, 2, 3 ¦ 3, 2, 1
 5.4 ¦ 5.4¢ ¦ 5.4 \text{ cents}
 \textbf{(C)}\ 5 ¦ C ¦ (C) ¦ (C) 5
 \text{(E)} ¦ (E) 12 ¦ E) \frac{3\pi}{2} ¦ E. \sqrt{2} ¦ (E) \text{ neither} ¦ E: x>5
+D ¦ D) {-2/3, 4/5} ¦ D. -1
 \frac12\text{ or }0.5 ¦ \frac12 ¦ 0.5
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
