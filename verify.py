@@ -104,7 +104,7 @@ def by_structure(gold, pred):
 def by_parts(gold, pred):
     (kind, golds), (pred_kind, preds) = map(structure.parts, (gold, pred))
     name, pred_name = structure.KINDS[kind], structure.KINDS[pred_kind]
-    if kind == "," != pred_kind and "∨" in gold and "=" not in gold and all(
+    if kind == "," and "∨" in gold and "=" not in gold and all(
             compare(part, pred).right for part in golds):  # 1/2 or 0.5
         return right("structure: equal to each of the alternatives")
     if kind != pred_kind:

@@ -47,8 +47,7 @@ GREEK = {rf"\{name}" for name in (
     "rho sigma tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi "
     "Sigma Upsilon Phi Psi Omega hbar ell imath jmath wp Re Im aleph").split()}
 ACCENTS = {rf"\{name}" for name in (
-    "vec hat bar dot ddot tilde overline underline widehat widetilde mathbb "
-    "mathcal mathfrak mathscr overrightarrow").split()}
+    "vec hat bar dot ddot tilde underline mathbb mathcal mathfrak mathscr").split()}
 PREFIXES = {r"\Delta", r"\partial", r"\nabla"}  # \Delta x is one symbol
 FUNCTIONS = {
     "sin": mp.sin, "cos": mp.cos, "tan": mp.tan,
@@ -67,7 +66,7 @@ TRIGONOMETRIC = {"sin", "cos", "tan", "sec", "csc", "cot"}
 SYMMETRIC = set("max() min() gcd() lcm()".split())
 OPAQUE = set("max min gcd lcm det dim ker deg arg sup inf Pr hom".split())
 DERIVATIVE = re.compile(
-    r"(?:d|\\partial)(?:\^\{?\d\}?)?\S*,"
+    r"(?:d|\\partial)\S*,"
     r"(?:(?:d|\\partial)(?:[A-Za-z]|\\[a-z]+)(?:_\{\w+\})?(?:\^\{?\d\}?)?)+")
 CONSTANTS = {"π", "e", "i"}
 WHOLE = "∈ℤ"  # ends the name of a letter that stands for integers
@@ -79,7 +78,7 @@ BRACKETS = {  # opening: (closing, the function that the pair denotes)
     r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil"),
 }
 WORDS = re.compile(  # words, as opposed to products of letters
-    r"\\text|(?<![\\A-Za-z_{])"
+    r"(?<![\\A-Za-z_{])"
     rf"(?:[A-Za-z]{{4,}}|(?:{'|'.join(sorted(SHORT_WORDS))})\b)")
 NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is no product
 
@@ -101,8 +100,7 @@ class Reader:
         or if it differs from the expected one."""
         found = self.peek()
         if not found or token and found != token:
-            wanted = f"{token!r} is missing" if token else "something is missing"
-            raise Unreadable(f"{wanted} before {found!r}")
+            raise Unreadable(f"{token or 'something'} is missing before {found!r}")
         self.at += 1
         return found
 
@@ -155,7 +153,7 @@ class Reader:
             return not self.in_bars
         if token[:1].isdecimal():  # 2 3 is not 6
             return after[0] != "number"
-        return token[:1].isalpha() or token in ("(", "[", "{", "π", "∞", "%") or (
+        return token[:1].isalpha() or token in ("(", "[", "{", "%") or (
             token[:1] == "\\" and token not in (r"\rfloor", r"\rceil"))
 
     def factor(self):
@@ -318,15 +316,15 @@ def parse(text):
     """Returns the tree of a formula: ("number", Fraction), ("symbol", name),
     ("call", name, tree, ...) or (operator, tree, tree). Raises Unreadable, or
     RecursionError if the text is nested too deeply."""
-    if re.search(r"[0-9]_|:|^\([A-E]\)\s*[0-9]", text):
-        raise Unreadable("bases, ratios, times and choices are compared as text")
+    if re.match(r"\([A-E]\)\s*[0-9]", text):
+        raise Unreadable("choices are compared as text")
     if WORDS.search(text) or NAME_OF_POINTS.fullmatch(text):
         raise Unreadable("words are compared as text")
     reader = Reader(text)
     tree = reader.sum()
     if reader.peek():
         raise Unreadable(f"{reader.peek()!r} is unexpected")
-    if "∞" in text and "∞" in symbols(tree) and tree not in INFINITIES:
+    if "∞" in symbols(tree) and tree not in INFINITIES:
         raise Unreadable("infinity is not a number")
     return tree
 
@@ -388,9 +386,9 @@ def exact(tree, point):
             raise NotExact
         return Fraction(EXACT_CALLS[name](*(exact(x, point) for x in parts)))
     a, b = (exact(part, point) for part in parts)
-    if a == 0 and kind == "^" and b <= 0 or b == 0 and kind == "/":
-        raise ZeroDivisionError("division by zero")
     if kind == "^":
+        if a == b == 0:
+            raise ZeroDivisionError("0^0 has no value")
         if b.denominator > 1:
             raise NotExact
         if bits(a) * abs(b) > MAX_BITS:
@@ -398,10 +396,8 @@ def exact(tree, point):
         return a ** int(b)
     if kind == "+":
         result = a + b
-    elif kind == "*":
-        result = a * b
     else:
-        result = a / b
+        result = a * b if kind == "*" else a / b
     if bits(result) > MAX_BITS:
         raise OverflowError("too large")
     return result
@@ -415,7 +411,7 @@ def numeric(tree, point, real):
     if kind == "number":
         return mp.mpf(parts[0].numerator) / parts[0].denominator
     if kind == "symbol":
-        return letter(parts[0], point, real)
+        return letter(parts[0], point)
     if kind == "call":
         name, *parts = parts
         result = call(name, [numeric(x, point, real) for x in parts], real)
@@ -439,12 +435,10 @@ def numeric(tree, point, real):
     return result
 
 
-def letter(name, point, real):
+def letter(name, point):
     """Returns a letter's value at a point. At the first two points it is positive, so
     that roots and logarithms have real values, and at the third it is negative."""
     if name == "i":
-        if real:
-            raise NotReal
         return mp.mpc(0, 1)
     if name in ("e", "π"):
         return +mp.e if name == "e" else +mp.pi
@@ -482,8 +476,6 @@ def power(base, exponent, tree, real):
     if abs(exponent) * abs(mp.log(base)) > MAX_BITS:
         raise OverflowError("too large")
     fraction = fraction_of(tree)
-    if fraction and fraction.denominator == 1:
-        return base ** int(fraction)
     if fraction and fraction.denominator % 2 and real and base < 0:
         return (-1) ** fraction.numerator * (-base) ** exponent
     return base ** exponent
@@ -502,7 +494,7 @@ def call(name, values, real):
     if name.endswith("()"):  # an unknown function f(x) is a new letter for each x
         texts = [mp.nstr(value, 300) for value in values]
         seed = ", ".join(sorted(texts) if name in SYMMETRIC else texts)
-        return letter(f"{name} of {seed}", 3, real)
+        return letter(f"{name} of {seed}", 3)
     if name in GROWING and max(map(abs, values)) > MAX_BITS:
         raise OverflowError("too large")
     if name in ("floor", "ceil"):

@@ -119,11 +119,11 @@ SIGNS = {  # sign: the commands that it replaces
     r"\cap": "bigcap",
 }
 COMMANDS = {name: sign for sign, names in SIGNS.items() for name in names.split()}
-COMMANDS |= {" ": " ", "\n": " "}
+COMMANDS[" "] = " "
 CHARACTERS = {
     "×": r"\times ", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∗": "*",
     **dict.fromkeys("−–‐‑", "-"), **dict.fromkeys("º˚", "°"), "⟨": "(", "⟩": ")",
-    "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'", "℃": "°C",
+    "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "∣": "|", "′": "'",
     "Å": r"\text{angstrom}", "或": "∨", "和": ",", "、": ",", "。": ".",
     "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
     **dict.fromkeys("~$\r\n\t", " "),
@@ -149,7 +149,7 @@ MONEY = "$£€¥₹¢"
 ASCII_RELATIONS = {"<=": "≤", "=<": "≤", ">=": "≥", "!=": "≠", r"\not=": "≠",
                    r"\not∈": r"\notin "}
 AND_OR = {"and": ",", "&": ",", "or": "∨"}
-GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:]|~)"  # separates groups of three digits
+GAP = r"(?:\{,\}|,\s*\\!|\\[!,;:])"  # separates groups of three digits
 MARKED = r"\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|[A-Za-z])(?:'|_\s*(?:\w|\{[^{}]*\}))*"  # v_{1}'
 VECTOR = (r"\\(?:nabla(?![A-Za-z])|"
           rf"(?:vec|overrightarrow|mathbf|boldsymbol|bm)(?!\s*\{{?\s*[0-9]){MARKED})")
@@ -161,12 +161,12 @@ FOR_ALL = (r"(?<=[^\s{])\s*(?:\\forall|(?:\\text\s*\{[\s,]*)?for (?:all|every)%s
            r"\s*%s\s*\}?\s*$")
 FUNCTION = (  # sec is a unit
     "arc(?:sin|cos|tan)h?|sinh?|cosh?|tanh?|coth?|csch?|sech|ln|log|exp")
-ONE_ARGUMENT = "frac|binom|vec|hat|bar|dot|ddot|tilde|overline|underline|mathbb|mathcal"
+ONE_ARGUMENT = "frac|binom|vec|hat|bar|dot|ddot|tilde|underline|mathbb|mathcal"
 MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
 ONE_WORD = r"\\text\s*\{\s*([A-Za-z]+)\s*\}"
 ONE_LETTER_UNIT = r"[mgshLJNVWKCFT](?:[ /^*].*)?"
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
-WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}|[^\W\d_A-Za-zπ]")
+WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}")
 SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?![A-Za-z])\s*)"
 
 
@@ -377,7 +377,7 @@ SPELLINGS = [
     Spelling("transposes", r"\^\{\s*\\(?:top|intercal|mathsf\{T\})\s*\}", "^{T}",
              r"v^{\top}", "v^{T}"),
     Spelling("time of day",
-             r"(?<=[0-9\s{~])(?:([ap])\.?\s?m|([AP])\.?\s?M)\b\.?",
+             r"(?<=[0-9\s{])(?:([ap])\.?\s?m|([AP])\.?\s?M)\b\.?",
              lambda m: (m[1] or m[2]).lower() + "m",
              "1:58 p.m.", "1:58 pm"),
     Spelling("colon in braces", r"\{\s*:\s*\}", ":", "9{:}24", "9:24"),
@@ -401,11 +401,11 @@ SPELLINGS = [
              r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}",
              r"{5 \choose 2}", r"\binom{5 }{ 2}"),
     Spelling("repeating digits between dots",
-             r"\\dot\{([0-9])\}([0-9]*)\\dot\{([0-9])\}", r"\\overline{\1\2\3}",
-             r"0.\dot{1}4\dot{2}", r"0.\overline{142}"),
+             r"\\dot\{([0-9])\}([0-9]*)\\dot\{([0-9])\}", r"\\bar{\1\2\3}",
+             r"0.\dot{1}4\dot{2}", r"0.\bar{142}"),
     Spelling("repeating decimals",
              r"(?<![0-9])([0-9]{0,9})\.([0-9]{0,9})"
-             r"\\(?:overline|bar|dot)\{([0-9]{1,9})\}", repeating,
+             r"\\(?:bar|dot)\{([0-9]{1,9})\}", repeating,
              r"0.1\bar{6}", r"(0.10+\frac{6}{90})"),
     Spelling("unit vectors",
              r"\\(?:hat|vec)(?:\{\\?([ij])(?:math)?\}|\s*\\([ij])math(?![a-z])|\{(k)\})",
@@ -446,9 +446,6 @@ SPELLINGS = [
     Spelling("set difference",
              r"(\\mathbb\{R\})\s*-\s*(?=⦃)", r"\1∖",
              r"\mathbb{R} - ⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
-    Spelling("real line",
-             r"\(\s*-\s*∞\s*,\s*\+?\s*∞\s*\)(?=\s*∖)", r"\\mathbb{R}",
-             "(-∞,∞)∖⦃0⦄", r"\mathbb{R}∖⦃0⦄"),
     Spelling("empty set",
              r"⦃\s*⦄", "∅",
              "⦃ ⦄", "∅"),
@@ -569,7 +566,7 @@ week, month 月, yr year 年 岁, decade, century, ct cent ¢, dollar usd buck $
 rupee rs inr ₹, yuan 元 rmb, yen ¥, peso, % percent pct percentage, ° degree deg 度,
 arcsec arcsecond, angstrom, c celsius, f fahrenheit, k kelvin, rad radian, hz hertz,
 khz, mhz, megahz megahertz, ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev,
-megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, a amp ampere, ohm,
+megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, amp ampere, ohm,
 pa pascal, kpa, megapa megapascal, gpa gigapascal, psi, atm, bar, t tesla, coulomb,
 kn, kv, megaj, megawh, pm picometer, fm, microm micrometer micron, micros microsecond,
 microg microgram, microl microliter, microf microfarad, pc parsec, kpc kiloparsec,
@@ -605,11 +602,11 @@ stripe toad token towel turtle vehicle watermelon atom molecule particle photon 
 proton neutron ion vacancy bushel function polynomial chord coloring committee tuple move
 turn rotation revolution cycle
 个 人 只 本 次 种 件 条 张 块 把 名 位 支 页 棵 辆 台 道 题 组 对"""
-PER = "/", "per", "每"
+PER = "/", "per"
 CONNECTIVES = set(
     "a an of the each sq square cubic cu total long wide tall high deep old distinct "
     "different real positive possible ordered whole perfect two-digit three-digit four-digit "
-    "new red blue green yellow white black 平方 立方".split())
+    "new red blue green yellow white black".split())
 QUOTIENTS = {"mph": "miles per hour", "kph": "km per hour", "kmh": "km per hour"}
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 POWERS_AFTER = {"squared": "^2", "cubed": "^3"}  # meters per second squared
@@ -632,7 +629,7 @@ TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![A-Za-z])")
 NOT_UNITS = set(  # after a number, these words change its value
     "two three four five six seven eight nine eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy "
-    "eighty ninety tens dozens hundreds thousands millions twins short below above "
+    "eighty ninety twins short below above "
     "except without doubled nothing or and not no more less than at least most to if "
     "million billion trillion thousand ten hundred dozen half halves third quarter "
     "tenth hundredth thousandth squared cubed factorial base mod modulo but is over times "
@@ -643,7 +640,7 @@ SUBSTANCE = re.compile(  # "of flour" after "5 cups", but not "of ten" or "of AB
     # and nothing after "5 times the number"
     r"^([\s{]*(?:(?:sq|square|cubic)\s+)?(?!times\b)[A-Za-z]+)\s+of"
     r"(?:\s+(?:the|his|her|their))?"
-    rf"(?:\s+(?!(?:{'|'.join(sorted(NOT_UNITS))}|per)\b)[a-z'-]{{3,}}){{1,2}}"
+    rf"(?:\s+(?!(?:{'|'.join(sorted(NOT_UNITS))}|per)s?\b)[a-z'-]{{3,}}){{1,2}}"
     r"(?=[\s}.]*$|\s+per\b)")
 
 
@@ -714,6 +711,7 @@ def own_words(gold):
     match = TAIL.fullmatch(gold)
     if not match or not re.search("[0-9]", match["value"]):
         return frozenset()
-    words = {MEGA.sub("mega", word).lower().removesuffix("s")
+    words = {MEGA.sub("mega", word).lower()
              for word in re.findall(r"(?<!\\)\b[A-Za-z]{2,}", match["words"])}
-    return frozenset() if words & NOT_UNITS else frozenset(words)
+    singular = {word.removesuffix("s") for word in words}
+    return frozenset() if NOT_UNITS & (words | singular) else frozenset(singular)

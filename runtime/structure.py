@@ -11,7 +11,7 @@ The parts are texts themselves, and verify.py compares them as it compares answe
 import re
 
 from runtime.formula import Unreadable, equal, order, parse
-from runtime.latex import GROUPED, NAME, VARIABLE, enclosed, letters, split
+from runtime.latex import GROUPED, NAME, VARIABLE, depths, enclosed, letters, split
 
 LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 
@@ -47,7 +47,7 @@ def parts(text):
         return found
     if matrix := re.fullmatch(r"(.*?)[\s*]*⟦([^⟦⟧]*)⟧", text):
         rows = matrix_rows(*matrix.groups())
-        column = len(rows) > 1 and not any("&" in row for row in rows)
+        column = len(rows) > 1 and "&" not in text
         return "()" if column else "¶", rows
     for brackets in ("()", "[]", "(]", "[)"):
         if enclosed(text, brackets):
@@ -80,7 +80,7 @@ def transposed(text):
     if kind not in ("()", "¶") or len({*map(len, rows)}) > 1:
         return None
     columns = [" & ".join(column) for column in zip(*rows)]
-    return ("()" if kind == "¶" and len(items) == 1 else "¶"), columns
+    return ("()" if len(items) == 1 else "¶"), columns
 
 
 def both_signs(text):
@@ -92,7 +92,8 @@ def both_signs(text):
 
 
 FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
-    r"^(.*" + LETTER % "([a-z])" + r".*),\s*\2\s*∈\s*\\mathbb\{Z\}$")
+    r"(.*" + LETTER % "([a-z])" + r".*),\s*\2\s*∈\s*\\mathbb\{Z\}")
+TIMES_E = re.compile(r"(?<![0-9.])([2-9]|[0-9]{2,})(?=e[-+][0-9])")  # not 1e-3
 
 
 def readings(gold, pred):
@@ -113,12 +114,12 @@ def readings(gold, pred):
     pred = as_fraction(pred, gold)
     if not TIME.fullmatch(gold):
         gold = as_fraction(gold, pred)
-    integers = FOR_INTEGERS.match(pred)
+    integers = FOR_INTEGERS.fullmatch(pred)
     if integers and "∈" not in gold and not re.match(
             rf"\s*{integers[2]}\s*[{RELATIONS}]", integers[1]):
         pred = integers[1]  # but x>0, x∈\mathbb{Z} is not x>0
     numbers = without_grouping(gold), without_grouping(pred)
-    gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},(?!0)", gold)
+    gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
     grouped = re.findall(GROUPED, gold) + re.findall(GROUPED, pred)
     leading_zero = any(",0" in number for number in grouped)
     pairs = [numbers]
@@ -128,18 +129,6 @@ def readings(gold, pred):
     if products != numbers:
         pairs.append(products)
     return pairs
-
-
-TIMES_E = re.compile(r"(?<![0-9.])([2-9]|[0-9]{2,})(?=e[-+][0-9])")  # not 1e-3
-CHOICE = re.compile(r"\(?[A-E]\)?")
-VALUE = r"(?:[A-Za-z0-9π]|\\(?:text|frac|sqrt))"  # the beginning of one
-CHOICE_WITH_VALUE = re.compile(  # (C) 5, C) x>5 or C. neither, but not (C)!
-    rf"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+{VALUE})|\s*[).:](?=\s*(?:[-([{{⦃]|{VALUE})))")
-UNDECIDED = re.compile(  # after a choice: "or D", "is wrong"
-    r"∨|(?i:\b(?:no|not|wrong|incorrect|false|unlikely)\b)|" + LETTER % "[A-E]")
-RATIO = re.compile(r"^([0-9]+)\s*:\s*([0-9]+)$")
-TIME = re.compile("[0-9]{1,2}:[0-5][0-9]")
-FRACTION = re.compile(r"\\frac|[0-9]\s*/\s*[0-9]")
 
 
 INDEXED = re.compile(r"([A-Za-z])_\{[0-9]\}")
@@ -168,12 +157,25 @@ def as_sum(text, other):
     return "+".join(f"({item})*{name}" for item, name in zip(items, "ijk"))
 
 
+CHOICE = re.compile(r"\(?[A-E]\)?")
+VALUE = r"(?:[A-Za-z0-9π]|\\(?:text|frac|sqrt))"  # the beginning of one
+CHOICE_WITH_VALUE = re.compile(  # (C) 5, C) x>5 or C. neither, but not (C)!
+    rf"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+{VALUE})|\s*[).:](?=\s*(?:[-([{{⦃]|{VALUE})))")
+UNDECIDED = re.compile(  # after a choice: "or D", "is wrong"
+    r"∨|(?i:\b(?:no|not|wrong|incorrect|false|unlikely)\b)|" + LETTER % "[A-E]")
+
+
 def without_value(text, other):
     """Rewrites (C) 5 and C. 5 as C if the other answer is a choice."""
     choice = CHOICE.fullmatch(other) and CHOICE_WITH_VALUE.match(text)
     if not choice or UNDECIDED.search(text, choice.end()):
         return text
     return choice[2]
+
+
+RATIO = re.compile(r"^([0-9]+)\s*:\s*([0-9]+)$")
+TIME = re.compile("[0-9]{1,2}:[0-5][0-9]")
+FRACTION = re.compile(r"\\frac|[0-9]\s*/\s*[0-9]")
 
 
 def as_fraction(text, other):
@@ -192,8 +194,7 @@ def with_names_of(text, other, of_gold=False):
         return text
     names = [equation.split("=")[0].strip() for equation in equations]
     kind, values = parts(right)
-    named = all("=" in equation for equation in equations) and all(
-        map(VARIABLE.fullmatch, names))
+    named = all(map(VARIABLE.fullmatch, names))
     first_letters = {name[:1] for name in names}  # x_1 and x_2 have no order
     if left:
         _, names = parts(left[0])
@@ -206,7 +207,7 @@ def with_names_of(text, other, of_gold=False):
     return ", ".join(map("=".join, zip(names, values)))
 
 
-COORDINATES = {"rho": "r", "theta": "s", "phi": "t"}  # the order is (ρ,θ,φ) and (r,θ,z)
+COORDINATES = {"theta": "s", "phi": "t"}  # the order is (ρ,θ,φ) and (r,θ,z)
 
 
 def alphabetical(name):
@@ -266,7 +267,7 @@ def with_letter_of(head, equation):
     function = r"([A-Za-z])\s*\(\s*([a-z])\s*\)"
     wanted = re.fullmatch(function, head)
     found = re.fullmatch(function, equation[0])
-    if not wanted or not found or wanted[1] != found[1]:
+    if not wanted or not found:
         return equation
     if any(re.search(LETTER % wanted[2], side) for side in equation):
         return equation
@@ -299,10 +300,8 @@ def chain(text):
     terms = split(text, RELATIONS)
     if len(terms) == 1 or len(split(text, ",;∨")) > 1:
         return None
-    between = text
-    for term in terms:  # the relations remain
-        between = between.replace(term, " ", 1) if term else between
-    signs = re.findall(f"[{RELATIONS}]", between)
+    signs = [char for char, depth in zip(text, depths(text))
+             if depth == 0 and char in RELATIONS]
     if set(signs) <= set(TURNED):
         return terms[::-1], [TURNED[sign] for sign in signs[::-1]]
     return terms, signs
@@ -319,7 +318,9 @@ def condition(text):
     inner = text[1:-1].strip()
     head = split(inner, "|:")[0]
     rest = inner[len(head):].lstrip()[1:].strip()
-    return (head, rest) if rest else None
+    if not rest or not all(split(head, ",")):  # |x|, 2 and 2, |x| are elements
+        return None
+    return head, rest
 
 
 BOUND = r"\aleph"  # no answer uses this letter
@@ -381,7 +382,7 @@ def real_set(text):
         return intersection(*map(real_set, pieces))
     if chain(text):
         return inequality(*chain(text))
-    ends = [end.removeprefix("+") for end in split(text[1:-1], ",")]
+    ends = [letters(end).removeprefix("+") for end in split(text[1:-1], ",")]
     if re.fullmatch(r"[(\[].*[)\]]", text) and len(ends) == 2:
         return None, [(text[0], *ends, text[-1])]
     return None

@@ -378,7 +378,6 @@ f(n)=n ¦ f(n)=n\text{ for all }n\in\mathbb{N} ¦ f(n)=n, \forall n\in\mathbb{Z}
  ¦ f(n)=n\text{ for all positive integers $n$} ¦ f(n)=n\text{ for every }n\ge1
  ¦ f(n)=n\text{ for all natural numbers }n ¦ f(n)=n\text{ for all }n>0
 f(k)=k ¦ f(k)=k\text{ for all }k\in\mathbb{N}
-f(x)=x ¦ f(x)=x\text{ for all real numbers }x
 \lceil k/2\rceil ¦ \lfloor (k+1)/2\rfloor
 f(x)=2x ¦ f(x)=x+x=2x ¦ f (z) = 2z ¦ f( z )=2z ¦ f (x) = x+x
 f(x)=\sqrt x ¦ f(t)=\sqrt t
@@ -619,6 +618,139 @@ D ¦ D) {-2/3, 4/5} ¦ D. -1
 \frac12\text{ or }0.5 ¦ \frac12 ¦ 0.5
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
+# alternatives of a pattern that no row above needs
+\frac{\ln5}{\ln2} ¦ \log_25
+x'+1 ¦ x^\prime+1 ¦ x^{\prime}+1
+x'' ¦ x^{\prime\prime}
+\pi/6 ¦ pi/6
+\sqrt{2}+1 ¦ sqrt(2)+1
+3\cdot10^5 ¦ 3 x 10^5 ¦ 3 X 10^{5}
+0.5 ¦ 0{,}5
+(-\infty,0)\cup(0,\infty) ¦ \mathbb{R}-\{0\} ¦ (- \infty, + \infty)\setminus\{0\}
+\begin{pmatrix}1\\2\end{pmatrix} ¦ \begin{pmatrix}1\\\\2\end{pmatrix}
+ ¦ \begin{pmatrix}1\\2\\ \end{pmatrix}
+[-2,1) ¦ \left\{x \left| -2 \le x < 1 \right.\right\}
+1\frac{234}{567} ¦ 1 234/567
+1, 2, 3, \ldots ¦ 1, 2, 3, ... ¦ 1,2,3,\cdots
+2^{\sqrt2} ¦ 2^\sqrt2
+2^{\binom{n}{2}} ¦ 2^\binom n2
+361 ¦ 361\,µ\mathrm{m}
+1,2;3,4 ¦ 3,4;1,2
+(3,5) ¦ x_1=3, x_2=5
+x=1\text{ or }x=2 ¦ x_1=1; x_2=2 ¦ x_1=1 \text{ or } x_2=2
+x=1,y=2;x=3,y=4 ¦ x=1, y=2 \text{ and } x=3, y=4 ¦ x =3, y=4, x=1, y =2
+x=1,y=2\text{ and }x=3,y=4 ¦ x=3,y=4\text{ or }x=1,y=2 ¦ x=3,y=4;x=1,y=2
+[0,3) ¦ [0,3]\setminus\{3\}
+(-\infty,1)\cup(1,\infty) ¦ \{ x \mid x \in (-\infty,1)\cup(1,\infty) \}
+1-2e-2 ¦ -1-2e
+12e-2 ¦ -2+12e
+\vec a\ast\vec b ¦ \vec a\cdot\vec b
+x\div2 ¦ \frac x2
+(2x)^3 ¦ (2*x)**3
+2^{1/4} ¦ 2**(1/4)
+\sqrt{3} ¦ \frac{3\sqrt{}{3}}{3}
+3\vec i-4\vec j+\vec k ¦ (3,-4,1)
+\begin{pmatrix}1&2\\3&4\end{pmatrix} ¦ \left(\begin{array}{rr}1&2\\3&4\end{array}\right)
+ ¦ \left[\begin{array}{l|l}1&2\\3&4\end{array}\right]
+a_n=2n-1 ¦ a_n = 2n-1, n\in\mathbb{N}_+
+\{x:x>2\} ¦ \{x \in \mathbb{R} \mid x>2\}
+2,3 ¦ 2 and 3
+(-\infty,1)\cup(1,3) ¦ (- \infty,3)\setminus\{1\}
+y_1'' ¦ y''_1
+x\notin A ¦ x\not\in A
+5 ¦ 5\text{ times}
+2.5 ¦ \text{2.5 J/kg}
+\exp m ¦ e^m
+U(x)^2 ¦ U(x)U(x)
+\arcsin x+\arccos x+\arctan x ¦ \text{arcsin}(x)+\text{arccos}(x)+\text{arctan}(x)
+ ¦ arcsin(x)+arccos(x)+arctan(x)
+\arcsinh x+\arccosh x+\arctanh x ¦ \text{arcsinh}(x)+\text{arccosh}(x)+\text{arctanh}(x)
+ ¦ arcsinh(x)+arccosh(x)+arctanh(x)
+\sinh x+\cosh x+\tanh x ¦ \text{sinh}(x)+\text{cosh}(x)+\text{tanh}(x) ¦ sinh(x)+cosh(x)+tanh(x)
+\csch x+\coth x+\sech x ¦ \text{csch}(x)+\text{coth}(x)+\text{sech}(x) ¦ csch(x)+coth(x)+sech(x)
+\sin x+\cos x+\tan x ¦ \text{sin}(x)+\text{cos}(x)+\text{tan}(x) ¦ sin(x)+cos(x)+tan(x)
+\ln x+\log y+\exp z ¦ \text{ln}(x)+\text{log}(y)+\text{exp}(z) ¦ ln(x)+log(y)+exp(z)
+\operatorname{lcm}(a,b) ¦ \lcm(b,a) ¦ \text{lcm}(b,a)
+5 ¦ 5 logs ¦ 5\text{ pieces}
+2\underline v ¦ \underline v\cdot2
+\mathbb{Z}^+ ¦ \mathbb{Z}^{+}
+f(2)<f(1) ¦ \boldsymbol{f(2)<f(1)}
+2\text{ miles} ¦ \boldsymbol{2\text{ miles}}
+2.5\mathrm{~\mu F} ¦ 2.5
+\frac{a_1^3}{2} ¦ a_{1}**3/2
+(x+1)\times(y+2) ¦ (x+1)(y+2)
+1+2i ¦ 1+2\text i ¦ 1+2\mathrm i ¦ \text1+2i
+e^x+1 ¦ \mathrm e^x+1
+\begin{pmatrix}1&2\\3&4\end{pmatrix} ¦ \frac12\left(\begin{array}{cc}2&4\\6&8\end{array}\right)
+3\mathbf i-4\mathbf j ¦ 3\hat{\imath}-4\hat{\jmath}
+\mathbb{R}-1 ¦ -1+\mathbb{R}
+4\sqrt3\text{ cm} ¦ 4\sqrt 3
+a_n=2n-1 ¦ a_n = 2n - 1 \ (n \in \mathbb{N}^*)
+\overleftarrow{v} ¦ {\overleftarrow{v}}
+\sqrt2:1 ¦ \sqrt{2}:1 ¦ sqrt(2):1
+\binom{n}{k}+1 ¦ 1+\binom nk
+\{|x|,2\} ¦ 2,|x|
+1,2\text{ or }2,1 ¦ 2,1
+E[X]=5 ¦ 5
+\mathbb{E}[X]=5 ¦ 5
+P(X=2)=\frac12 ¦ 0.5
+\Pr(X=2)=\frac12 ¦ 0.5
+\mathbb{P}(X=2)=\frac12 ¦ 0.5
+5 ¦ x^2=5
+3.1 ¦ x\approx3.1
+2\text{ miles} ¦ {\boldsymbol{2\text{ miles}}}
+5 ¦ $\underline{5}$
+\text{The cat} ¦ the cat
+\beta x ¦ \beta\mathrm{x}
+a\alpha ¦ \mathbf{\alpha}a
+5,6 ¦ \text{5 & 6}
+\text{甲} ¦ 甲
+(x,y)=(1,2) ¦ \begin{cases}x=1\\y=2\\\end{cases}
+\frac\pi3 ¦ \arccos\frac12
+\arctan a ¦ \tan^{-1} a
+\ln(a+\sqrt{a^2+1}) ¦ \sinh^{-1}(a)
+\frac12\ln\frac{1+a}{1-a} ¦ \tanh^{-1}(a)
+3e ¦ e(3)
+3 ¦ \lfloor\pi\rfloor
+180-2\alpha ¦ 180^\circ-2\alpha
+2x ¦ 2{x}
+5kg ¦ 5
+5in ¦ 5
+4ft ¦ 4.0
+5lbs ¦ 5
+5oz ¦ 5
+5yd ¦ 5
+5gal ¦ 5
+5 sq ft ¦ 5
+5min ¦ 5
+5sec ¦ 5
+5yrs ¦ 5
+1 day ¦ 1
+5mph ¦ 5
+5pm ¦ 5
+5 men ¦ 5
+1 box ¦ 1
+60\text{ kph} ¦ 60\text{ kmh} ¦ 60\text{ km/h}
+64 square feet ¦ 64
+5 Robins ¦ 5
+5 ¦ 5 units cubed ¦ 5\text{ square inches of paper} ¦ 5\text{ slices of the large cake}
+865\text{ kJ/mol} ¦ 865\mathrm{~kJ\cdot mol^{-1}}
+y\sin x ¦ \sin{x}y ¦ \sin[x]y
+\frac{\ln\pi}{3} ¦ \ln\pi/3
+\sin x+30 ¦ \sin x+30^\circ
+2x_\infty ¦ x_\infty+x_\infty
+0 ¦ \sqrt8-2\sqrt2 ¦ (\sqrt2-\sqrt2)^2
+-2 ¦ \sqrt[3]{-8} ¦ (-8)^{1/3}
+i ¦ \sqrt{e^{-i\pi}} ¦ \sqrt{e^{i\pi}}
+\frac{1}{\ln x} ¦ \ln^{-1}x
+\|v\|x+1 ¦ 1+\|v\|x
+f^{-1}(x)^2 ¦ f^{-1}(x)f^{-1}(x)
+\frac{1}{\mathbb{K}} ¦ \mathbb{K}^{-1}
+\ln(xy) ¦ \ln x+\ln y
+\frac{1}{2004!} ¦ 1/2004!
+\frac{1}{\sqrt{1-v^2/c^2}}=\gamma ¦ \gamma=\frac{1}{\sqrt{1-\frac{v^2}{c^2}}}
+k^{2k} ¦ k^{k\cdot2}
+4^a+\arcsin 10 ¦ \arcsin(10)+2^{2a}
 """
 WRONG = r"""
 # numbers
@@ -803,7 +935,6 @@ f(n)=n ¦ f(n)=n\text{ for all }n>1 ¦ f(n)=n\text{ for all }n\in\mathbb{Z}_{>1}
 \text{for all positive integers }n ¦ \text{for all real numbers }x ¦ \forall x
 \lfloor n/100\rfloor ¦ \lfloor n/101\rfloor ¦ \lceil n/100\rceil
 \lfloor x/2023\rfloor ¦ \lfloor x/2024\rfloor
- ¦ 5\text{ parts of six} ¦ 5\text{ square roots of three} ¦ 5\text{ cups of flour or more}
 5\text{ gallons} ¦ 5\text{ quarts of milk}
 5\text{ gallons per hour} ¦ 5\text{ gallons of water per minute}
 5 ¦ 5\text{ pineapples} ¦ x = 5\text{ pineapples}
@@ -947,6 +1078,52 @@ m_{\max}=n-1 ¦ m_{\min}=n-1 ¦ k=n-1
 1234, 5 ¦ 1,234,5
 1234, 5,678 ¦ 5, 678, 1234
 101,234; 5,000 ¦ 101; 234; 5; 0
+# conditions that no row above needs
+3\text{ halves} ¦ 3
+2\text{ gross} ¦ 2
+5\text{ less} ¦ 5
+5 ¦ 5\text{ parts of six} ¦ 5\text{ square roots of three} ¦ 5\text{ cups of flour or more}
+5 ¦ 5\text{ rows of thirds}
+2, 2 ¦ 2, 3
+x^2+y^2=25 ¦ x^2+y^2
+x^2+1=y^2=z^2 ¦ x^2+1=y^2
+x^2+1=y^2 ¦ x^2+1=y^2=z^2
+x<y ¦ x\le y ¦ y<x
+x>5 ¦ x>5\ge7
+f(2)<f(1)<f(4) ¦ f(1)<f(2)<f(4)
+101,234, 5,000 ¦ 101, 234, 5, 0
+1.2e-3 ¦ -3+1.2e
+(C) ¦ (C) \text{ or } 5 ¦ (C) \text{ not sure} ¦ (C) \text{ incorrect} ¦ (C) \text{ unlikely}
+1,2;3,4 ¦ 1,3;2,4
+x=1,y=2;x=3,y=4 ¦ x=1, y=4, x=3, y=2 ¦ x=1,y=4\text{ and }x=3,y=2
+x=1,y=2\text{ and }x=3,y=4 ¦ x=1,y=4\text{ and }x=3,y=2
+3\mathbf i-4\mathbf j ¦ 3, -4 ¦ [3,-4] ¦ (3,-4,0,7)
+(j,0) ¦ (0,i)
+x =2,x=3 ¦ (2,3)
+x=3,y=5 ¦ x_1=3, y_1=5
+(0,1) ¦ \{x|(0,1)\}
+(1,5) ¦ x>1, (-\infty,5)
+(0,5)\cup(5,9) ¦ (0,9), x\ne5
+\log_{25}3 ¦ \log_253
+\hat k ¦ k
+n^{\text{th}} ¦ n
+\mathbf{A}\mathbf{B} ¦ \mathbf{B}\mathbf{A}
+\mathbf a\times\mathbf b ¦ \mathbf a\cdot\mathbf b ¦ \mathbf b\times\mathbf a
+\hat{i}\times\hat{j} ¦ \hat{i}\cdot\hat{j}
+5 ¦ 5\boldsymbol{F} ¦ 5\mathit{F} ¦ 5\mathnormal{F}
+\forall x ¦ \forall y
+(\vec{a}+\vec{b})\times\vec{c} ¦ (\vec{a}+\vec{b})\cdot\vec{c}
+\{|x|,2\} ¦ \{|x|,3\}
+(4,\infty) ¦ \not>4
+f(x)=\begin{cases}1,x=0\\2,x=1\end{cases} ¦ f(x)=\begin{cases}2,x=0\\1,x=1\end{cases}
+5(1+\sqrt2) ¦ 5(1+\sqrt2]
+12 ¦ 11 6/6
+(ABC) ¦ (CBA)
+5 ¦ 5\text{ times of the price} ¦ 5\text{ gallons of water per} ¦ 5\text{ cups of flour too many}
+1 ¦ (\sqrt2-\sqrt2)^0
+\sin_2 x ¦ \frac{\sin x}{\ln2}
+\mathbb{E}[X^2] ¦ \mathbb{E}[X]^2
+f'(2)=4 ¦ f'(3)=4
 """
 
 
