@@ -19,7 +19,8 @@ or takes too long to compare.
                compared from rung 2 on.
 4. Value       Formulas are evaluated, as fractions or to 500 digits, at several
                random values of their letters (runtime/formula.py).
-5. Units       The values without their units are compared from rung 2 on.
+5. Units       The values without their units are compared from rung 2 on
+               (runtime/units.py).
 
 Graders differ on some conventions. These are ours:
 - Of nested boxes, the outermost counts. A response without a box is wrong. The last
@@ -48,9 +49,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
-from runtime.latex import (
-    NAME, SUM_OF_NAMES, VARIABLE, clean, extract_answer, letters, own_words, same_units,
-    split_unit)
+from runtime.latex import NAME, SUM_OF_NAMES, VARIABLE, clean, extract_answer, letters
+from runtime.units import own_words, same_units, split_unit
 
 MAX_FORMULA = 400  # characters; longer answers are compared only as text
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import verify
 from runtime import formula, structure
-from runtime.latex import COMMANDS, SIGNS, SPELLINGS, clean, split_unit
+from runtime.latex import COMMANDS, SIGNS, SPELLINGS, clean
+from runtime.units import split_unit
 from tests.conftest import box
 from verify import Verifier, explain, extract_answer, is_correct, judge
 
