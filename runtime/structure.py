@@ -96,28 +96,18 @@ FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
 TIMES_E = re.compile(r"(?<![0-9.])([2-9]|[0-9]{2,})(?=e[-+][0-9])")  # not 1e-3
 
 
+EQUAL_NUMBERS = re.compile(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+")  # 0.56 = 56%
+
+
 def readings(gold, pred):
     """Returns the pairs (gold, pred) to compare. There may be several, because a
     comma is ambiguous: the gold answer 1,234 is a number, but 101,234 may be a number
     or a list. 174,000 is a number, because no part of a list starts with 0. An e is
     ambiguous too: 2e-3 may be 0.002 or 2e - 3. If the gold answer is a chain of equal
     numbers, as in 0.56 = 56%, there is a pair for each."""
-    if re.fullmatch(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+", gold):  # 0.56 = 56%
+    if EQUAL_NUMBERS.fullmatch(gold):
         return [(side, pred) for side in split(gold, "=")]
-    gold, pred = as_points(gold), as_points(pred)
-    pred = without_index(pred, gold)
-    gold, pred = as_sum(gold, pred), as_sum(pred, gold)
-    gold, pred = with_names_of(gold, pred), with_names_of(pred, gold, of_gold=True)
-    gold, pred = without_value(gold, pred), without_value(pred, gold)
-    if "∪" in gold:
-        pred = pred.replace("∨", "∪")  # x∈(0,1) or x∈(2,3)
-    pred = as_fraction(pred, gold)
-    if not TIME.fullmatch(gold):
-        gold = as_fraction(gold, pred)
-    integers = FOR_INTEGERS.fullmatch(pred)
-    if integers and "∈" not in gold and not re.match(
-            rf"\s*{integers[2]}\s*[{RELATIONS}]", integers[1]):
-        pred = integers[1]  # but x>0, x∈\mathbb{Z} is not x>0
+    gold, pred = in_one_form(gold, pred)
     numbers = without_grouping(gold), without_grouping(pred)
     gold_is_number = numbers[0] != gold and not re.search("(?<![0-9])[0-9]{3},", gold)
     grouped = re.findall(GROUPED, gold) + re.findall(GROUPED, pred)
@@ -129,6 +119,32 @@ def readings(gold, pred):
     if products != numbers:
         pairs.append(products)
     return pairs
+
+
+def in_one_form(gold, pred):
+    """Brings two answers to one form if their forms differ but can mean the same, as
+    x=1, y=2 and (1,2) can. Each step changes only such pairs."""
+    gold, pred = as_points(gold), as_points(pred)
+    pred = without_index(pred, gold)
+    gold, pred = as_sum(gold, pred), as_sum(pred, gold)
+    gold, pred = with_names_of(gold, pred), with_names_of(pred, gold, of_gold=True)
+    gold, pred = without_value(gold, pred), without_value(pred, gold)
+    if "∪" in gold:
+        pred = pred.replace("∨", "∪")  # x∈(0,1) or x∈(2,3)
+    pred = as_fraction(pred, gold)
+    if not TIME.fullmatch(gold):
+        gold = as_fraction(gold, pred)
+    return gold, without_integers(pred, gold)
+
+
+def without_integers(pred, gold):
+    r"""Rewrites 2k, k∈\mathbb{Z} as 2k if the gold answer names no set."""
+    match = FOR_INTEGERS.fullmatch(pred)
+    if not match or "∈" in gold:
+        return pred
+    if re.match(rf"\s*{match[2]}\s*[{RELATIONS}]", match[1]):
+        return pred  # x>0, x∈\mathbb{Z} is not x>0
+    return match[1]
 
 
 INDEXED = re.compile(r"([A-Za-z])_\{[0-9]\}")
