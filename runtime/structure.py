@@ -94,8 +94,6 @@ def both_signs(text):
 FOR_INTEGERS = re.compile(  # 2k, k∈\mathbb{Z}
     r"(.*" + LETTER % "([a-z])" + r".*),\s*\2\s*∈\s*\\mathbb\{Z\}")
 TIMES_E = re.compile(r"(?<![0-9.])([2-9]|[0-9]{2,})(?=e[-+][0-9])")  # not 1e-3
-
-
 EQUAL_NUMBERS = re.compile(r"[-+*/.%0-9]+(\s*=\s*[-+*/.%0-9]+)+")  # 0.56 = 56%
 
 

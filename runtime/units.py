@@ -118,9 +118,10 @@ def split_unit(text, own=frozenset(), gold=False):
 
 
 def read_units(text, own):
-    r"""Returns the set of the units in the text \text{ m/s}^{2}, for example. It is
-    empty if the text has no unit, or a word that is neither a unit nor a connective.
-    A unit after "per" is marked with a slash, so that m/s is not s/m."""
+    r"""Returns the set of the units in a text such as \text{ m/s}^{2}. A unit after
+    "per" is marked with a slash, so that m/s is not s/m, and a power is a member of its
+    own: {m, /s, ^2}. The set is empty if the text has no unit, or a word that is
+    neither a unit nor a connective."""
     text = re.sub(r"([A-Za-z]+[\s}]*)\^\s*\{-", r"/\1^{", text)  # s^{-1}
     if r"\frac" in text:
         text = re.sub(r"\}\s*\{", "}/{", text)
