@@ -12,7 +12,9 @@ from runtime.packing import micro_batches
 from simko import entropy_threshold
 from tests.conftest import CPU, config, load_samples, plain_logits, plain_model
 from tests.test_bench import tables
-from tools import rounding
+from tools import laptop, rounding
+
+WORDS = str(len(laptop.vocabulary()))  # the vocabulary of data's model
 
 
 @pytest.fixture
@@ -133,6 +135,7 @@ def test_a_table_of_both_dtypes(data, capsys, monkeypatch):
 
 @pytest.mark.parametrize("flags, environment, message", [
     (["--tau-scope", "batch"], {}, "--tau-scope batch is not measured"),
+    (["--K", WORDS], {}, f"--K {WORDS} is the whole vocabulary"),
     ([], {"WORLD_SIZE": "2"}, "start it without torchrun")])
 def test_what_is_not_measured_is_refused(data, monkeypatch, flags, environment, message):
     for name, value in environment.items():

@@ -28,6 +28,7 @@ import simko
 from runtime import cli, faults
 from runtime.common import fail
 from runtime.data import prompt_order
+from runtime.models import load_config
 from runtime.packing import pack
 from runtime.ranks import process_group
 from tools import allow_head, command_line
@@ -149,6 +150,9 @@ def main(arguments):
             simko.Config)
         if job.cfg.tau_scope != "response":
             fail("--tau-scope batch is not measured: leave it out")
+        if job.cfg.K == load_config("train", job.cfg).vocab_size:
+            fail(f"--K {job.cfg.K} is the whole vocabulary, and the ties of ranks K and K + 1 "
+                 "are measured: choose less")
         # Neither the optimizer nor the clip may change anything.
         cfg = replace(job.cfg, learning_rate=0.0, max_grad_norm=float("inf"))
         with process_group() as device:
