@@ -252,12 +252,13 @@ export PYTHONIOENCODING=${PYTHONIOENCODING:-:backslashreplace}
 case $recipe in
   test)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-    two="-n 2 --dist loadfile"  # two files at a time; your own -n wins
-    if [[ $extra == cpu ]]; then exec python -m pytest $two "$@"; fi
+    # Three files at a time, because on two cores one of them often waits. Your own -n wins.
+    files="-n 3 --dist loadfile"
+    if [[ $extra == cpu ]]; then exec python -m pytest $files "$@"; fi
     # Most tests expect CPUs: their rounding, and any number of ranks. The tests for GPUs follow, one at a time, because
     # engines would compete for memory.
     failed=
-    CUDA_VISIBLE_DEVICES= run_tests $two "$@" -m "not gpu" || failed=yes
+    CUDA_VISIBLE_DEVICES= run_tests $files "$@" -m "not gpu" || failed=yes
     run_tests "$@" -m gpu -n 0 || failed=yes
     [[ ! $failed ]] || exit 1
     exit ;;

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import simko
 from runtime import chunked, lora
 from runtime.packing import pack
+from tests import workers
 from tests.conftest import eager_vllm, needs_vllm, quiet, write_rows
 from tools import bench, bench_step, heads, measuring, random_models
 
@@ -508,6 +509,7 @@ def eager_generation_rates(*arguments):
 @needs_vllm
 def test_generate(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("VLLM_CACHE_ROOT", workers.ENVIRONMENT["VLLM_CACHE_ROOT"])
     monkeypatch.setattr(bench, "generation_rates", eager_generation_rates)
     bench.main(["generate", "--shape", "laptop", "--tokens", "2", "--rounds", "1"])
     rows, = tables(capsys.readouterr().out)

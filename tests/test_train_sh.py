@@ -564,7 +564,7 @@ def test_flags_of_the_tests_reach_pytest(box):
     box.run("test", "-x", "-k", "gpu")
     box.run("laptop-study", "tune")
     assert box.log() == [
-        "python -m pytest -n 2 --dist loadfile -x -k gpu",
+        "python -m pytest -n 3 --dist loadfile -x -k gpu",
         "visible all",
         "python -m tools.study tune",
         "visible ",
@@ -575,7 +575,7 @@ def test_with_gpus_only_the_tests_for_them_see_them(box):
     done = box.run("test", "-x", cards=[80])
     assert done.returncode == 0, done.stderr
     assert box.log() == [
-        "python -m pytest -n 2 --dist loadfile -x -m not gpu",
+        "python -m pytest -n 3 --dist loadfile -x -m not gpu",
         "visible ",
         "python -m pytest -x -m gpu -n 0",
         "visible all",
@@ -592,7 +592,7 @@ case "$*" in *"not gpu"*) exit 1 ;; esac
 
 def test_without_a_gpu_two_files_of_tests_run_at_a_time(box):
     box.run("test", "-x")
-    assert "python -m pytest -n 2 --dist loadfile -x" in box.log()
+    assert "python -m pytest -n 3 --dist loadfile -x" in box.log()
 
 
 def test_help_after_a_recipe_is_simko_s(box):

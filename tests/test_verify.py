@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -1269,10 +1270,9 @@ def spellings(q):
 
 
 def spelling_scores(gold, pred):
-    """Yields the verdict on each spelling of one number for each spelling of another."""
-    for gold_text in spellings(gold):
-        for pred_text in spellings(pred):
-            yield is_correct(box(pred_text), gold_text)
+    """Returns the scores of all spellings of one number for all spellings of another."""
+    golds, preds = zip(*product(spellings(gold), spellings(pred)))
+    return verify.SHARED.score(boxes(preds), golds, "math")
 
 
 rationals = st.builds(
