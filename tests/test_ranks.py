@@ -210,7 +210,7 @@ FAILURES = {  # where rank 1 fails: of how many ranks, and flags of the run
     # Every response has a gradient, so each rank has at least four micro-batches.
     "micro-batch": (4, ["--micro-batch-tokens", 40, "--method", "w-reinforce"]),
     "rollout": (2, []),
-    "evaluation": (4, ["--eval-steps", 1]),
+    "evaluation": (2, ["--eval-steps", 1]),
 }
 
 
