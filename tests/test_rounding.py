@@ -14,7 +14,7 @@ from tests.conftest import CPU, config, load_samples, plain_logits, plain_model
 from tests.test_bench import tables
 from tools import laptop, rounding
 
-WORDS = str(len(laptop.vocabulary()))  # the vocabulary of data's model
+WORDS = str(len(laptop.vocabulary()))  # tokens in the vocabulary of data's model
 
 
 @pytest.fixture

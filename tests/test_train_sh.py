@@ -590,7 +590,7 @@ case "$*" in *"not gpu"*) exit 1 ;; esac
     assert "python -m pytest -m gpu -n 0" in box.log()
 
 
-def test_without_a_gpu_two_files_of_tests_run_at_a_time(box):
+def test_without_a_gpu_three_files_of_tests_run_at_a_time(box):
     box.run("test", "-x")
     assert "python -m pytest -n 3 --dist loadfile -x" in box.log()
 
