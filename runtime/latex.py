@@ -453,7 +453,7 @@ SPELLINGS = [
              r"\text{all real numbers}", r"\mathbb{R}"),
     Spelling("system of equations",
              r"(?:\\begin\{cases\}|⦃\s*\\begin\{array\}(?:\{[lcr|]*\})?)"
-             r"((?:(?!\\(?:begin|end)\b).)*+)\\end\{(?:cases|array)\}", system,
+             r"((?>(?:(?!\\(?:begin|end)\b).)*))\\end\{(?:cases|array)\}", system,
              r"\begin{cases}x=1¶ y=2\end{cases}", "x=1, y=2"),
     Spelling("begin of a matrix",
              rf"\\begin{MATRIX}(?:\{{[lcr|]*\}})?", "⟦",
@@ -490,13 +490,15 @@ def clean(text):
 
 GROUPED = "(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?!,?[0-9])"
 ROUNDED = re.compile(rf"(?<=[^\s(\[⦃,;∨])\s*≈(?:{GROUPED}|\([^()]*\)|[^](),;∨⦄])*")
+# Loops of groups are in (?>...) and not possessive, because with the latter Python
+# up to 3.11.4 misses some matches.
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
-    r"(?!.*\bnot\b)(?>(?:P|\\Pr|\\mathbb\{P\})\s*\([A-Z]\s*[=<>≤≥]\s*[0-9]+\)|"
+    r"(?!.*\bnot\b)(?>(?:(?:P|\\Pr|\\mathbb\{P\})\s*\([A-Z]\s*[=<>≤≥]\s*[0-9]+\)|"
     r"(?:E|\\mathbb\{E\})\s*\[[A-Z]\]|"
     r"\\[A-Za-z]+|[A-Za-z]'*\s*\([0-9.-]+\)|[A-Za-z'(),:|‖/*{}⟦⟧¶&\s]|"
-    r"_\{[^{}]*\}|\^\{-?[0-9]+\})++")
+    r"_\{[^{}]*\}|\^\{-?[0-9]+\})+)")
 VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
-    r"\s*+(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*+")
+    r"\s*+(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)(?>(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*)")
 VARIABLES = re.compile(  # x or (x,y)
     rf"(?:{VARIABLE.pattern}|\s*\({VARIABLE.pattern}(?:,{VARIABLE.pattern})*\)\s*)")
 SUM_OF_NAMES = re.compile(  # m+n, |a-b|, [ABC], but not -x

@@ -1315,6 +1315,14 @@ def test_order_counts_in_tuples_but_not_in_lists(numbers, rng):
     assert not is_correct(box(f"{pred}, 100"), gold)
 
 
+def test_no_group_is_repeated_possessively():
+    """Python 3.11.0 to 3.11.4 do not find (?:ab?c)*+a in aca, for example."""
+    root = Path(verify.__file__).parent
+    for path in (root / "verify.py", *root.glob("runtime/*.py")):
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"(?<!\\)\)[*+?]\+", source), path
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.text(alphabet=r"0123456789+-*/^_!=<>.,;:()[]{}\ abxifesqrtcodnp|$%&", max_size=60))
 def test_no_text_raises(text):
