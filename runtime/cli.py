@@ -26,7 +26,7 @@ from runtime.prompts import TEMPLATES, end_tokens, load_tokenizer, make_prompts
 from runtime.ranks import check_launch, gather
 from runtime.responses import check_evaluations, plan_benchmarks, set_name
 from runtime.run_folder import check_run, check_writable
-from runtime.vllm_setup import find_vllm
+from runtime.vllm_setup import check_compile_paths, find_vllm
 from verify import TASKS
 
 
@@ -385,6 +385,8 @@ def prepare(arguments, Config):
     command, cfg = parse_config(arguments, Config)
     cfg = resolve_auto(cfg)
     check_temperatures(cfg)
+    if cfg.rollout == "vllm":
+        check_compile_paths(cfg)
     config = load_config(command, cfg)
     vocabulary = config.vocab_size
     tokenizer = load_tokenizer(cfg, vocabulary)

@@ -107,6 +107,20 @@ def stderr_in(path):
         os.close(screen)
 
 
+def check_compile_paths(cfg):
+    """Refuses paths with a space, because PyTorch's compiler passes them to the
+    linker without quotes. vLLM would fail on them late in its start."""
+    folder, name = cfg.output_dir, f"--output-dir {cfg.output_dir}"
+    if cache := os.environ.get("VLLM_CACHE_ROOT"):
+        folder, name = cache, f"VLLM_CACHE_ROOT {cache}"
+    problem = "vLLM compiles code, which cannot be linked if its path has a space"
+    if " " in str(Path(folder).resolve()):
+        fail(f"{name}: {problem}. Name another folder, or choose --rollout hf")
+    if " " in torch.__file__:
+        fail(f"PyTorch is in {Path(torch.__file__).parent}: {problem}. Install "
+             "it elsewhere, or choose --rollout hf")
+
+
 @contextmanager
 def compile_cache(cfg):
     """Sets a cache for compiled code, and discards it at the next start if

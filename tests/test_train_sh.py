@@ -434,7 +434,7 @@ def test_what_cannot_fit_is_refused_before_set_up(box):
     """If train.sh began to set up, the fake Python would fail to create a virtual environment."""
     box.program("programs/python", f"""
 [ "$2" != venv ] || exit 1
-exec {sys.executable} "$@"
+exec "{sys.executable}" "$@"
 """)
     python = {"PYTHON": str(box.folder / "programs/python")}
     for smi in ([24], []):
@@ -461,7 +461,7 @@ def test_packages_for_gpus_and_for_cpus_do_not_mix(box, stamp, smi, message):
 ])
 def test_a_set_up_for_gpus_that_fails_is_tried_again(box, fails, message):
     box.program("programs/python", f"""
-[ "$2" = venv ] || exec {sys.executable} "$@"
+[ "$2" = venv ] || exec "{sys.executable}" "$@"
 """)
     box.program(".venv/bin/python", f"""
 [ "$1" != {fails} ] || exit 1
@@ -477,11 +477,20 @@ def test_a_set_up_for_gpus_that_fails_is_tried_again(box, fails, message):
 def set_up_with(box, pip, **environment):
     """Runs a set-up in which `python -m ...` of the new .venv is this shell script."""
     box.program("programs/python", f"""
-[ "$2" = venv ] || exec {sys.executable} "$@"
+[ "$2" = venv ] || exec "{sys.executable}" "$@"
 """)
     box.program(".venv/bin/python", f"[ $1 = -c ] && exit\n{pip}")
     python = str(box.folder / "programs/python")
     return box.run("laptop", stamp="another", PYTHON=python, **environment)
+
+
+def test_a_space_in_the_path_is_refused_before_set_up(tmp_path):
+    folder = tmp_path / "my clone"
+    folder.mkdir()
+    box = Box(folder)
+    line = refused(set_up_with(box, 'echo "$*" >>"$BOX/log"'))
+    assert line.startswith(f"train.sh: error: the path {folder} has a space, so vLLM could not")
+    assert box.log() == []
 
 
 def test_ctrl_c_ends_the_set_up(box):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from runtime import vllm_setup
+import simko
+from runtime import cli, vllm_setup
 from tests.conftest import ESCAPE, config
 
 
@@ -37,6 +38,29 @@ def test_vllm_starts_without_flashinfers_kernels_unless_the_user_wants_them_and_
             assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
             assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
             assert os.environ["VLLM_CACHE_ROOT"] == str(tmp_path / "vllm_cache/rank_1")
+
+
+@pytest.mark.parametrize("output, cache, pytorch, refused", [
+    ("run", None, "/venv/torch/__init__.py", None),
+    ("my run", "/cache", "/venv/torch/__init__.py", None),
+    ("my run", None, "/venv/torch/__init__.py", "--output-dir .*my run: vLLM compiles"),
+    ("run", "/my cache", "/venv/torch/__init__.py", "VLLM_CACHE_ROOT /my cache: vLLM"),
+    ("run", None, "/my venv/torch/__init__.py", "PyTorch is in /my venv/torch: vLLM"),
+])
+def test_paths_that_compiled_code_cannot_be_linked_in_are_refused_before_anything_is_loaded(
+        monkeypatch, tmp_path, output, cache, pytorch, refused):
+    monkeypatch.setattr(cli, "find_vllm", lambda cfg: True)
+    monkeypatch.setattr(torch, "__file__", pytorch)
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    if cache:
+        monkeypatch.setenv("VLLM_CACHE_ROOT", cache)
+    flags = "--model", str(tmp_path / "none"), "--output-dir", str(tmp_path / output)
+    with pytest.raises(SystemExit, match=refused or "there is no such folder"):
+        cli.prepare(["train", "--rollout", "vllm", *flags], simko.Config)
+    if refused:  # transformers' generate compiles nothing
+        with pytest.raises(SystemExit, match="there is no such folder"):
+            cli.prepare(["train", "--rollout", "hf", *flags], simko.Config)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.needs_vllm
