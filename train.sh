@@ -85,7 +85,9 @@ set_up() {
     gpu/cpu) stop ".venv is for GPUs, and nvidia-smi sees none here: use another clone on this machine, or delete .venv" ;;
     cpu/gpu) stop ".venv is for a machine without GPUs: delete it, and give the same command again" ;;
   esac
-  [[ $PWD != *" "* ]] || stop "the path $PWD has a space, so vLLM could not compile code here: move or rename this folder"
+  local odd="*[[:space:]\\'\\\"\\\\]*"  # PyTorch's compiler takes such paths apart
+  [[ $PWD != $odd ]] ||
+    stop "$PWD has a space, a quotation mark or a backslash, so vLLM could not compile here: move or rename it"
   echo "Set-up (once): installing PyTorch, vLLM and the other packages into .venv: several GB, a few minutes."
   "$python" -m venv .venv ||
     stop "$python could not make a virtual environment, see above (on Debian and Ubuntu: apt install python3-venv)"

@@ -2,6 +2,7 @@
 variables, its log, its compile cache, and a fix for CPUs."""
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections import deque
@@ -108,17 +109,26 @@ def stderr_in(path):
 
 
 def check_compile_paths(cfg):
-    """Refuses paths with a space, because PyTorch's compiler passes them to the
-    linker without quotes. vLLM would fail on them late in its start."""
+    """Refuses paths that PyTorch's compiler would take apart, because it passes
+    them to the linker without quotes. vLLM would fail late in its start."""
     folder, name = cfg.output_dir, f"--output-dir {cfg.output_dir}"
     if cache := os.environ.get("VLLM_CACHE_ROOT"):
         folder, name = cache, f"VLLM_CACHE_ROOT {cache}"
-    problem = "vLLM compiles code, which cannot be linked if its path has a space"
-    if " " in str(Path(folder).resolve()):
+    problem = ("vLLM compiles code, which cannot be linked if its path has a "
+               "space, a quotation mark or a backslash")
+    if is_taken_apart(str(Path(folder).resolve())):
         fail(f"{name}: {problem}. Name another folder, or choose --rollout hf")
-    if " " in torch.__file__:
+    if is_taken_apart(torch.__file__):
         fail(f"PyTorch is in {Path(torch.__file__).parent}: {problem}. Install "
              "it elsewhere, or choose --rollout hf")
+
+
+def is_taken_apart(path):
+    """Returns whether shlex, which PyTorch's compiler uses, changes a path."""
+    try:
+        return shlex.split(path) != [path]
+    except ValueError:  # a quotation mark without its pair
+        return True
 
 
 @contextmanager

@@ -484,12 +484,13 @@ def set_up_with(box, pip, **environment):
     return box.run("laptop", stamp="another", PYTHON=python, **environment)
 
 
-def test_a_space_in_the_path_is_refused_before_set_up(tmp_path):
-    folder = tmp_path / "my clone"
+@pytest.mark.parametrize("name", ["my clone", "Ann's", 'a"b', "a\\b"])
+def test_a_path_that_vllm_cannot_compile_in_is_refused_before_set_up(tmp_path, name):
+    folder = tmp_path / name
     folder.mkdir()
     box = Box(folder)
     line = refused(set_up_with(box, 'echo "$*" >>"$BOX/log"'))
-    assert line.startswith(f"train.sh: error: the path {folder} has a space, so vLLM could not")
+    assert line.startswith(f"train.sh: error: {folder} has a space, a quotation mark or")
     assert box.log() == []
 
 

@@ -44,6 +44,8 @@ def test_vllm_starts_without_flashinfers_kernels_unless_the_user_wants_them_and_
     ("run", None, "/venv/torch/__init__.py", None),
     ("my run", "/cache", "/venv/torch/__init__.py", None),
     ("my run", None, "/venv/torch/__init__.py", "--output-dir .*my run: vLLM compiles"),
+    ("Ann's run", None, "/venv/torch/__init__.py", "Ann's run: vLLM compiles"),
+    ("ü(1)=$~&run", None, "/venv/torch/__init__.py", None),
     ("run", "/my cache", "/venv/torch/__init__.py", "VLLM_CACHE_ROOT /my cache: vLLM"),
     ("run", None, "/my venv/torch/__init__.py", "PyTorch is in /my venv/torch: vLLM"),
 ])
