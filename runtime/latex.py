@@ -229,6 +229,8 @@ class Spelling(NamedTuple):
     after: str
 
 
+# Here and below, repeated groups are wrapped in (?>...) and not made possessive:
+# Python 3.11.0 to 3.11.4 misses matches of possessive groups.
 SPELLINGS = [
     Spelling("thousands",
              rf"(?<![0-9.,])[1-9][0-9]{{0,2}}(?:{GAP}\s*[0-9]{{3}})+(?![0-9])",
@@ -490,8 +492,6 @@ def clean(text):
 
 GROUPED = "(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?!,?[0-9])"
 ROUNDED = re.compile(rf"(?<=[^\s(\[⦃,;∨])\s*≈(?:{GROUPED}|\([^()]*\)|[^](),;∨⦄])*")
-# Loops of groups are in (?>...) and not possessive, because with the latter Python
-# up to 3.11.4 misses some matches.
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
     r"(?!.*\bnot\b)(?>(?:(?:P|\\Pr|\\mathbb\{P\})\s*\([A-Z]\s*[=<>≤≥]\s*[0-9]+\)|"
     r"(?:E|\\mathbb\{E\})\s*\[[A-Z]\]|"

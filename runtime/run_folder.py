@@ -51,6 +51,10 @@ def check_writable(folder):
     paths = [folder, *folder.parents]
     if any(path.exists() and not path.is_dir() for path in paths):
         fail(f"--output-dir {folder} is a file, or lies in one: name a folder")
+    for path in paths:
+        if path.is_symlink() and not path.exists():  # its disk may not be mounted
+            fail(f"--output-dir {folder}: {path} is a link to {os.readlink(path)}, "
+                 "which does not exist: make that folder, or name another one")
     nearest = next(path for path in paths if path.exists())
     with tempfile.TemporaryFile(dir=nearest):
         pass

@@ -5,6 +5,8 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
+import tempfile
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,22 +111,29 @@ def stderr_in(path):
 
 
 def check_compile_paths(cfg):
-    """Refuses paths that PyTorch's compiler would take apart, because it passes
-    them to the linker without quotes. vLLM would fail late in its start."""
-    folder, name = cfg.output_dir, f"--output-dir {cfg.output_dir}"
-    if cache := os.environ.get("VLLM_CACHE_ROOT"):
-        folder, name = cache, f"VLLM_CACHE_ROOT {cache}"
-    problem = ("vLLM compiles code, which cannot be linked if its path has a "
-               "space, a quotation mark or a backslash")
-    if is_taken_apart(str(Path(folder).resolve())):
-        fail(f"{name}: {problem}. Name another folder, or choose --rollout hf")
-    if is_taken_apart(torch.__file__):
-        fail(f"PyTorch is in {Path(torch.__file__).parent}: {problem}. Install "
-             "it elsewhere, or choose --rollout hf")
+    """Refuses paths that PyTorch would split, because it passes them to the C++
+    compiler without quotes. Otherwise vLLM would fail late in its start. On
+    GPUs, kernels are compiled by Triton, which passes each path on its own."""
+    if torch.cuda.is_available():
+        return
+    cache = "--output-dir", os.path.realpath(cfg.output_dir)
+    if "VLLM_CACHE_ROOT" in os.environ:
+        root = os.path.expanduser(os.environ["VLLM_CACHE_ROOT"])
+        cache = "VLLM_CACHE_ROOT", os.path.abspath(root)
+    for name, path in (
+            cache,
+            ("TMPDIR", tempfile.gettempdir()),
+            ("the folder of PyTorch", os.path.dirname(torch.__file__)),
+            ("the folder of Python", sysconfig.get_config_var("LIBDIR"))):
+        if is_split(path):
+            fail(f"{name}, {path}, contains a space, a quotation mark or a "
+                 "backslash, and vLLM cannot compile code with such paths: use "
+                 "another path, or choose --rollout hf")
 
 
-def is_taken_apart(path):
-    """Returns whether shlex, which PyTorch's compiler uses, changes a path."""
+def is_split(path):
+    """Returns whether shlex, with which PyTorch splits its commands, would
+    change the path."""
     try:
         return shlex.split(path) != [path]
     except ValueError:  # a quotation mark without its pair

@@ -509,6 +509,7 @@ def eager_generation_rates(*arguments):
 @needs_vllm
 def test_generate(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # In this cache vLLM finds what it has learnt of the model's class in other tests.
     monkeypatch.setenv("VLLM_CACHE_ROOT", workers.ENVIRONMENT["VLLM_CACHE_ROOT"])
     monkeypatch.setattr(bench, "generation_rates", eager_generation_rates)
     bench.main(["generate", "--shape", "laptop", "--tokens", "2", "--rounds", "1"])

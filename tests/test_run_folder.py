@@ -387,6 +387,15 @@ def test_an_output_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypatch
         assert refused(stop.value) and not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("target", ["gone", "link"])  # the latter is a loop
+def test_an_output_behind_a_link_to_nothing_is_refused(tiny, tmp_path, target):
+    (tmp_path / "link").symlink_to(target)
+    for command, output in ("train", "link/run"), ("eval", "link"):
+        with pytest.raises(SystemExit, match=f"link to {target}, which does not exist") as stop:
+            cli.prepare(recipe(tiny, command, tmp_path / output), Config)
+        assert refused(stop.value)
+
+
 def test_the_folder_of_a_run_is_not_taken_for_its_model(tiny, run, tmp_path):
     flags = "--model", run[0], "--rollout", "hf"
     with pytest.raises(SystemExit, match="is the folder of a run: name its model, .*/hf") as stop:

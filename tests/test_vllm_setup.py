@@ -40,29 +40,46 @@ def test_vllm_starts_without_flashinfers_kernels_unless_the_user_wants_them_and_
             assert os.environ["VLLM_CACHE_ROOT"] == str(tmp_path / "vllm_cache/rank_1")
 
 
-@pytest.mark.parametrize("output, cache, pytorch, refused", [
-    ("run", None, "/venv/torch/__init__.py", None),
-    ("my run", "/cache", "/venv/torch/__init__.py", None),
-    ("my run", None, "/venv/torch/__init__.py", "--output-dir .*my run: vLLM compiles"),
-    ("Ann's run", None, "/venv/torch/__init__.py", "Ann's run: vLLM compiles"),
-    ("ü(1)=$~&run", None, "/venv/torch/__init__.py", None),
-    ("run", "/my cache", "/venv/torch/__init__.py", "VLLM_CACHE_ROOT /my cache: vLLM"),
-    ("run", None, "/my venv/torch/__init__.py", "PyTorch is in /my venv/torch: vLLM"),
+@pytest.mark.parametrize("output, changes, refused", [
+    ("run", {}, None),
+    ("my run", {}, "--output-dir, .*/my run, contains a space"),
+    ("link/run", {}, "--output-dir, .*/a folder/run, contains a space"),
+    ("Ann's run", {}, "--output-dir, .*/Ann's run, contains"),
+    (r"a\b", {}, "--output-dir, "),
+    ("ü(1)=$~&run", {}, None),
+    ("my run", {"cache": "/cache"}, None),
+    ("my run", {"cache": "{tmp}/link"}, None),  # vLLM uses the name of the link
+    ("run", {"cache": "/my cache"}, "VLLM_CACHE_ROOT, /my cache, contains a space"),
+    ("run", {"cache": "~/cache", "home": "/the home"}, "VLLM_CACHE_ROOT, /the home/cache, "),
+    ("run", {"torch": "/my venv/torch/__init__.py"}, "the folder of PyTorch, /my venv/torch, "),
+    ("run", {"python": "/my python/lib"}, "the folder of Python, /my python/lib, "),
+    ("run", {"temporary": "/my tmp"}, "TMPDIR, /my tmp, "),
+    ("my run", {"gpu": True}, None),
 ])
-def test_paths_that_compiled_code_cannot_be_linked_in_are_refused_before_anything_is_loaded(
-        monkeypatch, tmp_path, output, cache, pytorch, refused):
+def test_paths_that_vllm_cannot_compile_with_are_refused_before_anything_is_loaded(
+        monkeypatch, tmp_path, output, changes, refused):
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a folder")
     monkeypatch.setattr(cli, "find_vllm", lambda cfg: True)
-    monkeypatch.setattr(torch, "__file__", pytorch)
     monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
-    if cache:
-        monkeypatch.setenv("VLLM_CACHE_ROOT", cache)
-    flags = "--model", str(tmp_path / "none"), "--output-dir", str(tmp_path / output)
-    with pytest.raises(SystemExit, match=refused or "there is no such folder"):
+    if cache := changes.get("cache"):
+        monkeypatch.setenv("VLLM_CACHE_ROOT", cache.format(tmp=tmp_path))
+    monkeypatch.setenv("HOME", changes.get("home", "/home"))
+    monkeypatch.setattr(torch, "__file__", changes.get("torch", "/venv/torch/__init__.py"))
+    monkeypatch.setattr(
+        vllm_setup.sysconfig, "get_config_var", lambda _: changes.get("python", "/lib"))
+    monkeypatch.setattr(
+        vllm_setup.tempfile, "gettempdir", lambda: changes.get("temporary", "/tmp"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "gpu" in changes)
+    flags = ["--model", str(tmp_path / "none"), "--output-dir", str(tmp_path / output),
+             "--dtype", "float32"]
+    no_model = "there is no such folder"
+    with pytest.raises(SystemExit, match=refused or no_model):
         cli.prepare(["train", "--rollout", "vllm", *flags], simko.Config)
     if refused:  # transformers' generate compiles nothing
-        with pytest.raises(SystemExit, match="there is no such folder"):
+        with pytest.raises(SystemExit, match=no_model):
             cli.prepare(["train", "--rollout", "hf", *flags], simko.Config)
-    assert not any(tmp_path.iterdir())
+    assert not any((tmp_path / "a folder").iterdir())
 
 
 @pytest.mark.needs_vllm

@@ -151,8 +151,8 @@ def main(arguments):
         if job.cfg.tau_scope != "response":
             fail("--tau-scope batch is not measured: leave it out")
         if job.cfg.K == load_config("train", job.cfg).vocab_size:
-            fail(f"--K {job.cfg.K} is the whole vocabulary, and the ties of ranks K and K + 1 "
-                 "are measured: choose less")
+            fail(f"--K {job.cfg.K} is the whole vocabulary, so no rank K + 1 can tie with rank K: "
+                 "choose a smaller number")
         # Neither the optimizer nor the clip may change anything.
         cfg = replace(job.cfg, learning_rate=0.0, max_grad_norm=float("inf"))
         with process_group() as device:
