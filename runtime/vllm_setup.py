@@ -124,7 +124,7 @@ def check_compile_paths(cfg):
             cache,
             ("TMPDIR", tempfile.gettempdir()),
             ("the folder of PyTorch", os.path.dirname(torch.__file__)),
-            ("the folder of Python", sysconfig.get_config_var("LIBDIR"))):
+            ("the folder of Python", sysconfig.get_config_var("LIBDIR") or "/")):
         if is_split(path):
             fail(f"{name}, {path}, contains a space, a quotation mark or a "
                  "backslash, and vLLM cannot compile code with such paths: use "
