@@ -385,8 +385,7 @@ def prepare(arguments, Config):
     command, cfg = parse_config(arguments, Config)
     cfg = resolve_auto(cfg)
     check_temperatures(cfg)
-    if cfg.rollout == "vllm":
-        check_compile_paths(cfg)
+    check_compile_paths(cfg)
     config = load_config(command, cfg)
     vocabulary = config.vocab_size
     tokenizer = load_tokenizer(cfg, vocabulary)

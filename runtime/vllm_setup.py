@@ -114,7 +114,7 @@ def check_compile_paths(cfg):
     """Refuses paths that PyTorch would split, because it passes them to the C++
     compiler without quotes. Otherwise vLLM would fail late in its start. On
     GPUs, kernels are compiled by Triton, which passes each path on its own."""
-    if torch.cuda.is_available():
+    if cfg.rollout != "vllm" or torch.cuda.is_available():
         return
     cache = "--output-dir", os.path.realpath(cfg.output_dir)
     if "VLLM_CACHE_ROOT" in os.environ:

@@ -23,12 +23,13 @@ from unittest import mock
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 import simko
 from runtime import cli, faults
 from runtime.common import fail
 from runtime.data import prompt_order
-from runtime.models import load_config
+from runtime.models import NO_CODE
 from runtime.packing import pack
 from runtime.ranks import process_group
 from tools import allow_head, command_line
@@ -150,7 +151,8 @@ def main(arguments):
             simko.Config)
         if job.cfg.tau_scope != "response":
             fail("--tau-scope batch is not measured: leave it out")
-        if job.cfg.K == load_config("train", job.cfg).vocab_size:
+        config = AutoConfig.from_pretrained(job.cfg.model, **NO_CODE)
+        if job.cfg.K == config.get_text_config().vocab_size:
             fail(f"--K {job.cfg.K} is the whole vocabulary, so no rank K + 1 can tie with rank K: "
                  "choose a smaller number")
         # Neither the optimizer nor the clip may change anything.
