@@ -86,8 +86,8 @@ set_up() {
     cpu/gpu) stop ".venv is for a machine without GPUs: delete it, and give the same command again" ;;
   esac
   if [[ $extra == cpu && $PWD == *[\ \'\"\\]* ]]; then
-    echo "Note: because of a space, a quotation mark or a backslash, vLLM cannot compile code in $PWD: move or rename" \
-      "the folder before you go on, or add --rollout hf to each command."
+    echo "Note: because of a space, a quotation mark or a backslash, vLLM cannot compile code in $PWD. To use it, move or" \
+      "rename the folder now. Otherwise transformers' generate will make the rollouts."
   fi
   echo "Set-up (once): installing PyTorch, vLLM and the other packages into .venv: several GB, a few minutes."
   "$python" -m venv .venv ||

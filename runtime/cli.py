@@ -26,7 +26,7 @@ from runtime.prompts import TEMPLATES, end_tokens, load_tokenizer, make_prompts
 from runtime.ranks import check_launch, gather
 from runtime.responses import check_evaluations, plan_benchmarks, set_name
 from runtime.run_folder import check_run, check_writable
-from runtime.vllm_setup import check_compile_paths, find_vllm
+from runtime.vllm_setup import find_vllm
 from verify import TASKS
 
 
@@ -44,7 +44,7 @@ class SystemConfig:
     _argument_group_name = "system"
     rollout: str = setting(
         "auto", "rollout engine: vllm, hf (transformers' generate) or auto "
-        "(vLLM if it is installed)")
+        "(vLLM if it can start)")
     dtype: str = setting("auto", "bfloat16, float32, or auto (bfloat16 on GPUs)")
     gpu_memory_utilization: float = setting(
         0.6, "share of a GPU's memory that vLLM takes while it generates; on CPUs, the "
@@ -385,7 +385,6 @@ def prepare(arguments, Config):
     command, cfg = parse_config(arguments, Config)
     cfg = resolve_auto(cfg)
     check_temperatures(cfg)
-    check_compile_paths(cfg)
     config = load_config(command, cfg)
     vocabulary = config.vocab_size
     tokenizer = load_tokenizer(cfg, vocabulary)

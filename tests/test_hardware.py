@@ -298,6 +298,31 @@ def build_tools(tmp_path, monkeypatch):
     return programs, headers
 
 
+def test_packages_that_vllm_needs_on_cpus(build_tools, monkeypatch):
+    programs, headers = build_tools
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"
+    monkeypatch.delenv("CXX", raising=False)
+    found = set()
+
+    def load(name):
+        if name not in found:
+            raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(hardware.ctypes, "CDLL", load)
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    assert hardware.missing_for_vllm_on_cpus() == ["g++", python, "libnuma1"]
+    program(programs, "g++", "")
+    (headers / "Python.h").touch()
+    assert hardware.missing_for_vllm_on_cpus() == ["libnuma1"]
+    monkeypatch.setattr(hardware.sys, "platform", "darwin")
+    assert hardware.missing_for_vllm_on_cpus() == []
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    found.add("libnuma.so.1")
+    assert hardware.missing_for_vllm_on_cpus() == []
+    monkeypatch.setenv("CXX", str(programs / "clang++"))  # which does not exist
+    assert hardware.missing_for_vllm_on_cpus() == ["g++"]
+
+
 def test_packages_that_triton_needs(build_tools, monkeypatch, capsys):
     programs, headers = build_tools
     python = f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"

@@ -490,7 +490,7 @@ def test_a_path_that_vllm_cannot_compile_in_is_noted_before_set_up(tmp_path, nam
     folder = tmp_path / name
     folder.mkdir()
     done = set_up_with(Box(folder), "exit 1")
-    assert (f"vLLM cannot compile code in {folder}: move" in done.stdout) == noted
+    assert (f"vLLM cannot compile code in {folder}. To use it, move" in done.stdout) == noted
     assert "Set-up (once)" in done.stdout
 
 

@@ -2,8 +2,10 @@
 log."""
 import logging
 import os
+import re
 import sys
 import types
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -11,8 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-import simko
-from runtime import cli, vllm_setup
+from runtime import vllm_setup
 from tests.conftest import ESCAPE, config
 
 
@@ -40,7 +41,18 @@ def test_vllm_starts_without_flashinfers_kernels_unless_the_user_wants_them_and_
             assert os.environ["VLLM_CACHE_ROOT"] == str(tmp_path / "vllm_cache/rank_1")
 
 
-@pytest.mark.parametrize("output, changes, refused", [
+def find_vllm(monkeypatch, cuda, cards, lacks=(), **changes):
+    """Calls the function on a machine with a vLLM for `cuda` or, if it is None, for CPUs.
+
+    cards: whether there are GPUs. lacks: the packages that vLLM for CPUs lacks."""
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards)
+    monkeypatch.setattr(vllm_setup, "missing_for_vllm_on_cpus", lambda: lacks)
+    return vllm_setup.find_vllm(config("model", **changes))
+
+
+@pytest.mark.parametrize("output, changes, problem", [
     ("run", {}, None),
     ("my run", {}, "--output-dir, .*/my run, contains a space"),
     ("link/run", {}, "--output-dir, .*/a folder/run, contains a space"),
@@ -56,11 +68,10 @@ def test_vllm_starts_without_flashinfers_kernels_unless_the_user_wants_them_and_
     ("run", {"temporary": "/my tmp"}, "TMPDIR, /my tmp, "),
     ("my run", {"gpu": True}, None),
 ])
-def test_paths_that_vllm_cannot_compile_with_are_refused_before_anything_is_loaded(
-        monkeypatch, tmp_path, output, changes, refused):
+def test_with_paths_that_vllm_cannot_compile_it_is_not_started(
+        monkeypatch, tmp_path, capsys, output, changes, problem):
     (tmp_path / "a folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a folder")
-    monkeypatch.setattr(cli, "find_vllm", lambda cfg: True)
     monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
     if cache := changes.get("cache"):
         monkeypatch.setenv("VLLM_CACHE_ROOT", cache.format(tmp=tmp_path))
@@ -70,15 +81,16 @@ def test_paths_that_vllm_cannot_compile_with_are_refused_before_anything_is_load
         vllm_setup.sysconfig, "get_config_var", lambda _: changes.get("python", "/lib"))
     monkeypatch.setattr(
         vllm_setup.tempfile, "gettempdir", lambda: changes.get("temporary", "/tmp"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: "gpu" in changes)
-    flags = ["--model", str(tmp_path / "none"), "--output-dir", str(tmp_path / output),
-             "--dtype", "float32"]
-    no_model = "there is no such folder"
-    with pytest.raises(SystemExit, match=refused or no_model):
-        cli.prepare(["train", "--rollout", "vllm", *flags], simko.Config)
-    if refused:  # transformers' generate compiles nothing
-        with pytest.raises(SystemExit, match=no_model):
-            cli.prepare(["train", "--rollout", "hf", *flags], simko.Config)
+    find = partial(find_vllm, monkeypatch, None, "gpu" in changes,
+                   output_dir=str(tmp_path / output))
+    assert find(rollout="auto") == (problem is None)
+    printed = capsys.readouterr().out
+    if problem is None:
+        assert printed == "" and find(rollout="vllm")
+    else:
+        assert re.search(f"generate makes the rollouts: {problem}", printed)
+        with pytest.raises(SystemExit, match=f"{problem}.*choose --rollout hf"):
+            find(rollout="vllm")
     assert not any((tmp_path / "a folder").iterdir())
 
 
@@ -127,16 +139,8 @@ def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
     assert start() == (root, True)
 
 
-def find_vllm(monkeypatch, cuda, cards, **changes):
-    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards)
-    return vllm_setup.find_vllm(config("model", **changes))
-
-
 def test_a_vllm_for_gpus_is_not_used_where_they_are_hidden(monkeypatch, capsys):
     assert find_vllm(monkeypatch, "13.0", True, rollout="vllm")
-    assert find_vllm(monkeypatch, None, False, rollout="vllm")  # it is built for CPUs
     assert capsys.readouterr().out == ""
     assert not find_vllm(monkeypatch, "13.0", False, rollout="auto")
     assert "vLLM cannot be used, so transformers' generate" in capsys.readouterr().out
@@ -144,6 +148,18 @@ def test_a_vllm_for_gpus_is_not_used_where_they_are_hidden(monkeypatch, capsys):
         find_vllm(monkeypatch, "13.0", False, rollout="vllm")
     with pytest.raises(SystemExit, match="vLLM cannot be used"):  # generate has no such engine
         find_vllm(monkeypatch, "13.0", False, rollout="auto", tensor_parallel_size=2)
+
+
+def test_a_vllm_for_cpus_that_lacks_packages_is_not_used(monkeypatch, capsys):
+    find = partial(find_vllm, monkeypatch, None, False, output_dir="/run")
+    monkeypatch.setattr(vllm_setup, "compile_paths", lambda cfg: {})
+    assert find(rollout="vllm")
+    lacks = ["g++", "libnuma1"]
+    assert not find(lacks, rollout="auto")
+    assert "makes the rollouts: this machine lacks packages" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"apt install g\+\+ libnuma1. .* choose --rollout hf"):
+        find(lacks, rollout="vllm")
+    assert find_vllm(monkeypatch, None, True, lacks, rollout="vllm")
 
 
 def test_a_vllm_that_cannot_be_imported_says_why(monkeypatch, tmp_path, capsys):

@@ -22,9 +22,7 @@ import itertools
 import math
 import os
 import random
-import shutil
 import sys
-import sysconfig
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -46,18 +44,13 @@ import simko
 from runtime import chunked, faults, ranks
 from runtime.common import fail, flag
 from runtime.data import read_jsonl
+from runtime.hardware import missing_for_torch_compile
 from runtime.packing import packed_attention
 from tools import command_line, heads
 from tools.bench_step import CASES, step
 from tools.measuring import (
     DEVICE, DTYPE, QUIET, in_turn, memory_of, ratio, seconds_of, show, table)
 from tools.random_models import SHAPES, SMALL, random_samples, random_trainer, shape_of
-
-
-def compiles():
-    """Returns whether torch.compile can find a C++ compiler and Python's headers."""
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    return bool(shutil.which("g++")) and header.exists()
 
 
 # -------------------------------------------------------------------- loss
@@ -189,9 +182,9 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
         most = SHAPES[name].num_hidden_layers
         if layers and not 2 <= layers <= most:
             fail(f"--layers {layers} must be from 2 to the {most} that {name} has")
-    if not compiles():
-        print("Skipping the compiled ways: torch.compile needs a C++ "
-              "compiler and Python's headers.")
+    if packages := missing_for_torch_compile():
+        print("Skipping the compiled ways, because torch.compile lacks packages: "
+              f"on Debian and Ubuntu, run apt install {' '.join(packages)}")
         ways = [way for way in ways if not way.startswith("compiled")]
     where = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
     if fake_world > 1:
