@@ -73,6 +73,10 @@ find_python() {
     stop "$python was not found: install Python 3.11 or newer, or give its path: PYTHON=/path/to/it bash train.sh"
   "$python" -c "$new_enough" ||
     stop "$("$python" --version) is too old: install 3.11 or newer, or give its path: PYTHON=/path/to/it bash train.sh"
+  local error
+  error=$("$python" -c 'import bz2, ctypes, lzma, ssl' 2>&1) ||
+    stop "$python was built without a module that the packages need (${error##*$'\n'}): rebuild it with" \
+      "that module, or give the path of another Python: PYTHON=/path/to/it bash train.sh"
 }
 is_set_up() { [[ -e .venv/installed && $(cat .venv/installed) == "$extra $(cksum <pyproject.toml)" ]]; }
 install() {

@@ -445,6 +445,21 @@ exec "{sys.executable}" "$@"
         assert "could not make a virtual environment, see" in refused(done)
 
 
+@pytest.mark.parametrize("failing, error, message", [
+    ("*version_info*", "", "is too old: install 3.11 or newer"),
+    ("*lzma*", "Traceback\nImportError: No _lzma", "(ImportError: No _lzma): rebuild it"),
+])
+def test_a_python_that_cannot_be_used_is_refused_before_set_up(box, failing, error, message):
+    box.program("programs/python", f"""
+case $2 in {failing}) printf "{error}" >&2; exit 1 ;; esac
+exec "{sys.executable}" "$@"
+""")
+    python = str(box.folder / "programs/python")
+    done = box.run("laptop", stamp="another", PYTHON=python)
+    assert message in refused(done)
+    assert "Set-up" not in done.stdout
+
+
 @pytest.mark.parametrize("stamp, smi, message", [
     ("gpu 1 2", [], "use another clone on this machine, or delete .venv"),
     ("cpu 1 2", [80], ".venv is for a machine without GPUs: delete it"),
