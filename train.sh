@@ -75,8 +75,8 @@ find_python() {
     stop "$("$python" --version) is too old: install 3.11 or newer, or give its path: PYTHON=/path/to/it bash train.sh"
   local error
   error=$("$python" -c 'import bz2, ctypes, lzma, ssl' 2>&1) ||
-    stop "$python was built without a module that the packages need (${error##*$'\n'}): rebuild it with" \
-      "that module, or give the path of another Python: PYTHON=/path/to/it bash train.sh"
+    stop "$python was built without a module that the packages need (${error##*$'\n'}):" \
+      "rebuild it with that module, or give the path of another Python: PYTHON=/path/to/it bash train.sh"
 }
 is_set_up() { [[ -e .venv/installed && $(cat .venv/installed) == "$extra $(cksum <pyproject.toml)" ]]; }
 install() {
@@ -90,8 +90,8 @@ set_up() {
     cpu/gpu) stop ".venv is for a machine without GPUs: delete it, and give the same command again" ;;
   esac
   if [[ $extra == cpu && $PWD == *[\ \'\"\\]* ]]; then
-    echo "Note: because of a space, a quotation mark or a backslash, vLLM cannot compile code in $PWD. To use it, move or" \
-      "rename the folder now. Otherwise transformers' generate will make the rollouts."
+    echo "Note: because of a space, a quotation mark or a backslash, vLLM cannot compile code in $PWD. To use it," \
+      "move or rename the folder now. Otherwise transformers' generate will make the rollouts."
   fi
   echo "Set-up (once): installing PyTorch, vLLM and the other packages into .venv: several GB, a few minutes."
   "$python" -m venv .venv ||
