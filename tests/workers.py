@@ -33,8 +33,11 @@ WORKERS = {
 
 
 def torchrun(*options):
-    """Returns the start of a command line that runs a program or `-m module` on several ranks."""
-    return [sys.executable, "-m", "torch.distributed.run", *map(str, options)]
+    """Returns the start of a command line that runs a program or `-m module` on several ranks.
+
+    The ranks look for rank 0 at localhost, because the machine's own name may not resolve."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--local-addr", "localhost"]
+    return [*start, *map(str, options)]
 
 
 def worker(name, folder):

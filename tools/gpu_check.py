@@ -127,7 +127,8 @@ def train_part(model, folder):
     data.write_text("".join(rows))
     cards, launcher = torch.cuda.device_count(), ""
     if cards > 1:  # as in train.sh
-        launcher = f"-m torch.distributed.run --standalone --nproc_per_node {cards}"
+        launcher = ("-m torch.distributed.run --standalone --local-addr localhost "
+                    f"--nproc_per_node {cards}")
     flags = """
         --prompt-template raw --steps 20 --save-steps 20 --learning-rate 1e-5
         --batch-size 32 --mini-batch-size 8 --num-generations 8
