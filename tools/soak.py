@@ -22,11 +22,13 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from runtime.common import fail
 from runtime.data import read_jsonl
@@ -37,10 +39,11 @@ from verify import Verifier
 
 def resident(pids):
     """Returns {process id: resident memory in MiB}."""
-    words = ["ps", "-o", "pid=,rss=", "-p", ",".join(map(str, pids))]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    pairs = map(str.split, done.stdout.splitlines())
-    return {int(pid): int(kib) / 1024 for pid, kib in pairs}
+    found = {}
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):  # it may have ended
+            found[pid] = psutil.Process(pid).memory_info().rss / 2**20
+    return found
 
 
 def run(command, patience, verifier, output):
