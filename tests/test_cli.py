@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import simko
-from runtime import baselines, cli, responses
+from runtime import baselines, cli, responses, vllm_setup
 from runtime.common import flag
 from simko import Config, EvalConfig, RunConfig
 from tests import workers
@@ -341,6 +341,8 @@ def test_auto_is_what_the_machine_has(tiny, tmp_path, monkeypatch, capsys):
             cli.prepare([*arguments, *asked], Config)
         assert refused(stop.value)
     monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(vllm_setup, "why_vllm_fails_on_cpus", lambda cfg: None)
     assert cli.prepare(arguments, Config).cfg.rollout == "vllm"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for supported, dtype in ((True, "bfloat16"), (False, "float32")):

@@ -315,11 +315,13 @@ def test_packages_that_vllm_needs_on_cpus(build_tools, monkeypatch):
     (headers / "Python.h").touch()
     assert hardware.missing_for_vllm_on_cpus() == ["libnuma1"]
     monkeypatch.setattr(hardware.sys, "platform", "darwin")
+    assert hardware.missing_for_vllm_on_cpus() == ["g++"]
+    program(programs, "clang++", "")
     assert hardware.missing_for_vllm_on_cpus() == []
     monkeypatch.setattr(hardware.sys, "platform", "linux")
     found.add("libnuma.so.1")
     assert hardware.missing_for_vllm_on_cpus() == []
-    monkeypatch.setenv("CXX", str(programs / "clang++"))  # which does not exist
+    monkeypatch.setenv("CXX", str(programs / "c++"))  # which does not exist
     assert hardware.missing_for_vllm_on_cpus() == ["g++"]
 
 
