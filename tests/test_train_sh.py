@@ -516,6 +516,36 @@ def set_up_with(box, pip, **environment):
     return box.run("laptop", stamp="another", PYTHON=python, **environment)
 
 
+@pytest.mark.parametrize("works, shown", [
+    ("first", []),  # pip knows an index with a +cpu build of PyTorch
+    ("second", []),
+    ("third", ["second", "by transformers' generate"]),
+    ("none", ["second", "by transformers' generate", "third", "packages could not be"])])
+def test_a_set_up_for_cpus_shows_a_try_s_messages_if_vllm_cannot_be_installed(box, works, shown):
+    """`python -m pip` is a script that prints which try it is and installs nothing."""
+    done = set_up_with(box, f"""
+case "$*" in
+  *"pip install"*download.pytorch.org*) try=second ;;
+  *"pip install"*cpu,test*) try=first ;;
+  *"pip install"*) try=third ;;
+  *) exit 0 ;;
+esac
+echo $try >>"$BOX/tries"
+[ $try = {works} ] && exit 0
+echo "ERROR: the $try try" >&2
+exit 1
+""")
+    tries = ["first", "second", "third"]
+    if works in tries:
+        tries = tries[:tries.index(works) + 1]
+    assert (box.folder / "tries").read_text().splitlines() == tries
+    output = done.stdout + done.stderr
+    for text in ("first", "second", "by transformers' generate", "third", "packages could not be"):
+        assert (text in output) == (text in shown), text
+    stamp = (box.folder / ".venv/installed").read_text()
+    assert (stamp == "another") == (works == "none")
+
+
 @pytest.mark.parametrize("name, noted", [
     ("my clone", True), ("Ann's", True), ('a"b', True), ("a\\b", True), ("ü(1)[]*$~&:", False)])
 def test_a_path_that_vllm_cannot_compile_in_is_noted_before_set_up(tmp_path, name, noted):
