@@ -202,9 +202,10 @@ train_laptop() {
     train_laptop_method "$method" "$@"
   else
     local grpo simko failed=
-    train_laptop_method grpo "$@" &
+    # bash 5.3 and later make background processes ignore Ctrl-C. Resetting the trap undoes that.
+    { trap - INT; train_laptop_method grpo "$@"; } &
     grpo=$!
-    train_laptop_method simko "$@" &
+    { trap - INT; train_laptop_method simko "$@"; } &
     simko=$!
     wait $grpo || failed=yes  # the other run still finishes
     wait $simko || failed=yes
