@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -55,6 +55,8 @@ def check_writable(folder):
         if path.is_symlink() and not path.exists():  # its disk may not be mounted
             fail(f"--output-dir {folder}: {path} is a link to {os.readlink(path)}, "
                  "which does not exist: make that folder, or name another one")
+    with suppress(FileNotFoundError):
+        folder.stat()  # raises if the name is too long, as exists() did before Python 3.14
     nearest = next(path for path in paths if path.exists())
     with tempfile.TemporaryFile(dir=nearest):
         pass
