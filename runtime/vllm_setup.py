@@ -55,7 +55,7 @@ def why_vllm_fails_on_cpus(cfg):
     if packages := missing_for_vllm_on_cpus():
         return ("this machine lacks packages that vLLM needs; on Debian "
                 f"and Ubuntu, run apt install {' '.join(packages)}")
-    for name, path in compile_paths(cfg).items():
+    for name, path in compile_paths(cfg):
         if is_split(path):
             return (f"{name}, {path}, contains a space, a quotation mark or a "
                     "backslash, and vLLM cannot compile code with such paths")
@@ -63,18 +63,18 @@ def why_vllm_fails_on_cpus(cfg):
 
 
 def compile_paths(cfg):
-    """Returns {name: path} of the paths that PyTorch passes to the C++
+    """Returns (name, path) of each path that PyTorch passes to the C++
     compiler, without quotes. On GPUs, kernels are compiled by Triton, which
     passes each path on its own."""
     cache = "--output-dir", os.path.realpath(cfg.output_dir)
     if "VLLM_CACHE_ROOT" in os.environ:
         root = os.path.expanduser(os.environ["VLLM_CACHE_ROOT"])
         cache = "VLLM_CACHE_ROOT", os.path.abspath(root)
-    return dict([
+    return [
         cache,
         ("TMPDIR", tempfile.gettempdir()),
         ("the folder of PyTorch", os.path.dirname(torch.__file__)),
-        ("the folder of Python", sysconfig.get_config_var("LIBDIR") or "/")])
+        ("the folder of Python", sysconfig.get_config_var("LIBDIR") or "/")]
 
 
 def is_split(path):

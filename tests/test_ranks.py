@@ -433,7 +433,7 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
     the two nodes."""
     node = torchrun(
         "--nnodes", 2, "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_id", "nodes",
-        "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1")
+        "--rdzv_endpoint", f"127.0.0.1:{free_port()}")
     for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output_dir="two"):
         assert code == 0, log
     logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))

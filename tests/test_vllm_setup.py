@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from runtime import vllm_setup
+import simko
+from runtime import cli, vllm_setup
 from tests.conftest import ESCAPE, config
 
 
@@ -91,6 +92,14 @@ def test_with_paths_that_vllm_cannot_compile_it_is_not_started(
         assert re.search(f"generate makes the rollouts: {problem}", printed)
         with pytest.raises(SystemExit, match=f"{problem}.*choose --rollout hf"):
             find(rollout="vllm")
+    # The check comes before that of the model. transformers' generate compiles nothing.
+    no_model = "there is no such folder"
+    flags = ["--model", str(tmp_path / "none"), "--output-dir", str(tmp_path / output),
+             "--dtype", "float32"]
+    for rollout, stop in ("vllm", problem or no_model), ("hf", no_model):
+        with pytest.raises(SystemExit, match=stop):
+            cli.prepare(["train", "--rollout", rollout, *flags], simko.Config)
+    assert not any((tmp_path / "a folder").iterdir())
 
 
 @pytest.mark.needs_vllm
@@ -152,7 +161,7 @@ def test_a_vllm_for_gpus_is_not_used_where_they_are_hidden(monkeypatch, capsys):
 
 def test_a_vllm_for_cpus_that_lacks_packages_is_not_used(monkeypatch, capsys):
     find = partial(find_vllm, monkeypatch, None, False, output_dir="/run")
-    monkeypatch.setattr(vllm_setup, "compile_paths", lambda cfg: {})
+    monkeypatch.setattr(vllm_setup, "compile_paths", lambda cfg: [])
     assert find(rollout="vllm")
     lacks = ["g++", "libnuma1"]
     assert not find(lacks, rollout="auto")
