@@ -263,8 +263,6 @@ PATH="$PWD/.venv/bin:$PATH"
 unset PYTHONPATH       # its packages would come before those of .venv
 unset PYTHONSAFEPATH   # python -m would not find tools/
 unset WORLD_SIZE RANK  # a cluster's job may have set them, but this script starts the processes
-# A terminal without UTF-8 shows an escape for the minus sign of the tables.
-export PYTHONIOENCODING=${PYTHONIOENCODING:-:backslashreplace}
 
 case $recipe in
   test)

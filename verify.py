@@ -45,6 +45,7 @@ processes, which are stopped when they take too long (runtime/scoring.py).
 """
 import argparse
 import functools
+import sys
 from collections import Counter
 from typing import NamedTuple
 
@@ -335,6 +336,7 @@ def main():
                         help="show what was extracted and which rung decided, for the task math")
     parser.add_argument("--worker", nargs=2, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack π
     if options.worker:
         scoring.work(lambda *pair: judge(*pair).right, *options.worker)
     elif options.explain:

@@ -19,7 +19,7 @@ from transformers.hf_argparser import HfArg, HfArgumentParser
 from runtime.baselines import METHODS
 from runtime.checkpoints import check_checkpoints, check_export
 from runtime.common import (
-    fail, fail_as, flag, one_line, print_once, printable)
+    escape_unencodable, fail, fail_as, flag, one_line, print_once, printable)
 from runtime.data import DATASETS, GROUPS, digest, load_problems, without_tests
 from runtime.models import check_weights, context_left, fingerprint, load_config
 from runtime.prompts import TEMPLATES, end_tokens, load_tokenizer, make_prompts
@@ -292,6 +292,7 @@ def split_temperatures(command, words):
 def parse_config(arguments, Config):
     """Command line -> (command, Config). An impossible setting ends the
     program with one line and status 2."""
+    escape_unencodable()
     command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else None
     parser = make_parser(command, Config)
     words = split_temperatures(command, arguments[bool(command):])
@@ -464,9 +465,7 @@ def announce(job, device, dtype):
         prompt = repr(job.tokenizer.decode(problems[0]["prompt_ids"]))
         if len(prompt) > 400:
             prompt = f"{prompt[:250]} ... {prompt[-150:]}"
-        first = f"  first prompt and answer: {prompt} -> {problems[0]['answer']!r:.100}"
-        encoding = sys.stdout.encoding or "utf-8"  # it may be ASCII
-        print(first.encode(encoding, "backslashreplace").decode(encoding))
+        print(f"  first prompt and answer: {prompt} -> {problems[0]['answer']!r:.100}")
     what = cfg.method if job.command == "train" else "evaluation"
     print(f"{cfg.output_dir}: {what} on {world} x {device.type}, {dtype}",
           flush=True)

@@ -42,6 +42,13 @@ def fail(message):
     raise SystemExit(error_line(message))
 
 
+def escape_unencodable():
+    """Makes print escape a character that the terminal's encoding lacks,
+    instead of raising. A notebook's stdout lacks none."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def fail_as(what, advice=None):
     """Turns any error of a library, such as that of a damaged file, into

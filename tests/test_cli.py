@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import simko
+import tools
 from runtime import baselines, cli, responses, vllm_setup
 from runtime.common import flag
 from simko import Config, EvalConfig, RunConfig
@@ -376,8 +377,13 @@ def test_a_run_shows_the_first_prompt_and_its_answer(laptop, tmp_path, group, ca
     cli.announce(job, CPU, torch.float32)
     assert len(capsys.readouterr().out) < 700
 
-    first["answer"] = "π"
-    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "ascii")) as ascii_screen:
-        cli.announce(job, CPU, torch.float32)
-        ascii_screen.seek(0)
-        assert r" -> '\u03c0'" in ascii_screen.read()
+
+@pytest.mark.parametrize("start", [
+    lambda: cli.parse_config(["train", "--model", "m", "--train-data", "d"], Config),
+    lambda: tools.command_line(__file__, __doc__)])
+def test_a_terminal_without_a_character_shows_an_escape(start):
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "ascii")) as screen:
+        start()
+        print("π")
+        screen.seek(0)
+        assert screen.read() == "\\u03c0\n"

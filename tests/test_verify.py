@@ -5,6 +5,7 @@ A row of a table is a gold answer and a number of predictions, which all get the
 row that begins with ¦ has more predictions for the gold answer above it.
 """
 import json
+import os
 import re
 import resource
 import subprocess
@@ -1353,9 +1354,9 @@ def test_verify_needs_no_torch():
     assert done.returncode == 0
 
 
-def command(*words):
+def command(*words, env=None):
     line = [sys.executable, verify.__file__, *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, check=False)
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=env)
 
 
 def test_scores_a_file(tmp_path):
@@ -1376,6 +1377,8 @@ def test_scores_a_file(tmp_path):
 def test_command_line_explains_and_helps():
     assert "finding    equal" in command("--explain", box("x+x"), "2x").stdout
     assert "--explain RESPONSE ANSWER" in command("--help").stdout
+    ascii_screen = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    assert r"gold       \u03c0" in command("--explain", box("1"), "π", env=ascii_screen).stdout
     nothing = command()
     assert nothing.returncode == 2
     assert "give a file of rows, or --explain" in nothing.stderr
