@@ -24,11 +24,11 @@ flags() {
   case $1 in
     *-lora) echo $(flags "${1%-lora}") "$lora_flags" ;;
     qwen2.5-math-7b) echo --model Qwen/Qwen2.5-Math-7B --prompt-template qwen-math --eval-data math ;;
-    qwen2.5-7b) echo --model Qwen/Qwen2.5-7B --lambda-top1 1.05 --eval-data math ;;
+    qwen2.5-7b) echo --model Qwen/Qwen2.5-7B --eval-data math ;;
     llama3.2-3b) echo --model meta-llama/Llama-3.2-3B-Instruct --train-data gsm8k-math1 --eval-data math ;;
-    logic) echo --model Qwen/Qwen2.5-7B --train-data synlogic --eval-data logic --alpha 0.005 --lambda-top1 1.05 \
-      --grpo-warmup-steps 50 --epsilon-high 0.28 --max-sampling-rounds 10 --steps 150 --batch-size 128 \
-      --num-generations 16 --mini-batch-size 32 --max-prompt-length 2048 --max-completion-length 8192 ;;
+    logic) echo --model Qwen/Qwen2.5-7B --train-data synlogic --eval-data logic --epsilon-high 0.28 \
+      --max-sampling-rounds 10 --steps 150 --batch-size 128 --num-generations 16 --mini-batch-size 32 \
+      --max-prompt-length 2048 --max-completion-length 8192 ;;
     qwen2.5-0.5b | qwen2.5-1.5b) echo --model "Qwen/Qwen2.5-${size%b}B-Instruct" --train-data gsm8k --eval-data gsm8k \
       --steps 100 --batch-size 64 --mini-batch-size 16 --max-prompt-length 512 --max-completion-length 512 \
       --eval-max-tokens 512 --eval-n 16 ;;
@@ -38,13 +38,25 @@ flags() {
       --eval-data $data/test.jsonl --eval-temperature 1.0 --eval-top-p 1.0 --eval-max-tokens 12 ;;
   esac
 }
-# On the laptop's task two methods have flags of their own. SimKO's are stronger than the paper's alpha 0.01, lambda 1.1
-# and q 0.8, which show no effect in so short a run. GRPO's run also evaluates the base model.
+# What a recipe sets for one method only. On the laptop's task SimKO's flags are stronger than the paper's alpha 0.01,
+# lambda 1.1 and q 0.8, which show no effect in so short a run, and GRPO's run also evaluates the base model.
 method_flags() {
-  case $1 in
+  case ${1/-lora/} in
+    qwen2.5-7b/simko) echo --lambda-top1 1.05 ;;
+    logic/simko) echo --alpha 0.005 --lambda-top1 1.05 --grpo-warmup-steps 50 ;;
     laptop/simko) echo --alpha 0.05 --lambda-top1 1.5 --q 0.5 ;;
     laptop/grpo) echo --eval-steps 500 ;;
   esac
+}
+find_method() {  # [any flag ...]; sets method to the one that the flags name, or to nothing
+  local i next
+  method=
+  for ((i = 1; i <= $#; i++)); do
+    case ${!i} in
+      --method=*) method=${!i#*=} ;;
+      --method) next=$((i + 1)); method=${!next-} ;;
+    esac
+  done
 }
 
 known() { [[ $1 != *" "* && " $recipes " == *" $1 "* ]]; }
@@ -53,7 +65,7 @@ list_flags() {  # RECIPE [METHOD]
   known "$recipe" || stop "no recipe '$recipe': choose one of $recipes"
   [[ -z $method || " $methods " == *" $method "* ]] || stop "no method '$method': choose one of $methods"
   if [[ $method || $recipe != laptop ]]; then
-    echo $(flags "$recipe") $(method_flags "$recipe/$method")
+    echo $(flags "$recipe") $(method_flags "$recipe/${method:-simko}")
   else  # it trains two methods, whose flags differ
     for method in grpo simko; do
       echo "$method: $(flags laptop) --method $method $(method_flags "laptop/$method")"
@@ -159,7 +171,9 @@ choose() {
   memory_flags=${engine_memory:+--gpu-memory-utilization $engine_memory}
 }
 train_recipe() {
-  set -- $(flags "$recipe") $memory_flags --output-dir "runs/$recipe" "$@"
+  local method
+  find_method "$@"
+  set -- $(flags "$recipe") $(method_flags "$recipe/${method:-simko}") $memory_flags --output-dir "runs/$recipe" "$@"
   check prepare "$@"
   train "$@"
 }
@@ -176,14 +190,11 @@ train_laptop_method() {
   train "${words[@]}" 2>&1 | named "$1 |"
 }
 train_laptop() {
-  local method= next i name words
-  for ((i = 1; i <= $#; i++)); do
-    case ${!i} in
-      --output*) stop "laptop names its run folders itself, runs/laptop/METHOD: leave out --output-dir" ;;
-      --method=*) method=${!i#*=} ;;
-      --method) next=$((i + 1)); method=${!next-} ;;
-    esac
+  local method name words
+  for name; do
+    [[ $name != --output* ]] || stop "laptop names its run folders itself, runs/laptop/METHOD: leave out --output-dir"
   done
+  find_method "$@"
   processes=1  # choose may have found GPUs, but none large enough
   if [[ $extra == gpu ]]; then  # the model is too small for a GPU, and two runs would share it
     export CUDA_VISIBLE_DEVICES=

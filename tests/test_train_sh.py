@@ -207,6 +207,16 @@ def test_list_laptop_is_what_its_simko_run_gets(box):
     assert "--alpha" not in listed("laptop", "psr")
 
 
+@pytest.mark.parametrize("recipe", ["logic", "logic-lora"])
+def test_only_simko_has_the_grpo_warm_up_of_the_logic_recipe(box, recipe):
+    warmed = []
+    for method in ([], ["--method", "simko"], ["--method=simko"], ["--method", "psr"]):
+        box.run(recipe, *method, cards=[80] * 8)
+        warmed.append(value(box.runs()[-1].split(), "--grpo-warmup-steps"))
+    assert warmed == ["50", "50", "50", None]
+    assert listed(recipe) == listed(recipe, "simko") != listed(recipe, "psr")
+
+
 def test_list_laptop_has_a_line_for_each_method_that_the_recipe_trains(box):
     box.run("laptop")
     lines = dict(line.split(": ", 1) for line in
@@ -232,7 +242,6 @@ def test_list_refuses_an_unknown_method(box, recipe):
     assert refused(box.run("--list", recipe, "nosuch")) == (
         "train.sh: error: no method 'nosuch': choose one of "
         f"{' '.join(METHODS)}\n")
-    assert listed("logic", "psr") == listed("logic")
 
 
 # ----------------------------------------------------- without a GPU, laptop
@@ -377,8 +386,8 @@ def test_one_gpu_trains_with_lora_and_the_user_is_told(box, gb, name):
 def test_the_flags_of_a_lora_recipe_are_the_recipe_s_and_those_of_lora():
     for recipe in hardware.RECIPES:
         if recipe.name.endswith("-lora"):
-            full = listed(recipe.name.removesuffix("-lora"))
-            assert listed(recipe.name) == [
+            full = listed(recipe.name.removesuffix("-lora"), "grpo")
+            assert listed(recipe.name, "grpo") == [
                 *full, "--lora-rank", "32", "--learning-rate", "1e-5"]
 
 
