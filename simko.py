@@ -71,7 +71,7 @@ class ObjectiveConfig:
     loss_type: str = setting(
         "grpo", "grpo: mean over each response, then over responses (Sec. 2); "
         "dapo: mean over all tokens (released code)")
-    grpo_warmup_steps: int = setting(0, "GRPO steps before the method begins; 50 for SimKO on logic")
+    grpo_warmup_steps: int = setting(0, "GRPO steps before the method begins; logic: 50")
 
 
 @dataclass
