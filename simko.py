@@ -133,9 +133,9 @@ def simko_ratio(logp, old_logp, topk_logp, is_top1, advantage, gate, alpha, lamb
     """gamma-tilde of Eq. 3, which takes gamma's place in GRPO's loss.
 
     logp: log pi_theta(y|s) of the sampled token y, (...,).
-    old_logp: log pi_old(y|s), by the policy that sampled it, (...,). The
+    old_logp: log pi_old(y|s), by the policy that sampled y, (...,). The
         paper prints pi_ref here; the released code has pi_old.
-    topk_logp: log pi_theta of its K most probable tokens, (..., K).
+    topk_logp: log pi_theta of pi_theta's K most probable tokens, (..., K).
     is_top1: whether y is the rank-1 candidate, bool (...,).
     advantage: A of y's response, (...,).
     gate: whether pi_theta's entropy at s is above tau(q), bool (...,).
@@ -288,7 +288,7 @@ class VLLMEngine:
                 tensor_parallel_size=cfg.tensor_parallel_size,
                 # Each rank drives its own GPU. Otherwise all use cuda:0.
                 distributed_executor_backend="external_launcher",
-                # Log-probs of the distribution that is actually sampled.
+                # Log-probs of the distribution that is actually sampled from.
                 logprobs_mode="processed_logprobs",
                 skip_tokenizer_init=True, **attention_options(cfg.model), **memory)
 
@@ -387,8 +387,8 @@ class Trainer:
     def build_model(self):
         """Loads cfg.model and shards it over the ranks.
 
-        Trained weights are float32, since bfloat16 would round updates of
-        1e-6 away. LoRA's frozen weights and all computation are in self.dtype."""
+        Trained weights are float32, since bfloat16 would round away updates
+        of 1e-6. LoRA's frozen weights and all computation are in self.dtype."""
         model = load_model(self.cfg.model, dtype="auto")
         if self.cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -470,7 +470,7 @@ class Trainer:
         has its own. Returns a dict of sums over all ranks for the log.
 
         The loss is a sum over tokens, divided once by a count over all
-        ranks. So it does not matter how samples are split into
+        ranks. So the result does not depend on how samples are split into
         micro-batches and over ranks. If the loss or its gradient is not
         finite, the weights stay as they are."""
         cfg, method = self.cfg, baselines.METHODS[method_name]

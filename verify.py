@@ -8,7 +8,7 @@ reward in training and the score in evaluation.
     python verify.py --explain RESPONSE ANSWER
 
 A policy learns to exploit whatever its verifier wrongly accepts. An answer is
-therefore right only if one of these rungs, tried in this order, proves it. An
+therefore right only if one of these checks, or rungs, tried in order, proves it. An
 answer that differs from the gold answer as text is wrong if it cannot be parsed
 or takes too long to compare.
 
@@ -27,13 +27,13 @@ Graders differ on some conventions. These are ours:
   box counts wherever it stands, even in a thought (<think>) that was cut off.
 - A rounded value is wrong: 0.33 is not 1/3, and 3.14 is not π.
 - Any formula with the right value is right, even one copied from the question.
-- x = 5, x² = 5 and m + n = 5 all answer 5. (-1,6) is a point or an interval, so
+- x = 5, x² = 5 and m + n = 5 all count as 5. (-1,6) is a point or an interval, so
   x = -1, y = 6 and -1 < x < 6 both match it.
 - A choice may come with its text: for C, (C) 5 and C. none of these are right.
 - Numbers in a base are compared as text: 204_5 matches neither 204 nor 54.
 - A response may leave out or add all or part of the unit, but a different unit is
   wrong: m/s matches m, but not s, 1/s, km/s or m²/s. Units are percent (28% is not
-  0.28), degrees (90° is not π/2), currencies, the words of a closed list and those of
+  0.28), degrees (90° is not π/2), currencies, the words of a fixed list and those of
   the gold answer. "5 cups of flour" is 5, "5 tenths" is not, and 2xy is not 2.
 - log is the natural logarithm. Letters except e, i, π stand for real numbers, and n in a
   gold answer's (-1)^n or ⌈n⌉ for an integer. \ln|x| is right for \ln x, but not vice versa.
