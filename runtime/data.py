@@ -371,7 +371,7 @@ def check_problem(where, row, task):
     if len(answer) > MAX_ANSWER:
         fail(f"{where}: the answer has {len(answer)} characters, but a response's answer may "
              f"have at most {MAX_ANSWER}: shorten it, or remove the row")
-    if task not in [*TASKS]:  # a list: a row's task may be of a type without a hash
+    if task not in [*TASKS]:  # a list: a row's task may be unhashable
         fail(f"{where}: the task {task!r:.80} is not one of {', '.join(TASKS)}")
     try:
         result = TASKS[task]("", answer)
@@ -388,7 +388,7 @@ def check_problem(where, row, task):
 
 
 def check_solutions(source, answers):
-    """Refuses a set if at least five percent of its answers to mathematics are
+    """Refuses a set if at least five percent of its answers of the task math are
     worked solutions, which no response will match. Below that it only prints a
     note: the authors' copy of GSM8K has four. answers: (where, answer)."""
     solutions = [pair for pair in answers if is_solution(pair[1])]
@@ -405,7 +405,7 @@ def check_solutions(source, answers):
 
 def is_solution(answer):
     """Returns whether an answer is a worked solution in which `solution_answer`
-    has found no box and no "####". No final answer of the paper's sets has
+    has found no box and no "####". No final answer in the paper's sets has
     more than 68 letters outside LaTeX commands."""
     text = re.sub(r"\\[A-Za-z]+", " ", answer)
     letters = re.sub(r"[\W\d_]", "", text)

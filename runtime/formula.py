@@ -80,7 +80,7 @@ BRACKETS = {  # opening: (closing, the function that the pair denotes)
 WORDS = re.compile(  # words, as opposed to products of letters
     r"(?<![\\A-Za-z_{])"
     rf"(?:[A-Za-z]{{4,}}|(?:{'|'.join(sorted(SHORT_WORDS))})\b)")
-NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is no product
+NAME_OF_POINTS = re.compile(r"[\s{}()]*[A-Z]{2,}[\s{}()]*")  # ABC is not a product
 
 
 class Reader:
@@ -365,7 +365,7 @@ def natural(number):
 
 
 def bits(number):
-    """Returns the bit length of a fraction, the larger one of its two parts."""
+    """Returns the bit length of a fraction: that of the larger of its two parts."""
     return max(x.bit_length() for x in number.as_integer_ratio())
 
 

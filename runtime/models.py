@@ -116,7 +116,7 @@ def check_trainable(cfg, config, body):
             fail(f"--model {cfg.model} {READS_IMAGES}")
         fail(f"--model {cfg.model}: a {type(body).__name__} cannot be "
              "trained here (docs/models.md lists what can): choose another model")
-    # No public call tells this. Such a model would keep its own attention, which
+    # No public call reveals this. Such a model would keep its own attention, which
     # does not know where the sequences that are packed into a row begin.
     if not body._can_set_attn_implementation():
         fail(f"--model {cfg.model}: the attention of a {type(body).__name__} "
@@ -204,9 +204,9 @@ def check_weights(command, folder):
 
 def stored_dtypes(model, weights):
     """Returns the dtypes in an open .safetensors file, as its header names
-    them. Refuses weights of quantised models, which transformers would
-    convert without their scales, and of float64. The masks and positions of
-    older checkpoints may be integers."""
+    them. Refuses float64 weights and those of quantised models, which
+    transformers would convert without their scales. The masks and positions
+    of older checkpoints may be integers."""
     dtypes = set()
     for name in weights.keys():  # noqa: SIM118
         dtype = weights.get_slice(name).get_dtype()
@@ -238,8 +238,8 @@ def fingerprint(model):
 def check_finite(model, tensors):
     """Refuses weights, pairs of name and tensor, with NaN or infinity."""
     for name, tensor in tensors:
-        # The extremes of a tensor with NaN are NaN. isfinite() would spend
-        # 44 s of a CPU core on a model of 7B, where this spends 3 s.
+        # The extremes of a tensor with NaN are NaN. isfinite() would take
+        # 44 s of a CPU core for a 7B model, where this takes 3 s.
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             fail(f"--model {model}: its weights {name} contain NaN or "
                  "infinity. The training that saved them has "

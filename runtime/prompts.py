@@ -175,7 +175,7 @@ def model_ends(model, vocabulary):
                 AutoConfig.from_pretrained(model, **NO_CODE))
             parts.append(defaults.to_dict())
     # A config.json often keeps the ids of the model it was copied from.
-    # What is beyond the vocabulary cannot be sampled, and does no harm.
+    # An id beyond the vocabulary cannot be sampled, and does no harm.
     named = [i for part in parts for i in ids(part)]
     return ends + [i for i in named if i in range(vocabulary)]
 

@@ -1,7 +1,7 @@
 r"""Separates a value from its units.
 
     split_unit("5 cm")         ("5", frozenset({"cm"}))
-    same_units(one, other)     whether two sets of units are equal, or one a part of the other
+    same_units(one, other)     whether two sets of units are equal, or one is part of the other
     own_words("5 wug")         the gold answer's words, which count as units, too
 """
 import re
@@ -149,7 +149,7 @@ def read_units(text, own):
 
 
 def same_units(one, other):
-    """Returns whether the units are equal, or one set is a part of the other. A part
+    """Returns whether the units are equal, or one set is part of the other. A part
     needs a unit that does not stand after "per", and then neither set may have
     powers: m/s matches m, but not s, s/m, km/s, m^2/s or /s."""
     shared, marks = one & other, {unit[0] for unit in one | other}
