@@ -301,7 +301,7 @@ def read_jsonl(path):
 
 def jsonl_file(source):
     """Returns the path of the .jsonl file that a source names, without the
-    names of its columns, or None if the source is no such file."""
+    names of its columns, or None if the source is not such a file."""
     for name in (source, source.split(",")[0]):
         if name.lower().endswith(".jsonl"):
             return name

@@ -144,7 +144,7 @@ def check_trainable(cfg, config, body):
 
 
 def check_parallel(parts, config):
-    """Refuses a --tensor-parallel-size by which the model cannot be divided."""
+    """Refuses a --tensor-parallel-size that does not divide the model evenly."""
     for field in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         size = getattr(config, field, None)
         if not isinstance(size, int) or size % parts == 0:
