@@ -165,7 +165,8 @@ choose() {
   read -r recipe gpus engine_memory <<<"$plan"
   tail -n +2 <<<"$plan"
   if [[ $recipe == *-lora ]]; then
-    echo "LoRA is ours, not the paper's. The recipe has $lora_flags (see docs/performance.md); your own flags win."
+    echo "LoRA is our addition, not the paper's. The recipe has $lora_flags (see docs/performance.md);" \
+      "your own flags win."
   fi
   processes=$((gpus > 0 ? gpus : 1))
   memory_flags=${engine_memory:+--gpu-memory-utilization $engine_memory}

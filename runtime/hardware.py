@@ -175,7 +175,7 @@ def check_driver(torch):
     cards, driver = nvidia_smi()
     if not cards or visible in ("", "-1"):
         return
-    seen = f"nvidia-smi sees {gpus(len(cards))} and PyTorch none"
+    seen = f"nvidia-smi sees {gpus(len(cards))} but PyTorch sees none"
     if visible is not None:
         seen += f" (CUDA_VISIBLE_DEVICES is {visible!r})"
         numbers = [int(name) for name in visible.split(",") if name.strip().isdecimal()]
@@ -381,7 +381,8 @@ def print_list():
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         print("  ".join(cells).rstrip())
-    print("GB and hours are estimates for H100s (docs/cost.md). LoRA is ours, not the paper's.")
+    print("GB and hours are estimates for H100s (docs/cost.md). "
+          "LoRA is our addition, not the paper's.")
 
 
 def main(arguments):

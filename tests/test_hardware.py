@@ -133,7 +133,7 @@ def test_the_list_has_every_recipe(capsys):
     assert "42 on 8" in lines[2] and "11.8 hours" in lines[2]
     adapted = lines[2 + [*RECIPES].index(PAPER_LORA)]
     assert "46 on 1" in adapted and "94.8 hours" in adapted
-    assert "LoRA is ours, not the paper's" in lines[-1]
+    assert "LoRA is our addition, not the paper's" in lines[-1]
 
 
 def test_without_a_card_or_without_room_it_is_the_laptop_s():
@@ -356,7 +356,7 @@ def pretended_torch(cuda):
 
 
 @pytest.mark.parametrize("cuda, visible, words", [
-    ("13.0", None, ["2 GPUs and PyTorch none:", "driver is 470.57",
+    ("13.0", None, ["2 GPUs but PyTorch sees none:", "driver is 470.57",
                     "PyTorch 2.13.0 was built for CUDA 13.0"]),
     ("13.0", "1", ["CUDA_VISIBLE_DEVICES is '1'", "470.57"]),
     ("13.0", "GPU-1", ["CUDA_VISIBLE_DEVICES is 'GPU-1'", "470.57"]),

@@ -347,7 +347,7 @@ def test_hidden_gpus_are_none(box):
 
 def test_a_driver_that_pytorch_cannot_use(box):
     line = refused(box.run(smi=[80] * 8))
-    for part in ("8 GPUs and PyTorch none", "driver is 580.159",
+    for part in ("8 GPUs but PyTorch sees none", "driver is 580.159",
                  "built for CUDA 13.0"):
         assert part in line
     assert box.log() == []
@@ -375,7 +375,7 @@ def test_one_gpu_trains_with_lora_and_the_user_is_told(box, gb, name):
     assert done.returncode == 0, done.stderr
     plan, note = done.stdout.splitlines()
     assert f"The recipe is {name}, the largest that fits 1 GPU of {gb} GB" in plan
-    ours = "LoRA is ours, not the paper's. The recipe has --lora-rank 32 --learning-rate 1e-5"
+    ours = "LoRA is our addition, not the paper's. The recipe has --lora-rank 32 --learning-rate 1e-5"
     assert note.startswith(ours)
     _, words = box.started()
     assert value(words, "--output-dir") == f"runs/{name}"

@@ -3,7 +3,7 @@
     python -m tools.laptop DIR [--seed 0] [--steps 2500] [--wordy]
     bash train.sh laptop           also trains GRPO and SimKO
 
-DIR/base is an ordinary Hugging Face checkpoint (Llama, 172 224 parameters,
+DIR/base is an ordinary Hugging Face checkpoint (Llama, 172,224 parameters,
 float32) with a tokenizer that makes each word a token. DIR/train.jsonl (4000
 rows), valid.jsonl and test.jsonl (200 each) have rows {"id", "problem",
 "answer"}. The task is Countdown with three numbers: use each number once,
