@@ -92,14 +92,20 @@ def chunk_statistics(h, weight, y, K, temperature):
     top = z.topk(K, dim=-1)
     largest = top.values[:, :1]
 
-    exp = (z - largest).exp_()
+    # Adding a constant to all logits changes no result. With the largest at 0,
+    # the entropy of a confident token, which is tiny, is no difference of large
+    # numbers.
+    z.sub_(largest)
+    exp = z.exp()
     total = exp.sum(-1, keepdim=True)
-    log_z = largest + total.log()
+    log_total = total.log()
     mean_z = exp.mul_(z).sum(-1, keepdim=True) / total
 
-    logp = z.gather(1, y[:, None]) - log_z
-    topk_logp = top.values - log_z
-    entropy = log_z - mean_z  # H = -sum_j pi_j log pi_j, where log pi_j = z_j - log Z
+    logp = z.gather(1, y[:, None]) - log_total
+    topk_logp = top.values - largest - log_total
+    # H = -sum_j pi_j log pi_j, where log pi_j = z_j - log total
+    entropy = log_total - mean_z
+    log_z = largest + log_total
     return logp[:, 0], topk_logp, entropy[:, 0], log_z, top.indices
 
 

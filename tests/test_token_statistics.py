@@ -46,6 +46,21 @@ cases = given(
     temperature=st.sampled_from([1.0, 0.6, 2.0]), tied=st.booleans(), seed=seeds)
 
 
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_logits_far_from_zero_cost_no_digits(shift):
+    """Only the differences of logits matter. Every second token here is confident: the entropies
+    go down to 3e-10 nats."""
+    logits = shift + randn(8, 50).float() * torch.tensor([1, 30]).repeat(4)[:, None]
+    exact = torch.distributions.Categorical(logits=logits.double())
+    token = logits.argmax(-1)
+    logp, topk_logp, entropy, _ = chunked.token_statistics(
+        torch.eye(8), logits.T.contiguous(), token, 2, 1.0)
+    assert (entropy >= 0).all()
+    near(entropy, exact.entropy().float(), 1e-6)
+    near(logp, exact.log_prob(token).float(), 1e-6)
+    near(topk_logp, exact.logits.topk(2).values.float(), 1e-6)
+
+
 @cases
 def test_the_definition_says_what_softmax_says_of_each_token(T, V, K, temperature, tied, seed):
     K = min(K, V)
