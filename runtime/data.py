@@ -415,10 +415,11 @@ def is_solution(answer):
 
 def outside(rows, tests):
     """Returns the rows whose problem is not among the tests. The comparison
-    ignores case, spacing, dollar signs and punctuation."""
+    ignores dollar signs, punctuation and the spaces around other signs. Spaces
+    between words or numbers count: 3 11 4 is not 3 1 14."""
     def plain(row):
-        text = re.sub(r"[\s$]", "", row["problem"].casefold())
-        return re.sub(r"[;:!?]|[.,](?!\d)|(?<!\d)[.,]", "", text)
+        text = re.sub(r"[$;:!?]|[.,](?!\d)|(?<!\d)[.,]", " ", row["problem"])
+        return re.sub(r" (?!\w)|(?<!\w) ", "", " ".join(text.split()))
 
     known = {plain(row) for row in tests}
     return [row for row in rows if plain(row) not in known]
@@ -431,8 +432,10 @@ def without_tests(cfg, problems):
     for source in cfg.eval_data:
         kept = outside(rows, problems[source])
         if len(kept) < len(rows):
+            first = next(row for row, other in zip(rows, [*kept, None]) if row is not other)
             print_once(f"{cfg.train_data}: {len(rows) - len(kept)} problems are also in "
-                       f"{source}; the run does not train on them")
+                       f"{source}, for example {first['problem']!r:.80}; the run does not "
+                       "train on them")
         rows = kept
     return rows or fail(f"all problems of --train-data {cfg.train_data} are also in the sets of "
                         "--eval-data: choose other data for one of them")

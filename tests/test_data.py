@@ -80,7 +80,7 @@ HUB = {  # id: {config: {split: rows}}, in the columns that these sets have on t
                     "solution": r"$\boxed{\frac{1}{2}}$",
                 },
                 {
-                    "problem": "test  of LEVEL 1",
+                    "problem": "Test  of level 1",
                     "level": "Level 1",
                     "solution": r"$\boxed{5}$",
                 },
@@ -567,15 +567,18 @@ def test_files_of_other_formats_are_told_what_to_do(tmp_path):
 
 # -------------------------------------------------------------------------- training and evaluation
 def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys):
-    train = [{"problem": "What is  1 + 1, then?"}, {"problem": "Find $z^4 - 1.5$."}]
+    train = [{"problem": text} for text in (
+        "What is  1 + 1, then?", "Find $z^4 - 1.5$.", "Sort 3 11 4", "Count the vowels of Ab")]
     problems = {
         "train": train,
-        "test": [{"problem": "what is $1+1$ then"}],
-        "other": [{"problem": "Find $z^4 + 1.5$."}, {"problem": "Find $z^4 - 15$."}],
+        "test": [{"problem": "What is $1+1$ then"}],
+        "other": [{"problem": text} for text in (
+            "Find $z^4 + 1.5$.", "Find $z^4 - 15$.", "Sort 3 1 14", "Count the vowels of aB")],
     }
     cfg = SimpleNamespace(train_data="train", eval_data=["test", "other"])
     assert data.without_tests(cfg, problems) == train[1:]
-    line = "train: 1 problems are also in test; the run does not train on them\n"
+    line = ("train: 1 problems are also in test, for example 'What is  1 + 1, then?'; the run "
+            "does not train on them\n")
     assert capsys.readouterr().out == line
     with pytest.raises(SystemExit, match="all problems of --train-data train"):
         data.without_tests(cfg, {**problems, "other": train})
