@@ -196,8 +196,8 @@ def entropy_threshold(entropy, lengths, q):
 
 def kl_penalty(logp, ref_logp):
     """Estimates KL(pi_theta || pi_ref) of Sec. 2 at each token, as Shao et
-    al. (2024) do. The estimate is never negative, and unbiased for samples
-    of pi_theta. Shapes: (...,)."""
+    al. (2024) do. The estimate is unbiased for samples of pi_theta and, but
+    for rounding, never negative. Shapes: (...,)."""
     log_ratio = ref_logp - logp
     return log_ratio.exp() - log_ratio - 1
 
@@ -633,7 +633,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
 # -------------------------------------------------------------- evaluation
 def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
     """Samples n responses to each problem of each benchmark, and writes
-    pass@K to folder/eval.json and to the screen.
+    pass@K to folder/eval.json and to the screen. Returns what eval.json has.
 
     Each response goes to folder/LABEL.jsonl with its verdict. If an
     evaluation is stopped, the same call resumes after the last complete
@@ -670,6 +670,7 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
             "pass": {k: pass_at_k(n, c, k).mean().item() for k in ks}}
     if rank == 0:
         responses.report(folder, cfg, results)
+    return results
 
 
 # -------------------------------------------------------------------- main
@@ -714,10 +715,15 @@ def main(arguments):
         engine.load_weights(trainer.named_weights())
         faults.try_sampling(cfg, job.benchmarks, engine, progress)
 
+        def evaluate_after(steps):
+            results = run_eval(folder / f"eval_{steps:06d}")
+            if rank == 0:
+                write_row.add_pass_rates(steps, results)
+
         try:
             for step in range(first, cfg.steps):
                 if job.benchmarks and cfg.eval_steps and step % cfg.eval_steps == 0:
-                    run_eval(folder / f"eval_{step:06d}")
+                    evaluate_after(step)
                 row = train_step(step, cfg, job.problems, tokenizer, engine,
                                  trainer, verifier, progress)
                 if rank == 0:
@@ -735,7 +741,7 @@ def main(arguments):
             with faults.phase("export"):
                 save_hf(folder / "hf", trainer, tokenizer, job.stop_ids)
         if job.benchmarks:
-            run_eval(folder / f"eval_{cfg.steps:06d}")
+            evaluate_after(cfg.steps)
         # Closing vLLM's engine ends the process group, so all ranks wait.
         dist.barrier()
 

@@ -54,8 +54,11 @@ def pass_at_k_advantage(rewards, num_generations, k=4):
 
     It is the mean reward of the sets that contain the response, minus the
     mean reward of all sets, divided by the standard deviation of the rewards
-    of all sets. rewards: (N,), ordered by group. Returns (N,)."""
+    of all sets. rewards: (N,), ordered by group. Returns (N,). Raises
+    ValueError if a group has fewer than k responses."""
     n = num_generations
+    if n < k:
+        raise ValueError(f"groups of {n} responses have no sets of {k}")
     right = rewards > 0
     wrong = (~right).view(-1, n).sum(1).repeat_interleave(n)
     # For each number m of wrong responses, the share of sets that fail:
@@ -113,7 +116,7 @@ def choose_by_covariance(samples, share=0.002):
     products = (everyone - means).prod(0)
     count = max(1, int(share * len(products)))
     least = products.topk(count).values[-1]
-    if products.max() < 1e-12:  # 0 up to rounding
+    if products.abs().max() < 1e-12:  # 0 up to rounding
         least = math.inf
     for sample, row in zip(samples, rows):
         chosen = (row - means).prod(0) >= least

@@ -70,6 +70,15 @@ class Log:
             f"gap {row['logp_gap']:.0e}  {seconds:.1f} s", file=sys.stdout)
         sys.stdout.flush()
 
+    def add_pass_rates(self, step, results):
+        """Adds an evaluation's pass@K after `step` steps to TensorBoard.
+
+        results: those that `evaluate` returns."""
+        for label, result in results.items():
+            for k, share in result["pass"].items():
+                self.board.add_scalar(f"{label}/pass@{k}", share, step)
+        self.board.flush()  # the run may end here
+
 
 class Clock:
     """Measures the seconds that each phase of a step takes, including the

@@ -106,6 +106,11 @@ def test_pass_at_1_advantages_are_grpos(seed):
     near(baselines.pass_at_k_advantage(rewards, 8, k=1), grpo * math.sqrt(8 / 7), 1e-4)
 
 
+def test_pass_at_k_advantages_need_groups_of_at_least_k():
+    with pytest.raises(ValueError, match="groups of 3 responses have no sets of 4"):
+        baselines.pass_at_k_advantage(torch.ones(6), 3)
+
+
 # ---------------------------------------------------------------------------------------- losses
 def naive_loss(method, z, z_old, y, A, gate, cfg):
     """Returns (the loss of one token, whether the clip removed its gradient).
@@ -306,6 +311,15 @@ def test_two_processes_have_the_gradient_of_one(base, two_ranks, group):
         want, same = real_gradient(*case(base, method))
         assert distance(got, want) < 1e-6
         near(sums, dict(same), 1e-5)
+
+
+def test_kl_cov_chooses_a_token_even_if_none_has_a_positive_covariance():
+    samples = [Sample(0, np.zeros(1), np.zeros(2), np.zeros(2), False, advantage=advantage,
+                      old_logp=torch.tensor(logp))
+               for advantage, logp in ((1.0, [-3.0, -2.0]), (-1.0, [-1.0, -0.5]))]
+    with mock.patch.object(baselines, "gather", lambda items: items):
+        baselines.choose_by_covariance(samples)
+    assert [s.chosen.tolist() for s in samples] == [[False, True], [False, False]]
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),

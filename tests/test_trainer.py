@@ -343,6 +343,7 @@ def test_the_screen_and_tensorboard_show_the_rows_of_the_log(tmp_path, capsys):
     for first, step, reward in [(2, 3, 0.5), (3, 4, 0.875), (3, 4, 0.25)]:
         write_row = log.Log(tmp_path, first, cfg)
         write_row({"step": step, "reward": reward} | row)
+        write_row.add_pass_rates(step, {"mine": {"pass": {1: reward, 2: 1.0}}})
         write_row.board.close()
     words = ("step 4/9 reward = pass@1 0.250 Lambda^(k) -0.50 -2.25 entropy 0.750 "
              "tokens 12 grad 1.50 gap 1e-06 3.3 s")
@@ -350,9 +351,10 @@ def test_the_screen_and_tensorboard_show_the_rows_of_the_log(tmp_path, capsys):
 
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     numbers = {"step", "reward", *row} - {"entropy_histogram"}
-    assert {*board.Tags()["scalars"]} == numbers
-    shown = [(event.step, event.value) for event in board.Scalars("reward")]
-    assert shown == [(3, 0.5), (4, 0.25)]
+    assert {*board.Tags()["scalars"]} == numbers | {"mine/pass@1", "mine/pass@2"}
+    for name in ("reward", "mine/pass@1"):
+        shown = [(event.step, event.value) for event in board.Scalars(name)]
+        assert shown == [(3, 0.5), (4, 0.25)]
 
 
 def test_the_clock_adds_up_the_laps_of_each_phase(monkeypatch):
