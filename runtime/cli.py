@@ -25,7 +25,7 @@ from runtime.models import check_weights, context_left, fingerprint, load_config
 from runtime.prompts import TEMPLATES, end_tokens, load_tokenizer, make_prompts
 from runtime.ranks import check_launch, gather
 from runtime.responses import check_evaluations, plan_benchmarks, set_name
-from runtime.run_folder import check_run, check_writable
+from runtime.run_folder import check_run, check_writable, differences
 from runtime.vllm_setup import find_vllm
 from verify import TASKS
 
@@ -195,6 +195,24 @@ def note_idle_flags(cfg):
                    f"depends on {', '.join(map(flag, gate))}")
 
 
+def note_other_prompts(cfg):
+    """Prints a note if --model is the export of a run whose prompts were made,
+    or whose answers were checked, in another way than this command will."""
+    file = Path(cfg.model).parent / "config.json"
+    if not file.is_file():
+        return
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):  # whatever this file is, it is not a run's
+        return
+    names = "prompt_template", "chat_template_kwargs", "task"
+    now = {name: getattr(cfg, name) for name in names if name in before}
+    changes = [f"{flag(name)} {change}" for name, change in differences(before, now).items()]
+    if changes:
+        print_once(f"note: the run that trained --model {cfg.model} had other settings: "
+                   f"{'; '.join(changes)}")
+
+
 # -------------------------------------------------------------- the parser
 COMMANDS = "train", "eval"
 
@@ -257,7 +275,7 @@ def make_parser(command, Config):
     epilog = ""
     if command != "eval":
         epilog = "methods:\n" + "".join(
-            f"  {name:14}{method.about}\n" for name, method in METHODS.items())
+            f"  {name:13} {method.about}\n" for name, method in METHODS.items())
     parser = Parser(
         groups_of(command, Config), prog="simko.py",
         usage="simko.py {train,eval} [--flag value]", allow_abbrev=False,
@@ -419,6 +437,7 @@ def prepare(arguments, Config):
         check_evaluations(command, cfg, benchmarks)
     if training:
         note_idle_flags(cfg)
+    note_other_prompts(cfg)
     return job
 
 

@@ -322,11 +322,13 @@ def check_fit(recipe, cards):
     others = [other for other in RECIPES if fits(other, cards)]
     adapted = [other for other in others if other.full == recipe.name]
     best = largest(adapted or others)
-    advice = (f"Choose {best.name if best else 'laptop'}, which fits, or add "
-              "--force to start it anyway")
+    advice = f"Choose {best.name}, which fits" if best else (
+        "Choose laptop, a tiny model with puzzles of its own, or see docs/forking.md "
+        "for a small model and your own data")
     needs = arithmetic(recipe, len(cards) or recipe.cards)
     here = describe(cards) if cards else "no GPU that can be used"
-    fail(f"{recipe.name} needs {needs}, and this machine has {here}. {advice}")
+    fail(f"{recipe.name} needs {needs}, and this machine has {here}. {advice}, "
+         "or add --force to start it anyway")
 
 
 def check_compiler():

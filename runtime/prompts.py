@@ -227,7 +227,8 @@ def make_prompts(source, problems, tokenizer, vocabulary, cfg):
     the program with one line about `source` if the template, the tokenizer or
     the model cannot handle them."""
     with fail_as(f"{cfg.model}: its chat template or tokenizer cannot make "
-                 f"a prompt of {source}", "try another --prompt-template"):
+                 f"a prompt of {source}", "try another --prompt-template or, if the "
+                 "model's vocabulary lacks words of the problems, another --model"):
         kept = encode_prompts(problems, tokenizer, cfg)
     check_prompts(source, kept, vocabulary, cfg)
     return kept

@@ -210,6 +210,9 @@ def report(folder, cfg, results):
               + "".join(f"{100 * share:7.1f}" for share in result["pass"].values()),
               flush=True)
     for label, result in results.items():
+        if not any(result["pass"].values()):
+            print(f"{label}: no response is right. Read some in {folder / label}.jsonl, and "
+                  "check --task, --prompt-template and the format of the answers", flush=True)
         if dropped := result["dropped"]:
             print(f"{label}: pass@K leaves out {dropped} of "
                   f"{result['problems'] + dropped} problems, whose prompts are "

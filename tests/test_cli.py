@@ -295,6 +295,21 @@ def test_a_run_that_does_less_than_its_flags_promise_says_so(capsys):
     assert printed(method="grpo", grpo_warmup_steps=5) == ""
 
 
+@pytest.mark.parametrize("saved, changes", [
+    ({"task": "countdown", "prompt_template": "raw", "seed": 1},
+     "--prompt-template was raw, is chat; --task was countdown, is math"),
+    ({"task": "math", "prompt_template": "chat", "chat_template_kwargs": {}}, ""),
+    ({"model_type": "llama"}, ""),
+    ([1], "")])
+def test_prompts_unlike_those_of_the_run_that_trained_the_model_are_named(
+        tmp_path, capsys, saved, changes):
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    model = tmp_path / "hf"
+    cli.note_other_prompts(Config(model=str(model)))
+    note = f"note: the run that trained --model {model} had other settings: {changes}\n"
+    assert capsys.readouterr().out == (note if changes else "")
+
+
 @pytest.mark.parametrize("name", ["temperature", "eval_temperature"])
 def test_temperatures_that_vllm_refuses_or_changes_are_refused_before_it_starts(
         name, monkeypatch):

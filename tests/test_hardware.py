@@ -190,7 +190,7 @@ def test_the_smallest_of_unequal_cards_decides(capsys):
     (PAPER, [84.9], [f"Choose {PAPER_LORA}, which fits"]),
     ("logic", [42.3] * 4, ["about 58 GB on each of 4 GPUs (16 x 7.6 / 4",
                            "4 GPUs of 42 GB", "Choose logic-lora"]),
-    (SMALL, [], ["no GPU that can be used", "Choose laptop"])])
+    (SMALL, [], ["no GPU that can be used", "Choose laptop, a tiny model", "docs/forking.md"])])
 def test_a_recipe_that_cannot_fit_is_refused(name, box, words, capsys):
     with pytest.raises(SystemExit) as stop:
         hardware.check_fit(RECIPES[name], box)

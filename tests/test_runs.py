@@ -209,6 +209,10 @@ def test_an_evaluation_shows_pass_at_k_and_its_average_over_the_sets(tmp_path, c
     assert [words[0] for words in both] == ["set", "one", "one@T1.0"]
     *_, note = shown({"one": one, "two": two | {"dropped": 2}})
     assert " ".join(note).startswith("two: pass@K leaves out 2 of 7 problems, whose prompts are")
+    *_, note = shown({"one": one, "two": two | {"pass": {1: 0.0, 2: 0.0}}})
+    assert " ".join(note) == (
+        f"two: no response is right. Read some in {tmp_path}/two.jsonl, and check --task, "
+        "--prompt-template and the format of the answers")
 
 
 @pytest.mark.parametrize("n, values", [(1, [1]), (3, [1, 2]), (8, [1, 2, 4, 8])])
