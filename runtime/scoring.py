@@ -125,7 +125,8 @@ def check_result(task, result):
     if not is_pair and not isinstance(result, bool):
         shown = " ".join(repr(result).split())
         raise TypeError(f"task {task!r} must return True or False, because pass@K counts "
-                        f"right responses, but it returned {shown:.80}")
+                        f"right responses, but it returned {shown:.80}. docs/forking.md "
+                        "says where a partial reward goes")
 
 
 def read_rows(path, tasks):

@@ -85,7 +85,8 @@ def test_a_reward_must_be_true_or_false(result):
     class Pool(WorkerPool):
         tasks = {"graded": lambda response, answer: result}
 
-    message = "^task 'graded' must return True or False, .* but it returned "
+    message = ("^task 'graded' must return True or False, .* but it returned .*"
+               "docs/forking.md says where a partial reward goes$")
     with pytest.raises(TypeError, match=message) as caught:
         Pool().score(["a"], ["1"], "graded")
     assert "\n" not in str(caught.value)
@@ -95,6 +96,14 @@ def test_a_task_with_graded_rewards_is_refused_when_problems_are_read(monkeypatc
     monkeypatch.setitem(verify.TASKS, "graded", lambda response, answer: 0.05)
     with pytest.raises(SystemExit, match="error: task 'graded' must return True or False"):
         check_problem("row 1", {"id": 1, "problem": "1 + 1?", "answer": "2"}, "graded")
+
+
+def test_only_a_task_of_ones_own_may_have_an_answer_longer_than_a_response_s(monkeypatch):
+    monkeypatch.setitem(verify.TASKS, "unit_tests", lambda response, answer: False)
+    problem = {"id": 1, "problem": "Write it.", "answer": "[1]" * 2000}
+    assert check_problem("row 1", problem, "unit_tests")["answer"] == problem["answer"]
+    with pytest.raises(SystemExit, match="row 1: the answer has 6000 characters, but"):
+        check_problem("row 1", problem, "text")
 
 
 @pytest.mark.parametrize("answer", ["2", "Paris", "(C) Paris", "(AB)"])

@@ -241,7 +241,7 @@ def test_unknown_recipe(box, words, name):
 def test_list_refuses_an_unknown_method(box, recipe):
     assert refused(box.run("--list", recipe, "nosuch")) == (
         "train.sh: error: no method 'nosuch': choose one of "
-        f"{' '.join(METHODS)}\n")
+        f"{' '.join(METHODS)}\n"), "methods= of train.sh has the names and the order of METHODS"
 
 
 # ----------------------------------------------------- without a GPU, laptop
@@ -375,7 +375,8 @@ def test_one_gpu_trains_with_lora_and_the_user_is_told(box, gb, name):
     assert done.returncode == 0, done.stderr
     plan, note = done.stdout.splitlines()
     assert f"The recipe is {name}, the largest that fits 1 GPU of {gb} GB" in plan
-    ours = "LoRA is our addition, not the paper's. The recipe has --lora-rank 32 --learning-rate 1e-5"
+    ours = ("LoRA is our addition, not the paper's. The recipe has "
+            "--lora-rank 32 --learning-rate 1e-5")
     assert note.startswith(ours)
     _, words = box.started()
     assert value(words, "--output-dir") == f"runs/{name}"
