@@ -65,8 +65,6 @@ class TrainSystemConfig:
         True, "recompute each layer in the backward pass")
     save_steps: int = setting(
         20, "steps between checkpoints; the last two are kept")
-    resume: bool = setting(
-        True, "resume from the last checkpoint in the run folder")
 
 
 # --------------------------------------------------- what a setting may be

@@ -21,7 +21,7 @@ from runtime.ranks import gather
 # are compared by their contents, so their file may have moved. Evaluations
 # that have begun keep their settings, which check_responses compares.
 CHANGEABLE = (
-    "output_dir", "steps", "resume", "save_steps", "micro_batch_tokens",
+    "output_dir", "steps", "save_steps", "micro_batch_tokens",
     "gradient_checkpointing", "gpu_memory_utilization",
     "tensor_parallel_size", "train_data", "data_dir", "eval_data",
     "eval_steps", "eval_n", "eval_temperature", "eval_top_p",
@@ -88,9 +88,6 @@ def check_run(cfg, problems):
             fail(f"{folder} holds checkpoints but no config.json that names "
                  "their settings: choose another --output-dir")
         return
-    if not cfg.resume:
-        fail(f"{folder} holds a run already: choose another --output-dir, "
-             "or leave out --no-resume to continue it")
     settings = run_settings(cfg, problems)
     fixed = {name: v for name, v in settings.items() if name not in CHANGEABLE}
     before = read_settings(file, file.read_bytes())

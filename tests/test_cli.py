@@ -254,10 +254,10 @@ def test_help_names_each_flag_once_and_with_dashes(capsys):
         flags = re.findall(r"^  (--.*?)(?: |$)(.*)", shown, re.MULTILINE)
         names = [name.rstrip(",") for name, _ in flags]
         assert len(names) == len(set(names)) and not any("_" in name for name in names)
-        switches = {"--no-gradient-checkpointing", "--no-resume"} & set(names)
+        switches = {"--no-gradient-checkpointing"}
         assert set(names) - switches == {flag(field.name) for field in fields_of(command)}
         if command == "train":
-            assert "do not resume from the last checkpoint" in " ".join(shown.split())
+            assert "do not recompute each layer" in " ".join(shown.split())
     _, cfg = cli.parse_config(["train", "--max_prompt_length", "7"], Config)
     assert cfg.max_prompt_length == 7  # _ is accepted for -
 

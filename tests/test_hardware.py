@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import types
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -16,8 +15,8 @@ import torch
 
 from runtime import hardware
 from simko import Config
+from tests.workers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {recipe.name: recipe for recipe in hardware.RECIPES}
 SMALL, NEXT, MIDDLE, PAPER = (
     "qwen2.5-0.5b", "qwen2.5-1.5b", "llama3.2-3b", "qwen2.5-math-7b")

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from runtime import data
 from simko import Config
 from tests.conftest import save_tiny_models, write_rows
+from tests.test_tables import entry, write
 from tools import drawing, laptop, plots, study_figures, tables, walkthrough_figures
 from tools.study import ABLATION_STEPS, SHARED, STEPS, ablation, curve, run_name
 
@@ -48,23 +49,12 @@ def styles(*labels):
 def evaluation(folder, *temperatures, **sets):
     """Writes an eval.json from {set: (n, correct samples of each problem)}. With temperatures, it
     contains each set once for each temperature."""
-    folder.mkdir(parents=True, exist_ok=True)
     entries = {}
     for name, (n, right) in sets.items():
         for t in temperatures or [1.0]:
             label = f"{name}@T{t}" if temperatures else name
-            entries[label] = {
-                "set": name,
-                "n": n,
-                "temperature": t,
-                "top_p": 1.0,
-                "max_tokens": 12,
-                "problems": len(right),
-                "truncated": 0.0,
-                "correct": {f"{name}-{i}": c for i, c in enumerate(right)},
-            }
-    report = {"settings": {"prompt_template": "raw", "seed": 0}, "sets": entries}
-    (folder / "eval.json").write_text(json.dumps(report))
+            entries[label] = entry(name, right, n, temperature=t)
+    write(folder, **entries)
 
 
 def metrics(steps):

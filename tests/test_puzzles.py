@@ -3,11 +3,8 @@ import json
 
 import pytest
 
+from tests.conftest import box
 from verify import is_correct
-
-
-def box(text):
-    return f"So the answer is $\\boxed{{{text}}}$."
 
 
 @pytest.mark.parametrize("response, answer, expected", [

@@ -282,7 +282,6 @@ def test_a_folder_that_holds_another_run_is_left_alone(tiny, run, tmp_path):
     for command, flags, message in (
             ("train", ["--alpha", 0.5],
              "holds a run with other settings: --alpha was 0.01, is 0.5"),
-            ("train", ["--no-resume"], "holds a run already: choose another --output-dir"),
             ("train", ["--eval-n", 2], "was evaluated with other settings: n was 4, is 2"),
             ("eval", [], "is the folder of a training run"),
             ("eval", ["--output-dir", folder / "eval_000001",

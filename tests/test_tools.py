@@ -1,6 +1,5 @@
 """Tests of what the programs of tools/ have in common: help, one line if they cannot write, and
 progress that is readable in a file."""
-import json
 import runpy
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import pytest
 
 from tests import workers
 from tests.conftest import refused
+from tests.test_tables import entry, write
 from tools import data, laptop, plots
 
 PROGRAMS = sorted(path.stem for path in (workers.ROOT / "tools").glob("*.py")
@@ -28,18 +28,7 @@ def test_every_program_of_tools_has_help_that_says_how_to_start_it(name, monkeyp
 def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "rows.jsonl").write_text('{"problem": "p", "answer": "1"}\n')
-    evaluation = {
-        "set": "a",
-        "n": 2,
-        "temperature": 1,
-        "top_p": 1,
-        "max_tokens": 1,
-        "problems": 1,
-        "truncated": 0,
-        "correct": {"1": 1},
-    }
-    report = {"settings": {"prompt_template": "raw", "seed": 0}, "sets": {"a": evaluation}}
-    (tmp_path / "eval.json").write_text(json.dumps(report))
+    write(tmp_path, entry("a", [1], 2))
     place = f"{tmp_path}/file/x"
     for module, *words in (
             (laptop, place),
@@ -49,10 +38,6 @@ def test_other_programs_refuse_places_that_they_cannot_write(tmp_path, monkeypat
         with pytest.raises(SystemExit, match=f"{place} cannot be") as stop:
             module.main()
         refused(stop.value)
-    command = ["bash", workers.ROOT / "train.sh", "nosuch"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("train.sh: error: no recipe 'nosuch': choose one of")
 
 
 def test_a_file_gets_lines_and_not_a_progress_bar(tmp_path):

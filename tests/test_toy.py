@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import simko
+from test_simko import near
 from tests.workers import ROOT
 from tools import toy, toy_sweep
 from tools.toy import Cell
@@ -39,10 +40,6 @@ def table(runs, seed=0, scale=1.0):
     """Returns random logits (runs, 21, 4)."""
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(runs, 21, 4, dtype=torch.double, generator=generator)
-
-
-def near(got, want, tolerance=1e-12):
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 def gradient(theta, paths, **options):
