@@ -1347,6 +1347,12 @@ def test_an_empty_gold_is_never_right():
     assert not is_correct(box("1"), "")
 
 
+def test_an_answer_without_content_is_never_right():
+    r"""No value is the same as \$, a currency without a number."""
+    assert not judge(r"\$", "").right
+    assert not judge("", r"\$").right
+
+
 def test_verify_needs_no_torch():
     code = "import sys, verify; sys.exit('torch' in sys.modules)"
     folder = Path(verify.__file__).parent
