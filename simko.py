@@ -633,7 +633,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
 # -------------------------------------------------------------- evaluation
 def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
     """Samples n responses to each problem of each benchmark, and writes
-    pass@K to folder/eval.json and to the screen. Returns what eval.json has.
+    pass@K to folder/eval.json and to the screen. Returns {LABEL: results}.
 
     Each response goes to folder/LABEL.jsonl with its verdict. If an
     evaluation is stopped, the same call resumes after the last complete

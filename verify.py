@@ -336,7 +336,8 @@ def main():
                         help="show what was extracted and which rung decided, for the task math")
     parser.add_argument("--worker", nargs=2, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack π
+    if sys.stdout:  # None if the terminal has closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack π
     if options.worker:
         scoring.work(lambda *pair: judge(*pair).right, *options.worker)
     elif options.explain:

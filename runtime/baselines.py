@@ -102,7 +102,7 @@ def choose_by_covariance(samples, share=0.002):
     """Sets `chosen`, (L,) bool, in each sample: true for the `share` of all
     ranks' tokens with the largest product of A and log pi_old, each minus its
     mean. At least one token is chosen, and more if values tie, but none if all
-    A are equal.
+    A or all log pi_old are equal.
 
     The choice uses pi_old so that it depends neither on micro-batches nor
     on earlier updates."""

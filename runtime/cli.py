@@ -201,14 +201,15 @@ def note_other_prompts(cfg):
         return
     try:
         before = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError):  # whatever this file is, it is not a run's
+    except (OSError, RecursionError, TypeError, ValueError):  # it is not a run's file
         return
     names = "prompt_template", "chat_template_kwargs", "task"
     now = {name: getattr(cfg, name) for name in names if name in before}
     changes = [f"{flag(name)} {change}" for name, change in differences(before, now).items()]
     if changes:
-        print_once(f"note: the run that trained --model {cfg.model} had other settings: "
-                   f"{'; '.join(changes)}")
+        print_once(printable(f"note: --model {cfg.model} was trained with other settings: "
+                             f"{'; '.join(changes)}. Unless you mean to change them, give the "
+                             "old values"))
 
 
 # -------------------------------------------------------------- the parser

@@ -55,8 +55,8 @@ GROUPS = {
 # Temperature, top-p and maximum response length; docs/reproduce.md has their source.
 PROTOCOL = {"math": (0.6, 0.95, 4096), "logic": (0.7, 0.95, 8192)}
 
-# These tasks read at most MAX_ANSWER characters of a response. A fork's own may read more.
-CUT = "math", "choice", "text", "synlogic", "number_wall"
+# These tasks need no answer longer than MAX_ANSWER characters. A fork's own may.
+SHORT = "math", "countdown", "choice", "text", "synlogic", "game24", "number_wall"
 
 # Other public evaluation code pins the same commits.
 # We found no such commit of SynLogic.
@@ -371,7 +371,7 @@ def check_problem(where, row, task):
             kind = "a text or a number" if name == "answer" else "a text"
             fail(f"{where}: {name!r} must be {kind} and not empty, got {text!r:.80}; "
                  f"the row has the keys {[*row]!r:.200}")
-    if len(answer) > MAX_ANSWER and task in CUT:
+    if len(answer) > MAX_ANSWER and task in SHORT:
         fail(f"{where}: the answer has {len(answer)} characters, but a response's answer may "
              f"have at most {MAX_ANSWER}: shorten it, or remove the row")
     if task not in [*TASKS]:  # a list: a row's task may be unhashable
@@ -418,10 +418,11 @@ def is_solution(answer):
 
 def outside(rows, tests):
     """Returns the rows whose problem is not among the tests. The comparison
-    ignores dollar signs, punctuation and the spaces around other signs. Spaces
-    between words or numbers count: 3 11 4 is not 3 1 14."""
+    ignores dollar signs, punctuation, and all spaces but those between two words
+    or numbers: 3 11 4 is not 3 1 14."""
     def plain(row):
-        text = re.sub(r"[$;:!?]|[.,](?!\d)|(?<!\d)[.,]", " ", row["problem"])
+        text = re.sub(r"\s*,\s*", ",", row["problem"].replace("$", ""))
+        text = re.sub(r"[;:!?]|[.,](?!\d)|(?<!\d)[.,]", " ", text)
         return re.sub(r" (?!\w)|(?<!\w) ", "", " ".join(text.split()))
 
     known = {plain(row) for row in tests}

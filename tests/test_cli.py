@@ -306,7 +306,8 @@ def test_prompts_unlike_those_of_the_run_that_trained_the_model_are_named(
     (tmp_path / "config.json").write_text(json.dumps(saved))
     model = tmp_path / "hf"
     cli.note_other_prompts(Config(model=str(model)))
-    note = f"note: the run that trained --model {model} had other settings: {changes}\n"
+    note = (f"note: --model {model} was trained with other settings: {changes}. Unless you mean "
+            "to change them, give the old values\n")
     assert capsys.readouterr().out == (note if changes else "")
 
 

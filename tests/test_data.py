@@ -568,16 +568,17 @@ def test_files_of_other_formats_are_told_what_to_do(tmp_path):
 # -------------------------------------------------------------------------- training and evaluation
 def test_training_problems_of_a_set_to_evaluate_on_are_left_out(tmp_path, capsys):
     train = [{"problem": text} for text in (
-        "What is  1 + 1, then?", "Find $z^4 - 1.5$.", "Sort 3 11 4", "Count the vowels of Ab")]
+        "What is  1 + 1, then?", "Find $z^4 - 1.5$.", "Sort 3 11 4", "Count the vowels of Ab",
+        "Find the $n$th of $f(1, 2)$.")]
     problems = {
         "train": train,
-        "test": [{"problem": "What is $1+1$ then"}],
+        "test": [{"problem": "What is $1+1$ then"}, {"problem": "Find the nth of $f(1,2)$"}],
         "other": [{"problem": text} for text in (
             "Find $z^4 + 1.5$.", "Find $z^4 - 15$.", "Sort 3 1 14", "Count the vowels of aB")],
     }
     cfg = SimpleNamespace(train_data="train", eval_data=["test", "other"])
-    assert data.without_tests(cfg, problems) == train[1:]
-    line = ("train: 1 problems are also in test, for example 'What is  1 + 1, then?'; the run "
+    assert data.without_tests(cfg, problems) == train[1:4]
+    line = ("train: 2 problems are also in test, for example 'What is  1 + 1, then?'; the run "
             "does not train on them\n")
     assert capsys.readouterr().out == line
     with pytest.raises(SystemExit, match="all problems of --train-data train"):

@@ -138,6 +138,7 @@ def readers(path):
     yield lambda: run_folder.differences(
         run_folder.read_settings(path, path.read_bytes()), {"lambda_top1": 1})
     yield lambda: responses.check_responses(path, {})
+    yield lambda: cli.note_other_prompts(Config(model=str(path.parent / "hf")))
     with mock.patch.object(sys, "argv", ["verify.py", str(path)]):
         yield verify.main
     with mock.patch.object(sys, "argv", ["laptop.py", str(path.parent)]):
@@ -153,6 +154,7 @@ def readers(path):
 @example(content=b'{"response": "1", "answer": "1", "task": []}')
 @example(content=b"1" * 5000)
 @example(content=b'{"step": Infinity}\n')
+@example(content=b'{"prompt_template": "\\u001b[31m"}')
 @example(content=b'{"run": 1, "method": 1, "seed": 1, "pass": {"1e9": []}}')
 @example(content=b'{}\n{"id": "1", "correct": Infinity, "truncated": 0}\n')
 def test_no_content_of_a_file_ends_in_a_traceback(capsys, tmp_path_factory, content):
