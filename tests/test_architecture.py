@@ -49,6 +49,7 @@ def imports(nodes):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "name the package in full, as in from runtime import log"
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return names
 

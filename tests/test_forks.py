@@ -19,9 +19,10 @@ def apply(diff, root):
     """Applies a diff as a reader would: saved to a file, by `git apply`, which finds the place by
     the lines around it."""
     (root / "fork.diff").write_text(diff, encoding="utf-8")
-    command = ["git", "apply", "fork.diff"]
+    command = ["git", "apply", "--verbose", "fork.diff"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr}{diff}"
+    assert "offset" not in done.stderr, "the page names other lines than those that change"
 
 
 def start(root, *arguments):

@@ -213,6 +213,16 @@ def test_only_simko_has_the_grpo_warm_up_of_the_logic_recipe(box, recipe):
     assert listed(recipe) == listed(recipe, "simko") != listed(recipe, "psr")
 
 
+@pytest.mark.parametrize("recipe, alpha, lambda_top1", [
+    ("qwen2.5-math-7b", 0.01, 1.1), ("qwen2.5-7b", 0.01, 1.05), ("logic", 0.005, 1.05)])
+@pytest.mark.parametrize("variant", ["", "-lora"])
+def test_only_simko_has_the_alpha_and_the_lambda_of_a_recipe(recipe, alpha, lambda_top1, variant):
+    _, cfg = cli.parse_config(["train", *listed(recipe + variant)], Config)
+    assert (cfg.alpha, cfg.lambda_top1) == (alpha, lambda_top1)
+    _, cfg = cli.parse_config(["train", *listed(recipe + variant, "psr")], Config)
+    assert (cfg.alpha, cfg.lambda_top1) == (Config.alpha, Config.lambda_top1)
+
+
 def test_list_laptop_has_a_line_for_each_method_that_the_recipe_trains(box):
     box.run("laptop")
     lines = dict(line.split(": ", 1) for line in
