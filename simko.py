@@ -64,7 +64,7 @@ class ObjectiveConfig:
     K: int = setting(3, "number of candidates in Eq. 6; the log has Lambda^(1) to Lambda^(K)")
     q: float = setting(0.8, "tau of Eq. 3 is this quantile of the token entropies (Sec. 5.1)")
     lambda_top1: float = setting(1.1, "factor on wrong rank-1 tokens (Sec. 4.3; Qwen2.5-7B: 1.05)")
-    tau_scope: str = setting("response", "one tau per response (as in v3) or per batch")
+    tau_scope: str = setting("response", "one tau per response (paper's v3) or per batch")
     epsilon: float = setting(0.2, "ratios are clipped below 1 - epsilon (Sec. 2)")
     epsilon_high: float = setting(0.2, "ratios are clipped above 1 + epsilon_high (0.28 for logic)")
     beta: float = setting(0.0, "weight of the KL penalty against the initial model (Sec. 2)")

@@ -92,9 +92,8 @@ def chunk_statistics(h, weight, y, K, temperature):
     top = z.topk(K, dim=-1)
     largest = top.values[:, :1]
 
-    # Adding a constant to all logits changes no result. With the largest at 0,
-    # the entropy of a confident token, which is tiny, is no difference of large
-    # numbers.
+    # Subtracting the largest logit changes no result, but without it a confident
+    # token's entropy, which is tiny, would be the difference of two large numbers.
     z.sub_(largest)
     exp = z.exp()
     total = exp.sum(-1, keepdim=True)
