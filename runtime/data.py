@@ -256,8 +256,8 @@ def gsm8k_math1(gsm8k, math_rows, tests):
     rows = [{**row, "id": f"gsm8k-{row['id']}"} for row in gsm8k]
     rows += [{**row, "id": f"math-{row['id']}"} for row in math_rows
              if row.get("level") == "1"]
-    kept = outside(rows, tests)
-    print_once(f"left out {len(rows) - len(kept)} of {len(rows)} training problems, "
+    kept, shared = separate(rows, tests)
+    print_once(f"left out {len(shared)} of {len(rows)} training problems, "
                "which are also test problems")
     return kept
 
@@ -416,17 +416,20 @@ def is_solution(answer):
     return len(letters) > 100 or bool(has_words and "\n" in answer.strip())
 
 
-def outside(rows, tests):
-    """Returns the rows whose problem is not among the tests. The comparison
-    ignores dollar signs, punctuation, and all spaces but those between two words
-    or numbers: 3 11 4 is not 3 1 14."""
+def separate(rows, tests):
+    """Returns the rows whose problem is not among the tests, and the others. The
+    comparison ignores dollar signs, punctuation, and all spaces but those between
+    two words or numbers: 3 11 4 is not 3 1 14."""
     def plain(row):
         text = re.sub(r"\s*,\s*", ",", row["problem"].replace("$", ""))
         text = re.sub(r"[;:!?]|[.,](?!\d)|(?<!\d)[.,]", " ", text)
         return re.sub(r" (?!\w)|(?<!\w) ", "", " ".join(text.split()))
 
     known = {plain(row) for row in tests}
-    return [row for row in rows if plain(row) not in known]
+    kept, shared = [], []
+    for row in rows:
+        (shared if plain(row) in known else kept).append(row)
+    return kept, shared
 
 
 def without_tests(cfg, problems):
@@ -434,13 +437,10 @@ def without_tests(cfg, problems):
     the program if none remain. problems: {source: list of problems}."""
     rows = problems[cfg.train_data]
     for source in cfg.eval_data:
-        kept = outside(rows, problems[source])
-        if len(kept) < len(rows):
-            first = next(row for row, other in zip(rows, [*kept, None]) if row is not other)
-            print_once(f"{cfg.train_data}: {len(rows) - len(kept)} problems are also in "
-                       f"{source}, for example {first['problem']!r:.80}; the run does not "
-                       "train on them")
-        rows = kept
+        rows, shared = separate(rows, problems[source])
+        if shared:
+            print_once(f"{cfg.train_data}: {len(shared)} problems are also in {source}, for "
+                       f"example {shared[0]['problem']!r:.80}; the run does not train on them")
     return rows or fail(f"all problems of --train-data {cfg.train_data} are also in the sets of "
                         "--eval-data: choose other data for one of them")
 
