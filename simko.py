@@ -41,7 +41,6 @@ from torch.distributed.fsdp import (
 from runtime import baselines, chunked, cli, faults, log, lora, responses, run_folder
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, TrainSystemConfig, setting
-from runtime.common import seed_everything
 from runtime.data import prompt_order
 from runtime.log import Clock, Log, Progress
 from runtime.models import load_model
@@ -49,6 +48,7 @@ from runtime.packing import (
     Sample, balance_across_ranks, groups_to_train_on, join, micro_batches, pack)
 from runtime.probe import check_log_probs
 from runtime.ranks import device_mesh, gather, process_group, sum_over_ranks
+from runtime.seeding import seed_everything
 from runtime.vllm_setup import attention_options, prepare_vllm, repack_heads
 from verify import Verifier
 

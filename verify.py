@@ -45,11 +45,11 @@ processes, which are stopped when they take too long (runtime/scoring.py).
 """
 import argparse
 import functools
-import sys
 from collections import Counter
 from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
+from runtime.common import escape_unencodable
 from runtime.latex import NAME, SUM_OF_NAMES, VARIABLE, clean, extract_answer, letters
 from runtime.units import own_words, same_units, split_unit
 
@@ -336,8 +336,7 @@ def main():
                         help="show what was extracted and which rung decided, for the task math")
     parser.add_argument("--worker", nargs=2, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if sys.stdout:  # None if the terminal has closed
-        sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may lack π
+    escape_unencodable()
     if options.worker:
         scoring.work(lambda *pair: judge(*pair).right, *options.worker)
     elif options.explain:

@@ -1,13 +1,9 @@
-"""Helpers that the other files share: messages to the user, atomic file
-writes and random seeds."""
+"""Helpers that the other files share: messages to the user and atomic file
+writes. verify.py uses them too, so nothing here imports PyTorch."""
 import os
-import random
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-import torch
 
 
 def printable(text):
@@ -44,7 +40,7 @@ def fail(message):
 
 def escape_unencodable():
     """Makes print escape a character that the terminal's encoding lacks,
-    instead of raising. A notebook's stdout lacks none."""
+    instead of raising. A notebook's stdout lacks none, and a closed one is None."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -77,15 +73,3 @@ def write_whole(path, text):
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def seed_everything(*key):
-    """Seeds all global random generators from `key`, a few integers.
-
-    Both rollout engines draw from these generators, even while they start.
-    Call this before each use."""
-    sequence = np.random.SeedSequence(key)
-    value = int(sequence.generate_state(1)[0])
-    random.seed(value)
-    np.random.seed(value)
-    torch.manual_seed(value)

@@ -22,10 +22,10 @@ from torch.distributed.elastic.multiprocessing.errors import (
     get_error_handler, record)
 from tqdm import tqdm
 
-from runtime.common import (
-    error_line, fail, one_line, printable, seed_everything)
+from runtime.common import error_line, fail, one_line, printable
 from runtime.ranks import gather
 from runtime.run_folder import drop_unfinished
+from runtime.seeding import seed_everything
 from runtime.vllm_setup import last_lines
 
 # Seconds that an engine may take to start, which may include a download.

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
-from runtime.common import fail_as, seed_everything
+from runtime.common import fail_as
+from runtime.seeding import seed_everything
 
 
 def add_adapters(model, cfg, dtype):

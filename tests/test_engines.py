@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, XGLMConfig
 
 import simko
-from runtime.common import seed_everything
 from runtime.hf_engine import HFEngine
 from runtime.ranks import process_group
+from runtime.seeding import seed_everything
 from tests import workers
 from tests.conftest import (
     CPU, STOPS, VOCABULARY, config, load_samples, move, needs_vllm, plain_logits, plain_model,

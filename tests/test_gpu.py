@@ -38,11 +38,11 @@ import simko
 from runtime import faults
 from runtime.checkpoints import load_checkpoint, save_checkpoint, save_hf
 from runtime.chunked import token_statistics
-from runtime.common import seed_everything
 from runtime.log import Clock
 from runtime.models import load_model
 from runtime.packing import Sample, packed_attention
 from runtime.ranks import gather, process_group
+from runtime.seeding import seed_everything
 from tests import workers
 from tests.conftest import eager_vllm, quiet, why_no_vllm, write_rows
 from tools import zoo

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 import simko
 from runtime import baselines, cli, faults
-from runtime.common import seed_everything
 from runtime.hf_engine import HFEngine
 from runtime.models import load_model
 from runtime.packing import Sample
+from runtime.seeding import seed_everything
 from test_simko import naive_ratio
 from tests.conftest import (
     CPU, SHARES, config, distance, load_samples, main, metrics, move, near, one_base,

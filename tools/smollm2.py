@@ -44,10 +44,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from runtime.common import fail, flag, seed_everything, write_whole
+from runtime.common import fail, flag, write_whole
 from runtime.data import read_jsonl
 from runtime.hf_engine import HFEngine
 from runtime.log import Progress
+from runtime.seeding import seed_everything
 from simko import pass_at_k
 from tools import ROOT, allow_head, command_line, countdown, laptop, results
 from tools.seeds import difference
