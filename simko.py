@@ -42,6 +42,7 @@ from runtime import baselines, chunked, cli, faults, log, lora, responses, run_f
 from runtime.checkpoints import save_checkpoint, save_hf, start_or_resume
 from runtime.cli import SystemConfig, TrainSystemConfig, setting
 from runtime.data import prompt_order
+from runtime.hf_engine import HFEngine
 from runtime.log import Clock, Log, Progress
 from runtime.models import load_model
 from runtime.packing import (
@@ -190,6 +191,7 @@ def entropy_threshold(entropy, lengths, q):
     The gate of Eq. 3 is open strictly above it: `entropy > tau`.
     entropy: (T,) in nats, one response after another.
     lengths: (R,) tokens of each response, at least 1. Returns (T,)."""
+    entropy = entropy.detach()  # tau gets no gradient
     tau = [h.quantile(q) for h in entropy.split(lengths.tolist())]
     return entropy.new_tensor(tau).repeat_interleave(lengths)
 
@@ -222,8 +224,8 @@ def token_statistics(hidden, weight, token, K, temperature):
 
     hidden: (T, D), the state that predicts each token.
     weight: (V, D), the output head. token: (T,).
-    Returns, with a gradient, logp (T,) and topk_logp (T, K) in descending
-    order; without one, entropy (T,) in nats and is_top1 (T,), bool.
+    Returns logp (T,), topk_logp (T, K) in descending order, entropy (T,)
+    in nats and is_top1 (T,), bool. All but the last have a gradient.
 
     This is the definition, and the reference of the tests. It holds T x V
     logits in memory. The loop calls `chunked.token_statistics`, which
@@ -233,7 +235,6 @@ def token_statistics(hidden, weight, token, K, temperature):
     log_pi = (logits / temperature).log_softmax(-1)
     logp = log_pi.gather(1, token[:, None])[:, 0]
     topk_logp = log_pi.topk(K).values
-    log_pi = log_pi.detach()  # the entropy gets no gradient
     entropy = -(log_pi.exp() * log_pi).sum(-1)
     # Tokens that tie for the highest probability are all rank-1.
     is_top1 = logp >= topk_logp[:, 0]
@@ -454,7 +455,7 @@ class Trainer:
             sums["entropy"] += (entropy / length).sum().double()
             # The engine's log-probs show whether it has the same policy.
             engine_logp = [torch.from_numpy(s.engine_logp) for s in batch]
-            gap = logp.cpu() - join(engine_logp, like=logp[:0].cpu())
+            gap = logp.cpu() - join(engine_logp, like=logp.cpu())
             sums["logp_gap"] += gap.abs().sum().double()
             sums["tokens"] += len(logp)
             sums["responses"] += len(batch)
@@ -474,8 +475,7 @@ class Trainer:
         micro-batches and over ranks. If the loss or its gradient is not
         finite, the weights stay as they are."""
         cfg, method = self.cfg, baselines.METHODS[method_name]
-        if method.drops_zero_advantage:
-            samples = [s for s in samples if s.advantage]
+        samples = baselines.counted(samples, method)
         count = len(samples)
         if cfg.loss_type == "dapo":
             count = sum(len(s.response_ids) for s in samples)
@@ -499,22 +499,24 @@ class Trainer:
             A = torch.tensor([s.advantage for s in batch], device=self.device)
             A = A.repeat_interleave(lengths)
             # The gate of Eq. 3. Without SimKO, only the log and some baselines read it.
-            if tau is None:
+            if method.choose:  # kl-cov's gate is not about entropy
+                gate = join([s.chosen for s in batch], like=is_top1)
+            elif tau is None:
                 gate = entropy > entropy_threshold(entropy, lengths, cfg.q)
             else:
                 gate = entropy > tau
-            if method.choose:  # kl-cov's gate is not about entropy
-                gate = join([s.chosen for s in batch], like=gate)
 
-            gamma = (logp - old_logp).exp()
-            if method.simko_ratio:
+            if method.uses_simko_ratio:
                 gamma = simko_ratio(logp, old_logp, topk_logp, is_top1, A, gate,
                                     cfg.alpha, cfg.lambda_top1)
-            loss, clipped = self.grpo_loss(gamma, A)
+            else:
+                gamma = (logp - old_logp).exp()
             if method.token_loss:
                 loss, clipped = method.token_loss(
                     self.grpo_loss, cfg=cfg, gamma=gamma, logp=logp, old_logp=old_logp,
                     entropy=entropy, advantage=A, gate=gate, lengths=lengths)
+            else:
+                loss, clipped = self.grpo_loss(gamma, A)
             if cfg.beta:
                 ref_logp = join([s.ref_logp for s in batch], like=logp)
                 loss = loss + cfg.beta * kl_penalty(logp, ref_logp)
@@ -544,7 +546,7 @@ class Trainer:
         # Loss and norm are the same on all ranks, so all decide alike.
         if not math.isfinite(sums["loss"] + sums["grad_norm"]):
             faults.refuse_update(self, finite, sums["loss"], sums["grad_norm"])
-            return {"grad_norm": math.nan}
+            return {"grad_norm": math.nan}  # null in the log
         self.refused = 0
         self.optimizer.step()
         return sums
@@ -676,10 +678,8 @@ def evaluate(cfg, folder, benchmarks, tokenizer, engine, verifier, progress):
 # -------------------------------------------------------------------- main
 def make_engine(cfg, *arguments):
     """Builds the engine that --rollout names, with the arguments of VLLMEngine."""
-    if cfg.rollout == "vllm":
-        return VLLMEngine(cfg, *arguments)
-    from runtime.hf_engine import HFEngine
-    return HFEngine(cfg, *arguments)
+    Engine = VLLMEngine if cfg.rollout == "vllm" else HFEngine
+    return Engine(cfg, *arguments)
 
 
 def main(arguments):

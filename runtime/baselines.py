@@ -21,11 +21,12 @@ class Method(NamedTuple):
     # f(grpo_loss, *, cfg, gamma, logp, old_logp, entropy, advantage, gate,
     # lengths) -> (loss, whether the clip has cut its gradient), both (T,).
     # grpo_loss(gamma, advantage) returns this pair for GRPO. cfg holds the
-    # settings. lengths: (R,), tokens of each response. The others are (T,).
-    # T and R are 0 where other ranks have more micro-batches.
+    # settings. lengths: (R,), tokens of each response. The others are (T,);
+    # gamma, logp and entropy have a gradient. T and R are 0 where other ranks
+    # have more micro-batches.
     token_loss: Callable | None = None
     # Eq. 3 gives the ratio: gamma-tilde takes gamma's place.
-    simko_ratio: bool = False
+    uses_simko_ratio: bool = False
     # The gate opens above this quantile of all entropies in the batch.
     batch_quantile: float | None = None
     # f(samples), which sets `chosen` in each sample; `chosen` becomes the gate.
@@ -126,7 +127,7 @@ def choose_by_covariance(samples, share=0.002):
 METHODS = {
     "simko": Method(
         "the ratio of Eq. 3, with --alpha, --K, --q, --lambda-top1 and --tau-scope",
-        simko_ratio=True),
+        uses_simko_ratio=True),
     "grpo": Method("the same loop without Eq. 3"),
     "psr": Method(
         "correct responses only, A = 1 (Zhu et al., 2025)",
@@ -171,6 +172,13 @@ def batch_threshold(entropies, method, cfg):
         return 0.0
     # torch.quantile takes 16 million numbers at most.
     return float(np.quantile(everyone, q))
+
+
+def counted(samples, method):
+    """Returns the samples over which the loss is averaged."""
+    if method.drops_zero_advantage:
+        return [s for s in samples if s.advantage]
+    return samples
 
 
 def has_gradient(sample, method, beta):

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -95,9 +94,10 @@ def skip_checkpoint(path, error, last):
              f"({reason(error)}). Repair it, or move it away to start the run "
              "from the beginning")
     if dist.get_rank() == 0:
-        aside = next(
-            name for i in count(1)
-            if not (name := path.with_suffix(f".unreadable{i}")).exists())
+        number = 1
+        while path.with_suffix(f".unreadable{number}").exists():
+            number += 1
+        aside = path.with_suffix(f".unreadable{number}")
         path.rename(aside)
         print(f"{path} cannot be read; skipped it and renamed it to "
               f"{aside.name}: {reason(error)}", flush=True)
@@ -248,10 +248,10 @@ def plain_model(cfg, stop_ids, dtype=None):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **NO_CODE)
     before = generation_file(cfg.model) or model.generation_config
-    vocabulary = config.get_text_config().vocab_size
+    vocab_size = config.get_text_config().vocab_size
 
     def known(token):  # -1 stands for no token, but cannot be saved
-        return token if token in range(vocabulary) else None
+        return token if token in range(vocab_size) else None
 
     model.generation_config = GenerationConfig(
         eos_token_id=stop_ids, bos_token_id=known(before.bos_token_id),
@@ -318,7 +318,10 @@ class MetadataUnpickler(pickle.Unpickler):
     @staticmethod
     def member(*arguments):
         """Takes the place of getattr, through which some Pythons (such as
-        Debian 12's 3.11.2) pickle a member of an enumeration."""
+        Debian 12's 3.11.2) pickle a member of an enumeration.
+
+        It takes any arguments, because a TypeError would pass for a damaged
+        file, which `check_checkpoints` leaves to the loader."""
         match arguments:
             case (owner, str(name)):
                 if owner is MEMORY_FORMATS and name in MEMORY_FORMAT_NAMES:

@@ -36,6 +36,8 @@ class ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, token, K, temperature, chunk):
+        # A result that the loss does not use then has the gradient None.
+        ctx.set_materialize_grads(False)
         pieces = []
         for h, y in zip(hidden.split(chunk), token.split(chunk)):
             pieces.append(chunk_statistics(h, weight, y, K, temperature))
@@ -48,26 +50,32 @@ class ChunkedHead(torch.autograd.Function):
         # The upstream gradient is nonzero only in these columns: the sampled
         # token, then the K candidates.
         columns = torch.cat([token[:, None], top], dim=1)
-        ctx.save_for_backward(hidden, weight, log_z, columns)
+        ctx.save_for_backward(hidden, weight, log_z, columns, entropy)
         ctx.temperature = temperature
         ctx.chunk = chunk
-        ctx.mark_non_differentiable(entropy, is_top1)
+        ctx.mark_non_differentiable(is_top1)
         return logp, topk_logp, entropy, is_top1
 
     @staticmethod
     def backward(ctx, grad_logp, grad_topk, grad_entropy, grad_is_top1):
-        hidden, weight, log_z, columns = ctx.saved_tensors
-        grad = torch.cat([grad_logp[:, None], grad_topk], dim=1)
-        grad = grad / ctx.temperature  # because the logits were divided by it
+        hidden, weight, log_z, columns, entropy = ctx.saved_tensors
+        grad = log_z.new_zeros(columns.shape)
+        if grad_logp is not None:
+            grad[:, 0] = grad_logp
+        if grad_topk is not None:
+            grad[:, 1:] = grad_topk
 
         grad_hidden = torch.empty_like(hidden)
         # LoRA freezes the head.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
+            of_entropy = None
+            if grad_entropy is not None:
+                of_entropy = entropy[rows, None], grad_entropy[rows, None]
             grad_z = chunk_gradient(
                 hidden[rows], weight, log_z[rows], columns[rows], grad[rows],
-                ctx.temperature)
+                ctx.temperature, of_entropy)
             torch.mm(grad_z, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight.addmm_(grad_z.T, hidden[rows])
@@ -108,15 +116,23 @@ def chunk_statistics(h, weight, y, K, temperature):
     return logp[:, 0], topk_logp, entropy[:, 0], log_z, top.indices
 
 
-def chunk_gradient(h, weight, log_z, columns, grad, temperature):
-    """Returns d loss / d logits, (t, V), in the weight's dtype.
+def chunk_gradient(h, weight, log_z, columns, grad, temperature, of_entropy):
+    """Returns d loss / d (h weight.T), (t, V), in the weight's dtype.
 
     grad: (t, 1 + K), d loss / d log pi(j) for each j in `columns` (t, 1 + K).
     Each j adds grad_j (e_j - pi), where e_j - pi is the negative of Eq. 4. Together
-    they add -pi times the sum of grad, which is dense, and grad_j in column j."""
-    z = chunk_logits(h, weight, temperature)
-    pi = z.sub_(log_z).exp_()
-    grad_z = pi.mul_(-grad.sum(1, keepdim=True))
+    they add -pi times the sum of grad, which is dense, and grad_j in column j.
+    of_entropy: None, or the entropy and d loss / d entropy, both (t, 1)."""
+    grad = grad / temperature  # the product is divided by it
+    log_pi = chunk_logits(h, weight, temperature).sub_(log_z)
+    if of_entropy is None:
+        grad_z = log_pi.exp_().mul_(-grad.sum(1, keepdim=True))
+    else:
+        entropy, grad_entropy = of_entropy
+        pi = log_pi.exp()
+        # d entropy / d z_j = -pi_j (log pi_j + entropy)
+        slope = log_pi.add_(entropy).mul_(grad_entropy / temperature)
+        grad_z = pi.mul_(-grad.sum(1, keepdim=True) - slope)
     # If the sampled token is also a candidate, its two gradients are added.
     grad_z.scatter_add_(1, columns, grad)
     return grad_z.to(weight.dtype)

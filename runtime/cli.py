@@ -129,7 +129,7 @@ def check_number(name, number, parser):
         parser.error(f"{flag(name)} {number} is not a number below 2^31")
     for must, holds, names in RANGES:
         if name in names and not holds(number):
-            parser.error(f"{flag(name)} must {must}")
+            parser.error(f"{flag(name)} must {must}, not {number}")
 
 
 def check_together(command, cfg, parser):
@@ -180,9 +180,10 @@ def note_idle_flags(cfg):
                    f"--grpo-warmup-steps is {cfg.grpo_warmup_steps}")
     if cfg.eval_steps and not cfg.eval_data:
         print_once("note: --eval-steps does nothing without --eval-data")
-    idle = [name for name in SIMKO_ONLY
-            if not method.simko_ratio
-            and getattr(cfg, name) != getattr(type(cfg), name)]
+    idle = []
+    if not method.uses_simko_ratio:
+        idle = [name for name in SIMKO_ONLY
+                if getattr(cfg, name) != getattr(type(cfg), name)]
     if idle:
         print_once(f"note: --method {cfg.method} does not train with "
                    f"{', '.join(map(flag, idle))}")
@@ -196,7 +197,7 @@ def note_idle_flags(cfg):
 def note_other_prompts(cfg):
     """Prints a note if --model is the export of a run whose prompts were made,
     or whose answers were checked, in another way than this command will."""
-    file = Path(cfg.model).parent / "config.json"
+    file = Path(cfg.model).resolve().parent / "config.json"
     if not file.is_file():
         return
     try:
@@ -403,13 +404,13 @@ def prepare(arguments, Config):
     command, cfg = parse_config(arguments, Config)
     cfg = resolve_auto(cfg)
     check_temperatures(cfg)
-    config = load_config(command, cfg)
-    vocabulary = config.vocab_size
-    tokenizer = load_tokenizer(cfg, vocabulary)
-    stop_ids = end_tokens(cfg, tokenizer, vocabulary)
+    model_config = load_config(command, cfg)
+    vocab_size = model_config.vocab_size
+    tokenizer = load_tokenizer(cfg, vocab_size)
+    stop_ids = end_tokens(cfg, tokenizer, vocab_size)
     if Path(cfg.model).is_dir():
         check_weights(command, Path(cfg.model))
-    room = context_left(command, cfg, config)
+    room = context_left(command, cfg, model_config)
     if command == "train":
         check_export(cfg, tokenizer, stop_ids)
 
@@ -418,7 +419,7 @@ def prepare(arguments, Config):
     rows = {s: load_problems(s, cfg.data_dir, cfg.task) for s in sources}
     if training:
         rows[cfg.train_data] = without_tests(cfg, rows)
-    sets = {source: make_prompts(source, problems, tokenizer, vocabulary, cfg)
+    sets = {source: make_prompts(source, problems, tokenizer, vocab_size, cfg)
             for source, problems in rows.items()}
     dropped = {source: len(rows[source]) - len(sets[source]) for source in rows}
     benchmarks = plan_benchmarks(command, cfg, sets, dropped, room)
@@ -450,7 +451,8 @@ def identity(job):
     """Returns {flag: value} of everything that must be the same on all ranks.
     Files are compared by their contents."""
     settings = dataclasses.asdict(job.cfg)
-    mine = {flag(name): value for name, value in settings.items() if name not in OF_A_NODE}
+    mine = {"the command": job.command}
+    mine |= {flag(name): value for name, value in settings.items() if name not in OF_A_NODE}
     mine["--model"] = fingerprint(job.cfg.model)
     if job.command == "train":
         mine["--train-data"] = digest(job.problems)

@@ -342,17 +342,19 @@ def load_problems(source, data_dir="", task="math"):
         rows = read_columns(path, file)
     else:
         rows = [(f"{source}, row {row['id']}", row) for row in fetch(source)]
-    problems = {}
+    problems, answers = {}, []
     for where, row in rows:
         problem = check_problem(where, row, task)
         if problem["id"] in problems:
             fail(f"{where}: an earlier row has the same id, {problem['id']!r:.80}: give "
                  "each row its own id")
         problems[problem["id"]] = problem
-    answers = [(where, problem["answer"]) for (where, _), problem in zip(rows, problems.values())
-               if problem.get("task", task) == "math"]
+        if problem.get("task", task) == "math":
+            answers.append((where, problem["answer"]))
+    if not problems:
+        fail(f"{source} contains no problems")
     check_solutions(source, answers)
-    return list(problems.values()) or fail(f"{source} contains no problems")
+    return list(problems.values())
 
 
 def check_problem(where, row, task):
@@ -441,8 +443,10 @@ def without_tests(cfg, problems):
         if shared:
             print_once(f"{cfg.train_data}: {len(shared)} problems are also in {source}, for "
                        f"example {shared[0]['problem']!r:.80}; the run does not train on them")
-    return rows or fail(f"all problems of --train-data {cfg.train_data} are also in the sets of "
-                        "--eval-data: choose other data for one of them")
+    if not rows:
+        fail(f"all problems of --train-data {cfg.train_data} are also in the sets of "
+             "--eval-data: choose other data for one of them")
+    return rows
 
 
 def prompt_order(batch, batch_size, count, seed):

@@ -31,29 +31,22 @@ from runtime.vllm_setup import last_lines
 # Seconds that an engine may take to start, which may include a download.
 START_LIMIT = 3600
 
-# Advice for each phase in case it runs out of memory.
+# What to do if a phase runs out of memory: one or several ways.
+ENGINE = "lower --gpu-memory-utilization (now {gpu_memory_utilization})"  # vLLM alone has it
+CHECKPOINTING = "add --gradient-checkpointing"
+FEWER_TOKENS = "lower --micro-batch-tokens (now {micro_batch_tokens})"
+MORE_GPUS = "use more GPUs"
 MORE_MEMORY = {
-    "engine start":
-        "lower --gpu-memory-utilization (now {gpu_memory_utilization})",
-    "rollout":
-        "lower --gpu-memory-utilization (now {gpu_memory_utilization}), or the "
-        "response limit",
-    "weight sync":
-        "lower --gpu-memory-utilization (now {gpu_memory_utilization}), or use "
-        "more GPUs",
-    "loading of the policy":
-        "use more GPUs (weights and optimizer are sharded over them), or "
-        "lower --gpu-memory-utilization (now {gpu_memory_utilization})",
-    "computation of log-probs":
-        "lower --micro-batch-tokens (now {micro_batch_tokens})",
-    "update":
-        "lower --micro-batch-tokens (now {micro_batch_tokens}), use "
-        "--gradient-checkpointing (now {gradient_checkpointing}), or use "
-        "more GPUs",
-    "export":
-        "use more GPUs; the last checkpoint is complete",
-    "run":
-        "lower --gpu-memory-utilization (now {gpu_memory_utilization})"}
+    "engine start": (ENGINE, "choose a smaller --model"),
+    "rollout": (
+        ENGINE, "lower --max-completion-length (in an evaluation: --eval-max-tokens)"),
+    "weight sync": (ENGINE, MORE_GPUS),
+    "loading of the policy": (
+        "use more GPUs (weights and optimizer are sharded over them)", ENGINE),
+    "computation of log-probs": (FEWER_TOKENS,),
+    "update": (FEWER_TOKENS, CHECKPOINTING, MORE_GPUS),
+    "export": ("use more GPUs; the last checkpoint is complete",),
+    "run": (ENGINE, MORE_GPUS)}
 
 # What gloo, NCCL and the store say when a rank has ended (LOST), and when it
 # does not answer (SILENT).
@@ -142,7 +135,7 @@ def explain(error, cfg):
         return error
     where = f"rank {os.environ['RANK']}, during the {current_phase}"
     text = str(error)
-    advice = MORE_MEMORY[current_phase].format(**vars(cfg))
+    advice = more_memory(cfg)
     if isinstance(error, CheckpointException):
         # This exception reaches all ranks, whichever of them failed.
         if os.environ["RANK"] == "0":
@@ -177,6 +170,17 @@ def explain(error, cfg):
             "cache is too small: raise --gpu-memory-utilization, or on CPUs "
             "VLLM_CPU_KVCACHE_SPACE.")
     return error
+
+
+def more_memory(cfg):
+    """Returns the ways to give the current phase more memory."""
+    useless = set()
+    if cfg.rollout == "hf":
+        useless.add(ENGINE)
+    if cfg.gradient_checkpointing:
+        useless.add(CHECKPOINTING)
+    ways = [way for way in MORE_MEMORY[current_phase] if way not in useless]
+    return ", or ".join(ways).format(**vars(cfg))
 
 
 def one_line_exit(message):
@@ -254,6 +258,31 @@ def discard(descriptor):
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
+@contextmanager
+def start_limit(rank):
+    """Ends the process if the engine does not start within START_LIMIT."""
+    # The engine may redirect stderr to a file in the meantime.
+    with os.fdopen(os.dup(2), "w") as screen:
+        timer = threading.Timer(START_LIMIT, hangs, (rank, screen))
+        timer.daemon = True
+        timer.start()
+        # Unlike the timer, this works even if the interpreter is blocked.
+        faulthandler.dump_traceback_later(
+            START_LIMIT + 60, exit=True, file=screen)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            faulthandler.cancel_dump_traceback_later()
+
+
+def hangs(rank, screen):
+    print(f"simko.py: error: rank {rank}: the engine did not start within "
+          f"{START_LIMIT} s.{last_lines()}\nIts stack:", file=screen, flush=True)
+    faulthandler.dump_traceback(screen)
+    os._exit(1)
+
+
 class GuardedEngine:
     """An engine whose start has a time limit. Its rollouts end early on all
     ranks when any rank receives SIGTERM, SIGINT or SIGHUP.
@@ -265,7 +294,9 @@ class GuardedEngine:
     start: a function that returns the engine. shared: whether several ranks
     share an engine. If one of them left a rollout early, the others would
     wait for it, so all of them finish the rollout."""
-    asked = False  # whether this process has received a signal
+    # Whether this process has received a signal. It belongs to the class,
+    # because `leave_at_once` has no engine.
+    asked = False
 
     def __init__(self, start, shared=False):
         self.shared = shared
@@ -274,21 +305,8 @@ class GuardedEngine:
         GuardedEngine.asked = False
         self.abandonable = False   # whether the rollout may be left now
         self.stopped = False
-        # stderr may be redirected to a file while the engine starts.
-        self.screen = os.fdopen(os.dup(2), "w")
-        timer = threading.Timer(START_LIMIT, self.hangs)
-        timer.daemon = True
-        timer.start()
-        # Unlike the timer, this works even if the interpreter is blocked.
-        faulthandler.dump_traceback_later(
-            START_LIMIT + 60, exit=True, file=self.screen)
-        try:
-            with phase("engine start"):
-                self.engine = start()
-        finally:
-            timer.cancel()
-            faulthandler.cancel_dump_traceback_later()
-            self.screen.close()
+        with start_limit(self.rank), phase("engine start"):
+            self.engine = start()
         self.sleep = self.engine.sleep
         numbers = [signal.SIGTERM, signal.SIGINT]
         # Under nohup, SIGHUP is ignored: the run outlives its terminal.
@@ -297,14 +315,6 @@ class GuardedEngine:
         self.before = {number: signal.signal(number, self.ask) for number in numbers}
         self.streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = map(Unbroken, self.streams)
-
-    def hangs(self):
-        """Ends the process, because the engine did not start in time."""
-        print(f"simko.py: error: rank {self.rank}: the engine did not start "
-              f"within {START_LIMIT} s.{last_lines()}\nIts stack:",
-              file=self.screen, flush=True)
-        faulthandler.dump_traceback(self.screen)
-        os._exit(1)
 
     def ask(self, number, frame):
         """Handles SIGTERM, SIGINT and SIGHUP."""
@@ -431,9 +441,9 @@ def check_gap(gap, samples, dtype):
     limit = 0.2 if dtype == torch.bfloat16 else 0.01
     refuse_gap(gap, limit, "over all responses")
     for s in samples:
-        gap = np.abs(s.old_logp.cpu().numpy() - s.engine_logp).mean()
+        sample_gap = np.abs(s.old_logp.cpu().numpy() - s.engine_logp).mean()
         # A few rare tokens may differ by more than the mean.
-        refuse_gap(gap, 5 * limit, f"over a response to {printable(s.id)}")
+        refuse_gap(sample_gap, 5 * limit, f"over a response to {printable(s.id)}")
 
 
 def refuse_gap(gap, limit, where):
@@ -451,10 +461,11 @@ def check_groups(step, groups, cfg):
     """Warns if --max-sampling-rounds did not find enough groups for a batch."""
     if len(groups) < cfg.batch_size and dist.get_rank() == 0:
         tqdm.write(
-            f"step {step + 1}: --max-sampling-rounds {cfg.max_sampling_rounds} "
-            f"found only {len(groups)} of {cfg.batch_size} groups with unequal "
-            "rewards, and the step trains on those. Raise this number, or "
-            "change --train-data")
+            f"warning: step {step + 1}: --max-sampling-rounds "
+            f"{cfg.max_sampling_rounds} found only {len(groups)} of "
+            f"{cfg.batch_size} groups with unequal rewards, and the step trains "
+            "on those. Raise this number, or change --train-data",
+            file=sys.stderr)
 
 
 def check_rewards(path, steps=10):

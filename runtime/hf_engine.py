@@ -80,12 +80,12 @@ class HFEngine:
                 logp = torch.cat(sampled.columns, 1).cpu().numpy()
             responses = out[:, ids.shape[1]:].cpu()
             stops = torch.isin(responses, stop_ids)
-            for i, response, p, stop in zip(rows, responses, logp, stops):
+            for i, response, row_logp, stop in zip(rows, responses, logp, stops):
                 length = len(response)
                 if stop.any():
                     length = int(stop.int().argmax()) + 1
                 samples.append(Sample(
-                    i, prompts[i], response[:length].numpy(), p[:length],
+                    i, prompts[i], response[:length].numpy(), row_logp[:length],
                     truncated=not stop.any()))
         return samples
 

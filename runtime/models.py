@@ -38,7 +38,8 @@ def find_model(model):
     if os.path.isdir(model):  # unlike Path's, it takes names of any length
         return
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        fail(f"--model {model}: there is no such folder")
+        fail(f"--model {model}: there is no such folder. Name the folder of a "
+             "model, or its id on the hub")
     if is_offline_mode():
         return
     with fail_as(f"--model {model} is not a folder here, and {ENDPOINT} cannot "
@@ -101,10 +102,10 @@ def load_config(command, cfg):
         body = model.base_model
         config = config.get_text_config()
     if command == "train":
+        if cfg.K > config.vocab_size:
+            fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of "
+                 "the model's vocabulary: choose a smaller number")
         check_trainable(cfg, config, body)
-    if cfg.K > config.vocab_size:
-        fail(f"--K {cfg.K} is more than the {config.vocab_size} tokens of "
-             "the model's vocabulary")
     check_parallel(cfg.tensor_parallel_size, config)
     return config
 
@@ -153,7 +154,7 @@ def check_parallel(parts, config):
         if field == "num_key_value_heads" and parts % size == 0:
             continue
         fail(f"--tensor-parallel-size {parts} does not divide the model's "
-             f"{field}, {size}")
+             f"{field}, {size}: choose a number that does")
 
 
 def context_left(command, cfg, config):
@@ -232,7 +233,7 @@ def fingerprint(model):
             with file.open("rb") as content:
                 content.seek(max(0, file.stat().st_size - 2**20))
                 checksum = zlib.crc32(content.read(), checksum)
-    return f"with checksum {checksum:08x}"
+    return f"files with checksum {checksum:08x}"
 
 
 def check_finite(model, tensors):

@@ -1,7 +1,6 @@
 """Samples, and the packing of many of them into one row of tokens
 without padding, which the policy reads in one forward pass."""
 import inspect
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -114,27 +113,14 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
                      indices=None, block_indices=None, **_):
     """Causal attention within each packed sequence.
 
-    query, key, value: (1, heads, T, d). Returns (1, T, heads, d).
-    transformers calls it by the name "packed". Its own attentions keep
-    sequences apart only if neither a mask nor a cache is passed."""
-    name = f"a {type(module).__name__}"
-    if cu_seq_lens_q is None:
-        fail(f"{name} does not pass on where sequences begin, so it cannot be "
-             "trained here: choose another model")
+    query, key, value: (1, heads, T, d). Returns ((1, T, heads, d), None),
+    where None stands for the attention's weights. transformers calls it by the
+    name "packed". Its own attentions keep sequences apart only if neither a
+    mask nor a cache is passed."""
     changes = attention_mask, position_bias, indices, block_indices
-    if any(change is not None for change in changes):
-        fail(f"{name} masks or biases its scores, as sparse attention does, "
-             "which is not implemented: choose another model")
-    if softcap is not None:
-        fail(f"{name} caps its scores (soft-capping), which is not implemented: "
-             "choose another model")
-    if s_aux is not None:
-        fail(f"{name} has attention sinks, which are not implemented: choose "
-             "another model")
-    if (sliding_window or math.inf) < max_length_q:
-        fail(f"{name} has a sliding window of {sliding_window} tokens, and "
-             "longer sequences are not implemented: lower --max-prompt-length "
-             "and --max-completion-length until their sum is at most that")
+    refuse_other_attention(
+        type(module).__name__, cu_seq_lens_q, max_length_q, changes,
+        sliding_window, softcap, s_aux)
     # The heads move behind the tokens: (T, heads, d).
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and flash_can_do(q, v):
@@ -152,6 +138,29 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
         out.append(attended.transpose(1, 2).flatten(0, 1))
         start = end
     return torch.cat(out)[None], None
+
+
+def refuse_other_attention(
+        layer, bounds, longest, changes, sliding_window, softcap, sinks):
+    """Refuses what `packed_attention` does not compute. changes: tensors that
+    would mask or change scores."""
+    name = f"a {layer}"
+    if bounds is None:
+        fail(f"{name} does not pass on where sequences begin, so it cannot be "
+             "trained here: choose another model")
+    if any(change is not None for change in changes):
+        fail(f"{name} masks or biases its scores, as sparse attention does, "
+             "which is not implemented: choose another model")
+    if softcap is not None:
+        fail(f"{name} caps its scores (soft-capping), which is not implemented: "
+             "choose another model")
+    if sinks is not None:
+        fail(f"{name} has attention sinks, which are not implemented: choose "
+             "another model")
+    if sliding_window and longest > sliding_window:
+        fail(f"{name} has a sliding window of {sliding_window} tokens, and "
+             "longer sequences are not implemented: lower --max-prompt-length "
+             "and --max-completion-length until their sum is at most that")
 
 
 def flash_can_do(q, v):

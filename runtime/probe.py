@@ -39,8 +39,8 @@ def check_log_probs(model, policy_forward, cfg, device):
     model.to(device, torch.float32)
     samples = probes(model.config.get_text_config(), cfg)
     try:
-        alone = torch.cat([log_probs(model, policy_forward, [s], device) for s in samples])
-        packed = alone
+        one_by_one = torch.cat([log_probs(model, policy_forward, [s], device) for s in samples])
+        packed = one_by_one
         if cfg.micro_batch_tokens >= 4:  # the minimum for two sequences
             packed = log_probs(model, policy_forward, samples, device)
     except torch.OutOfMemoryError:
@@ -51,17 +51,17 @@ def check_log_probs(model, policy_forward, cfg, device):
              f"({type(error).__name__}: {one_line(error)})")
 
     use_attention_of_transformers(model)
-    own = torch.cat([own_log_probs(model, s, device) for s in samples])
+    expected = torch.cat([own_log_probs(model, s, device) for s in samples])
     model.set_attn_implementation("packed")
     model.base_model.layers = layers
 
-    worst = (alone - own).abs().max().item()
+    worst = (one_by_one - expected).abs().max().item()
     if not worst <= LIMIT:
         fail(f"{name}: the log-probs computed here differ by up to {worst:.2g} nats "
              "from the model's own. Its output head may have a scale or "
              "soft-capping, or its layers may be random in training. Such "
              "models are not supported")
-    worst = (packed - own).abs().max().item()
+    worst = (packed - expected).abs().max().item()
     if not worst <= LIMIT:
         fail(f"{name}: packed sequences change each other's log-probs by up to "
              f"{worst:.2g} nats. State-space layers, convolution layers and longrope "
@@ -119,6 +119,8 @@ def probes(config, cfg):
     first = max(lengths, default=0)
     rng = np.random.default_rng(0)
     samples = []
+    # Pairs of tokens, and how many of them are the response. The lengths differ,
+    # so that no two boundaries fall on the same place.
     for size, response in ((max(first, 40), 16), (13, 12), (29, 20), (6, 5)):
         ids = rng.integers(config.vocab_size, size=size)
         samples.append(Sample(

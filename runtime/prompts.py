@@ -32,17 +32,17 @@ TODAY = datetime(2024, 7, 26)
 CLOCK = {"date_string": "26 Jul 2024", "strftime_now": TODAY.strftime}
 # Tokenizers that treat spaces, lines, digits or LaTeX in different ways
 # split this into different tokens.
-SAMPLE = f"Find 12 + 345.\n\nIt's  x = {BOXED}"
+SPACING_TEXT = f"Find 12 + 345.\n\nIt's  x = {BOXED}"
 
 
 # ----------------------------------------------------------- the tokenizer
-def load_tokenizer(cfg, vocabulary):
+def load_tokenizer(cfg, vocab_size):
     with fail_as(f"--model {cfg.model}: its tokenizer is missing, damaged "
                  "or asks for code of its own (auto_map), which is never run"):
         tokenizer = read_tokenizer(cfg.model)
         # The vocabulary may be padded beyond the tokenizer's tokens,
         # and the padding may be sampled.
-        tokenizer.decode([vocabulary - 1])
+        tokenizer.decode([vocab_size - 1])
     has_turns = "<|im_end|>" in tokenizer.get_vocab()
     if cfg.prompt_template == "qwen-math" and not has_turns:
         fail(f"--prompt-template qwen-math needs the token <|im_end|>, which "
@@ -77,7 +77,7 @@ def read_tokenizer(model):
     end = tokenizer.eos_token or ""
     if described.token_to_id(end) is None:
         end = ""
-    sample = f"{SAMPLE}{end}{SAMPLE}{end} {SAMPLE}"
+    sample = f"{SPACING_TEXT}{end}{SPACING_TEXT}{end} {SPACING_TEXT}"
     if as_tokens(sample, tokenizer.backend_tokenizer) == as_tokens(sample, described):
         return tokenizer
     return PreTrainedTokenizerFast.from_pretrained(model, **NO_CODE)
@@ -110,11 +110,11 @@ def check_template_kwargs(cfg, tokenizer):
                  f"does not use {name!r:.80}: correct its spelling, or leave it out")
 
 
-def end_tokens(cfg, tokenizer, vocabulary):
+def end_tokens(cfg, tokenizer, vocab_size):
     """Returns the sorted ids of the tokens that end a response: those that
     the tokenizer, generation_config.json or config.json names, and the one
     with which the chat template ends a turn."""
-    stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocabulary)]
+    stops = [tokenizer.eos_token_id, *model_ends(cfg.model, vocab_size)]
     if cfg.prompt_template in ("chat", "qwen-math"):
         # Qwen's base models end a turn with this token, but a text with another.
         stops.append(tokenizer.get_vocab().get("<|im_end|>"))
@@ -122,9 +122,9 @@ def end_tokens(cfg, tokenizer, vocabulary):
         stops.append(turn_end(cfg, tokenizer))
     stops = [stop for stop in stops if stop is not None]
     for stop in stops:
-        if not isinstance(stop, int) or not 0 <= stop < vocabulary:
+        if not isinstance(stop, int) or not 0 <= stop < vocab_size:
             fail(f"{cfg.model}: the end-of-text token {stop!r} is not one of "
-                 f"the {vocabulary} of the model's vocabulary: model and "
+                 f"the {vocab_size} of the model's vocabulary: model and "
                  "tokenizer, or config.json and generation_config.json, do "
                  "not belong together")
     if not stops:
@@ -156,7 +156,7 @@ def turn_end(cfg, tokenizer):
     return None
 
 
-def model_ends(model, vocabulary):
+def model_ends(model, vocab_size):
     """Returns the end-of-text ids that a model's generation_config.json and
     config.json name."""
     def ids(settings):
@@ -177,7 +177,7 @@ def model_ends(model, vocabulary):
     # A config.json often keeps the ids of the model it was copied from.
     # An id beyond the vocabulary cannot be sampled, and does no harm.
     named = [i for part in parts for i in ids(part)]
-    return ends + [i for i in named if i in range(vocabulary)]
+    return ends + [i for i in named if i in range(vocab_size)]
 
 
 # ------------------------------------------------------------- the prompts
@@ -222,7 +222,7 @@ def encode_prompts(problems, tokenizer, cfg):
     return kept
 
 
-def make_prompts(source, problems, tokenizer, vocabulary, cfg):
+def make_prompts(source, problems, tokenizer, vocab_size, cfg):
     """Returns the problems with their prompts, as `encode_prompts` does. Ends
     the program with one line about `source` if the template, the tokenizer or
     the model cannot handle them."""
@@ -230,11 +230,11 @@ def make_prompts(source, problems, tokenizer, vocabulary, cfg):
                  f"a prompt of {source}", "try another --prompt-template or, if the "
                  "model's vocabulary lacks words of the problems, another --model"):
         kept = encode_prompts(problems, tokenizer, cfg)
-    check_prompts(source, kept, vocabulary, cfg)
+    check_prompts(source, kept, vocab_size, cfg)
     return kept
 
 
-def check_prompts(source, problems, vocabulary, cfg):
+def check_prompts(source, problems, vocab_size, cfg):
     """Refuses a prompt that is empty or has a token that the model lacks, and
     prompts that are all the same although their problems differ."""
     texts = {problem["problem"].strip() for problem in problems}
@@ -245,12 +245,12 @@ def check_prompts(source, problems, vocabulary, cfg):
              "choose another template")
     for problem in problems:
         ids = problem["prompt_ids"]
-        if len(ids) and ids.max() < vocabulary:
+        if len(ids) and ids.max() < vocab_size:
             continue
         what = "has no tokens"
         if len(ids):
             what = (f"has a token of id {ids.max()}, beyond the model's "
-                    f"{vocabulary}")
+                    f"{vocab_size}")
         fail(f"{source}: the prompt of {problem['id']!r:.80} {what}: check "
              f"that the tokenizer belongs to {cfg.model}, and that "
              f"--prompt-template {cfg.prompt_template} contains the problem")

@@ -2,6 +2,7 @@
 its first line and then a row for each response, and eval.json with pass@K."""
 import glob
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,8 @@ def set_name(source):
     """Returns the name of a set, for tables and for its file of responses."""
     if file := jsonl_file(source):
         return Path(file).stem
-    return Path(source.split(",")[0]).name  # of hub/id,split=test or a folder
+    # The last part of hub/id,split=test or of a folder, which may be "."
+    return os.path.basename(os.path.abspath(source.split(",")[0]))
 
 
 def plan_benchmarks(command, cfg, sets, dropped, room):

@@ -202,7 +202,7 @@ def test_settings_that_contradict_model_or_data_are_refused_before_anything_is_w
     (["--method", "grpo"], "rank 1 has --method grpo, and rank 0 has simko: "),
     (["--train-data", "other/train.jsonl"], "rank 1 has --train-data [0-9a-f]{64}, "),
     (["--eval-data", "other/test.jsonl"], "rank 1 has --eval-data test [0-9a-f]{64}, "),
-    (["--model", "other/base"], "rank 1 has --model with checksum "),
+    (["--model", "other/base"], "rank 1 has --model files with checksum "),
     (["--model", "copy/base", "--eval-data", "copy/test.jsonl"], None),
     (["--micro-batch-tokens", 64, "--gradient-checkpointing", "--gpu-memory-utilization", 0.5,
       "--output-dir", "copy/run", "--data-dir", "copy"], None),
@@ -228,6 +228,14 @@ def test_nodes_with_other_commands_models_or_data_are_refused(
     else:
         with pytest.raises(SystemExit, match=message):
             main([*flags, *map(str, change)])
+
+
+def test_a_node_that_evaluates_while_the_others_train_is_refused(tiny, tmp_path, monkeypatch):
+    job = cli.prepare(recipe(tiny, "train", tmp_path, "--rollout", "hf"), simko.Config)
+    monkeypatch.setattr(cli, "gather", lambda mine: [cli.identity(job), *mine])
+    cli.check_ranks_agree(job)
+    with pytest.raises(SystemExit, match="rank 1 has the command eval, and rank 0 has train: "):
+        cli.check_ranks_agree(job._replace(command="eval"))
 
 
 def test_a_python_without_docstrings_is_refused(tiny, tmp_path):
@@ -339,8 +347,11 @@ def test_temperatures_that_vllm_refuses_or_changes_are_refused_before_it_starts(
     ("org/MATH-v1.5", "MATH-v1.5"),
     ("org/data,config=a/b,split=test", "data"),
     ("parquet/", "parquet"),
+    (".", "folder"),
 ])
-def test_a_set_is_named_after_its_file_or_its_last_part(source, name):
+def test_a_set_is_named_after_its_file_or_its_last_part(source, name, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
     assert responses.set_name(source) == name
 
 

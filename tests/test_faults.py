@@ -7,6 +7,7 @@ Processes that have to die are forks of one that has imported everything. See wo
 import contextlib
 import errno
 import faulthandler
+import itertools
 import json
 import math
 import os
@@ -653,15 +654,15 @@ def test_equal_rewards_get_one_warning(tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------- memory and the engine
-OOM = {  # where memory runs out: what the message says
-    "engine": (HFEngine, "__init__", "engine start: .*--gpu-memory-utilization .now 0.6."),
+OOM = {  # where memory runs out in a run with --rollout hf: what the message says
+    "engine": (HFEngine, "__init__", "engine start: .*To fix it: choose a smaller --model"),
     "policy": (simko, "load_model", "loading of the policy: .*more GPUs"),
     "checkpoint": (simko, "start_or_resume", "loading of the policy: .*more GPUs"),
-    "rollout": (HFEngine, "generate", "rollout: .*--gpu-memory-utilization .now 0.6."),
+    "rollout": (HFEngine, "generate", "rollout: .*To fix it: lower --max-completion-length "),
     "log-probs": (simko, "pack", "computation of log-probs: .*--micro-batch-tokens .now 999."),
     "update": (simko, "clipped_loss", "update: .*--micro-batch-tokens .now 999., "
-               "use --gradient-checkpointing .now False"),
-    "sync": (HFEngine, "load_weights", "weight sync: .*--gpu-memory-utilization .now 0.6."),
+               "or add --gradient-checkpointing, or use more GPUs"),
+    "sync": (HFEngine, "load_weights", "weight sync: .*To fix it: use more GPUs"),
     "export": (simko, "save_hf", "export: .*use more GPUs"),
 }
 
@@ -674,6 +675,22 @@ def test_out_of_memory_says_in_which_phase_and_which_flag_helps(data, tmp_path, 
     with (at_call(owner, name, 1, raised(error)),
           pytest.raises(SystemExit, match=f"rank 0, during the {message}.*2.00 GiB")):
         main(flags(data, tmp_path, "--eval-steps", 0, "--steps", 1, "--micro-batch-tokens", 999))
+
+
+def test_advice_on_memory_is_for_the_engine_and_the_settings_of_the_run():
+    def advice(phase, **settings):
+        with faults.phase(phase):
+            return faults.more_memory(simko.Config(**settings))
+
+    for phase in ("engine start", "rollout", "weight sync", "loading of the policy", "run"):
+        assert "--gpu-memory-utilization (now 0.4)" in advice(
+            phase, rollout="vllm", gpu_memory_utilization=0.4)
+        assert "--gpu-memory-utilization" not in advice(phase, rollout="hf")
+    assert "--gradient-checkpointing" in advice("update", gradient_checkpointing=False)
+    assert "--gradient-checkpointing" not in advice("update", gradient_checkpointing=True)
+    for phase, settings in itertools.product(
+            faults.MORE_MEMORY, ({"rollout": "hf"}, {"gradient_checkpointing": True})):
+        assert advice(phase, **settings)
 
 
 def test_an_error_lets_go_of_its_tensors_before_the_engine_is_closed(data, tmp_path):
@@ -707,8 +724,7 @@ def test_the_engine_sleeps_while_the_policy_is_loaded_and_trained(data, tmp_path
 def test_out_of_memory_of_vllms_allocator_gets_the_advice_too(data, tmp_path):
     """vLLM's own allocator maps the engine's memory when it wakes up, and raises a RuntimeError."""
     error = RuntimeError("CUDA Error: out of memory at cumem_allocator.cpp:62")
-    advice = ("during the weight sync: out of GPU memory. To fix it: "
-              "lower --gpu-memory-utilization .now 0.6.")
+    advice = "during the weight sync: out of GPU memory. To fix it: use more GPUs"
     with (at_call(HFEngine, "load_weights", 1, raised(error)),
           pytest.raises(SystemExit, match=f"{advice}.*cumem_allocator")):
         main(flags(data, tmp_path))

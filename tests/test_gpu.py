@@ -17,10 +17,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -180,9 +182,22 @@ def synchronize():
         torch.cuda.synchronize()
 
 
-def run_worker(name, *arguments, ranks=1, environment=None, check=True):
-    """Runs `worker_NAME` of this file in its own process, or on several ranks. Shows each line as
-    soon as it is printed, and returns (status, output). Stops a worker after 240 s, and fails."""
+def run_worker(name, *arguments, ranks=1, environment=None):
+    """Runs `worker_NAME` of this file in its own process, or on several ranks. On a CPU, a single
+    rank is a fork, which saves the imports. On a GPU, nobody has tried that."""
+    if CUDA or ranks > 1:
+        run_command(name, *arguments, ranks=ranks, environment=environment)
+        return
+    worker = partial(globals()[f"worker_{name}"], *map(str, arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        workers.call(worker, log, environment)
+        print(log.read_text())
+
+
+def run_command(name, *arguments, ranks=1, environment=None, check=True):
+    """Runs `worker_NAME` by its command. Shows each line as soon as it is printed, and returns
+    (status, output). Stops a worker after 240 s, and fails."""
     start = workers.two_ranks if ranks == 2 else workers.python
     environment = workers.ENVIRONMENT | {"PYTHONUNBUFFERED": "1"} | (environment or {})
     process = subprocess.Popen(
@@ -629,7 +644,7 @@ def worker_times(folder, backend):
 @pytest.mark.parametrize("asleep", [False, pytest.param(True, marks=needs_cuda)])
 @both_engines
 def test_k_close_leaves_without_a_word(base, backend, asleep):
-    _, output = run_worker("close", base, backend, *["asleep"] * asleep)
+    _, output = run_command("close", base, backend, *["asleep"] * asleep)
     assert "engine closed" in output
     assert "CUDA Error" not in output
 
@@ -695,7 +710,7 @@ def test_l_rank_that_raises_ends_all(base, tmp_path):
     """torchrun ends the other rank, which would wait for the failed one for hours."""
     problems = [{"problem": f"{i} {i + 1}", "answer": f"{i}"} for i in range(2, 10)]
     write_rows(tmp_path / "train.jsonl", problems)
-    status, output = run_worker("raising_rank", base, tmp_path, ranks=2, check=False)
+    status, output = run_command("raising_rank", base, tmp_path, ranks=2, check=False)
     took = time.time() - float((tmp_path / "raised").read_text())
     print(f"all gone {took:.1f} s after the error")
     assert status != 0

@@ -293,6 +293,29 @@ def test_an_update_has_the_formulas_gradient_however_it_is_split(base, group, me
         assert {name: real_sums[name] for name in sums} == sums
 
 
+@one_base
+def test_an_entropy_bonus_in_a_token_loss_trains(base, group, monkeypatch):
+    """The paper's v3 compares with such a bonus. It is not one of the methods here."""
+    def with_bonus(grpo_loss, *, gamma, entropy, advantage, **_):
+        loss, clipped = grpo_loss(gamma, advantage)
+        return loss - 0.1 * entropy, clipped
+
+    method = baselines.Method("", token_loss=with_bonus, trains_on_zero_advantage=True)
+    monkeypatch.setitem(baselines.METHODS, "bonus", method)
+    gradients = {}
+    for name in ("bonus", "grpo"):
+        cfg, samples = case(base, name)
+        samples[0].advantage = 0.0  # its entropy counts all the same
+        gradients[name], _ = real_gradient(cfg, samples)
+    policy, samples = plain_model(base, 1, 2), load_samples(base)
+    entropies = [torch.distributions.Categorical(logits=plain_logits(policy, s)).entropy().mean()
+                 for s in samples]
+    (-0.1 * torch.stack(entropies).mean()).backward()
+    want = {name: p.grad for name, p in policy.named_parameters()}
+    got = {name: gradients["bonus"][name] - gradients["grpo"][name] for name in want}
+    assert distance(got, want) < 1e-5
+
+
 def gradients(folder):
     """Returns {(method, share): result of `real_gradient`} on this rank of two, for the methods
     that depend on the tokens of all ranks. The samples are dealt evenly, or one rank is idle."""
@@ -453,8 +476,8 @@ def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(
         (row,), weights = train(
             taught, tmp_path, "--train-data", taught / "hopeless.jsonl", "--method", method,
             "--max-sampling-rounds", 2, "--steps", 1, "--tau-scope", "batch")
-    out, error = capsys.readouterr()
-    assert "step 1: --max-sampling-rounds 2 found only 0 of 8 groups with unequal rewards" in out
+    _, error = capsys.readouterr()
+    assert "step 1: --max-sampling-rounds 2 found only 0 of 8 groups with unequal rewards" in error
     assert "all rewards of 1 steps were 0" in error
     unmeasured = {name for name, x in row.items() if x is None}
     assert unmeasured == {
@@ -528,7 +551,7 @@ def test_a_step_that_reaches_its_sampling_limit_warns_and_trains_on_the_groups_f
         {"rollout": sampled, "logprobs": sampled, "update": kept},  # others have no gradient
         {"rollout": sampled, "logprobs": kept, "update": kept}]
     warning = f"--max-sampling-rounds 1 found only {groups} of 8 groups with unequal rewards"
-    assert warning in capsys.readouterr().out
+    assert warning in capsys.readouterr().err
     # These metrics cover all samples.
     for name in ("reward", "response_length", "mixed_groups", "truncated"):
         assert row[name] == whole[name]

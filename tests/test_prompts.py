@@ -10,7 +10,7 @@ from transformers import (
     LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2Tokenizer)
 
 from runtime.prompts import (
-    BOXED, SAMPLE, TEMPLATES, check_prompts, encode_prompts, read_tokenizer, turn_end)
+    BOXED, SPACING_TEXT, TEMPLATES, check_prompts, encode_prompts, read_tokenizer, turn_end)
 from simko import Config
 from tests.conftest import edit_json
 
@@ -271,7 +271,7 @@ def test_a_class_that_splits_text_as_tokenizer_json_does_is_kept(tmp_path):
 def test_text_after_a_special_token_is_split_as_tokenizer_json_describes(legacy, tmp_path):
     """Llama 2's tokenizer.json puts a space before each text between special tokens. Its class in
     transformers 5 does so before the first alone, or leaves it out before a space."""
-    letters = ["▁", *"abc", *sorted({*SAMPLE} - {*" abc"})]
+    letters = ["▁", *"abc", *sorted({*SPACING_TEXT} - {*" abc"})]
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *letters])}
     fast = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True))
     fast.normalizer = normalizers.Sequence(

@@ -31,14 +31,18 @@ def inputs(T, V, tied, seed):
 
 
 def statistics_and_gradients(function, T, V, K, temperature, tied, seed):
-    """Returns the four statistics, and the gradients of a weighted sum of the differentiable
-    ones."""
+    """Returns the four statistics, and the gradients of weighted sums: of the log-probs, as in
+    SimKO's loss, of each differentiable statistic alone, and of all three."""
     hidden, weight, token, leaves = inputs(T, V, tied, seed)
     logp, topk_logp, entropy, is_top1 = function(hidden, weight, token, K, temperature)
-    assert not entropy.requires_grad and not is_top1.requires_grad
-    total = (logp * randn(T, seed=seed + 2)).sum()
-    total = total + (topk_logp * randn(T, K, seed=seed + 3)).sum()
-    return logp, topk_logp, entropy, is_top1, *torch.autograd.grad(total, leaves)
+    assert not is_top1.requires_grad
+    of_logp = (logp * randn(T, seed=seed + 2)).sum()
+    of_topk = (topk_logp * randn(T, K, seed=seed + 3)).sum()
+    of_entropy = (entropy * randn(T, seed=seed + 4)).sum()
+    results = [logp, topk_logp, entropy, is_top1]
+    for total in (of_logp + of_topk, of_logp, of_topk, of_entropy, of_logp + of_topk + of_entropy):
+        results += torch.autograd.grad(total, leaves, retain_graph=True)
+    return results
 
 
 cases = given(
@@ -123,7 +127,7 @@ def test_the_loop_holds_the_logits_of_one_chunk_at_a_time(monkeypatch):
     monkeypatch.setattr(chunked, "chunk_logits", watched)
     monkeypatch.setattr(chunked, "LOGITS_ON_CPU", 8 * V + 3)
     statistics_and_gradients(chunked.token_statistics, 20, V, 3, 1.0, False, 0)
-    assert shapes == 2 * [(8, V), (8, V), (4, V)]  # forwards, then backwards
+    assert shapes == 6 * [(8, V), (8, V), (4, V)]  # forwards, then five times backwards
 
 
 def bfloat16_inputs():

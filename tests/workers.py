@@ -60,10 +60,10 @@ def run(command, **environment):
 
 
 # ---------------------------------------------------------------------------------------- functions
-def call(function, log):
+def call(function, log, environment=None):
     """Calls function() in a fork of the server, whose output goes to the file `log`. If it fails,
-    fails the test and shows the output."""
-    wait(start(function, log), log)
+    fails the test and shows the output. environment: variables to add."""
+    wait(start(function, log, environment), log)
 
 
 def call_on_two_ranks(function, log):
@@ -76,9 +76,10 @@ def wait(process, log):
     assert process.exitcode == 0, log.read_text()[-9000:]
 
 
-def start(function, log):
+def start(function, log, environment=None):
     """Does what `call` does, but returns the process instead of waiting for it."""
-    process = server.Process(target=within_process, args=(function, log, ENVIRONMENT))
+    environment = ENVIRONMENT | (environment or {})
+    process = server.Process(target=within_process, args=(function, log, environment))
     process.start()
     return process
 

@@ -106,8 +106,11 @@ def statistics_in_few_passes(h, weight, y, K, temperature):
     return logp[:, 0], values - log_z, entropy[:, 0], log_z, top
 
 
-def gradient_in_few_passes(h, weight, log_z, columns, grad, temperature):
-    """Computes `chunked.chunk_gradient` with one pass for cast, division and subtraction."""
+def gradient_in_few_passes(h, weight, log_z, columns, grad, temperature, of_entropy):
+    """Computes `chunked.chunk_gradient` with one pass for cast, division and subtraction, for a
+    loss without the entropy's own gradient."""
+    assert of_entropy is None
+    grad = grad / temperature
     z = h @ weight.T
     pi = torch.add(-log_z, z, alpha=1 / temperature).exp_()
     grad_z = pi.mul_(-grad.sum(1, keepdim=True))
