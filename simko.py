@@ -533,9 +533,8 @@ class Trainer:
             # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
             sums["loss"] += loss.detach()  # the log needs no gradient
-            sums["gated_tokens"] += gate.sum()
-            sums["distinct_tokens"] += log.distinct_tokens(
-                topk_logp[gate], cfg.num_generations).sum()
+            # Counter.update adds.
+            sums.update(log.gated_sums(topk_logp[gate], cfg.num_generations))
             sums["clipped_tokens"] += clipped.sum()
             sums["approx_kl"] += approx_kl.sum()
             sums["tokens"] += lengths.sum()
@@ -626,7 +625,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     return {
         "step": step + 1, "method": method_name, "sampling_rounds": rounds,
         **log.rollout_metrics(sampled, cfg.num_generations),
-        **metrics, **log.update_metrics(totals),
+        **metrics, **log.update_metrics(totals, cfg.K),
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
         **clock.metrics(rollout=sum(len(s.response_ids) for s in sampled),
                         logprobs=metrics["tokens"], update=totals["tokens"])}

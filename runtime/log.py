@@ -136,11 +136,24 @@ def distinct_tokens(topk_logp, num_generations):
     2510.14807v3). All tokens below the top K count as one, so the bound is
     at most K + 1, and loose where many of them are likely.
     topk_logp: (T, K). Returns (T,), float64."""
-    # Only the log uses the result, so it needs no gradient.
-    p = topk_logp.detach().double().exp()
+    p = topk_logp.double().exp()
     rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
     p = torch.cat([p, rest], -1)
     return (1 - (1 - p) ** num_generations).sum(-1)
+
+
+def gated_sums(topk_logp, num_generations):
+    """Returns sums over the gated tokens. topk_logp: (T, K), of these tokens.
+
+    Most tokens of a response are nearly certain, and dominate its Lambda^(k).
+    What the candidates have where the policy decides is seen here."""
+    topk_logp = topk_logp.detach()  # the log needs no gradient
+    sums = {
+        "gated_tokens": len(topk_logp),
+        "distinct_tokens": distinct_tokens(topk_logp, num_generations).sum()}
+    for k, total in enumerate(topk_logp.double().sum(0), 1):
+        sums[f"gated_Lambda_{k}"] = total
+    return sums
 
 
 def rollout_metrics(samples, num_generations):
@@ -173,18 +186,19 @@ def policy_metrics(sums):
     return means | metrics
 
 
-def update_metrics(sums):
+def update_metrics(sums, K):
     """Returns means over the updates that were made (loss, grad_norm), over
-    the gated tokens (distinct_tokens) or over the trained tokens (the others,
-    and whatever a fork adds). sums: {name: sum over all ranks}, without those
-    of updates that were not made."""
+    the gated tokens (distinct_tokens, gated_Lambda) or over the trained tokens
+    (the others, and whatever a fork adds). sums: {name: sum over all ranks},
+    without those of updates that were not made."""
     sums = dict(sums)
     tokens = sums.pop("tokens", 0) or 1
     updates = sums.pop("updates", 0) or 1
     gated = sums.pop("gated_tokens", 0)
-    metrics = {
-        "gate_share": gated / tokens,
-        "distinct_tokens": sums.pop("distinct_tokens", 0) / (gated or math.nan),
+    metrics = {"gate_share": gated / tokens}
+    for name in ("distinct_tokens", *(f"gated_Lambda_{k}" for k in range(1, K + 1))):
+        metrics[name] = sums.pop(name, 0) / (gated or math.nan)
+    metrics |= {
         "clip_frac": sums.pop("clipped_tokens", 0) / tokens,
         "approx_kl": sums.pop("approx_kl", 0) / tokens,
         "loss": sums.pop("loss", 0) / updates,

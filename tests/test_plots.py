@@ -331,7 +331,8 @@ def test_candidates_are_geometric_means_of_the_last_steps():
     for k in (1, 2):
         probabilities = [math.exp(row[f"Lambda_{k}"]) for row in rows[35:]]
         assert y[k - 1] == pytest.approx(math.prod(probabilities) ** (1 / 25))
-    assert drawing.ranks(["Lambda_10", "Lambda", "Lambda_2"]) == ["Lambda_2", "Lambda_10"]
+    names = ["Lambda_10", "Lambda", "Lambda_2", "gated_Lambda_1"]
+    assert drawing.ranks(names) == ["Lambda_2", "Lambda_10"]
     assert "geometric mean" in axis.get_ylabel()
     assert axis.get_title() == "k-th candidate, last 25 steps"
 
@@ -363,6 +364,17 @@ def test_dynamics_are_means_of_the_steps_before():
         for i in (0, 1, 2, 59):
             before = [row[name] for row in rows[max(0, i - 2):i + 1]]
             assert values[i] == pytest.approx(statistics.mean(before))
+
+
+def test_candidates_of_gated_tokens_have_panels_of_their_own():
+    rows = [{**row, "gated_Lambda_1": -1.0, "gated_Lambda_2": -3.0} for row in metrics(2)]
+    rows[0]["gated_Lambda_2"] = None  # a step without updates
+    figure = drawing.dynamics_figure({"x": plots.run_curves(pd.DataFrame(rows))}, styles("x"))
+    first, second = [axis for axis in figure.axes if axis.get_title().endswith("gated tokens")]
+    assert first.get_title() == r"$\Lambda^{(1)}$ at gated tokens"
+    assert lines(first)["x"] == ([1, 2], [-1, -1])
+    assert second.get_title() == r"$\Lambda^{(2)}$ at gated tokens"
+    assert lines(second)["x"][1][1] == -3
 
 
 def test_entropies_of_the_last_steps_as_shares():

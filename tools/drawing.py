@@ -95,18 +95,18 @@ def band(axis, x, mean, error, style, **options):
     axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def ranks(log):
+def ranks(log, start="Lambda_"):
     """Returns the names of a log's columns of Lambda^(k), ordered by k."""
-    names = [name for name in log if name.startswith("Lambda_")]
-    return sorted(names, key=lambda name: int(name[7:]))
+    names = [name for name in log if name.startswith(start)]
+    return sorted(names, key=lambda name: int(name.removeprefix(start)))
 
 
-def dynamics_figure(curves, styles, title=""):
+def dynamics_figure(curves, styles, heading=""):
     """Draws a panel for each column. curves: {label: (means, errors)} of
     DataFrames with a row for each step."""
     columns = pd.concat([means.head(1) for means, _ in curves.values()])
     names = [name for name in CURVES if name in columns]
-    names += ranks(columns)
+    names += ranks(columns) + ranks(columns, "gated_Lambda_")
     figure, axes = panels(len(names), 3.4, 2.6)
     for name, axis in zip(names, axes):
         for label, (means, errors) in curves.items():
@@ -117,10 +117,12 @@ def dynamics_figure(curves, styles, title=""):
             marks = range(last, -1, -max(1, last // 4))
             band(axis, means.index, means[name], error, styles[label],
                  label=label, markevery=[*marks])
-        title_of_rank = rf"$\Lambda^{{({name[7:]})}}$"
-        axis.set(xlabel="step", title=CURVES.get(name, title_of_rank))
+        title = CURVES.get(name, rf"$\Lambda^{{({name.split('_')[-1]})}}$")
+        if name.startswith("gated_"):
+            title += " at gated tokens"
+        axis.set(xlabel="step", title=title)
         whole_numbers(axis)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(heading, fontsize=10)
     return legend(figure)
 
 
