@@ -234,6 +234,8 @@ class Parser(HfArgumentParser):
     mistake in one line."""
 
     def format_help(self):
+        # HfArgumentParser lists "--eval_n EVAL_N, --eval-n EVAL_N". This
+        # leaves only the second of the two.
         twin = r"--[a-z]+_\w*(?: [^-\s]\S*(?: \[.*\])?)?, (?=--)"
         return re.sub(twin, "", super().format_help())
 
@@ -282,6 +284,7 @@ def make_parser(command, Config):
         description="Each command has its own --help.", epilog=epilog,
         formatter_class=partial(Help, width=100))
     parser.command = command
+    # HfArgumentParser gives the flag of a dict field the type dict.
     parser.register("type", dict, json_object)
     return parser
 

@@ -32,7 +32,8 @@ from runtime.vllm_setup import last_lines
 START_LIMIT = 3600
 
 # What to do if a phase runs out of memory: one or several ways.
-ENGINE = "lower --gpu-memory-utilization (now {gpu_memory_utilization})"  # vLLM alone has it
+# Only vLLM obeys this flag.
+ENGINE = "lower --gpu-memory-utilization (now {gpu_memory_utilization})"
 CHECKPOINTING = "add --gradient-checkpointing"
 FEWER_TOKENS = "lower --micro-batch-tokens (now {micro_batch_tokens})"
 MORE_GPUS = "use more GPUs"

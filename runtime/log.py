@@ -146,7 +146,7 @@ def gated_sums(topk_logp, num_generations):
     """Returns sums over the gated tokens. topk_logp: (T, K), of these tokens.
 
     Most tokens of a response are nearly certain, and dominate its Lambda^(k).
-    What the candidates have where the policy decides is seen here."""
+    These sums show the candidates where the policy has a choice."""
     topk_logp = topk_logp.detach()  # the log needs no gradient
     sums = {
         "gated_tokens": len(topk_logp),

@@ -32,7 +32,8 @@ def check_log_probs(model, policy_forward, cfg, device):
     name = f"--model {cfg.model}, a {type(model).__name__}"
     check_finite(cfg.model, model.named_parameters())
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        fail(f"{name}: its output head has a bias, which is not implemented")
+        fail(f"{name}: its output head has a bias, which is not implemented: choose "
+             "another model")
     refuse_untied(name, model)
     layers = model.base_model.layers
     model.base_model.layers = first_of_each_kind(layers)
