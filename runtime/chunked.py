@@ -132,7 +132,7 @@ def chunk_gradient(h, weight, log_z, columns, grad, temperature, of_entropy):
         pi = log_pi.exp()
         # d entropy / d z_j = -pi_j (log pi_j + entropy)
         slope = log_pi.add_(entropy).mul_(grad_entropy / temperature)
-        grad_z = pi.mul_(-grad.sum(1, keepdim=True) - slope)
+        grad_z = pi.mul_(slope.add_(grad.sum(1, keepdim=True)).neg_())
     # If the sampled token is also a candidate, its two gradients are added.
     grad_z.scatter_add_(1, columns, grad)
     return grad_z.to(weight.dtype)

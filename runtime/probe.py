@@ -120,8 +120,7 @@ def probes(config, cfg):
     first = max(lengths, default=0)
     rng = np.random.default_rng(0)
     samples = []
-    # Pairs of tokens, and how many of them are the response. The lengths differ,
-    # so that no two boundaries fall on the same place.
+    # The length of a sequence, and how much of it is the response.
     for size, response in ((max(first, 40), 16), (13, 12), (29, 20), (6, 5)):
         ids = rng.integers(config.vocab_size, size=size)
         samples.append(Sample(

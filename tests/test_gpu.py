@@ -8,7 +8,8 @@ importance. Without a GPU, the tests that can run in float32 on the CPU do so, s
 error does not waste the first minutes on a GPU. The others are skipped.
 
 vLLM can start only once in the life of a process, and closing it destroys the process group.
-Therefore each test that starts an engine calls a function `worker_NAME` in its own process:
+Therefore each test that starts an engine calls a function `worker_NAME` in its own process (on a
+CPU often in a fork, see run_worker):
 
     python -m tests.test_gpu NAME FOLDER BACKEND
 """

@@ -138,7 +138,7 @@ def naive_loss(method, z, z_old, y, A, gate, cfg):
 def real_losses(method, z, z_old, y, A, gate, cfg, entropy=None):
     """Returns (losses, clipped) of N tokens, composed as in `Trainer.update`.
 
-    The entropy is differentiable here, so that a loss with a gradient through it would fail."""
+    The entropy is differentiable, so a loss with a gradient through it would fail."""
     log_pi, old_log_pi = z.log_softmax(-1), z_old.log_softmax(-1)
     logp, old_logp = (x.gather(1, y[:, None])[:, 0] for x in (log_pi, old_log_pi))
     gamma = (logp - old_logp).exp()

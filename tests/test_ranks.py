@@ -180,8 +180,7 @@ def launched(function, folder, *nodes):
         yield wait
     finally:
         for node in running:
-            node.kill()
-            node.join()
+            workers.end(node)
 
 
 class BusyVerifier(Verifier):
@@ -386,7 +385,7 @@ def test_ranks_that_share_an_engine_sample_from_the_policy_stop_together_and_go_
     bit-identical. In the run with an untied head, only rank 1 is asked to stop, in the third
     rollout."""
     log = tmp_path / "log"
-    workers.call(partial(shared_engines, data, tmp_path), log)
+    workers.call(partial(shared_engines, data, tmp_path), log, {"OMP_NUM_THREADS": "1"})
     log = log.read_text()
     codes = json.loads((tmp_path / "report.json").read_text())
     assert codes == dict.fromkeys(("straight", "resumed", "asked"), [0, 0]), log

@@ -343,8 +343,9 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
     for update in range(4):
         ids = [json.loads(problems[i])["id"] for i in order[8 * update:8 * update + 8]]
         assert Counter(own[update] + other[update]) == dict.fromkeys(ids, 8)
+    workers.run(workers.two_ranks("simko.py", *train(3)))
     rows = metrics(tmp_path)
-    assert [row["step"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
         # All metrics are of the responses of both ranks.
         tokens = 32 * 8 * row["response_length"]
@@ -369,13 +370,13 @@ def test_two_processes_train_with_one_tau_and_seeds_of_their_own_and_one_goes_on
 
     # A run with other settings must not resume here.
     with pytest.raises(SystemExit, match="--lambda-top1 was 1.1, is 1.2"):
-        main(train(3, "--lambda-top1", 1.2))
-    with pytest.raises(SystemExit, match="reached step 2 already, which is beyond --steps 1"):
+        main(train(4, "--lambda-top1", 1.2))
+    with pytest.raises(SystemExit, match="reached step 3 already, which is beyond --steps 1"):
         main(train(1))
     with pytest.raises(SystemExit, match="is the folder of a training run"):
         main(recipe(laptop, "eval", tmp_path))
     (tmp_path / "config.json").write_text('{"lambda_top1"')
     with pytest.raises(SystemExit, match="config.json is damaged"):
-        main(train(3))
+        main(train(4))
     with pytest.raises(SystemExit, match="config.json/run is a file, or lies in one"):
         main(recipe(laptop, "train", tmp_path / "config.json" / "run"))

@@ -5,6 +5,7 @@ everything itself, most of its time would go there. So a server imports it once,
 are forks of the server. A worker is a function that a test calls in such a fork. It is sent there
 by its name, so it must be at the top level of its file.
 """
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -13,6 +14,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
@@ -72,21 +74,34 @@ def call_on_two_ranks(function, log):
 
 
 def wait(process, log):
-    process.join(LIMIT)
-    assert process.exitcode == 0, log.read_text()[-9000:]
+    try:
+        process.join(LIMIT)
+        code = process.exitcode
+    finally:
+        end(process)
+    assert code == 0, f"exit code {code}\n{log.read_text()[-9000:]}"
+
+
+def end(process):
+    """Kills a process that still runs. Otherwise pytest would wait for it when it ends."""
+    process.kill()
+    process.join()
 
 
 def start(function, log, environment=None):
     """Does what `call` does, but returns the process instead of waiting for it."""
     environment = ENVIRONMENT | (environment or {})
     process = server.Process(target=within_process, args=(function, log, environment))
-    process.start()
+    with contextlib.chdir(ROOT):  # in Python 3.11 the server imports only from there
+        process.start()
     return process
 
 
 def within_process(function, log, environment):
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(ROOT)
+    np.random.seed()  # so that forks do not share what separate processes would not
     redirect(log)
     function()
 
@@ -105,7 +120,9 @@ def agent(function, *options):
 
 
 def rank(function):
-    function()  # the agent reads the name of a rank's function, which a partial lacks
+    """Calls function(). The agent reads the name of what it calls, and a partial has none."""
+    np.random.seed()
+    function()
 
 
 def redirect(log):

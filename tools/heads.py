@@ -41,6 +41,8 @@ def full_logits(hidden, weight, temperature):
 
 
 def with_entropy(logits, logp, topk_logp):
+    """Returns the four statistics. Here the entropy has no gradient, which the losses that
+    bench.py measures do not need."""
     with torch.no_grad():
         mean = (logits.softmax(-1) * logits).sum(-1)
         entropy = logits.logsumexp(-1) - mean

@@ -22,7 +22,8 @@ CAPTIONS = {
     "fig1_candidates":
         "Geometric mean probability of the rank-k candidate at the end of training.",
     "fig3_5_dynamics":
-        "Reward, entropy, Λ and Λ^(k) during training, as moving averages over steps.",
+        "Reward, entropy, Λ and Λ^(k) during training, as moving averages over steps. "
+        "Λ^(k) is over all tokens and over gated ones.",
     "fig6_entropy":
         "The distribution of token entropies at the end of training.",
     "fig7_ablation":
