@@ -446,13 +446,14 @@ class Trainer:
                 for s, part in zip(batch, ref_logp.split(lengths.tolist())):
                     s.ref_logp = part
             entropies.append(entropy)
-
             # Eq. 2: the mean over a response's tokens; policy_metrics divides by responses.
             length = lengths.repeat_interleave(lengths)
             sums["Lambda"] += (logp / length).sum().double()
             for k in range(cfg.K):
                 sums[f"Lambda_{k + 1}"] += (topk_logp[:, k] / length).sum().double()
             sums["entropy"] += (entropy / length).sum().double()
+            forking = entropy > entropy_threshold(entropy, lengths, log.FORKING)
+            sums.update(log.forking_sums(topk_logp[forking]))  # Counter.update adds
             # The engine's log-probs show whether it has the same policy.
             engine_logp = [torch.from_numpy(s.engine_logp) for s in batch]
             gap = logp.cpu() - join(engine_logp, like=logp.cpu())
@@ -533,8 +534,9 @@ class Trainer:
             # FSDP averages gradients over ranks. We want their sum.
             (loss * self.world).backward()
             sums["loss"] += loss.detach()  # the log needs no gradient
-            # Counter.update adds.
-            sums.update(log.gated_sums(topk_logp[gate], cfg.num_generations))
+            sums["gated_tokens"] += gate.sum()
+            sums["distinct_tokens"] += log.distinct_tokens(
+                topk_logp[gate], cfg.num_generations).sum()
             sums["clipped_tokens"] += clipped.sum()
             sums["approx_kl"] += approx_kl.sum()
             sums["tokens"] += lengths.sum()
@@ -616,7 +618,6 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     totals = Counter()
     with faults.phase("update"):
         for mini_batch in mini_batches:
-            # Counter.update adds.
             totals.update(trainer.update(mini_batch, method_name, tau, progress))
         trainer.optimizer.zero_grad()  # frees the gradients' memory
     clock.lap("update")
@@ -625,7 +626,7 @@ def train_step(step, cfg, problems, tokenizer, engine, trainer, verifier, progre
     return {
         "step": step + 1, "method": method_name, "sampling_rounds": rounds,
         **log.rollout_metrics(sampled, cfg.num_generations),
-        **metrics, **log.update_metrics(totals, cfg.K),
+        **metrics, **log.update_metrics(totals),
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
         **clock.metrics(rollout=sum(len(s.response_ids) for s in sampled),
                         logprobs=metrics["tokens"], update=totals["tokens"])}

@@ -12,6 +12,10 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 
+# A forking token is one whose entropy is above this quantile in its response.
+FORKING = 0.8
+
+
 class Progress:
     """Makes progress bars. If `shown` is false, they are invisible, and the bars
     of transformers are switched off, too."""
@@ -136,23 +140,22 @@ def distinct_tokens(topk_logp, num_generations):
     2510.14807v3). All tokens below the top K count as one, so the bound is
     at most K + 1, and loose where many of them are likely.
     topk_logp: (T, K). Returns (T,), float64."""
-    p = topk_logp.double().exp()
+    # Only the log uses the result, so it needs no gradient.
+    p = topk_logp.detach().double().exp()
     rest = (1 - p.sum(-1, keepdim=True)).clamp(min=0)
     p = torch.cat([p, rest], -1)
     return (1 - (1 - p) ** num_generations).sum(-1)
 
 
-def gated_sums(topk_logp, num_generations):
-    """Returns sums over the gated tokens. topk_logp: (T, K), of these tokens.
+def forking_sums(topk_logp):
+    """Returns sums over forking tokens. topk_logp: (T, K), of these tokens.
 
     Most tokens of a response are nearly certain, and dominate its Lambda^(k).
-    These sums show the candidates where the policy has a choice."""
-    topk_logp = topk_logp.detach()  # the log needs no gradient
-    sums = {
-        "gated_tokens": len(topk_logp),
-        "distinct_tokens": distinct_tokens(topk_logp, num_generations).sum()}
+    These sums show the candidates where the policy has a choice, for all
+    methods at the same share of tokens."""
+    sums = {"forking_tokens": len(topk_logp)}
     for k, total in enumerate(topk_logp.double().sum(0), 1):
-        sums[f"gated_Lambda_{k}"] = total
+        sums[f"forking_Lambda_{k}"] = total
     return sums
 
 
@@ -172,13 +175,16 @@ def rollout_metrics(samples, num_generations):
 
 def policy_metrics(sums):
     """Returns metrics of the policy before its updates. Lambda and Lambda^(k)
-    (Eq. 2), the entropy and whatever a fork adds are means over responses;
-    the gap to the engine's log-probs is a mean over tokens.
-    sums: {name: sum over all ranks}."""
+    (Eq. 2), the entropy and whatever a fork adds are means over responses.
+    forking_Lambda is a mean over the forking tokens, and the gap to the
+    engine's log-probs one over all tokens. sums: {name: sum over all ranks}."""
     sums = dict(sums)
     responses = sums.pop("responses") or math.nan  # a mean over none is nan
     tokens = sums.pop("tokens")
-    metrics = {
+    forking = sums.pop("forking_tokens", 0) or math.nan
+    at_forks = [name for name in sums if name.startswith("forking_Lambda_")]
+    metrics = {name: sums.pop(name) / forking for name in at_forks}
+    metrics |= {
         "logp_gap": sums.pop("logp_gap") / (tokens or 1),
         "tokens": tokens,
         "entropy_histogram": sums.pop("entropy_histogram")}
@@ -186,19 +192,18 @@ def policy_metrics(sums):
     return means | metrics
 
 
-def update_metrics(sums, K):
+def update_metrics(sums):
     """Returns means over the updates that were made (loss, grad_norm), over
-    the gated tokens (distinct_tokens, gated_Lambda) or over the trained tokens
-    (the others, and whatever a fork adds). sums: {name: sum over all ranks},
-    without those of updates that were not made."""
+    the gated tokens (distinct_tokens) or over the trained tokens (the others,
+    and whatever a fork adds). sums: {name: sum over all ranks}, without those
+    of updates that were not made."""
     sums = dict(sums)
     tokens = sums.pop("tokens", 0) or 1
     updates = sums.pop("updates", 0) or 1
     gated = sums.pop("gated_tokens", 0)
-    metrics = {"gate_share": gated / tokens}
-    for name in ("distinct_tokens", *(f"gated_Lambda_{k}" for k in range(1, K + 1))):
-        metrics[name] = sums.pop(name, 0) / (gated or math.nan)
-    metrics |= {
+    metrics = {
+        "gate_share": gated / tokens,
+        "distinct_tokens": sums.pop("distinct_tokens", 0) / (gated or math.nan),
         "clip_frac": sums.pop("clipped_tokens", 0) / tokens,
         "approx_kl": sums.pop("approx_kl", 0) / tokens,
         "loss": sums.pop("loss", 0) / updates,

@@ -487,9 +487,9 @@ def test_a_step_without_a_mixed_group_updates_nothing_and_says_so(
         "Lambda_3",
         "entropy",
         "distinct_tokens",
-        "gated_Lambda_1",
-        "gated_Lambda_2",
-        "gated_Lambda_3",
+        "forking_Lambda_1",
+        "forking_Lambda_2",
+        "forking_Lambda_3",
     }
     assert (row["sampling_rounds"], row["reward"], row["grad_norm"]) == (2, 0, 0)
     assert distance(weights, weights_of(taught / "base")) == 0

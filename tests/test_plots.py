@@ -331,7 +331,7 @@ def test_candidates_are_geometric_means_of_the_last_steps():
     for k in (1, 2):
         probabilities = [math.exp(row[f"Lambda_{k}"]) for row in rows[35:]]
         assert y[k - 1] == pytest.approx(math.prod(probabilities) ** (1 / 25))
-    names = ["Lambda_10", "Lambda", "Lambda_2", "gated_Lambda_1"]
+    names = ["Lambda_10", "Lambda", "Lambda_2", "forking_Lambda_1"]
     assert drawing.ranks(names) == ["Lambda_2", "Lambda_10"]
     assert "geometric mean" in axis.get_ylabel()
     assert axis.get_title() == "k-th candidate, last 25 steps"
@@ -366,14 +366,14 @@ def test_dynamics_are_means_of_the_steps_before():
             assert values[i] == pytest.approx(statistics.mean(before))
 
 
-def test_candidates_of_gated_tokens_have_panels_of_their_own():
-    rows = [{**row, "gated_Lambda_1": -1.0, "gated_Lambda_2": -3.0} for row in metrics(2)]
-    rows[0]["gated_Lambda_2"] = None  # a step without updates
+def test_candidates_of_forking_tokens_have_panels_of_their_own():
+    rows = [{**row, "forking_Lambda_1": -1.0, "forking_Lambda_2": -3.0} for row in metrics(2)]
+    rows[0]["forking_Lambda_2"] = None  # a step without responses
     figure = drawing.dynamics_figure({"x": plots.run_curves(pd.DataFrame(rows))}, styles("x"))
-    first, second = [axis for axis in figure.axes if axis.get_title().endswith("gated tokens")]
-    assert first.get_title() == r"$\Lambda^{(1)}$ at gated tokens"
+    first, second = [axis for axis in figure.axes if axis.get_title().endswith("forking tokens")]
+    assert first.get_title() == r"$\Lambda^{(1)}$ at forking tokens"
     assert lines(first)["x"] == ([1, 2], [-1, -1])
-    assert second.get_title() == r"$\Lambda^{(2)}$ at gated tokens"
+    assert second.get_title() == r"$\Lambda^{(2)}$ at forking tokens"
     assert lines(second)["x"][1][1] == -3
 
 

@@ -128,7 +128,7 @@ def test_an_update_has_the_papers_gradient_however_it_is_split_and_ordered(
     assert len(branches) == 5 and min(branches.values()) >= 3
     norm = math.sqrt(sum(x.square().sum().item() for x in want.values()))
     near(sums["grad_norm"], norm, 1e-6)
-    logged = log.update_metrics(sums, cfg.K)
+    logged = log.update_metrics(sums)
     near({name: logged[name] for name in row}, row, 1e-6)
 
 
@@ -258,27 +258,24 @@ def test_only_tokens_above_the_tau_of_the_batch_are_gated(base, group, tokens):
         assert sums["gated_tokens"] == (entropies > tau).sum()
 
 
-def test_metrics_of_gated_tokens_are_means_over_those_that_were_trained_on(base, group):
+def test_distinct_tokens_are_a_mean_over_the_gated_tokens_that_were_trained_on(base, group):
     cfg, samples = config(base, temperature=0.8), load_samples(base)
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     trainer.compute_old_logp(samples, quiet)
     sums = trainer.update(samples, "simko", None, quiet)
-    row = log.update_metrics(sums, cfg.K)
+    row = log.update_metrics(sums)
 
-    distinct, candidates, plain = [], [], plain_model(base)
+    distinct, plain = [], plain_model(base)
     for s in samples:
         if s.advantage:
             log_pi = (plain_logits(plain, s) / cfg.temperature).log_softmax(-1)
             pi = log_pi.exp()
             entropy = -(pi * log_pi).sum(-1)
             top = pi[entropy > entropy.quantile(cfg.q)].sort(descending=True).values
-            candidates += top[:, :3].log().tolist()
             parts = torch.cat([top[:, :3], top[:, 3:].sum(1, keepdim=True)], 1)
             distinct += (1 - (1 - parts) ** cfg.num_generations).sum(1).tolist()
     assert len(distinct) == sums["gated_tokens"]
     near(row["distinct_tokens"], sum(distinct) / len(distinct), 1e-12)
-    for k, logp in enumerate(zip(*candidates, strict=True), 1):
-        near(row[f"gated_Lambda_{k}"], sum(logp) / len(logp), 1e-10)
 
 
 def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(base, group):
@@ -290,7 +287,7 @@ def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(
     trainer = simko.Trainer(cfg, CPU, torch.float64)
     entropies, row = trainer.compute_old_logp(samples, quiet)
 
-    means, gaps, plain = Counter(), [], plain_model(base)
+    means, gaps, forks, plain = Counter(), [], [], plain_model(base)
     for s in samples:
         log_pi = (plain_logits(plain, s) / cfg.temperature).log_softmax(-1)
         logp = log_pi[range(len(log_pi)), s.response_ids]
@@ -299,8 +296,13 @@ def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(
         means["Lambda"] += logp.mean().item() / len(samples)
         for k, column in enumerate(log_pi.sort(descending=True).values.T[:3], start=1):
             means[f"Lambda_{k}"] += column.mean().item() / len(samples)
-        means["entropy"] += -(log_pi.exp() * log_pi).sum(-1).mean().item() / len(samples)
+        entropy = -(log_pi.exp() * log_pi).sum(-1)
+        means["entropy"] += entropy.mean().item() / len(samples)
+        candidates = log_pi.sort(descending=True).values[:, :3]
+        forks += candidates[entropy > np.quantile(entropy.detach(), 0.8)].tolist()
     assert len(means) == 5
+    for k, column in enumerate(zip(*forks, strict=True), start=1):
+        near(row[f"forking_Lambda_{k}"], sum(column) / len(column), 1e-12)
     near({name: row[name] for name in means}, dict(means), 1e-12)
     near(row["logp_gap"], sum(gaps) / len(gaps), 1e-12)
     assert len(entropies) == row["tokens"] == len(gaps)
@@ -498,14 +500,14 @@ def test_the_log_has_means_over_the_updates_that_were_made(base, group):
     totals.update(made)
     totals.update({name: 3 * value for name, value in made.items()} | {"updates": 1})
     totals.update(trainer.update([], "simko", None, quiet))  # a mini-batch without responses
-    row = log.update_metrics(totals, 3)
+    row = log.update_metrics(totals)
     near(row["grad_norm"], 2 * made["grad_norm"])
     near(row["loss"], 2 * made["loss"])
     assert made["grad_norm"] > 0
-    assert log.update_metrics(Counter(), 3)["grad_norm"] == 0
+    assert log.update_metrics(Counter())["grad_norm"] == 0
 
     totals.update(Counter(grad_norm=math.nan))  # an update that was refused
-    row = log.update_metrics(totals, 3)
+    row = log.update_metrics(totals)
     assert math.isnan(row["grad_norm"])
     near(row["loss"], 2 * made["loss"])
 
@@ -561,4 +563,4 @@ def test_a_metric_of_a_forks_own_becomes_a_mean():
             "Lambda": -8.0, "mine": 2.0}
     assert log.policy_metrics(sums) == {
         "tokens": 10, "logp_gap": 0.5, "entropy_histogram": [3, 7], "Lambda": -2.0, "mine": 0.5}
-    assert log.update_metrics(Counter(tokens=10, mine=5.0), 3)["mine"] == 0.5
+    assert log.update_metrics(Counter(tokens=10, mine=5.0))["mine"] == 0.5

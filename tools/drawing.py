@@ -106,7 +106,7 @@ def dynamics_figure(curves, styles, heading=""):
     DataFrames with a row for each step."""
     columns = pd.concat([means.head(1) for means, _ in curves.values()])
     names = [name for name in CURVES if name in columns]
-    names += ranks(columns) + ranks(columns, "gated_Lambda_")
+    names += ranks(columns) + ranks(columns, "forking_Lambda_")
     figure, axes = panels(len(names), 3.4, 2.6)
     for name, axis in zip(names, axes):
         for label, (means, errors) in curves.items():
@@ -118,8 +118,8 @@ def dynamics_figure(curves, styles, heading=""):
             band(axis, means.index, means[name], error, styles[label],
                  label=label, markevery=[*marks])
         title = CURVES.get(name, rf"$\Lambda^{{({name.split('_')[-1]})}}$")
-        if name.startswith("gated_"):
-            title += " at gated tokens"
+        if name.startswith("forking_"):
+            title += " at forking tokens"
         axis.set(xlabel="step", title=title)
         whole_numbers(axis)
     figure.suptitle(heading, fontsize=10)

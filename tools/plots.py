@@ -14,7 +14,7 @@ report are left out. The figures are:
 fig1_pass_at_k   pass@K against K, with the standard error over problems
 fig1_candidates  exp(Lambda^(k)) against k at the end of training
 fig3_5_dynamics  reward, entropy, Lambda and Lambda^(k) during training,
-                 over all tokens and over gated ones
+                 over all tokens and over forking tokens
 fig6_entropy     distribution of token entropies at the end of training
 fig7_ablation    pass@1 and pass@K against the settings of SimKO in which
                  otherwise equal runs differ

@@ -23,7 +23,8 @@ CAPTIONS = {
         "Geometric mean probability of the rank-k candidate at the end of training.",
     "fig3_5_dynamics":
         "Reward, entropy, Λ and Λ^(k) during training, as moving averages over steps. "
-        "Λ^(k) is over all tokens and over gated ones.",
+        "Λ^(k) is over all tokens. Forking tokens are the fifth of each response with the "
+        "highest entropies.",
     "fig6_entropy":
         "The distribution of token entropies at the end of training.",
     "fig7_ablation":
