@@ -451,7 +451,7 @@ OF_A_NODE = (
 
 
 def identity(job):
-    """Returns {flag: value} of everything that must be the same on all ranks.
+    """Returns {name: value} of everything that must be the same on all ranks.
     Files are compared by their contents."""
     settings = dataclasses.asdict(job.cfg)
     mine = {"the command": job.command}

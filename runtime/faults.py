@@ -31,12 +31,12 @@ from runtime.vllm_setup import last_lines
 # Seconds that an engine may take to start, which may include a download.
 START_LIMIT = 3600
 
-# What to do if a phase runs out of memory: one or several ways.
 # Only vLLM obeys this flag.
 ENGINE = "lower --gpu-memory-utilization (now {gpu_memory_utilization})"
 CHECKPOINTING = "add --gradient-checkpointing"
 FEWER_TOKENS = "lower --micro-batch-tokens (now {micro_batch_tokens})"
 MORE_GPUS = "use more GPUs"
+# For each phase, one or several ways to give it more memory.
 MORE_MEMORY = {
     "engine start": (ENGINE, "choose a smaller --model"),
     "rollout": (
@@ -278,6 +278,7 @@ def start_limit(rank):
 
 
 def hangs(rank, screen):
+    """Ends the process, because the engine did not start in time."""
     print(f"simko.py: error: rank {rank}: the engine did not start within "
           f"{START_LIMIT} s.{last_lines()}\nIts stack:", file=screen, flush=True)
     faulthandler.dump_traceback(screen)

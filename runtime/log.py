@@ -182,12 +182,12 @@ def policy_metrics(sums):
     responses = sums.pop("responses") or math.nan  # a mean over none is nan
     tokens = sums.pop("tokens")
     forking = sums.pop("forking_tokens", 0) or math.nan
-    at_forks = [name for name in sums if name.startswith("forking_Lambda_")]
-    metrics = {name: sums.pop(name) / forking for name in at_forks}
-    metrics |= {
+    metrics = {
         "logp_gap": sums.pop("logp_gap") / (tokens or 1),
         "tokens": tokens,
         "entropy_histogram": sums.pop("entropy_histogram")}
+    for name in [name for name in sums if name.startswith("forking_Lambda_")]:
+        metrics[name] = sums.pop(name) / forking
     means = {name: total / responses for name, total in sums.items()}
     return means | metrics
 

@@ -32,7 +32,7 @@ from runtime.hf_engine import HFEngine
 from tests import workers
 from tests.conftest import checkpoints, main, metrics, needs_vllm, refused
 from tests.provoke import ask, at_call, broken_losses, flags, kill, raised, rollout
-from tests.workers import end_of
+from tests.workers import end_of, one_node
 from verify import Verifier
 
 
@@ -158,10 +158,6 @@ def test_weights_are_sharded_within_a_node_and_replicated_over_nodes(
 
 
 # ---------------------------------------------------------------------------------- ranks that fail
-def one_node(ranks):
-    return [*workers.ONE_NODE, "--nproc-per-node", ranks]
-
-
 @contextlib.contextmanager
 def launched(function, folder, *nodes):
     """Calls function() on the ranks of nodes, each of which is given by options for torchrun.
@@ -248,8 +244,7 @@ def hanging_ranks(data, tmp_path_factory):
     """Returns (folder, function that waits) of a run that hangs. The process group gives it a
     minute, and torchrun half a minute more. Other tests run in the meantime."""
     folder = tmp_path_factory.mktemp("hanging")
-    two = one_node(2)
-    with start_run(data, folder, ["hangs"], two) as wait:
+    with start_run(data, folder, ["hangs"], one_node(2)) as wait:
         yield folder, wait
 
 

@@ -294,11 +294,11 @@ def test_the_log_has_eq_2_as_means_over_all_responses_and_the_gap_to_the_engine(
         near(s.old_logp, logp.detach(), 1e-12)
         gaps += (logp - torch.from_numpy(s.engine_logp)).abs().tolist()
         means["Lambda"] += logp.mean().item() / len(samples)
-        for k, column in enumerate(log_pi.sort(descending=True).values.T[:3], start=1):
+        candidates = log_pi.sort(descending=True).values[:, :3]
+        for k, column in enumerate(candidates.T, start=1):
             means[f"Lambda_{k}"] += column.mean().item() / len(samples)
         entropy = -(log_pi.exp() * log_pi).sum(-1)
         means["entropy"] += entropy.mean().item() / len(samples)
-        candidates = log_pi.sort(descending=True).values[:, :3]
         forks += candidates[entropy > np.quantile(entropy.detach(), 0.8)].tolist()
     assert len(means) == 5
     for k, column in enumerate(zip(*forks, strict=True), start=1):

@@ -26,8 +26,6 @@ ENVIRONMENT = dict(os.environ)  # a copy from before any test changes it
 # One cache for all runs: with a cache of its own, each would compile its engine again.
 ENVIRONMENT.setdefault("VLLM_CACHE_ROOT", str(Path.home() / ".cache" / "vllm"))
 LIMIT = 1800  # seconds; even on a busy machine, only a process that hangs takes this long
-# The ranks look for rank 0 at localhost, because the machine's own name may not resolve.
-ONE_NODE = "--local-addr localhost --rdzv-backend c10d --rdzv-endpoint localhost:0".split()
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["tests.conftest"])
@@ -38,10 +36,19 @@ def python(*command):
     return [sys.executable, *map(str, command)]
 
 
+def one_node(ranks):
+    """Returns torchrun's options for this many ranks on this machine.
+
+    They look for rank 0 at localhost, because the machine's own name may not resolve."""
+    options = f"""
+        --local-addr localhost --rdzv-backend c10d --rdzv-endpoint localhost:0
+        --nproc-per-node {ranks}"""
+    return options.split()
+
+
 def two_ranks(*command):
     """Returns a command line that runs a program or `-m module` on two ranks."""
-    return python(
-        "-m", "torch.distributed.run", *ONE_NODE, "--nproc-per-node", 2, *command)
+    return python("-m", "torch.distributed.run", *one_node(2), *command)
 
 
 def run(command, **environment):
@@ -70,7 +77,7 @@ def call(function, log, environment=None):
 
 def call_on_two_ranks(function, log):
     """Does the same on two ranks."""
-    wait(start_ranks(function, log, *ONE_NODE, "--nproc-per-node", 2), log)
+    wait(start_ranks(function, log, *one_node(2)), log)
 
 
 def wait(process, log):
