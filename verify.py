@@ -45,12 +45,13 @@ processes, which are stopped when they take too long (runtime/scoring.py).
 """
 import argparse
 import functools
+import sys
 from collections import Counter
 from typing import NamedTuple
 
 from runtime import formula, puzzles, scoring, structure
 from runtime.common import escape_unencodable
-from runtime.latex import NAME, SUM_OF_NAMES, VARIABLE, clean, extract_answer, letters
+from runtime.latex import NAME, SUM_OF_NAMES, VARIABLE, clean, extract_answer, same_text
 from runtime.units import own_words, same_units, split_unit
 
 MAX_FORMULA = 400  # characters; longer answers are compared only as text
@@ -66,7 +67,10 @@ wrong = functools.partial(Verdict, False)
 
 
 def judge(gold, pred):
-    """Returns the verdict on two answers in LaTeX."""
+    r"""Returns the verdict on two answers in LaTeX.
+
+    >>> judge(r"\frac{1}{2}", "0.5")
+    Verdict(right=True, reason='value: equal')"""
     try:
         return compare(clean(gold), clean(pred))
     except RecursionError:
@@ -75,7 +79,7 @@ def judge(gold, pred):
 
 def compare(gold, pred):
     """Returns the verdict on two cleaned answers, or on parts of them."""
-    if letters(gold) == letters(pred):
+    if same_text(gold, pred):
         return right("text: the same")
     if not gold or not pred:
         return wrong("text: one answer is empty")
@@ -103,10 +107,11 @@ def by_structure(gold, pred):
 
 
 def by_parts(gold, pred):
-    (kind, golds), (pred_kind, preds) = map(structure.parts, (gold, pred))
+    kind, golds = structure.parts(gold)
+    pred_kind, preds = structure.parts(pred)
     name, pred_name = structure.KINDS[kind], structure.KINDS[pred_kind]
-    if kind == "," and "∨" in gold and "=" not in gold and all(
-            compare(part, pred).right for part in golds):  # 1/2 or 0.5
+    alternatives = kind == "," and "∨" in gold and "=" not in gold  # 1/2 or 0.5
+    if alternatives and all(compare(part, pred).right for part in golds):
         return right("structure: equal to each of the alternatives")
     if kind != pred_kind:
         return wrong(f"structure: {pred_name} instead of {name}")
@@ -118,7 +123,7 @@ def by_parts(gold, pred):
 
 def same_order(name, golds, preds):
     if len(golds) != len(preds):
-        return wrong(f"structure: {name} of {len(preds)} parts instead of {len(golds)}")
+        return wrong(f"structure: {name}, with {len(preds)} instead of {len(golds)} parts")
     for number, pair in enumerate(zip(golds, preds), 1):
         verdict = compare(*pair)
         if not verdict.right:
@@ -128,12 +133,13 @@ def same_order(name, golds, preds):
 
 def any_order(name, golds, preds, same=compare):
     if len(golds) != len(preds):
-        return wrong(f"structure: {name} of {len(preds)} parts instead of {len(golds)}")
+        return wrong(f"structure: {name}, with {len(preds)} instead of {len(golds)} parts")
     left = list(preds)
     for gold in golds:
         match = next((pred for pred in left if same(gold, pred).right), None)
         if match is None:
-            return wrong(f"structure: {name}, no part of the response equals {gold}")
+            part = gold if isinstance(gold, str) else "{}{}, {}{}".format(*gold)
+            return wrong(f"structure: {name}, no part of the response equals {part}")
         left.remove(match)
     return right(f"structure: {name} with equal parts in any order")
 
@@ -145,7 +151,7 @@ def by_equation(gold, pred):
     An equation may name an answer (x = 5, m + n = 5) or derive it (2 + 3 = 5). Each side
     of the prediction must equal the gold answer. Names are skipped, and so are sums of
     names if another side has a value. If all sides are names, the last one must equal it.
-    Two equations that do not name the same thing must have the same solutions."""
+    Two equations that do not name the same thing must provably have the same solutions."""
     golds, preds = structure.sides(gold), structure.sides(pred)
     if len(golds) == len(preds) == 1:
         return None
@@ -169,7 +175,7 @@ def by_equation(gold, pred):
 def by_solutions(golds, preds):
     if len(golds) != 2 or len(preds) != 2:
         return wrong("structure: different chains of equations")
-    if [*map(letters, golds)] == [*map(letters, preds[::-1])]:
+    if all(map(same_text, golds, preds[::-1])):
         return right("structure: the same equation with its sides swapped")
     gold = formula.difference(*structure.with_primes(golds, preds))
     pred = formula.difference(*structure.with_primes(preds, golds))
@@ -178,7 +184,7 @@ def by_solutions(golds, preds):
     for name in formula.derivatives(gold) & formula.derivatives(pred):
         if formula.same_solution(gold, pred, name):
             return right(f"value: both equations have the same solution for {name}")
-    return wrong("value: equations with different solutions")
+    return wrong("value: the equations were not shown to have the same solutions")
 
 
 # ---- 3b. inequalities and sets of real numbers ------------------------------
@@ -233,7 +239,7 @@ def scaled(one, other):
 
 def same_set(one, other):
     (name, intervals), (other_name, other_intervals) = one, other
-    if name and other_name and letters(name) != letters(other_name):
+    if name and other_name and not same_text(name, other_name):
         return wrong("structure: relations of different letters")
     return any_order("a set of intervals", intervals, other_intervals, same_interval)
 
@@ -246,7 +252,7 @@ def same_interval(one, other):
 
 # ---- 4. value ---------------------------------------------------------------
 def by_value(gold, pred):
-    if letters(gold) == letters(pred):
+    if same_text(gold, pred):
         return right("text: the same")
     if formula.equal(formula.parse(gold), formula.parse(pred)):
         return right("value: equal")
@@ -263,7 +269,7 @@ def by_unit(gold, pred):
         return None
     if gold_units and pred_units and not same_units(gold_units, pred_units):
         return wrong("units: different")
-    if letters(gold_value) == letters(pred_value):
+    if same_text(gold_value, pred_value):
         return right("units: the same apart from a unit")
     return by_structure(gold_value, pred_value)
 
@@ -300,8 +306,12 @@ SHARED = Verifier(workers=1)  # used by is_correct
 
 
 def is_correct(response, answer, task="math"):
-    """Returns whether the response's final answer is right. An empty gold answer
-    matches nothing. Raises ValueError for an unknown task."""
+    r"""Returns whether the response's final answer is right. An empty gold answer
+    matches nothing. Raises ValueError for an unknown task, and RuntimeError if the
+    worker that compares answers does not start.
+
+    >>> is_correct(r"So it is \boxed{0.5}.", r"\frac{1}{2}")
+    True"""
     return bool(answer.strip()) and SHARED.score([response], [answer], task) == [1.0]
 
 
@@ -335,7 +345,10 @@ def main():
     parser.add_argument("--explain", nargs=2, metavar=("RESPONSE", "ANSWER"),
                         help="show what was extracted and which rung decided, for the task math")
     parser.add_argument("--worker", nargs=2, type=float, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    words = sys.argv[1:]
+    if words[:1] == ["--explain"]:  # argparse would take -\frac12 for an option
+        words[1:] = [f" {text}" for text in words[1:]]
+    options = parser.parse_args(words)
     escape_unencodable()
     if options.worker:
         scoring.work(lambda *pair: judge(*pair).right, *options.worker)

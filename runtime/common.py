@@ -1,5 +1,6 @@
 """Helpers that the other files share: messages to the user and atomic file
 writes. verify.py uses them too, so nothing here imports PyTorch."""
+import math
 import os
 import sys
 from contextlib import contextmanager
@@ -54,6 +55,17 @@ def fail_as(what, advice=None):
     except Exception as error:  # noqa: BLE001
         cause = one_line(error)
         fail(f"{what} ({cause}): {advice}" if advice else f"{what}: {cause}")
+
+
+def number_as_text(answer):
+    """Converts an answer that is a finite number to text. Returns any other
+    answer unchanged, including truth values and nan, with which no response
+    could be compared."""
+    if isinstance(answer, bool):
+        return answer
+    if isinstance(answer, int) or isinstance(answer, float) and math.isfinite(answer):
+        return str(answer)
+    return answer
 
 
 def flag(name):

@@ -6,14 +6,13 @@ has "task", a name in verify.TASKS. tools/data.py writes the paper's data sets
 to files for machines without a network."""
 import hashlib
 import json
-import math
 import os
 import re
 from typing import NamedTuple
 
 import numpy as np
 
-from runtime.common import fail, fail_as, one_line, print_once
+from runtime.common import fail, fail_as, number_as_text, one_line, print_once
 from runtime.latex import MAX_ANSWER, extract_answer
 from runtime.scoring import check_result
 from verify import TASKS
@@ -215,17 +214,6 @@ def convert(source, spec, row):
     return made
 
 
-def number_as_text(answer):
-    """Converts an answer that is a finite number to text. Returns any other
-    answer unchanged, including truth values and nan, with which no response
-    could be compared."""
-    if isinstance(answer, bool):
-        return answer
-    if isinstance(answer, int) or isinstance(answer, float) and math.isfinite(answer):
-        return str(answer)
-    return answer
-
-
 def synlogic(row):
     """Converts a puzzle of SynLogic. Rows from the hub contain a chat and a
     JSON text; generated files contain the fields of that text directly."""
@@ -364,15 +352,20 @@ def check_problem(where, row, task):
     if own_task is not None:
         task = own_task
     problem, answer = row.get("problem"), number_as_text(row.get("answer"))
-    if task == "math" and isinstance(answer, str):
-        answer = solution_answer(answer)
     for name, text in (("problem", problem), ("answer", answer)):
-        # Half of a surrogate pair cannot be written as UTF-8.
-        if (not isinstance(text, str) or not text.strip()
-                or text != text.encode("utf-8", "replace").decode()):
+        if not isinstance(text, str) or not text.strip():
             kind = "a text or a number" if name == "answer" else "a text"
             fail(f"{where}: {name!r} must be {kind} and not empty, got {text!r:.80}; "
                  f"the row has the keys {[*row]!r:.200}")
+        if text != text.encode("utf-8", "replace").decode():
+            fail(f"{where}: {name!r} contains half of a surrogate pair, which UTF-8 cannot "
+                 f"encode: correct or remove the row ({text!r:.80})")
+    if task == "math":
+        solution, answer = answer, solution_answer(answer)
+        if not answer:
+            boxed = "\\boxed" in solution
+            fault = "the last box is empty or not closed" if boxed else "nothing follows ####"
+            fail(f"{where}: {fault} in the answer {solution!r:.80}: correct or remove the row")
     if len(answer) > MAX_ANSWER and task in SHORT:
         fail(f"{where}: the answer has {len(answer)} characters, but a response's answer may "
              f"have at most {MAX_ANSWER}: shorten it, or remove the row")

@@ -100,7 +100,7 @@ class Reader:
         or if it differs from the expected one."""
         found = self.peek()
         if not found or token and found != token:
-            raise Unreadable(f"{token or 'something'} is missing before {found!r}")
+            raise Unreadable(f"{token or 'something'} is missing before {found or 'the end'}")
         self.at += 1
         return found
 
@@ -212,7 +212,7 @@ class Reader:
             return ("symbol", token)
         if re.fullmatch("[A-Za-z]", token) or token in GREEK | PREFIXES | ACCENTS:
             return self.symbol(token)
-        raise Unreadable(f"{token!r} has no value")
+        raise Unreadable(f"{token} has no value")
 
     def fraction(self):
         r"""Reads a fraction. \frac{dy}{dx} becomes one symbol: its d must not cancel."""
@@ -318,12 +318,12 @@ def parse(text):
     RecursionError if the text is nested too deeply."""
     if re.match(r"\([A-E]\)\s*[0-9]", text):
         raise Unreadable("choices are compared as text")
-    if WORDS.search(text) or NAME_OF_POINTS.fullmatch(text):
+    if r"\text" in text or WORDS.search(text) or NAME_OF_POINTS.fullmatch(text):
         raise Unreadable("words are compared as text")
     reader = Reader(text)
     tree = reader.sum()
     if reader.peek():
-        raise Unreadable(f"{reader.peek()!r} is unexpected")
+        raise Unreadable(f"{reader.peek()} is unexpected")
     if "∞" in symbols(tree) and tree not in INFINITIES:
         raise Unreadable("infinity is not a number")
     return tree
@@ -394,6 +394,8 @@ def exact(tree, point):
         if bits(a) * abs(b) > MAX_BITS:
             raise OverflowError("too large")
         return a ** int(b)
+    if kind == "/" and b == 0:
+        raise ZeroDivisionError("division by zero")
     if kind == "+":
         result = a + b
     else:
@@ -494,7 +496,7 @@ def call(name, values, real):
     if name.endswith("()"):  # an unknown function f(x) is a new letter for each x
         texts = [mp.nstr(value, 300) for value in values]
         seed = ", ".join(sorted(texts) if name in SYMMETRIC else texts)
-        return letter(f"{name} of {seed}", 3)
+        return letter(f"{name} of {seed}", 3)  # from point 3 on, it may have either sign
     if name in GROWING and max(map(abs, values)) > MAX_BITS:
         raise OverflowError("too large")
     if name in ("floor", "ceil"):
@@ -528,19 +530,7 @@ def samples(*trees, until=None):
         return [[exact(tree, at) for tree in trees] for at in points]
     except (NotExact, OverflowError):
         pass
-    whole = any(name.endswith(WHOLE) for name in letters)
-    if one_point:
-        points = range(1)
-    elif whole or any(has_call(tree, "floor", "ceil") for tree in trees):
-        # Nearby values may all round alike, and of those up to 100 few are squares.
-        # Only from about 10^7 on is n / 2023 always rounded otherwise than n / 2024.
-        points = [FAR * scale + at for scale in (1, 2) for at in range(5 * POINTS)]
-        points += [FAR * 8 + at for at in range(POINTS)]
-    elif any(has_call(tree, "abs") for tree in trees):
-        # Somewhere x + 5 and (x - 1)(x - 2) are negative and x - 2023 is positive.
-        points = [FAR * scale + at for scale in (0, 1, 2, 4) for at in range(12)]
-    else:
-        points = range(POINTS)
+    points = range(1) if one_point else numeric_points(trees, letters)
     attempts = (False,) if "i" in letters else (True, False)
     for real in attempts:
         rows, valued = [], []
@@ -553,6 +543,21 @@ def samples(*trees, until=None):
         if len(valued) >= min(2, len(points)):
             return valued
     return rows
+
+
+def numeric_points(trees, letters):
+    """Returns the points at which to evaluate trees with letters but without exact
+    values."""
+    if any(name.endswith(WHOLE) for name in letters) or any(
+            has_call(tree, "floor", "ceil") for tree in trees):
+        # Nearby values may all round alike, and of those up to 100 few are squares.
+        # Only from about 10^7 on is n / 2023 always rounded otherwise than n / 2024.
+        near = [FAR * scale + at for scale in (1, 2) for at in range(5 * POINTS)]
+        return near + [FAR * 8 + at for at in range(POINTS)]
+    if any(has_call(tree, "abs") for tree in trees):
+        # Somewhere x + 5 and (x - 1)(x - 2) are negative and x - 2023 is positive.
+        return [FAR * scale + at for scale in (0, 1, 2, 4) for at in range(12)]
+    return range(POINTS)
 
 
 def integers(tree):

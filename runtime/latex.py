@@ -165,7 +165,7 @@ MATRIX = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
 ONE_WORD = r"\\text\s*\{\s*([A-Za-z]+)\s*\}"
 ONE_LETTER_UNIT = r"[mgshLJNVWKCFT](?:[ /^*].*)?"
 GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
-WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}")
+TWO_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2}")
 SYMBOL = r"(?:[0-9A-Za-zπ]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega)(?![A-Za-z])\s*)"
 
 
@@ -177,7 +177,7 @@ def unwrap(match):
         return AND_OR[connective]
     text = group[1:-1].strip()
     joined = re.sub(r"\b(?:and|or)\b|&", lambda m: AND_OR[m[0]], text)
-    if WORDS.search(joined):
+    if TWO_LETTERS.search(joined):
         return match[0]
     before = match.string[:match.start()].rstrip()
     after = match.string[match.end():]
@@ -207,14 +207,16 @@ def unit_vector(match):
     return f" {letter}"
 
 
+SYSTEM = r"(?:d?cases|align(?:ed)?\*?|gathered|split)"
 PIECE = re.compile(r",|&|[\w)}]\s+(?:[A-Za-z]|\\[a-z]+)\s*=")  # 1 x=0: 1 where x is 0
 
 
 def system(match):
     """Returns the equations of a system as a list. Leaves piecewise functions alone."""
-    rows = [row.strip(" ,.") for row in match[1].strip(" ¶").split("¶")]
+    joined = re.sub(r"¶[\s&]*=|&\s*=", "=", match[1])  # a row may continue an equation
+    rows = [row.strip(" ,.") for row in joined.strip(" ¶").split("¶")]
     defines = match.string[:match.start()].rstrip().endswith("=")
-    if defines or any(row.count("=") != 1 or PIECE.search(row) for row in rows):
+    if defines or any("=" not in row or PIECE.search(row) for row in rows):
         return match[0]
     return ", ".join(rows)
 
@@ -229,6 +231,8 @@ class Spelling(NamedTuple):
     after: str
 
 
+# `clean` applies the rows in this order, and a row may rely on those above it. Put a new
+# row below those whose result it reads.
 # Here and below, repeated groups are wrapped in (?>...) and not made possessive:
 # Python 3.11.0 to 3.11.4 misses matches of possessive groups.
 SPELLINGS = [
@@ -260,6 +264,9 @@ SPELLINGS = [
     Spelling("composition",
              r"(?<=[A-Za-z)}])\s*\\circ\s*(?=[A-Za-z(\\])(?![CF](?![A-Za-z]))", "∘",
              r"f \circ g", "f∘g"),
+    Spelling("angle brackets",
+             r"\\left\s*<(.*?)\\right\s*>", r"(\1)",
+             r"\left<1,2\right>", "(1,2)"),
     Spelling("delimiter left out",
              r"\\(?:left|right)\s*\.", "",
              r"\left. x \right|", r" x \right|"),
@@ -270,6 +277,9 @@ SPELLINGS = [
              r"(?<=[0-9\s}])\\mu\s*\\text\s*\{\s*([mgslLF])\s*\}|"
              r"\\text\s*\{\s*\\mu\s*([mgslLF])\s*\}", r"\\text{micro\1\2}",
              r"5\mu\text{m}", r"5\text{microm}"),
+    Spelling("ohm",
+             r"\\text\s*\{\s*([kmM])?\s*\\Omega\s*\}", r"\\text{\1ohm}",
+             r"5\text{k\Omega}", r"5\text{kohm}"),
     Spelling("spaces inside brackets",
              r"(?<=\()\s+|\s+(?=\))", "",
              "f( 2 )", "f(2)"),
@@ -285,6 +295,9 @@ SPELLINGS = [
     Spelling("text without braces",
              r"\\text(?:\s+([A-Za-z])|\s*([0-9]))", r"\\text{\1\2}",
              r"\text i, \text5", r"\text{i}, \text{5}"),
+    Spelling("choice in text",
+             r"^\s*\\text\s*\{\s*(\(?[A-E][).:])\s+([^{}]+)\}\s*$", r"\1 \\text{\2}",
+             r"\text{(C) some rain}", r"(C) \text{some rain}"),
     Spelling("words in text",
              rf"\\text\s*({GROUP})|"
              r"(?<![A-Za-z\\])(and|or)(?![A-Za-z])", unwrap,
@@ -454,8 +467,8 @@ SPELLINGS = [
              r"(?i)\\text\{\s*all real numbers\s*\}", r"\\mathbb{R}",
              r"\text{all real numbers}", r"\mathbb{R}"),
     Spelling("system of equations",
-             r"(?:\\begin\{cases\}|⦃\s*\\begin\{array\}(?:\{[lcr|]*\})?)"
-             r"((?>(?:(?!\\(?:begin|end)\b).)*))\\end\{(?:cases|array)\}", system,
+             rf"(?:\\begin\{{{SYSTEM}\}}|⦃\s*\\begin\{{array\}}(?:\{{[lcr|]*\}})?)"
+             rf"((?>(?:(?!\\(?:begin|end)\b).)*))\\end\{{(?:{SYSTEM}|array)\}}", system,
              r"\begin{cases}x=1¶ y=2\end{cases}", "x=1, y=2"),
     Spelling("begin of a matrix",
              rf"\\begin{MATRIX}(?:\{{[lcr|]*\}})?", "⟦",
@@ -477,8 +490,8 @@ PATTERNS = [(re.compile(row.pattern, re.DOTALL), row.replacement) for row in SPE
 def clean(text):
     """Returns the text with one spelling for what LaTeX can spell in many ways."""
     text = text.replace(r"\$", "＄").strip("$ \n")  # ＄ becomes $ below
-    if enclosed(text, "{}") and not re.search(r"\\over|\\choose", text):
-        return clean(text[1:-1])
+    while enclosed(text, "{}") and not re.search(r"\\over|\\choose", text):
+        text = text[1:-1].strip("$ \n")
     text = SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(RAISED)}}}", text)
     text = SUBSCRIPT.sub(lambda m: f"_{{{m[0].translate(RAISED)}}}", text)
     text = re.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text.translate(CHARACTERS))
@@ -492,11 +505,12 @@ def clean(text):
 
 GROUPED = "(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?!,?[0-9])"
 ROUNDED = re.compile(rf"(?<=[^\s(\[⦃,;∨])\s*≈(?:{GROUPED}|\([^()]*\)|[^](),;∨⦄])*")
+PROBABILITY = r"(?:P|\\Pr|\\mathbb\{P\})\s*\([A-Z]\s*[=<>≤≥]\s*[0-9]+\)"  # P(X=2)
+EXPECTATION = r"(?:E|\\mathbb\{E\})\s*\[[A-Z]\]"  # E[X]
+FUNCTION_VALUE = r"[A-Za-z]'*\s*\([0-9.-]+\)"  # f'(2)
 NAME = re.compile(  # x, f(x), (x, y), AB, |AB|, a_{n}, \frac{dy}{dx}; no number
-    r"(?!.*\bnot\b)(?>(?:(?:P|\\Pr|\\mathbb\{P\})\s*\([A-Z]\s*[=<>≤≥]\s*[0-9]+\)|"
-    r"(?:E|\\mathbb\{E\})\s*\[[A-Z]\]|"
-    r"\\[A-Za-z]+|[A-Za-z]'*\s*\([0-9.-]+\)|[A-Za-z'(),:|‖/*{}⟦⟧¶&\s]|"
-    r"_\{[^{}]*\}|\^\{-?[0-9]+\})+)")
+    rf"(?!.*\bnot\b)(?>(?:{PROBABILITY}|{EXPECTATION}|\\[A-Za-z]+|{FUNCTION_VALUE}|"
+    r"[A-Za-z'(),:|‖/*{}⟦⟧¶&\s]|_\{[^{}]*\}|\^\{-?[0-9]+\})+)")
 VARIABLE = re.compile(  # x, x_{1}, \theta, f(x) or AB, but not x^{2}, \ln x or xy
     r"\s*+(?:[A-Za-z]|[A-Z]{2}|\\(?!not)[A-Za-z]+)(?>(?:_\{[^{}]*\}|'|\([a-z]\)|\s)*)")
 VARIABLES = re.compile(  # x or (x,y)
@@ -513,7 +527,7 @@ def strip_ends(text):
         head, _, tail = text.partition(sign)
         if tail and (not head.strip() or name.fullmatch(head)):
             text = re.sub(rf"∨\s*{re.escape(head.strip())}\s*{sign}", "∨", tail)
-    return ROUNDED.sub("", text).replace("≈", "").strip(" =").rstrip("\\.,;: ")
+    return ROUNDED.sub("", text).replace("≈", "").strip(" =").rstrip("\\¶.,;: ")
 
 
 SHORT_WORDS = set(  # neither products of letters nor names of points
@@ -521,7 +535,7 @@ SHORT_WORDS = set(  # neither products of letters nor names of points
 ANY_CASE = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{4,}")
 
 
-def letters(text):
+def as_text(text):
     """Returns cleaned text in the form that is compared as text: without spaces,
     except between digits, and with words in lower case."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
@@ -529,6 +543,11 @@ def letters(text):
     if text.lower() in SHORT_WORDS:
         return text.lower()
     return ANY_CASE.sub(lambda m: m[0].lower(), text)
+
+
+def same_text(one, other):
+    """Returns whether two cleaned texts differ in nothing that `as_text` removes."""
+    return as_text(one) == as_text(other)
 
 
 # ---- brackets ---------------------------------------------------------------

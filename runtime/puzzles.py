@@ -37,8 +37,10 @@ def countdown(response, answer):
 
 
 def ascii_signs(text):
-    r"""Returns the text with * and / for ×, ÷, \times and \div."""
-    return re.sub(r"×|\\times(?![a-z])", "*", re.sub(r"÷|\\div(?![a-z])", "/", text))
+    r"""Returns the text with *, / and - for ×, ·, ÷, −, \times, \cdot and \div."""
+    text = re.sub(r"[×·⋅]|\\(?:times|cdot)(?![a-z])", "*", text)
+    text = re.sub(r"÷|\\div(?![a-z])", "/", text)
+    return text.replace("−", "-")
 
 
 def final_answer(response, phrase=False):
@@ -100,7 +102,7 @@ def text(response, answer, phrase=False):
 
 def plain(text):
     """Returns the text without markup, quotes, extra spaces and upper case."""
-    text = re.sub("[，、]", ",", text)
+    text = re.sub("[，、]", ",", text).replace("−", "-")
     text = re.sub(r"\\text\w*\s*\{([^{}]*)\}|\\(?=[{}\s])|[*$\"'`]", r"\1", text)
     text = re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split()))
     return text.rstrip(".").casefold()
@@ -119,6 +121,7 @@ def game24(response, answer):
     """For the answer "24 = 1 3 7 8", the response is an expression that uses each
     number once and equals 24."""
     target, numbers = answer.split("=")
+    value = Fraction(target.strip())
     expression = re.sub(r"\s", "", ascii_signs(final_answer(response, phrase=True)))
     expression = expression.removesuffix(f"={target.strip()}")
     if not re.fullmatch("[-+*/()0-9]{1,200}", expression):
@@ -128,7 +131,7 @@ def game24(response, answer):
     if Counter(re.findall("[0-9]+", expression)) != Counter(numbers.split()):
         return False
     try:
-        return exact(parse(expression), 0) == int(target)
+        return exact(parse(expression), 0) == value
     except (Unreadable, NotExact, ArithmeticError, RecursionError):
         return False
 

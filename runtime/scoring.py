@@ -16,6 +16,9 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
+from pathlib import Path
+
+from runtime.common import number_as_text, one_line
 
 PATIENCE_S = 60
 READY, RIGHT, WRONG = b"+", b"1", b"0"
@@ -134,19 +137,26 @@ def read_rows(path, tasks):
     tasks: the names of tasks. Exits with a message at the first invalid line."""
     rows, number = [], 0
     try:
-        for number, line in enumerate(open(path, "rb"), 1):
+        for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
             if not line.strip():
                 continue
-            row = {"task": "math"} | json.loads(line)
-            task, response, answer = row["task"], row["response"], row["answer"]
-            if task not in tasks or not isinstance(response, str) or not answer.strip():
-                raise ValueError("response and answer must be texts, and task one "
-                                 f"of {', '.join(tasks)}")
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("a row must be an object, {...}")
+            task, response = row.get("task") or "math", row.get("response")
+            answer = number_as_text(row.get("answer"))
+            if task not in [*tasks]:  # a list: a row's task may be unhashable
+                raise ValueError(f"the task must be one of {', '.join(tasks)}, not {task!r:.80}")
+            if not isinstance(response, str):
+                raise ValueError(f"the response must be a text, not {response!r:.80}")
+            if not isinstance(answer, str) or not answer.strip():
+                raise ValueError("the answer must be a text or a number and not empty, "
+                                 f"not {answer!r:.80}")
             rows.append((task, response, answer))
     except OSError as error:  # !r escapes control characters in a file name
         sys.exit(f"{path!r} cannot be read: {error.strerror}")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        sys.exit(f"{path!r}, line {number}: not a row with a response and an answer ({error!r})")
+    except (ValueError, RecursionError) as error:
+        sys.exit(f"{path!r}, line {number}: {one_line(error)}")
     return rows or sys.exit(f"{path!r} has no rows")
 
 

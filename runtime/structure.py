@@ -11,7 +11,7 @@ The parts are texts themselves, and verify.py compares them as it compares answe
 import re
 
 from runtime.formula import Unreadable, equal, order, parse
-from runtime.latex import GROUPED, NAME, VARIABLE, depths, enclosed, letters, split
+from runtime.latex import GROUPED, NAME, VARIABLE, as_text, depths, enclosed, split
 
 LETTER = r"(?<![\\A-Za-z])%s(?![A-Za-z])"
 
@@ -45,7 +45,8 @@ def parts(text):
             return sign, pieces
     if found := transposed(text):
         return found
-    if matrix := re.fullmatch(r"(.*?)[\s*]*⟦([^⟦⟧]*)⟧", text):
+    matrix = re.fullmatch(r"([^⟦⟧]*?)[\s*]*⟦([^⟦⟧]*)⟧", text)
+    if matrix and not is_sum(matrix[1]):
         rows = matrix_rows(*matrix.groups())
         column = len(rows) > 1 and "&" not in text
         return "()" if column else "¶", rows
@@ -57,6 +58,11 @@ def parts(text):
             if kind or brackets == "()":  # (5) is 5, but [5] is not
                 return kind, pieces
     return "", [text]
+
+
+def is_sum(text):
+    """Returns whether the text is a sum, as 3+2 or 3+ is, whereas -2 is not."""
+    return any(split(text, "+-")[:-1])
 
 
 def matrix_rows(factor, inner):
@@ -140,7 +146,7 @@ def without_integers(pred, gold):
     match = FOR_INTEGERS.fullmatch(pred)
     if not match or "∈" in gold:
         return pred
-    if re.match(rf"\s*{match[2]}\s*[{RELATIONS}]", match[1]):
+    if re.search(f"[{RELATIONS}]", match[1]):
         return pred  # x>0, x∈\mathbb{Z} is not x>0
     return match[1]
 
@@ -151,13 +157,13 @@ INDEXED = re.compile(r"([A-Za-z])_\{[0-9]\}")
 def without_index(text, other):
     """Rewrites x_{1}=3, x_{2}=5 as x=3, x=5 if the other answer has no subscripts."""
     equations = [split(part, "=") for part in split(text, ",;∨")]
-    names = [INDEXED.fullmatch(equation[0]) for equation in equations]
-    if "=" not in other or "_" in other or len(names) < 2 or None in names:
+    matches = [INDEXED.fullmatch(equation[0]) for equation in equations]
+    if "=" not in other or "_" in other or len(matches) < 2 or None in matches:
         return text
-    if len({name[1] for name in names}) > 1:
+    if len({match[1] for match in matches}) > 1:
         return text
-    return ", ".join("=".join([name[1], *values])
-                     for name, (_, *values) in zip(names, equations))
+    return ", ".join("=".join([match[1], *values])
+                     for match, (_, *values) in zip(matches, equations))
 
 
 def as_sum(text, other):
@@ -180,8 +186,12 @@ UNDECIDED = re.compile(  # after a choice: "or D", "is wrong"
 
 
 def without_value(text, other):
-    """Rewrites (C) 5 and C. 5 as C if the other answer is a choice."""
-    choice = CHOICE.fullmatch(other) and CHOICE_WITH_VALUE.match(text)
+    """Rewrites C), (C) 5 and C. 5 as C if the other answer is a choice."""
+    if not CHOICE.fullmatch(other):
+        return text
+    if CHOICE.fullmatch(text):  # C) or (C)
+        return text.strip("()")
+    choice = CHOICE_WITH_VALUE.match(text)
     if not choice or UNDECIDED.search(text, choice.end()):
         return text
     return choice[2]
@@ -237,12 +247,12 @@ def as_points(text):
     if not all(len(equation) == 2 and VARIABLE.fullmatch(equation[0])
                for equation in equations):
         return text
-    size = len({letters(name) for name, _ in equations})
+    size = len({as_text(name) for name, _ in equations})
     if size == 1 or size == len(equations):
         return text
     points = [sorted(equations[at:at + size], key=lambda pair: alphabetical(pair[0]))
               for at in range(0, len(equations), size)]
-    names = {tuple(letters(name) for name, _ in point) for point in points}
+    names = {tuple(as_text(name) for name, _ in point) for point in points}
     if len(names) > 1:
         return text
     name = f"({','.join(*names)})"
@@ -272,7 +282,7 @@ def bare(name):
 def same_name(one, other):
     """Returns whether two names mean the same: y, y(x) and y_{max} do, f(1) and f(2)
     do not."""
-    names = letters(one), letters(other)
+    names = as_text(one), as_text(other)
     return names[0] == names[1] or bare(one) == bare(other) and bare(one) in names
 
 
@@ -396,7 +406,7 @@ def real_set(text):
         return intersection(*map(real_set, pieces))
     if chain(text):
         return inequality(*chain(text))
-    ends = [letters(end).removeprefix("+") for end in split(text[1:-1], ",")]
+    ends = [as_text(end).removeprefix("+") for end in split(text[1:-1], ",")]
     if re.fullmatch(r"[(\[].*[)\]]", text) and len(ends) == 2:
         return None, [(text[0], *ends, text[-1])]
     return None
@@ -423,7 +433,8 @@ def union(sets):
 
 
 def intersection(one, other):
-    """Returns x>1, x<5 as one interval, or None unless both are half-lines."""
+    """Returns x>1, x<5 as one interval and x>5, x<1 as two, or None unless both are
+    half-lines."""
     if not one or not other or not one[0] or bare(one[0]) != bare(other[0] or ""):
         return None
     if len(one[1] + other[1]) != 2:
@@ -431,8 +442,18 @@ def intersection(one, other):
     for first, second in ((one, other), (other, one)):
         (left, low, end, _), (_, start, high, right) = first[1][0], second[1][0]
         if end == "∞" and start == "-∞":
-            return one[0], [(left, low, high, right)]
+            if in_order(low, high):
+                return one[0], [(left, low, high, right)]
+            return one[0], one[1] + other[1]  # the comma means "or"
     return None
+
+
+def in_order(low, high):
+    """Returns whether low may be at most high: True for letters, too."""
+    try:
+        return order([low, high]) == [low, high]
+    except Unreadable:
+        return True
 
 
 def inequality(terms, signs):

@@ -10,7 +10,8 @@ from runtime.latex import MONEY
 
 # ---- which words are units --------------------------------------------------
 MEGA = re.compile(  # in lower case, it would be milli
-    "M(?=(?:eV|W|Wh|Hz|J|N|Pa|V|pc|yr)$)")
+    "M(?=(?:eV|W|Wh|Hz|J|N|Pa|V|pc|yr|ohm)$)")
+# A comma ends each unit. The first of its names stands for all of them.
 MEASURES = """cm centimeter centimetre 厘米, mm millimeter millimetre 毫米, km kilometer
 kilometre 千米 公里, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
 g gram 克, mg milligram, kg kilogram kilo 千克 公斤, lb pound £, oz ounce, ton tonne 吨,
@@ -21,12 +22,13 @@ rupee rs inr ₹, yuan 元 rmb, yen ¥, peso, % percent pct percentage, ° degre
 arcsec arcsecond, angstrom, c celsius, f fahrenheit, k kelvin, rad radian, hz hertz,
 khz, mhz, megahz megahertz, ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev,
 megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, amp ampere, ohm,
-pa pascal, kpa, megapa megapascal, gpa gigapascal, psi, atm, bar, t tesla, coulomb,
+kohm, megaohm, pa pascal, kpa, megapa megapascal, gpa gigapascal, psi, atm, bar, t tesla, coulomb,
 kn, kv, megaj, megawh, pm picometer, fm, microm micrometer micron, micros microsecond,
 microg microgram, microl microliter, microf microfarad, pc parsec, kpc kiloparsec,
 megapc megaparsec, ly, au, megayr, gyr, arcmin arcminute, mag magnitude, dyn dyne,
 db decibel, ppm, amu, mol mole, erg, rpm, bit, byte, kb, mb, gb, knot, acre, hectare,
 light-year"""
+# In the singular that unit_of makes: "vertice" is what it leaves of "vertices".
 COUNTED = """unit way time piece point item object thing set group team pair part person
 people man men woman women child children kid boy girl student teacher player member
 friend guest customer employee worker passenger visitor adult baby animal dog cat puppy
@@ -70,12 +72,15 @@ NOT_UNITS = set(  # after a number, these words change its value
     "tenth hundredth thousandth squared cubed factorial base mod modulo but is over times "
     "plus minus remainder even odd octal binary lakh crore gross".split())
 QUOTIENTS = {"mph": "miles per hour", "kph": "km per hour", "kmh": "km per hour"}
+ONE_LETTER = set("mgshtlLJNVWKCFT")  # others, n and M among them, are no units
+THOUSANDS = {"k", "t"}  # "5 K people" are not in kelvin, nor is $5 T in tesla
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 POWERS_AFTER = {"squared": "^2", "cubed": "^3"}  # meters per second squared
 UNITS = {noun: noun for noun in COUNTED.split()}
 UNITS |= {alias: names.split()[0]
           for names in MEASURES.split(",") for alias in names.split()}
 MEASURED = {names.split()[0] for names in MEASURES.split(",")} - {"%", "°"} | {"unit"}
+COUNTABLE = set(COUNTED.split()) | {UNITS[sign] for sign in MONEY}
 
 # ---- where the units of an answer are ---------------------------------------
 CJK = "[\u4e00-\u9fff]"
@@ -83,6 +88,7 @@ EXPONENT = r"(?<![%°])\^\s*\{-?[1-9]\}"
 TAIL = re.compile(  # a value, then how its words begin, then how they continue
     rf"""(?P<value>.*?[\w)}}⦄\]⟧!|])\s*
     (?P<words>(?:\\text|\\frac\s*\{{\s*\\text|[°%]|{CJK}|m\s*/\s*s
+                 |/\s*(?:\\text|[A-Za-z]{{3,}})
                  |(?<![A-Za-z\\_{{])[A-Za-z]{{2,}})
     (?:\\text\s*\{{|\\frac\s*\{{|[A-Za-z°%.'-]|{CJK}|{EXPONENT}|[\s/*{{}}])*)""", re.X)
 PRODUCT = re.compile(  # xy and mg, but not cm: these may be products of letters
@@ -105,7 +111,8 @@ def split_unit(text, own=frozenset(), gold=False):
     that may be a product of letters split off from a gold answer: 2 is not 2mg."""
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
         value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own, gold)
-        return value, units | {UNITS[sign] for sign in money}
+        units |= {UNITS[sign] for sign in money}
+        return (text, frozenset()) if in_thousands(units) else (value, units)
     match = TAIL.fullmatch(text)
     if not match or r"\text" in match["value"]:
         return text, frozenset()
@@ -122,6 +129,7 @@ def read_units(text, own):
     "per" is marked with a slash, so that m/s is not s/m, and a power is a member of its
     own: {m, /s, ^2}. The set is empty if the text has no unit, or a word that is
     neither a unit nor a connective."""
+    text = re.sub(r"\bper\s+cent\b", "percent", text)
     text = re.sub(r"([A-Za-z]+[\s}]*)\^\s*\{-", r"/\1^{", text)  # s^{-1}
     if r"\frac" in text:
         text = re.sub(r"\}\s*\{", "}/{", text)
@@ -142,10 +150,16 @@ def read_units(text, own):
                 return frozenset()
             if unit:
                 units.append(per + unit)
-    if not units or words[-1] in ("a", "an", *PER):
+    if not units or words[-1] in ("a", "an", *PER) or in_thousands(units):
         return frozenset()
     powers += [POWERS[word.lower()] for word in words if word.lower() in POWERS]
     return frozenset(units + [f"^{power}" for power in powers])
+
+
+def in_thousands(units):
+    """Returns whether a K or T beside what can be counted means thousand or trillion."""
+    units = {unit.strip("/") for unit in units}
+    return bool(units & THOUSANDS and units & COUNTABLE)
 
 
 def same_units(one, other):
@@ -159,6 +173,8 @@ def same_units(one, other):
 
 def unit_of(word, own):
     """Returns the unit's canonical name, "" for a connective, None for other words."""
+    if re.fullmatch("[A-Za-z]", word) and word not in ONE_LETTER | CONNECTIVES:
+        return None
     word = MEGA.sub("mega", word).lower()
     if word in CONNECTIVES:
         return ""

@@ -542,6 +542,19 @@ def test_columns_of_labels_float32_and_media_are_read_as_they_are_meant(tmp_path
             load_problems(f"{tmp_path / name},answer={name}")
 
 
+def test_an_answer_that_cannot_be_used_is_shown_as_it_stands_in_the_file(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    for answer, message in (
+            (r"so \boxed{5", r"the last box is empty or not closed in the answer 'so .*boxed{5'"),
+            (r"\boxed{}", "the last box is empty or not closed in the answer"),
+            ("so 5 ####", "nothing follows #### in the answer 'so 5 ####'"),
+            ("\ud800", "'answer' contains half of a surrogate pair"),
+            ("", "'answer' must be a text or a number and not empty, got ''")):
+        write_rows(file, [{"problem": "p", "answer": answer}])
+        with pytest.raises(SystemExit, match=f"mine.jsonl, line 1: {message}"):
+            data.load_problems(str(file))
+
+
 def test_a_folder_of_parquet_may_name_tasks_but_not_several_answers(tmp_path, capsys):
     rows = [{"problem": "p", "answer": ["B"], "task": "choice"},
             {"problem": "q", "answer": ["2"], "task": "algebra"}]

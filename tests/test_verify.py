@@ -4,6 +4,7 @@ properties.
 A row of a table is a gold answer and a number of predictions, which all get the same verdict. A
 row that begins with ¦ has more predictions for the gold answer above it.
 """
+import doctest
 import json
 import os
 import re
@@ -621,7 +622,7 @@ D ¦ D) {-2/3, 4/5} ¦ D. -1
 \frac12\text{ or }0.5 ¦ \frac12 ¦ 0.5
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
-# alternatives of a pattern that no row above needs
+# each row is the only one that needs some alternative of a pattern
 \frac{\ln5}{\ln2} ¦ \log_25
 x'+1 ¦ x^\prime+1 ¦ x^{\prime}+1
 x'' ¦ x^{\prime\prime}
@@ -754,6 +755,19 @@ f^{-1}(x)^2 ¦ f^{-1}(x)f^{-1}(x)
 \frac{1}{\sqrt{1-v^2/c^2}}=\gamma ¦ \gamma=\frac{1}{\sqrt{1-\frac{v^2}{c^2}}}
 k^{2k} ¦ k^{k\cdot2}
 4^a+\arcsin 10 ¦ \arcsin(10)+2^{2a}
+# everyday spellings
+\$5 ¦ \$5/hour ¦ \$5/\text{hour}
+25\% ¦ 25\text{ per cent}
+\text{(C)} ¦ C) ¦ \text{C)} ¦ \text{(C) Paris} ¦ \text{C. Paris} ¦ \textbf{(C) Paris}
+\langle1,2\rangle ¦ \left<1,2\right>
+x=1, y=2 ¦ \begin{dcases}x=1\\y=2\end{dcases} ¦ \begin{align*}x&=1\\y&=2\end{align*}
+ ¦ \begin{aligned}x&=1\\y&=2\end{aligned} ¦ \begin{gathered}x=1\\y=2\end{gathered}
+5 ¦ \begin{aligned}x&=2+3\\&=5\end{aligned} ¦ 5\\ ¦ {{{5}}}
+5 ¦ 5\,\mathrm{\Omega} ¦ 5\text{ kΩ} ¦ 5\text{ MΩ} ¦ 5\text{ K}
+ ¦ 5\text{ L bottle} ¦ 5\text{ m rope}
+(2,4) ¦ 2\begin{pmatrix}1\\2\end{pmatrix} ¦ 4\cdot2^{-1}\begin{pmatrix}1\\2\end{pmatrix}
+(-\infty,-3]\cup[3,\infty) ¦ x\ge3, x\le-3
+(k+1,3k+2) ¦ x>k+1, x<3k+2
 """
 WRONG = r"""
 # numbers
@@ -1081,7 +1095,7 @@ m_{\max}=n-1 ¦ m_{\min}=n-1 ¦ k=n-1
 1234, 5 ¦ 1,234,5
 1234, 5,678 ¦ 5, 678, 1234
 101,234; 5,000 ¦ 101; 234; 5; 0
-# conditions that no row above needs
+# each row is the only one that needs some condition
 3\text{ halves} ¦ 3
 2\text{ gross} ¦ 2
 5\text{ less} ¦ 5
@@ -1127,6 +1141,16 @@ f(x)=\begin{cases}1,x=0\\2,x=1\end{cases} ¦ f(x)=\begin{cases}2,x=0\\1,x=1\end{
 \sin_2 x ¦ \frac{\sin x}{\ln2}
 \mathbb{E}[X^2] ¦ \mathbb{E}[X]^2
 f'(2)=4 ¦ f'(3)=4
+# everyday spellings of something else
+[5,10] ¦ 5\le n\le 10, n\in\mathbb{Z}
+x>5 ¦ 5<x, x\in\mathbb{Z}
+\$5 ¦ \$5\text{K} ¦ \$5\text{M} ¦ \$5\text{T} ¦ \$5\text{M dollars}
+5 ¦ 5\text{ K people} ¦ 5\text{ M people} ¦ 5\text{ M} ¦ 5\text{ k} ¦ 5\text{ n ways}
+(5,10) ¦ 3+2\begin{pmatrix}1\\2\end{pmatrix}
+\text{(C)} ¦ D) ¦ \text{(C) or (D)} ¦ \text{(D) Paris} ¦ \text{C. not this}
+5 ¦ 5/mg ¦ \begin{aligned}x&=6\\&=5\end{aligned}
+5\text{ ohm} ¦ 5\text{ kΩ}
+[-3,3] ¦ x\ge3, x\le-3
 """
 
 
@@ -1178,9 +1202,31 @@ def test_tables(verifier, cases, expected):
         "rung       structure",
         "finding    a set of intervals with equal parts in any order",
     ]),
+    (r"x\le2", box("x<2"), [
+        "finding    a set of intervals, no part of the response equals (-∞, 2]",
+    ]),
+    ("2", box("2+"), [
+        "finding    something is missing before the end",
+    ]),
+    ("5", box(r"\frac10"), [
+        "finding    division by zero",
+    ]),
+    (r"\text{Yes}", box(r"\text{No}"), [
+        "finding    words are compared as text",
+    ]),
+    ("(1,2)", box("(1,2,3)"), [
+        "finding    a tuple, with 3 instead of 2 parts",
+    ]),
+    ("7", box("{" * 1000 + "7" + "}" * 1000), [
+        "cleaned    7",
+    ]),
 ])
 def test_explain(gold, response, lines):
     assert set(lines) <= set(explain(response, gold).split("\n"))
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    assert doctest.testmod(verify) == (0, 2)
 
 
 HOSTILE = {
@@ -1374,14 +1420,22 @@ def test_scores_a_file(tmp_path):
     printed = command(path).stdout
     assert "| math | 2 | 1 | 1 | 0.500 |" in printed
     assert "| countdown | 1 | 1 | 0 | 1.000 |" in printed
-    path.write_text('{"response": "a"}')
-    failed = command(path)
-    assert failed.returncode == 1
-    assert "line 1: not a row" in failed.stderr
+    path.write_text(json.dumps({"response": box("5"), "answer": 5, "task": None}))
+    assert "| math | 1 | 1 | 0 | 1.000 |" in command(path).stdout
+    for row, message in (
+            ("[]", "line 1: a row must be an object"),
+            ('{"response": "a"}', "line 1: the answer must be a text or a number"),
+            ('{"answer": "5"}', "line 1: the response must be a text, not None"),
+            ('{"task": ["a"]}', "line 1: the task must be one of math, ")):
+        path.write_text(row)
+        failed = command(path)
+        assert failed.returncode == 1
+        assert message in failed.stderr
 
 
 def test_command_line_explains_and_helps():
     assert "finding    equal" in command("--explain", box("x+x"), "2x").stdout
+    assert "finding    equal" in command("--explain", "-" + box("-x-x"), "-2x").stdout
     assert "--explain RESPONSE ANSWER" in command("--help").stdout
     ascii_screen = {**os.environ, "PYTHONIOENCODING": "ascii"}
     assert r"gold       \u03c0" in command("--explain", box("1"), "π", env=ascii_screen).stdout
