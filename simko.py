@@ -50,7 +50,7 @@ from runtime.packing import (
 from runtime.probe import check_log_probs
 from runtime.ranks import device_mesh, gather, process_group, sum_over_ranks
 from runtime.seeding import seed_everything
-from runtime.vllm_setup import attention_options, prepare_vllm, repack_heads
+from runtime.vllm_setup import kernel_options, prepare_vllm, repack_heads
 from verify import Verifier
 
 
@@ -291,7 +291,7 @@ class VLLMEngine:
                 distributed_executor_backend="external_launcher",
                 # Log-probs of the distribution that is actually sampled from.
                 logprobs_mode="processed_logprobs",
-                skip_tokenizer_init=True, **attention_options(cfg.model), **memory)
+                skip_tokenizer_init=True, **kernel_options(cfg), **memory)
 
     def generate(self, prompts, n, temperature, top_p, max_tokens, progress, logprobs=True):
         """Returns n Samples of each prompt, one prompt after another.

@@ -125,6 +125,11 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and flash_can_do(q, v):
         return varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
+    # With fewer key heads than query heads, PyTorch's kernels for other dtypes on a
+    # GPU would hold all scores of a sequence in memory.
+    heads = q.shape[1] // k.shape[1]
+    if heads > 1:
+        k, v = (x.repeat_interleave(heads, dim=1) for x in (k, v))
     # Neighbouring sequences of equal length form a batch.
     lengths, counts = cu_seq_lens_q.diff().unique_consecutive(return_counts=True)
     out, start = [], 0
@@ -132,9 +137,7 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
         end = start + length * count
         run = [x[start:end].unflatten(0, (count, length)).transpose(1, 2)
                for x in (q, k, v)]
-        attended = F.scaled_dot_product_attention(
-            *run, is_causal=True, scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1])
+        attended = F.scaled_dot_product_attention(*run, is_causal=True, scale=scaling)
         out.append(attended.transpose(1, 2).flatten(0, 1))
         start = end
     return torch.cat(out)[None], None
@@ -167,7 +170,8 @@ def flash_can_do(q, v):
     """Returns whether PyTorch's flash attention takes tensors of this dtype and
     head size. SDPA takes all others, such as DeepSeek's narrower values."""
     size = q.shape[-1]
-    return q.dtype != torch.float32 and size == v.shape[-1] <= 256 and size % 8 == 0
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return half and size == v.shape[-1] <= 256 and size % 8 == 0
 
 
 def varlen_attention(q, k, v, bounds, longest, scaling):

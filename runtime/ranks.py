@@ -73,6 +73,8 @@ def process_group():
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     else:
         store, rank, world = meet()
+    # NVIDIA's containers allow TF32, which would round log-probs in float32.
+    torch.set_float32_matmul_precision("highest")
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -110,6 +110,17 @@ def prepare_vllm(cfg):
         yield
 
 
+def kernel_options(cfg):
+    """Returns the options of vLLM's LLM that avoid kernels which would be compiled
+    by nvcc while the engine starts."""
+    options = attention_options(cfg.model)
+    if cfg.tensor_parallel_size > 1:
+        # VLLM_ALLREDUCE_USE_FLASHINFER does not reach this pass of the compiler.
+        passes = {"fuse_allreduce_rms": False}
+        options["compilation_config"] = {"pass_config": passes}
+    return options
+
+
 def attention_options(model):
     """Returns the options of vLLM's LLM for attention on this machine.
 

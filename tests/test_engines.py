@@ -219,7 +219,7 @@ def make_engine(monkeypatch):
     """Returns a function that makes a VLLMEngine on a device, with a mock in vLLM's place."""
     monkeypatch.setitem(sys.modules, "vllm", mock.Mock())
     monkeypatch.setattr(simko, "prepare_vllm", nullcontext)
-    monkeypatch.setattr(simko, "attention_options", lambda model: {})
+    monkeypatch.setattr(simko, "kernel_options", lambda cfg: {})
     monkeypatch.setattr(torch.cuda, "empty_cache", sys.modules["vllm"].LLM().empty_cache)
 
     def make(device, **changes):

@@ -125,6 +125,7 @@ def test_attention_that_would_be_computed_wrongly_is_refused(feature):
     (torch.bfloat16, (128, 128), True),
     (torch.bfloat16, (256, 256), True),  # Gemma
     (torch.float32, (128, 128), False),
+    (torch.float64, (128, 128), False),
     (torch.bfloat16, (24, 16), False),  # DeepSeek V3, MiniCPM3
     (torch.bfloat16, (12, 12), False),
     (torch.bfloat16, (288, 288), False),

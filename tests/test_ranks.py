@@ -133,6 +133,12 @@ def test_a_rank_uses_the_gpu_of_its_number_on_its_machine(monkeypatch):
     made["destroy_process_group"].assert_called_once_with()
 
 
+def test_products_in_float32_are_not_rounded_to_tf32_as_nvidias_containers_ask():
+    torch.set_float32_matmul_precision("high")
+    with mock.patch.dict(os.environ), ranks.process_group():
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_a_restart_that_torchrun_would_send_to_dead_addresses_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     ranks.check_launch()

@@ -123,6 +123,15 @@ def test_without_nvcc_a_b200_does_not_use_flashinfer(
     assert vllm_setup.attention_options(tmp_path) == options
 
 
+def test_an_engine_on_several_gpus_fuses_no_all_reduce(monkeypatch):
+    """vLLM would use FlashInfer for it wherever it finds an nvcc, which may not fit."""
+    monkeypatch.setattr(vllm_setup, "attention_options", lambda model: {})
+    assert vllm_setup.kernel_options(config("model")) == {}
+    passes = {"pass_config": {"fuse_allreduce_rms": False}}
+    options = vllm_setup.kernel_options(config("model", tensor_parallel_size=2))
+    assert options == {"compilation_config": passes}
+
+
 def test_a_cache_whose_engine_did_not_start_is_discarded(tmp_path, monkeypatch):
     monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
     monkeypatch.setenv("RANK", "1")
