@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -268,6 +269,13 @@ def test_the_rate_of_a_product_counts_its_multiplications_and_additions():
         assert bench.product_rate() == counter.get_total_flops() / 0.5
 
 
+def test_without_a_time_for_fewer_layers_nothing_is_extrapolated():
+    nothing = {"rate": math.nan, "seconds": {}, "memory": {}}
+    full = {"flops": 4.0, "seconds": {"simko": [6.0]}, "memory": {"simko": [1.5, 4.0]}}
+    found = bench.extrapolated(nothing, full, 2, 4, 28)
+    assert found["seconds"] == found["memory"] == {}
+
+
 def test_time_and_memory_of_more_layers_are_extrapolated():
     half = {"flops": 3.0, "seconds": {"simko": [5.0]}, "memory": {"simko": [1.0, 2.0]}}
     full = {"rate": 9.0, "flops": 4.0,
@@ -419,6 +427,15 @@ def test_step(run, taught):
     assert all(share > 0 for share in shares)
 
 
+def test_a_trl_that_does_not_start_is_one_line():
+    """The job of 600 prompts is more than a pipe holds."""
+    cfg = simko.Config(batch_size=600, mini_batch_size=600)
+    job = mock.Mock(problems=[{"prompt_ids": np.arange(50)}] * 600)
+    job.tokenizer.decode = lambda ids, **_: " ".join(map(str, ids))
+    with pytest.raises(SystemExit, match="TRL stopped; its error is above"):
+        next(bench_step.trl_steps("false", cfg, job, 1))
+
+
 @needs_cpu
 def test_every_number_of_a_step_is_in_its_column(run, taught, monkeypatch):
     phases = "rollout", "forward", "backward", "optimizer", "reward", "sync"
@@ -535,7 +552,7 @@ def test_verdicts_that_labels_contradict_are_counted_and_shown(tmp_path, capsys,
         {"gold": "3", "response": r"\boxed{3}", "label": 0},
         {"gold": "4", "response": r"\boxed{5}", "label": 1},
         {"gold": "6", "response": r"\boxed{7}", "label": 1},
-        {"gold": "8", "response": r"\boxed{9}", "label": 0},
+        {"gold": 8, "response": r"\boxed{9}", "label": 0},
         {"gold": "2", "response": r"\boxed{1}", "label": 1, "task": "text"},
         {"gold": "2", "response": r"\boxed{1}", "label": None},
         {"gold": " ", "response": r"\boxed{1}", "label": 1},
@@ -564,6 +581,9 @@ def test_verdicts_that_labels_contradict_are_counted_and_shown(tmp_path, capsys,
     (["gpu", "--shape", "tiny-qwen", "--layers", "3"], "--layers 3"),
     (["loss", "--rounds", "0"], "--rounds must be at least 1"),
     (["verifier", "--rows", "0"], "--rows must be at least 1"),
+    (["loss", "--tokens", "100"], "--tokens must be multiples of 8"),
+    (["scale", "--tokens", "256"], "--tokens must be multiples of 512"),
+    (["gpu", "--shape", "tiny-qwen", "--tokens", "512", "0"], "--tokens must be multiples of 256"),
     (["verifier", "--cases", "docs/laptop/main.jsonl"], "main.jsonl, line 1 lacks gold"),
     pytest.param(["step", "laptop", "--trl-python", "none"], "--trl-python none", marks=needs_cpu),
     pytest.param(["gpu"], "no GPU was found", marks=needs_cpu)])

@@ -45,6 +45,8 @@ def test_a_part_that_fails_or_hangs_does_not_affect_the_next(tmp_path, capsys):
     assert [outcome.status for outcome in outcomes] == [
         "failed with status 3", "cut off after 5 s", "ok", "skipped"]
     assert [outcome.last for outcome in outcomes] == ["", "begun", "30 %", "2 skipped in 1.0s"]
+    assert "30 %" in (report := (tmp_path / "report.md").read_text())
+    assert "20 %\n" not in report  # only the last state of a progress bar
     rows = summary(outcomes)
     assert rows[-3].startswith("| hangs | it does not end | cut off after 5 s | ")
     assert rows[-3].endswith(" | begun |")

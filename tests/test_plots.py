@@ -23,7 +23,7 @@ from runtime import data
 from simko import Config
 from tests.conftest import save_tiny_models, write_rows
 from tests.test_tables import entry, write
-from tools import drawing, laptop, plots, study_figures, tables, walkthrough_figures
+from tools import drawing, laptop, paths, plots, study_figures, tables, walkthrough_figures
 from tools.study import ABLATION_STEPS, SHARED, STEPS, ablation, curve, run_name
 
 VOCABULARY = laptop.vocabulary()
@@ -166,6 +166,18 @@ def trained(folder, right, n=4, evaluated=10, **settings):
     """Writes a run whose last evaluation has two sets."""
     evaluation(folder / f"eval_{evaluated:06d}", a=(n, right), b=(n, [n, 0]))
     (folder / "config.json").write_text(json.dumps({"steps": 10, "seed": 7} | settings))
+
+
+def test_an_ablation_starts_from_the_run_with_the_most_neighbours(tmp_path):
+    """More settings with fewer runs in all do not count for more."""
+    runs = {"b": {"seed": 8}, "b q": {"seed": 8, "q": 0.4}, "b K": {"seed": 8, "K": 2},
+            "b lambda": {"seed": 8, "lambda_top1": 2}, "a": {}}
+    runs |= {f"a {alpha}": {"alpha": alpha} for alpha in (0.1, 0.2, 0.3, 0.4)}
+    for name, settings in runs.items():
+        trained(tmp_path / name, [1, 2, 0], **settings)
+    centre, found = plots.sweeps(tables.load({name: tmp_path / name for name in runs}))
+    assert centre.startswith("a")
+    assert [len(values) for values in found.values()] == [5]
 
 
 def test_runs_that_differ_in_one_setting_of_simko_are_an_ablation(tmp_path, call):
@@ -331,7 +343,7 @@ def test_candidates_are_geometric_means_of_the_last_steps():
     for k in (1, 2):
         probabilities = [math.exp(row[f"Lambda_{k}"]) for row in rows[35:]]
         assert y[k - 1] == pytest.approx(math.prod(probabilities) ** (1 / 25))
-    names = ["Lambda_10", "Lambda", "Lambda_2", "forking_Lambda_1"]
+    names = ["Lambda_10", "Lambda", "Lambda_2", "forking_Lambda_1", "Lambda_of_a_fork"]
     assert drawing.ranks(names) == ["Lambda_2", "Lambda_10"]
     assert "geometric mean" in axis.get_ylabel()
     assert axis.get_title() == "k-th candidate, last 25 steps"
@@ -702,11 +714,11 @@ def runs(tmp_path):
 
 
 def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
-    title, response, found, word = plots.read_path(runs, 1)
+    title, response, found, word = paths.read_path(runs, 1)
     prompt = [VOCABULARY[token] for token in "<bos> 1 2 3 > 9 :".split()]
     assert [word(id) for id in response] == "2 + 3 = 5".split()
     assert title == "test, problem 1: probabilities of the top 2 at each token of one response"
-    figure = plots.path_figure(title, response, found, word)
+    figure = paths.path_figure(title, response, found, word)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["base", "GRPO", "SimKO"]
     assert figure.get_suptitle() == title
     shown = zip(figure.axes, found.values(), ("base", "GRPO/hf", "SimKO/hf"))
@@ -736,7 +748,7 @@ def test_path_shows_each_models_probabilities_of_one_response(runs, tmp_path):
 
 
 def test_path_takes_a_runs_response_where_the_base_model_had_none_that_is_right(runs):
-    _, response, _, word = plots.read_path(runs, 2)
+    _, response, _, word = paths.read_path(runs, 2)
     assert [word(id) for id in response] == "6 * 6".split()
 
 
@@ -755,11 +767,11 @@ def test_a_problem_that_no_run_solves_does_not_keep_back_the_other_figures(runs,
 
 
 def test_path_shows_the_tokens_of_a_long_response_at_which_the_base_model_wavers(runs):
-    title, response, found, word = plots.read_path(runs, 1)
+    title, response, found, word = paths.read_path(runs, 1)
     entropy = found["base"][2]
     response = found["base"][1][:, 0].tolist()  # so that a frame is around each of these
     found["SimKO"] = (*found["SimKO"][:2], -entropy)  # wavers elsewhere
-    figure = plots.path_figure(title, response, found, word, most=2)
+    figure = paths.path_figure(title, response, found, word, most=2)
     by_entropy = sorted(range(5), key=lambda i: -entropy[i])
     places = sorted(by_entropy[:2])
     expected_ticks = [f"{word(response[i])}\n{i + 1}" for i in places]
@@ -773,10 +785,10 @@ def test_path_shows_the_tokens_of_a_long_response_at_which_the_base_model_wavers
 
 
 def test_path_leaves_out_folders_that_are_no_runs(runs, tmp_path):
-    _, _, found, _ = plots.read_path({"evaluation": tmp_path, **runs}, 1)
+    _, _, found, _ = paths.read_path({"evaluation": tmp_path, **runs}, 1)
     assert list(found) == ["base", "GRPO", "SimKO"]
     with pytest.raises(SystemExit, match="--path needs runs"):
-        plots.read_path({"evaluation": tmp_path}, 1)
+        paths.read_path({"evaluation": tmp_path}, 1)
 
 
 def rewrite(run, before, after):
@@ -827,7 +839,7 @@ def test_what_path_cannot_show(runs, index, change, message):
     if change:
         change(runs["GRPO"])
     with pytest.raises(SystemExit, match=message):
-        plots.read_path(runs, index)
+        paths.read_path(runs, index)
 
 
 # ------------------------------------------------------------------------------------ walkthrough

@@ -208,6 +208,15 @@ def test_a_study_without_its_pass_at_k_runs_has_all_other_tables(tmp_path, monke
     assert "**Pass@k training" not in printed
 
 
+def test_a_row_without_a_comparison_has_all_cells(monkeypatch):
+    """No run of GRPO reached SimKO's pass@1."""
+    monkeypatch.setattr(results, "reached", lambda rows, run, targets: pd.DataFrame())
+    last = pd.DataFrame({k: [50.0, 51.0] for k in results.KS}, index=[0, 1])
+    runs = {"grpo": ("a", 500), "simko": ("b", 500)}
+    (row,) = results.equal_pass1("as chosen", pd.DataFrame(), runs, last)
+    assert row[1:] == ["0 by construction", *["–"] * (len(results.KS) - 1)]
+
+
 def test_the_chosen_settings_are_those_of_the_rows():
     chosen = json.loads((study.RESULTS / "chosen.json").read_text())
     assert chosen == json.loads(json.dumps(study.choose(study.read("tune"))))

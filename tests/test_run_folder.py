@@ -26,7 +26,7 @@ from simko import Config, ObjectiveConfig, RunConfig, TrainConfig
 from tests import workers
 from tests.conftest import (
     BEYOND_ASCII, ESCAPE, benchmark, edit_json, main, metrics, recipe, refused, write_rows)
-from tools import data, plots, tables
+from tools import data, paths, plots, tables
 
 SECRET_NAMES = "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"
 SECRETS = {name: f"secret-{i}-of-this-test" for i, name in enumerate(SECRET_NAMES)}
@@ -64,10 +64,10 @@ def test_a_path_is_drawn_only_for_the_problems_that_the_run_was_evaluated_on(
     lines = (tiny / "test.jsonl").read_text().splitlines(keepends=True)
     moved.write_text("".join(lines))
     edit_json(folder / "config.json", eval_data=[str(moved)])
-    plots.read_path({"a": folder}, 0)
+    paths.read_path({"a": folder}, 0)
     moved.write_text("".join(lines[:-1]))
     with pytest.raises(SystemExit, match="test.jsonl has responses to other problems than test"):
-        plots.read_path({"a": folder}, 0)
+        paths.read_path({"a": folder}, 0)
 
 
 def test_what_is_not_finite_is_null_in_the_log(run, tmp_path):

@@ -217,7 +217,7 @@ def test_the_gap_at_equal_pass_1_is_to_the_line_through_start_and_grpo():
     start = {"pass@1": 20, "pass@256": 90}
     grpo = {"pass@1": 40, "pass@256": 80}
     simko = {"pass@1": 30, "pass@256": 88}
-    assert smollm2.gap_at_equal_pass_1(start, grpo, simko) == 3
+    assert smollm2.gap_above_line(start, grpo, simko) == 3
 
 
 def test_the_gap_at_equal_pass_1_is_printed(capsys):

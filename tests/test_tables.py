@@ -450,6 +450,11 @@ def test_runs_that_were_not_trained_alike_are_said(tmp_path, run, steps, planned
     printed, _ = run(f"base={tmp_path / 'base'}", *(f"{n.upper()}={tmp_path / n}" for n in "xy"))
     said = f"- steps of training before the evaluation: {line}\n" in printed
     assert said == ("THESE EVALUATIONS DIFFER" in printed) == (line is not None)
+    # The folders of the evaluations say the same as those of the runs.
+    named = (f"{name.upper()}={tmp_path / name / f'eval_{step:06d}'}"
+             for name, step in zip("xy", steps))
+    printed, _ = run(f"base={tmp_path / 'base'}", *named)
+    assert (f"- steps of training before the evaluation: {line}\n" in printed) == (line is not None)
 
 
 def test_a_label_ends_at_the_last_equals_sign_unless_the_whole_is_a_folder(tmp_path):

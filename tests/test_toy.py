@@ -309,7 +309,9 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="rows.csv cannot be used .*: name another folder"):
         toy_sweep.main()
     monkeypatch.setattr(sys, "argv", ["toy_sweep.py", str(tmp_path)])
-    for text, message in (("", "No columns to parse"), (ROWS.read_text()[:3000], "cells: move it")):
+    for text, message in (
+            ("", r"rows.csv is damaged \(No columns to parse"),
+            (ROWS.read_text()[:3000], "cells: move it")):
         path.write_text(text)
         with pytest.raises(SystemExit, match=message):
             toy_sweep.main()

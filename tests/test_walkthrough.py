@@ -80,7 +80,7 @@ def runs(tmp_path):
         {"id": "p0", "correct": 0, "response": "7", "truncated": True},
         {"id": "p1", "correct": 0, "response": "3 * 3", "truncated": False},
     ]
-    for name, method in (("one", "grpo"), ("two", "simko")):
+    for name, method in (("one", "psr"), ("two", "simko")):
         settings = {
             "model": str(tmp_path / "base"),
             "eval_data": [str(tmp_path / "test.jsonl")],
@@ -128,7 +128,7 @@ def test_measure_reads_the_models_at_each_token(runs, tmp_path):
     assert found["entropy"] == close(entropies(log_pi))
     assert found["vocabulary"] == list(VOCABULARY)
 
-    assert list(found["models"]) == ["base", "GRPO", "SimKO, alpha 0.01, lambda 1.1"]
+    assert list(found["models"]) == ["base", "PSR", "SimKO, alpha 0.01, lambda 1.1"]
     texts = [
         ("0 2 3 > 9 :", "2 + 7 = 9 <eos>"),
         ("0 2 3 > 9 :", "7"),
@@ -167,6 +167,13 @@ def test_measure_says_which_run_it_cannot_use(runs):
     config = runs[1] / "config.json"
     config.write_text(config.read_text().replace("base", "other"))
     with pytest.raises(SystemExit, match="model or eval_data of .*two differs from .*one"):
+        walkthrough.measure(runs)
+
+
+def test_two_runs_that_would_share_a_name_are_refused(runs):
+    config = runs[1] / "config.json"
+    config.write_text(config.read_text().replace("simko", "psr"))
+    with pytest.raises(SystemExit, match="two runs would both be called 'PSR'"):
         walkthrough.measure(runs)
 
 

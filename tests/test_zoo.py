@@ -50,6 +50,11 @@ def test_a_step_without_a_gradient_tried_nothing(trained):
     assert zoo.outcome("llama", "hf") == "not tried, because a step had no gradient"
 
 
+def test_a_refused_update_is_not_right(trained):
+    trained(steps((0.5, 1e-6), (None, 1e-6)))
+    assert zoo.outcome("llama", "hf") == "wrong: a step's gradient was not finite"
+
+
 @pytest.mark.parametrize("printed, shown", [
     (
         "simko.py: error: --model {model} has a | in its name: choose another\n",

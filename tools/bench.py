@@ -174,8 +174,9 @@ def scale(*, shape=SMALL,
 def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
         ways=("grpo", "simko", "compiled-chunks", "full-logits"),
         layers=0, lora_rank=0, fake_world=1, profile=False, rounds=3):
-    """Measures updates of four micro-batches on random weights, computed in several ways: tokens
-    per second, FLOPs relative to the rate of a matrix product, and memory."""
+    """Measures updates of four micro-batches on random weights, in sequences of 1024 tokens,
+    computed in several ways: tokens per second, FLOPs relative to the rate of a matrix product,
+    and memory."""
     need_a_card(shape, "gpu --shape tiny-qwen --tokens 1024")
     for name in shape:
         most = SHAPES[name].num_hidden_layers
@@ -205,10 +206,10 @@ def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
             profiles.append((f"{name}, {way}", *rows))
         if layers:
             few = layers // 2
-            half = measure_what_fits(job, few, remaining, False)
+            fewer = measure_what_fits(job, few, remaining, False)
             every = SHAPES[name].num_hidden_layers
             label = f"{name}, {every} layers, extrapolated from {few} and {layers}"
-            show_updates(label, count, extrapolated(half, full, few, layers, every))
+            show_updates(label, count, extrapolated(fewer, full, few, layers, every))
     for title, milliseconds, rows in profiles:
         show_profile(title, milliseconds, rows)
 
@@ -245,17 +246,18 @@ def show_updates(label, count, measured):
              ratio(seconds, way, "grpo"), *measured["memory"][way])
 
 
-def extrapolated(half, full, few, many, every):
-    """Extrapolates time, memory and FLOPs to `every` layers, linearly from `few` and `many`
-    layers."""
+def extrapolated(fewer, full, few, many, every):
+    """Extrapolates time, memory and FLOPs to `every` layers, linearly from those with `few`
+    layers (fewer) and with `many` (full)."""
     def line(a, b):
         return b + (b - a) / (many - few) * (every - many)
 
     result = full | {"out of memory": [], "seconds": {}, "memory": {}}
-    for way in half["seconds"]:
-        times = [median(m["seconds"][way]) for m in (half, full)]
-        pairs = zip(half["memory"][way], full["memory"][way])
-        result["flops"] = line(half["flops"], full["flops"])
+    if fewer["seconds"]:
+        result["flops"] = line(fewer["flops"], full["flops"])
+    for way in fewer["seconds"]:
+        times = [median(m["seconds"][way]) for m in (fewer, full)]
+        pairs = zip(fewer["memory"][way], full["memory"][way])
         result["seconds"][way] = [line(*times)]
         result["memory"][way] = [line(*pair) for pair in pairs]
     return result
@@ -359,7 +361,7 @@ def measured_updates(name, tokens, rounds, world, lora_rank, layers, ways, profi
         profiles = {}
         if profile:
             profiles = {way: operations(run) for way, run in runs.items()}
-        return {"rate": rate, "tokens": 4 * tokens, "seconds": seconds,
+        return {"rate": rate, "tokens": sum(s.size() for s in samples), "seconds": seconds,
                 "flops": model_flops(trainer.policy, samples),
                 "memory": memory, "profiles": profiles}
 
@@ -461,9 +463,9 @@ def labelled(path):
     for where, row in read_jsonl(path):
         if not row.keys() >= {"gold", "response", "label"}:
             fail(f"{where} lacks gold, response or label: give each row all three")
-        is_math = row.get("task", "math") == "math"
-        if is_math and row["label"] is not None and row["gold"].strip():
-            found.append((row["gold"], row["response"], bool(row["label"])))
+        is_math, gold = row.get("task", "math") == "math", str(row["gold"])
+        if is_math and row["label"] is not None and gold.strip():
+            found.append((gold, row["response"], bool(row["label"])))
     return found or fail(f"{path} has no math row with a label and a gold answer")
 
 
@@ -523,6 +525,7 @@ OPTIONS = {
     "rows": "How many responses to score.",
     "cases": "Score the labelled rows of this file instead of made-up responses.",
 }
+MULTIPLES = {loss: 8, scale: 512, gpu: 256}  # of --tokens, so that sequences are equally long
 CHOICES = {"shape": SHAPES, "ways": WAYS, "rollout": ("hf", "vllm")}
 
 
@@ -542,18 +545,22 @@ def main(arguments):
     """Calls the function that the command line names. The function's keyword parameters are the
     options of the command."""
     parser = command_line(__file__, __doc__)
-    commands = parser.add_subparsers(required=True, dest="command")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for run in (loss, step, scale, gpu, generate, verifier):
         command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        command.set_defaults(run=run)
         for name, default in run.__kwdefaults__.items():
             add_option(command, name, default)
         if run is step:
             command.add_argument("case", choices=CASES, help="Which flags of simko.py to use.")
     options, flags = parser.parse_known_args(arguments)
     settings = vars(options)
-    run = globals()[settings.pop("command")]
+    run = settings.pop("run")
     if flags and run is not step:
         parser.error(f"unknown flag or value {flags[0]!r}")
+    multiple = MULTIPLES.get(run)
+    if multiple and any(count < 1 or count % multiple for count in settings["tokens"]):
+        parser.error(f"--tokens must be multiples of {multiple}")
     for name in ("rounds", "rows"):
         if settings.get(name, 1) < 1:
             parser.error(f"--{name} must be at least 1")

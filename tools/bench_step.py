@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -111,13 +111,16 @@ def trl_steps(python, cfg, job, steps):
     with subprocess.Popen(
             [python, Path(__file__).with_name("trl_steps.py")], env=ENVIRONMENT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
-        process.stdin.write(json.dumps(task) + "\n")
+        ask = json.dumps(task) + "\n\n"  # the task, then an empty line for each step
         while True:
-            process.stdin.write("\n")
-            answer = process.stdout.readline()
+            answer = ""
+            with suppress(BrokenPipeError):  # TRL has ended
+                process.stdin.write(ask)
+                answer = process.stdout.readline()
             if not answer:
                 fail("TRL stopped; its error is above")
             yield {"tokens": float(answer)}
+            ask = "\n"
 
 
 def half_right(verifier):

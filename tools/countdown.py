@@ -58,11 +58,6 @@ def demonstration(rng, legal, solving, held_out):
     return question(numbers, target), in_words(rng, chain)
 
 
-def problem_row(id, numbers, target):
-    answer = f"{target} = {' '.join(map(str, numbers))}"
-    return {"id": id, "problem": question(numbers, target), "answer": answer}
-
-
 def held_out_rows(rng, legal, sizes):
     """Returns ({set: rows}, the keys of all rows). sizes: {set: number of
     problems}. No two problems are the same up to the order of their numbers."""
@@ -71,14 +66,17 @@ def held_out_rows(rng, legal, sizes):
         for i in range(size):
             numbers, target, _ = laptop.draw(rng, legal, held_out)
             held_out.add(laptop.key(numbers, target))
-            rows[name].append(problem_row(f"{name}-{i}", numbers, target))
+            problem = question(numbers, target)
+            rows[name].append(laptop.problem_row(f"{name}-{i}", problem, numbers, target))
     return rows, held_out
 
 
 def train_rows(rng, legal, size, held_out):
     """Returns rows without the problems of held_out."""
     drawn = [laptop.draw(rng, legal, held_out)[:2] for _ in range(size)]
-    return [problem_row(f"train-{i}", *problem) for i, problem in enumerate(drawn)]
+    return [
+        laptop.problem_row(f"train-{i}", question(*problem), *problem)
+        for i, problem in enumerate(drawn)]
 
 
 # ------------------------------------------------------------ fine-tuning

@@ -56,23 +56,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME[=FILE]",
                         help=f"any of {', '.join([*GROUPS, *DATASETS])} (default: all sets)")
     options = parser.parse_args()
-    names, copies = [], {}
-    for word in options.names or DATASETS:
-        name, equals, file = word.partition("=")
-        if equals and name in GROUPS:
-            fail(f"{name} is a group: give each of its sets ({', '.join(GROUPS[name])}) a file")
-        if equals and name == "gsm8k-math1-train":  # the released file contains test problems
-            fail(f"{name} is made from other sets: give gsm8k-train, math-train, gsm8k and "
-                 f"math500 a file, and {name} none. To train on a file as it is, name it with "
-                 "--train-data")
-        if equals:
-            names.append(name)
-            copies[name] = Path(file)
-        else:
-            names += GROUPS.get(name, [name])
-    if unknown := [name for name in names if name not in DATASETS]:
-        known = ", ".join([*GROUPS, *DATASETS])
-        fail(f"unknown data set {', '.join(unknown)}: choose from {known}")
+    names, copies = parse_names(options.names or DATASETS)
     failed = []
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +74,29 @@ def main():
         fail(f"{options.folder} cannot be written ({error.strerror}): name another folder")
     if failed:
         sys.exit("\n".join(failed))
+
+
+def parse_names(words):
+    """Returns (names of sets without repetition, {name: path of its copy}) of
+    NAME[=FILE] words. Ends the program if a name is unknown or takes no file."""
+    names, copies = [], {}
+    for word in words:
+        name, equals, file = word.partition("=")
+        if equals and name in GROUPS:
+            fail(f"{name} is a group: give each of its sets ({', '.join(GROUPS[name])}) a file")
+        if equals and name == "gsm8k-math1-train":  # the released file contains test problems
+            fail(f"{name} is made from other sets: give gsm8k-train, math-train, gsm8k and "
+                 f"math500 a file, and {name} none. To train on a file as it is, name it with "
+                 "--train-data")
+        if equals:
+            names.append(name)
+            copies[name] = Path(file)
+        else:
+            names += GROUPS.get(name, [name])
+    if unknown := [name for name in names if name not in DATASETS]:
+        known = ", ".join([*GROUPS, *DATASETS])
+        fail(f"unknown data set {', '.join(unknown)}: choose from {known}")
+    return list(dict.fromkeys(names)), copies
 
 
 if __name__ == "__main__":

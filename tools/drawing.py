@@ -1,6 +1,7 @@
 """The style of all figures, and helpers to draw them."""
 import math
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -97,7 +98,7 @@ def band(axis, x, mean, error, style, **options):
 
 def ranks(log, start="Lambda_"):
     """Returns the names of a log's columns of Lambda^(k), ordered by k."""
-    names = [name for name in log if name.startswith(start)]
+    names = [name for name in log if re.fullmatch(rf"{start}\d+", name)]
     return sorted(names, key=lambda name: int(name.removeprefix(start)))
 
 

@@ -13,6 +13,7 @@ goes to the report, runs/gpu_check.md, as soon as it is printed, so nothing is
 lost if a borrowed machine disappears. A later call appends to the report.
 Without a GPU, this is a dry run on the CPU.
 """
+import io
 import json
 import os
 import random
@@ -184,9 +185,12 @@ def run_part(part, report, limit):
     report.last = ""
     start = time.monotonic()
     process = subprocess.Popen(
-        part.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    reader = threading.Thread(target=report.follow, args=[process.stdout], daemon=True)
+        part.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    # By default, each \r of a progress bar would end a line.
+    output = io.TextIOWrapper(
+        process.stdout, encoding="utf-8", errors="replace", newline="\n")
+    reader = threading.Thread(target=report.follow, args=[output], daemon=True)
     reader.start()
     try:
         process.wait(limit)

@@ -129,6 +129,12 @@ def response(chain, wordy):
     return " ".join(parts if wordy else [first, second])
 
 
+def problem_row(id, problem, numbers, target):
+    """Returns a problem of the task countdown."""
+    answer = f"{target} = {' '.join(map(str, numbers))}"
+    return {"id": id, "problem": problem, "answer": answer}
+
+
 def write_problems(rng, legal, folder):
     """Writes the three sets. Returns {key: problem} of valid and test."""
     held_out = {}
@@ -142,8 +148,7 @@ def write_problems(rng, legal, folder):
     for name, rows in sets.items():
         with (folder / f"{name}.jsonl").open("w") as file:
             for i, (numbers, target) in enumerate(rows):
-                answer = f"{target} = {' '.join(map(str, numbers))}"
-                row = {"id": f"{name}-{i}", "problem": prompt(numbers, target), "answer": answer}
+                row = problem_row(f"{name}-{i}", prompt(numbers, target), numbers, target)
                 file.write(json.dumps(row) + "\n")
     return held_out
 

@@ -34,7 +34,6 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +49,7 @@ from runtime.hf_engine import HFEngine
 from runtime.log import Progress
 from runtime.seeding import seed_everything
 from simko import pass_at_k
-from tools import ROOT, allow_head, command_line, countdown, laptop, results
+from tools import ROOT, allow_head, command_line, countdown, in_parallel, laptop, results
 from tools.seeds import difference
 
 ARMS = {  # settings of simko.py
@@ -238,10 +237,11 @@ class Study:
         log_file = out.with_name(f"{out.name}.log")
         with log_file.open("a") as log:
             process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+            failed = False
             try:
-                failed = process.wait(max(0, deadline - time.monotonic()))
+                failed = process.wait(max(0, deadline - time.monotonic())) != 0
             except subprocess.TimeoutExpired:
-                failed = stop(process)
+                stop(process)
         if failed:
             fail(f"a run failed, see {log_file}")
 
@@ -284,14 +284,8 @@ class Study:
 
     def all(self, task, runs):
         """Calls task with every run, plan.jobs of them at a time."""
-        with ThreadPoolExecutor(self.plan.jobs) as pool:
-            futures = [pool.submit(task, run) for run in runs]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:  # started runs finish, but no other starts
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for _ in in_parallel(task, runs, self.plan.jobs):
+            pass
 
     def choose_rate(self):
         """Returns the learning rate with GRPO's highest pass@1 on valid."""
@@ -370,12 +364,13 @@ def values(rows):
         means = found[row["arm"], row["seed"]] = dict(row["probe"])
         if row["correct"] and common:
             c = torch.tensor([row["correct"][name] for name in common])
-            for k in (k for k in results.KS if k <= row["n"]):
-                means[f"pass@{k}"] = 100 * pass_at_k(row["n"], c, k).mean().item()
+            for k in results.KS:
+                if k <= row["n"]:
+                    means[f"pass@{k}"] = 100 * pass_at_k(row["n"], c, k).mean().item()
     return pd.DataFrame.from_dict(found, orient="index")
 
 
-def gap_at_equal_pass_1(start, grpo, ours):
+def gap_above_line(start, grpo, ours):
     """Returns how far pass@256 of `ours` is above the straight line from the
     start to GRPO's end, at pass@1 of `ours`. GRPO's own path may bend above
     this line. Then GRPO, stopped earlier, would have such a gap too. start,
@@ -419,7 +414,7 @@ def show(rows):
     results.table("Means, and paired differences", head, list(zip(*columns)))
     if start is not None and "pass@256" in found:
         for arm in others:
-            gap = gap_at_equal_pass_1(start, grpo, found.loc[arm]).dropna()
+            gap = gap_above_line(start, grpo, found.loc[arm]).dropna()
             if len(gap):
                 print(f"\n{arm}: pass@256 above the straight line from the start to GRPO's end, "
                       f"which is not GRPO's path: {difference(gap)}")

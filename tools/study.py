@@ -32,15 +32,15 @@ import shutil
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
 from runtime.common import fail, flag
 from runtime.data import read_jsonl
 from runtime.run_folder import by_step
-from tools import ROOT, command_line
+from tools import ROOT, command_line, in_parallel
 
 RUNS, RESULTS = ROOT / "runs" / "study", ROOT / "docs" / "laptop"
 NAMES = {
@@ -320,15 +320,11 @@ def main():
         done = {(row.run, row.seed, row.steps[-1]) for row in curves.itertuples()}
         jobs = [job for job in jobs if (job.run, job.seed, job.steps) not in done]
         print(f"{stage}: {len(done)} runs are done, {len(jobs)} are left", flush=True)
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(make_base, {job.data: job for job in jobs}.values()))
-            futures = [pool.submit(run, stage, job, lock) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    print(f"{stage}: {future.result()}", flush=True)
-            except BaseException:  # started runs finish, but no other starts
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for _ in in_parallel(make_base, {job.data: job for job in jobs}.values(), options.jobs):
+            pass
+        train_one = partial(run, stage, lock=lock)
+        for name in in_parallel(train_one, jobs, options.jobs):
+            print(f"{stage}: {name}", flush=True)
 
 
 if __name__ == "__main__":

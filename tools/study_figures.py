@@ -105,7 +105,8 @@ def methods_figure(main, runs):
         rate = re.search(r"learning_rate=(\S+)", run)[1]
         names.append(NAMES[method] if method == "base" else f"{NAMES[method]}, {rate}")
     axes[0][0].set_yticks(range(len(names)), names)
-    figure.suptitle(f"method, learning rate; {seeds_of(values)}", fontsize=10)
+    seeds = seeds_of(pass_rates(main, *runs["simko"]))
+    figure.suptitle(f"method, learning rate; {seeds}", fontsize=10)
     return figure
 
 

@@ -20,6 +20,7 @@ The third version calls SimKO CaSP, and its N is the first version's K.
 """
 import dataclasses
 import json
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,6 +132,12 @@ def run_of(folder):
                  if (place / "config.json").is_file()), None)
 
 
+def only_runs(folders):
+    """Returns those of {label: folder} that hold a run."""
+    return {label: folder for label, folder in folders.items()
+            if (folder / "config.json").is_file()}
+
+
 def run_settings(folder):
     """Reads the settings of a run from its config.json."""
     path = folder / "config.json"
@@ -141,15 +148,16 @@ def run_settings(folder):
 
 
 def steps_trained(folder):
-    """Returns (the step of a run's last evaluation, the number of steps
-    planned), or None for the folder of an evaluation."""
-    evaluated = by_step(folder, "eval")
+    """Returns (the step of an evaluation, the number of steps planned), or None
+    for the folder of an evaluation by `simko.py eval`. folder: a run, whose last
+    evaluation counts, or an eval_STEP of one."""
+    beside = by_step(folder.parent, "eval")
+    evaluated = by_step(folder, "eval") or {
+        step: path for step, path in beside.items() if path == folder}
     if not evaluated:
         return None
-    last = max(evaluated)
-    if not (folder / "config.json").is_file():
-        return last, last
-    return last, run_settings(folder)["steps"]
+    last, run = max(evaluated), run_of(folder)
+    return last, run_settings(run)["steps"] if run else last
 
 
 def different_settings(folders, ignored=frozenset()):
@@ -215,7 +223,7 @@ def shared_ks(entries):
 
 
 def problem_rates(entry, ks):
-    """Returns pass@K of each problem of a set, (problems, K)."""
+    """Returns pass@K, from 0 to 1, of each problem of a set, (problems, K)."""
     n, correct = entry["n"], [*entry["correct"].values()]
     by_count = torch.stack([pass_at_k(n, torch.arange(n + 1), k) for k in ks], 1)
     return pd.DataFrame(by_count[correct].numpy(), columns=ks)
@@ -231,8 +239,9 @@ def mean_over_sets(of_sets):
 
 
 def pass_rates(entries):
-    """Returns {K: (mean, standard error)} of pass@K over one or more sets, for
-    K = 1, 2, 4, ... up to the smallest n. One problem has no standard error."""
+    """Returns {K: (mean, standard error)} of pass@K, from 0 to 1, over one or more
+    sets, for K = 1, 2, 4, ... up to the smallest n. One problem has no standard
+    error."""
     ks = shared_ks(entries)
     mean, error = mean_over_sets([problem_rates(entry, ks) for entry in entries])
     return dict(zip(ks, zip(mean, error)))
@@ -258,8 +267,11 @@ def cells(row, names):
     """Returns {K: text} of the mean over the sets `names`, or an empty dict
     if the row lacks one of them."""
     if row.folder is None:
-        is_average = {*names, "average"} == AVERAGED
-        key = names[0] if len(names) == 1 else "average" if is_average else None
+        key = None
+        if len(names) == 1:
+            key = names[0]
+        elif {*names, "average"} == AVERAGED:
+            key = "average"
         return {k: str(number) for k, number in row.sets.get(key, {}).items()}
     if not row.sets.keys() >= {*names}:
         return {}
@@ -389,7 +401,7 @@ def differences(rows, names, paper):
     paper: whether to include the settings of the paper's first version."""
     lines = different_training(rows)
     temperatures = dict.fromkeys(row.temperature for row in rows)
-    for name, temperature in ((name, t) for name in names for t in temperatures):
+    for name, temperature in product(names, temperatures):
         group = {row.label: row.sets[name] for row in rows
                  if row.temperature == temperature and name in row.sets}
         if len({frozenset(entry["correct"]) for entry in group.values()}) > 1:
@@ -433,13 +445,18 @@ def show(title, table):
     print(f"\n{title}\n", *(f"| {' | '.join(line)} |" for line in table), sep="\n")
 
 
+def models_of(of_paper):
+    """Returns the models that have a row in any of the paper's tables, as the keys of
+    a dict."""
+    return dict.fromkeys(model for table in of_paper.values() for model in table["rows"])
+
+
 def main():
     parser = command_line(__file__, __doc__)
     parser.add_argument("folders", nargs="+", metavar="[LABEL=]FOLDER")
-    first, third = ([model for table in PAPER[key].values() for model in table["rows"]]
-                    for key in ("tables", "tables_v3"))
+    first, third = models_of(PAPER["tables"]), models_of(PAPER["tables_v3"])
     parser.add_argument(
-        "--paper", choices=dict.fromkeys(first + third),
+        "--paper", choices=first | third,
         help="add the rows for this model from the paper's first (v1) and third (v3) "
         "version; logic also prints a table of every K for each set, as in Table 2, and "
         "qwen2.5-math-7b-ablations is Table 3")

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from runtime.common import fail, write_whole
+from runtime.common import fail, one_line, write_whole
 from tools import allow_head, command_line
 from tools.drawing import STYLES, grid, legend
 from tools.study import NAMES
@@ -58,7 +58,10 @@ def sweep(path):
 def read(path):
     """Reads rows.csv and adds two columns: the method's name, and the name
     of the family of cells that share a panel."""
-    rows = pd.read_csv(path)
+    try:
+        rows = pd.read_csv(path)
+    except ValueError as error:
+        fail(f"{path} is damaged ({one_line(error)}): move it away to sweep again")
     if missing := {*Cell._fields, "modes", "accuracy", "six", "six_at_1"} - {*rows}:
         fail(f"{path} has no column {min(missing)}: move it away to sweep again")
     if len(rows) != len(all_cells()):
@@ -126,7 +129,7 @@ def main():
             sweep(path)
         rows = read(path)
         draw(rows).savefig(folder / "modes.png")
-    except (OSError, ValueError) as error:  # pandas raises ValueErrors
+    except OSError as error:
         fail(f"{folder} cannot be used ({error}): name another folder")
     show(f"Cells that keep six modes in all of {SEEDS} seeds", summary(rows))
     plain = rows[rows.method != "simko"]

@@ -71,7 +71,8 @@ def make_samples(folder):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
-    move(model, 1), move(model, 2)  # as the current policy will be
+    move(model, 1)
+    move(model, 2)  # the weights that the current policy will have
     tokenizer.save_pretrained(folder)
     rng, samples = np.random.default_rng(0), []
     for i, rewards in enumerate(REWARDS):

@@ -41,7 +41,8 @@ from runtime.models import load_model
 from runtime.prompts import encode_prompts, read_tokenizer
 from runtime.responses import set_name
 from tools import ROOT, command_line
-from tools.plots import first_correct
+from tools.paths import first_correct
+from tools.study import NAMES
 from tools.tables import run_settings
 
 DOCS = ROOT / "docs"
@@ -178,9 +179,11 @@ def measure(folders):
     models = [("base", cfg.model, folders[0] / "eval_000000", {})]
     for folder in folders:
         own = settings[folder]
-        label = "GRPO"
+        label = NAMES[own["method"]]
         if own["method"] == "simko":
-            label = f"SimKO, alpha {own['alpha']:g}, lambda {own['lambda_top1']:g}"
+            label += f", alpha {own['alpha']:g}, lambda {own['lambda_top1']:g}"
+        if label in [name for name, *_ in models]:
+            fail(f"two runs would both be called {label!r}: name only one of them")
         evaluation = folder / f"eval_{own['steps']:06d}"
         models.append((label, folder / "hf", evaluation, {name: own[name] for name in names}))
     for label, model, evaluation, about in models:

@@ -96,8 +96,8 @@ def save_tokenizer(folder, vocabulary):
 
 
 def outcome(name, rollout, *flags):
-    """Trains two steps. Returns "right" and the largest gap to the engine's log-probs, or the
-    error."""
+    """Trains two steps. Returns "right" and the largest gap to the engine's log-probs, or what
+    went wrong."""
     with tempfile.TemporaryDirectory() as folder:
         model = save(name, Path(folder, "model"))
         data = Path(folder, "train.jsonl")
@@ -115,7 +115,10 @@ def outcome(name, rollout, *flags):
         if done.returncode == 0:
             log = Path(folder, "run", "metrics.jsonl").read_text()
             steps = [json.loads(line) for line in log.splitlines()]
-            if not all(step["grad_norm"] > 0 for step in steps):
+            norms = [step["grad_norm"] for step in steps]
+            if None in norms:  # null in the log
+                return "wrong: a step's gradient was not finite"
+            if not all(norms):
                 return "not tried, because a step had no gradient"
             return f"right, gap {max(step['logp_gap'] for step in steps):.0e}"
         lines = (done.stdout + done.stderr).splitlines()
