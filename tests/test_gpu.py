@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import simko
-from runtime import faults
+from runtime import faults, probe
 from runtime.checkpoints import load_checkpoint, save_checkpoint, save_hf
 from runtime.chunked import token_statistics
 from runtime.log import Clock
@@ -422,6 +422,25 @@ def test_d_packed_attention_is_that_of_each_sequence_alone(recomputed):
 
 def relative_difference(got, expected):
     return ((got.float() - expected).norm() / expected.norm()).item()
+
+
+def test_d_probe_accepts_keys_as_large_as_those_of_qwen(tmp_path, monkeypatch):
+    """In Qwen2.5's first layer, biases take some coordinates of the keys to about 170. In float32,
+    how packing orders sums may then change log-probs by more than the probe allows."""
+    heads, kv_heads, d = (28, 4, 128) if CUDA else (4, 2, 32)
+    save_model(tmp_path, num_hidden_layers=1, num_attention_heads=heads,
+               num_key_value_heads=kv_heads, hidden_size=heads * d, initializer_range=0.02)
+    model = load_model(tmp_path, "auto")
+    bias = model.base_model.layers[0].self_attn.k_proj.bias
+    with torch.no_grad():
+        bias.normal_(std=5)
+        bias[::16] = 170 * bias[::16].sign()
+    seen, largest_gaps = [], probe.largest_gaps
+    monkeypatch.setattr(
+        probe, "largest_gaps", lambda *found: seen.append(largest_gaps(*found)) or seen[-1])
+    probe.check_log_probs(model, simko.policy_forward, config(tmp_path), DEVICE)
+    print("gaps of the log-probs, one by one and packed, in float32 and, if tried, in float64: "
+          f"{seen}")
 
 
 def test_e_token_statistics_are_those_of_their_own_logits():

@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
 TESTS = {  # letter: (what the test checks, time limit in seconds), the most important first
     "a": ("the engine's sleep, sync and samples", 240),
     "b": ("three rounds of update, sync and samples, without and with LoRA", 240),
-    "d": ("attention in bfloat16", 60),
+    "d": ("attention in bfloat16, and the probe", 60),
     "e": ("token statistics of a 7B head", 60),
     "f": ("an update's gradients", 60),
     "h": ("checkpoint and export", 150),
