@@ -206,7 +206,9 @@ def convert(source, spec, row):
         if isinstance(answer, list) and (source == "olympiad" or len(answer) == 1):
             answer = ", ".join(answer)
         answer = number_as_text(answer)
-        made["answer"] = solution_answer(answer) if isinstance(answer, str) else answer
+        # `check_problem` does this for other sources, and shows what they have.
+        is_solution = source in DATASETS and isinstance(answer, str)
+        made["answer"] = solution_answer(answer) if is_solution else answer
         if source not in DATASETS and row.get("task") in [*TASKS]:
             made["task"] = row["task"]
     if "level" in row:

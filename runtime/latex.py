@@ -213,12 +213,12 @@ PIECE = re.compile(r",|&|[\w)}]\s+(?:[A-Za-z]|\\[a-z]+)\s*=")  # 1 x=0: 1 where 
 
 def system(match):
     """Returns the equations of a system as a list. Leaves piecewise functions alone."""
-    joined = re.sub(r"¶[\s&]*=|&\s*=", "=", match[1])  # a row may continue an equation
-    rows = [row.strip(" ,.") for row in joined.strip(" ¶").split("¶")]
+    aligned = re.sub(r"&\s*=\s*&?", "=", match[2])
+    rows = [row.strip(" ,.&") for row in aligned.strip(" ¶").split("¶")]
     defines = match.string[:match.start()].rstrip().endswith("=")
-    if defines or any("=" not in row or PIECE.search(row) for row in rows):
+    if defines or any(row.count("=") != 1 or PIECE.search(row) for row in rows):
         return match[0]
-    return ", ".join(rows)
+    return ", ".join(rows).replace(", =", "=")  # a row may continue an equation
 
 
 class Spelling(NamedTuple):
@@ -277,9 +277,6 @@ SPELLINGS = [
              r"(?<=[0-9\s}])\\mu\s*\\text\s*\{\s*([mgslLF])\s*\}|"
              r"\\text\s*\{\s*\\mu\s*([mgslLF])\s*\}", r"\\text{micro\1\2}",
              r"5\mu\text{m}", r"5\text{microm}"),
-    Spelling("ohm",
-             r"\\text\s*\{\s*([kmM])?\s*\\Omega\s*\}", r"\\text{\1ohm}",
-             r"5\text{k\Omega}", r"5\text{kohm}"),
     Spelling("spaces inside brackets",
              r"(?<=\()\s+|\s+(?=\))", "",
              "f( 2 )", "f(2)"),
@@ -296,7 +293,7 @@ SPELLINGS = [
              r"\\text(?:\s+([A-Za-z])|\s*([0-9]))", r"\\text{\1\2}",
              r"\text i, \text5", r"\text{i}, \text{5}"),
     Spelling("choice in text",
-             r"^\s*\\text\s*\{\s*(\(?[A-E][).:])\s+([^{}]+)\}\s*$", r"\1 \\text{\2}",
+             r"^\s*\\text\s*\{\s*(\(?[A-E]\)[.:]?)\s+([^{}]+)\}\s*$", r"\1 \\text{\2}",
              r"\text{(C) some rain}", r"(C) \text{some rain}"),
     Spelling("words in text",
              rf"\\text\s*({GROUP})|"
@@ -467,8 +464,9 @@ SPELLINGS = [
              r"(?i)\\text\{\s*all real numbers\s*\}", r"\\mathbb{R}",
              r"\text{all real numbers}", r"\mathbb{R}"),
     Spelling("system of equations",
-             rf"(?:\\begin\{{{SYSTEM}\}}|⦃\s*\\begin\{{array\}}(?:\{{[lcr|]*\}})?)"
-             rf"((?>(?:(?!\\(?:begin|end)\b).)*))\\end\{{(?:{SYSTEM}|array)\}}", system,
+             rf"(⦃\s*)?\\begin\{{(?:{SYSTEM}|(?(1)array|(?!)))\}}(?:\{{[lcr|]*\}})?"
+             rf"((?>(?:(?!\\(?:begin|end)\b).)*))\\end\{{(?:{SYSTEM}|array)\}}"
+             r"(?(1)(?:\s*⦄)?)", system,
              r"\begin{cases}x=1¶ y=2\end{cases}", "x=1, y=2"),
     Spelling("begin of a matrix",
              rf"\\begin{MATRIX}(?:\{{[lcr|]*\}})?", "⟦",

@@ -15,10 +15,10 @@ from runtime.common import fail, one_line
 from runtime.models import check_finite
 from runtime.packing import Sample, pack
 
-# The largest difference between log-probs, in nats. In float32, supported models
+# The largest difference that is accepted, in nats. In float32, supported models
 # differed by at most 2e-6 (34 tiny models) and 1.2e-5 (SmolLM2-135M), unsupported
 # ones by at least 4e-3. Where keys are as large as in the first layers of Qwen2.5,
-# rounding alone exceeds the limit. Float64 then decides.
+# rounding alone can exceed the limit. A model that fails is tried in float64 too.
 LIMIT = 1e-4
 
 

@@ -10,6 +10,7 @@ from runtime.formula import NotExact, Unreadable, exact, parse
 from runtime.latex import MAX_ANSWER, extract_answer
 
 INTEGER = "-?[0-9]{1,15}"
+NUMBER = r"-?[0-9]{1,40}(?:\.[0-9]{1,40})?"
 STEP = re.compile(
     rf"(?<!\S)({INTEGER}) ([-+*/]) ({INTEGER}) = ({INTEGER})(?!\S)")
 
@@ -95,8 +96,7 @@ def text(response, answer, phrase=False):
         return gold == pred
     if gold in (pred, pred.replace(",", " ")):
         return True
-    number = r"-?[0-9]{1,40}(\.[0-9]{1,40})?"
-    both_numbers = re.fullmatch(number, gold) and re.fullmatch(number, pred)
+    both_numbers = re.fullmatch(NUMBER, gold) and re.fullmatch(NUMBER, pred)
     return bool(both_numbers) and Fraction(gold) == Fraction(pred)
 
 
@@ -122,8 +122,10 @@ def game24(response, answer):
     number once and equals 24."""
     target, numbers = answer.split("=")
     value = Fraction(target.strip())
-    expression = re.sub(r"\s", "", ascii_signs(final_answer(response, phrase=True)))
-    expression = expression.removesuffix(f"={target.strip()}")
+    found = re.sub(r"\s", "", ascii_signs(final_answer(response, phrase=True)))
+    expression, equals, claim = found.partition("=")
+    if equals and not (re.fullmatch(NUMBER, claim) and Fraction(claim) == value):
+        return False
     if not re.fullmatch("[-+*/()0-9]{1,200}", expression):
         return False
     if re.search(r"\*\*|[0-9)]\(|\)[0-9]", expression):

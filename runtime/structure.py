@@ -61,8 +61,8 @@ def parts(text):
 
 
 def is_sum(text):
-    """Returns whether the text is a sum, as 3+2 or 3+ is, whereas -2 is not."""
-    return any(split(text, "+-")[:-1])
+    """Returns whether the text is a sum, as 3+2 or 3+ is, whereas -2 and 3*-2 are not."""
+    return any(term and term[-1] not in "*/" for term in split(text, "+-")[:-1])
 
 
 def matrix_rows(factor, inner):
@@ -181,8 +181,9 @@ CHOICE = re.compile(r"\(?[A-E]\)?")
 VALUE = r"(?:[A-Za-z0-9π]|\\(?:text|frac|sqrt))"  # the beginning of one
 CHOICE_WITH_VALUE = re.compile(  # (C) 5, C) x>5 or C. neither, but not (C)!
     rf"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+{VALUE})|\s*[).:](?=\s*(?:[-([{{⦃]|{VALUE})))")
-UNDECIDED = re.compile(  # after a choice: "or D", "is wrong"
-    r"∨|(?i:\b(?:no|not|wrong|incorrect|false|unlikely)\b)|" + LETTER % "[A-E]")
+UNDECIDED = re.compile(  # after a choice: "or D", "is wrong", but not "A triangle"
+    r"∨|(?i:\b(?:no|not|never|cannot|wrong|incorrect|false|unlikely|excluded|or|but|except"
+    r"|instead)\b|n't\b|\([a-e]\))|(?!A [a-z])" + LETTER % "[A-E]")
 
 
 def without_value(text, other):
@@ -375,11 +376,12 @@ BRACKETS = {"<": "()", "≤": "[]"}
 DISTANCE = re.compile(r"\|\s*([A-Za-z])\s*([+-][^|]*)?\|")  # |x - 1|
 
 
-def real_set(text):
+def real_set(text, or_union=True):
     """Returns (variable, intervals) of a set of real numbers, else None.
 
     The variable is None if the text names none. An interval is a tuple of the
-    left bracket, the low end, the high end and the right bracket."""
+    left bracket, the low end, the high end and the right bracket. If or_union is
+    true, the comma in x>5, x<1 means "or", because no number is both."""
     if text == r"\mathbb{R}":
         return None, [("(", "-∞", "∞", ")")]
     if condition(text):
@@ -388,7 +390,7 @@ def real_set(text):
         if whole and bare(name) == bare(head):
             found = real_set(whole.strip())
             return found if found and not found[0] else None
-        found = real_set(rest)
+        found = real_set(rest, or_union=False)
         named = found and bare(found[0] or "") == bare(head)
         return (None, found[1]) if named else None
     if len(pieces := split(text, "∪∨")) > 1:
@@ -403,7 +405,7 @@ def real_set(text):
     if "≠" in text:
         return with_exceptions(text)
     if len(pieces := split(text, ",")) == 2:
-        return intersection(*map(real_set, pieces))
+        return intersection(*map(real_set, pieces), or_union)
     if chain(text):
         return inequality(*chain(text))
     ends = [as_text(end).removeprefix("+") for end in split(text[1:-1], ",")]
@@ -432,9 +434,9 @@ def union(sets):
     return names.pop() if names else None, intervals
 
 
-def intersection(one, other):
-    """Returns x>1, x<5 as one interval and x>5, x<1 as two, or None unless both are
-    half-lines."""
+def intersection(one, other, or_union):
+    """Returns x>1, x<5 as one interval, or None unless both are half-lines. With
+    or_union, x>5, x<1 are returned as two."""
     if not one or not other or not one[0] or bare(one[0]) != bare(other[0] or ""):
         return None
     if len(one[1] + other[1]) != 2:
@@ -442,9 +444,9 @@ def intersection(one, other):
     for first, second in ((one, other), (other, one)):
         (left, low, end, _), (_, start, high, right) = first[1][0], second[1][0]
         if end == "∞" and start == "-∞":
-            if in_order(low, high):
-                return one[0], [(left, low, high, right)]
-            return one[0], one[1] + other[1]  # the comma means "or"
+            if or_union and not in_order(low, high):
+                return one[0], one[1] + other[1]
+            return one[0], [(left, low, high, right)]
     return None
 
 

@@ -10,7 +10,7 @@ from runtime.latex import MONEY
 
 # ---- which words are units --------------------------------------------------
 MEGA = re.compile(  # in lower case, it would be milli
-    "M(?=(?:eV|W|Wh|Hz|J|N|Pa|V|pc|yr|ohm)$)")
+    "M(?=(?:eV|W|Wh|Hz|J|N|Pa|V|pc|yr)$)")
 # A comma ends each unit. The first of its names stands for all of them.
 MEASURES = """cm centimeter centimetre 厘米, mm millimeter millimetre 毫米, km kilometer
 kilometre 千米 公里, m meter metre 米, in inch, ft foot feet, yd yard, mi mile, nm nanometer,
@@ -22,7 +22,7 @@ rupee rs inr ₹, yuan 元 rmb, yen ¥, peso, % percent pct percentage, ° degre
 arcsec arcsecond, angstrom, c celsius, f fahrenheit, k kelvin, rad radian, hz hertz,
 khz, mhz, megahz megahertz, ghz, n newton, j joule, kj, cal calorie, kcal, ev, kev, mev,
 megaev, gev, w watt, kw, mw milliwatt, megaw megawatt, kwh, v volt, amp ampere, ohm,
-kohm, megaohm, pa pascal, kpa, megapa megapascal, gpa gigapascal, psi, atm, bar, t tesla, coulomb,
+pa pascal, kpa, megapa megapascal, gpa gigapascal, psi, atm, bar, t tesla, coulomb,
 kn, kv, megaj, megawh, pm picometer, fm, microm micrometer micron, micros microsecond,
 microg microgram, microl microliter, microf microfarad, pc parsec, kpc kiloparsec,
 megapc megaparsec, ly, au, megayr, gyr, arcmin arcminute, mag magnitude, dyn dyne,
@@ -73,14 +73,13 @@ NOT_UNITS = set(  # after a number, these words change its value
     "plus minus remainder even odd octal binary lakh crore gross".split())
 QUOTIENTS = {"mph": "miles per hour", "kph": "km per hour", "kmh": "km per hour"}
 ONE_LETTER = set("mgshtlLJNVWKCFT")  # others, n and M among them, are no units
-THOUSANDS = {"k", "t"}  # "5 K people" are not in kelvin, nor is $5 T in tesla
 POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 POWERS_AFTER = {"squared": "^2", "cubed": "^3"}  # meters per second squared
 UNITS = {noun: noun for noun in COUNTED.split()}
 UNITS |= {alias: names.split()[0]
           for names in MEASURES.split(",") for alias in names.split()}
 MEASURED = {names.split()[0] for names in MEASURES.split(",")} - {"%", "°"} | {"unit"}
-COUNTABLE = set(COUNTED.split()) | {UNITS[sign] for sign in MONEY}
+CURRENCIES = {UNITS[name] for name in [*MONEY, "yuan", "yen", "peso"]}
 
 # ---- where the units of an answer are ---------------------------------------
 CJK = "[\u4e00-\u9fff]"
@@ -112,7 +111,7 @@ def split_unit(text, own=frozenset(), gold=False):
     if money := set(MONEY) & set(text):  # 3*$4 is 12 dollars
         value, units = split_unit(re.sub(f"[{MONEY}]", " ", text).strip(), own, gold)
         units |= {UNITS[sign] for sign in money}
-        return (text, frozenset()) if in_thousands(units) else (value, units)
+        return (text, frozenset()) if has_multiplier(units) else (value, units)
     match = TAIL.fullmatch(text)
     if not match or r"\text" in match["value"]:
         return text, frozenset()
@@ -150,24 +149,27 @@ def read_units(text, own):
                 return frozenset()
             if unit:
                 units.append(per + unit)
-    if not units or words[-1] in ("a", "an", *PER) or in_thousands(units):
+    if not units or words[-1] in ("a", "an", *PER) or has_multiplier(units):
         return frozenset()
     powers += [POWERS[word.lower()] for word in words if word.lower() in POWERS]
     return frozenset(units + [f"^{power}" for power in powers])
 
 
-def in_thousands(units):
-    """Returns whether a K or T beside what can be counted means thousand or trillion."""
-    units = {unit.strip("/") for unit in units}
-    return bool(units & THOUSANDS and units & COUNTABLE)
+def has_multiplier(units):
+    """Returns whether one of the units must be an abbreviation of thousand, million or
+    trillion, because another unit is beside it: 5 K people, $5 m."""
+    units = {unit for unit in units if unit[0] != "/"}
+    other = units - {"k", "t"}
+    return bool(other and other != units or units & CURRENCIES and units & {"m", "mm"})
 
 
 def same_units(one, other):
     """Returns whether the units are equal, or one set is part of the other. A part
-    needs a unit that does not stand after "per", and then neither set may have
-    powers: m/s matches m, but not s, s/m, km/s, m^2/s or /s."""
+    needs a unit that does not stand after "per", unless it lacks only a currency, and
+    then neither set may have powers: m/s matches m, but not s, s/m, km/s, m^2/s or /s."""
     shared, marks = one & other, {unit[0] for unit in one | other}
-    part = shared in (one, other) and any(unit[0] != "/" for unit in shared)
+    enough = one ^ other <= CURRENCIES or any(unit[0] != "/" for unit in shared)
+    part = shared in (one, other) and enough
     return one == other or part and "^" not in marks
 
 
@@ -190,8 +192,8 @@ def own_words(gold):
     """Returns the words after a gold answer's number. They count as its unit, even
     if no list names them."""
     match = TAIL.fullmatch(gold)
-    if not match or not re.search("[0-9]", match["value"]):
-        return frozenset()
+    if not match or not re.search("[0-9]", match["value"]) or match["words"][0] == "/":
+        return frozenset()  # the letters in 5/xyz are a denominator
     words = {MEGA.sub("mega", word).lower()
              for word in re.findall(r"(?<!\\)\b[A-Za-z]{2,}", match["words"])}
     singular = {word.removesuffix("s") for word in words}

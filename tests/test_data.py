@@ -553,6 +553,10 @@ def test_an_answer_that_cannot_be_used_is_shown_as_it_stands_in_the_file(tmp_pat
         write_rows(file, [{"problem": "p", "answer": answer}])
         with pytest.raises(SystemExit, match=f"mine.jsonl, line 1: {message}"):
             data.load_problems(str(file))
+    saved = datasets.Dataset.from_list([{"problem": "p", "answer": r"so \boxed{5"}])
+    saved.save_to_disk(tmp_path / "saved")
+    with pytest.raises(SystemExit, match=r"row 0: the last box is .* 'so .*boxed{5'"):
+        data.load_problems(str(tmp_path / "saved"))
 
 
 def test_a_folder_of_parquet_may_name_tasks_but_not_several_answers(tmp_path, capsys):

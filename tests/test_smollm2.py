@@ -213,14 +213,14 @@ def test_pass_rates_are_of_the_problems_that_all_have():
     assert smollm2.values(rows)["pass@1"].tolist() == [100, 100, 0]
 
 
-def test_the_gap_at_equal_pass_1_is_to_the_line_through_start_and_grpo():
+def test_the_gap_is_above_the_line_through_start_and_grpo():
     start = {"pass@1": 20, "pass@256": 90}
     grpo = {"pass@1": 40, "pass@256": 80}
     simko = {"pass@1": 30, "pass@256": 88}
     assert smollm2.gap_above_line(start, grpo, simko) == 3
 
 
-def test_the_gap_at_equal_pass_1_is_printed(capsys):
+def test_the_gap_above_the_line_is_printed(capsys):
     """GRPO has the pass@256 of the start, 50 %, and SimKO solves every problem."""
     smollm2.show([
         row("start", 0, 0.5, {"a": 64, "b": 0}),

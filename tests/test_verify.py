@@ -134,6 +134,7 @@ def test_units(text, value, units):
     ("2⟦1¶3⟧", "()", ["(2)*(1)", "(2)*(3)"]),
     ("⟦1&2⟧", "¶", ["1&2"]),
     ("-⟦1⟧", "¶", ["(-1)*(1)"]),
+    ("⟦1&2¶3&4⟧⟦1¶2⟧", "", ["⟦1&2¶3&4⟧⟦1¶2⟧"]),
     ("⦃⦃1,2⦄⦄", "{}", ["⦃1,2⦄"]),
     ("{⦃1,2⦄}", ",", ["1", "2"]),
 ])
@@ -622,7 +623,7 @@ D ¦ D) {-2/3, 4/5} ¦ D. -1
 \frac12\text{ or }0.5 ¦ \frac12 ¦ 0.5
 (-\infty,1)\cup(1,\sqrt2)\cup(\sqrt2,\infty) ¦ x\ne1,\sqrt2 ¦ x\ne\sqrt2, x\ne1
  ¦ \mathbb{R}\setminus\{1,\sqrt2\}
-# each row is the only one that needs some alternative of a pattern
+# single alternatives of patterns
 \frac{\ln5}{\ln2} ¦ \log_25
 x'+1 ¦ x^\prime+1 ¦ x^{\prime}+1
 x'' ¦ x^{\prime\prime}
@@ -758,14 +759,19 @@ k^{2k} ¦ k^{k\cdot2}
 # everyday spellings
 \$5 ¦ \$5/hour ¦ \$5/\text{hour}
 25\% ¦ 25\text{ per cent}
-\text{(C)} ¦ C) ¦ \text{C)} ¦ \text{(C) Paris} ¦ \text{C. Paris} ¦ \textbf{(C) Paris}
+\text{(C)} ¦ C) ¦ \text{C)} ¦ \text{(C) Paris} ¦ \textbf{C) Paris} ¦ \text{(C) A house}
 \langle1,2\rangle ¦ \left<1,2\right>
 x=1, y=2 ¦ \begin{dcases}x=1\\y=2\end{dcases} ¦ \begin{align*}x&=1\\y&=2\end{align*}
  ¦ \begin{aligned}x&=1\\y&=2\end{aligned} ¦ \begin{gathered}x=1\\y=2\end{gathered}
+x=1, y=2 ¦ \begin{split}&x=1\\&y&=&2\end{split} ¦ \begin{align}x & = 1\\y & = 2\end{align}
+ ¦ \left\{\begin{aligned}x&=1\\y&=2\end{aligned}\right. ¦ \{\begin{cases}x=1\\y=2\end{cases}\}
 5 ¦ \begin{aligned}x&=2+3\\&=5\end{aligned} ¦ 5\\ ¦ {{{5}}}
-5 ¦ 5\,\mathrm{\Omega} ¦ 5\text{ kΩ} ¦ 5\text{ MΩ} ¦ 5\text{ K}
- ¦ 5\text{ L bottle} ¦ 5\text{ m rope}
+5 ¦ 5\text{ K} ¦ 5\text{ L bottle} ¦ 5\text{ m rope} ¦ 5\text{ J/K}
+5\,\Omega ¦ 5\text{ Ω}
+\$5/\text{hour} ¦ 5/hour ¦ 5
+\$5 ¦ \$5\text{ per t}
 (2,4) ¦ 2\begin{pmatrix}1\\2\end{pmatrix} ¦ 4\cdot2^{-1}\begin{pmatrix}1\\2\end{pmatrix}
+ ¦ 2\cdot-1\begin{pmatrix}-1\\-2\end{pmatrix}
 (-\infty,-3]\cup[3,\infty) ¦ x\ge3, x\le-3
 (k+1,3k+2) ¦ x>k+1, x<3k+2
 """
@@ -1095,7 +1101,7 @@ m_{\max}=n-1 ¦ m_{\min}=n-1 ¦ k=n-1
 1234, 5 ¦ 1,234,5
 1234, 5,678 ¦ 5, 678, 1234
 101,234; 5,000 ¦ 101; 234; 5; 0
-# each row is the only one that needs some condition
+# single conditions
 3\text{ halves} ¦ 3
 2\text{ gross} ¦ 2
 5\text{ less} ¦ 5
@@ -1145,11 +1151,23 @@ f'(2)=4 ¦ f'(3)=4
 [5,10] ¦ 5\le n\le 10, n\in\mathbb{Z}
 x>5 ¦ 5<x, x\in\mathbb{Z}
 \$5 ¦ \$5\text{K} ¦ \$5\text{M} ¦ \$5\text{T} ¦ \$5\text{M dollars}
+\$5 ¦ \$5\text{m} ¦ 5\text{ m dollars} ¦ \$5\text{ mm}
 5 ¦ 5\text{ K people} ¦ 5\text{ M people} ¦ 5\text{ M} ¦ 5\text{ k} ¦ 5\text{ n ways}
+ ¦ 5\text{ K yuan} ¦ 5\text{ K miles} ¦ 5\text{ T gallons}
+5\text{ pelicans} ¦ 5\text{ K pelicans}
+5\text{ K pelicans} ¦ 5\text{ pelicans}
+5/xyz ¦ 5
+2/mgh ¦ 2
+5/\text{area} ¦ 5
+5\text{ mΩ} ¦ 5\text{ MΩ}
+\begin{cases}f(x)=3\text{ if }x=1\\f(x)=5\text{ if }x=2\end{cases} ¦ 1,2 ¦ 3,5
+(-\infty,-3)\cup(3,\infty) ¦ \{x : x>3, x<-3\} ¦ \{x\in\mathbb{R} : x>3\text{ and }x<-3\}
 (5,10) ¦ 3+2\begin{pmatrix}1\\2\end{pmatrix}
-\text{(C)} ¦ D) ¦ \text{(C) or (D)} ¦ \text{(D) Paris} ¦ \text{C. not this}
+\text{(C)} ¦ D) ¦ \text{(C) or (D)} ¦ \text{(D) Paris} ¦ \text{(C) not this}
+ ¦ \text{(C) isn't right; the answer is (d)} ¦ \text{(C) Paris or (d) Rome}
+ ¦ \text{(C) excluded, take d} ¦ \text{(C) never} ¦ \text{(C) but I would pick (b)}
+\text{E. coli} ¦ E
 5 ¦ 5/mg ¦ \begin{aligned}x&=6\\&=5\end{aligned}
-5\text{ ohm} ¦ 5\text{ kΩ}
 [-3,3] ¦ x\ge3, x\le-3
 """
 

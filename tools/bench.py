@@ -41,7 +41,7 @@ from transformers import AttentionInterface
 
 import simko
 from runtime import chunked, faults, ranks
-from runtime.common import fail, flag
+from runtime.common import fail, flag, number_as_text
 from runtime.data import read_jsonl
 from runtime.hardware import missing_for_torch_compile
 from runtime.packing import packed_attention
@@ -174,9 +174,9 @@ def scale(*, shape=SMALL,
 def gpu(*, shape=("0.5b", "1.5b", "7b"), tokens=(4096, 8192, 16384),
         ways=("grpo", "simko", "compiled-chunks", "full-logits"),
         layers=0, lora_rank=0, fake_world=1, profile=False, rounds=3):
-    """Measures updates of four micro-batches on random weights, in sequences of 1024 tokens,
-    computed in several ways: tokens per second, FLOPs relative to the rate of a matrix product,
-    and memory."""
+    """Measures updates of four micro-batches on random weights, computed in several ways: tokens
+    per second, FLOPs relative to the rate of a matrix product, and memory. Sequences have 1024
+    tokens, and a micro-batch has at least one of them."""
     need_a_card(shape, "gpu --shape tiny-qwen --tokens 1024")
     for name in shape:
         most = SHAPES[name].num_hidden_layers
@@ -463,7 +463,9 @@ def labelled(path):
     for where, row in read_jsonl(path):
         if not row.keys() >= {"gold", "response", "label"}:
             fail(f"{where} lacks gold, response or label: give each row all three")
-        is_math, gold = row.get("task", "math") == "math", str(row["gold"])
+        is_math, gold = row.get("task", "math") == "math", number_as_text(row["gold"])
+        if not isinstance(gold, str):
+            fail(f"{where}: the gold answer must be a text or a number, not {gold!r:.80}")
         if is_math and row["label"] is not None and gold.strip():
             found.append((gold, row["response"], bool(row["label"])))
     return found or fail(f"{path} has no math row with a label and a gold answer")
@@ -525,7 +527,7 @@ OPTIONS = {
     "rows": "How many responses to score.",
     "cases": "Score the labelled rows of this file instead of made-up responses.",
 }
-MULTIPLES = {loss: 8, scale: 512, gpu: 256}  # of --tokens, so that sequences are equally long
+MULTIPLES = {loss: 8, scale: 512, gpu: 256}  # of --tokens, because sequences are whole
 CHOICES = {"shape": SHAPES, "ways": WAYS, "rollout": ("hf", "vllm")}
 
 
