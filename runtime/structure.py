@@ -180,7 +180,8 @@ def as_sum(text, other):
 CHOICE = re.compile(r"\(?[A-E]\)?")
 VALUE = r"(?:[A-Za-z0-9π]|\\(?:text|frac|sqrt))"  # the beginning of one
 CHOICE_WITH_VALUE = re.compile(  # (C) 5, C) x>5 or C. neither, but not (C)!
-    rf"(\()?([A-E])(?(1)\)(?=[\s:]*[0-9]|\s+{VALUE})|\s*[).:](?=\s*(?:[-([{{⦃]|{VALUE})))")
+    rf"(\()?([A-E])(?(1)\)(?=[\s:]*(?:[0-9]|\\frac|\\sqrt)|\s+{VALUE})"
+    rf"|\s*[).:](?=\s*(?:[-([{{⦃]|{VALUE})))")
 UNDECIDED = re.compile(  # after a choice: "or D", "is wrong", but not "A triangle"
     r"∨|(?i:\b(?:no|not|never|cannot|wrong|incorrect|false|unlikely|excluded|or|but|except"
     r"|instead)\b|n't\b|\([a-e]\))|(?!A [a-z])" + LETTER % "[A-E]")
@@ -268,11 +269,14 @@ def without_grouping(text):
 
 
 # ---- equations --------------------------------------------------------------
+CONDITIONAL = re.compile(r"\\text\s*\{[^{}]*\b(?:if|for|when|where)\b")
+
+
 def sides(text):
-    """Returns the sides of an equation, or [text] if the text is a list or has
-    no equals sign. y=±x is a list of two equations."""
+    """Returns the sides of an equation, or [text] if the text is a list, has a
+    condition in words or no equals sign. y=±x is a list of two equations."""
     is_list = len(split(text, ",;∨")) > 1 or re.search("[±∓]", text)
-    return [text] if is_list else split(text, "=")
+    return [text] if is_list or CONDITIONAL.search(text) else split(text, "=")
 
 
 def bare(name):

@@ -90,7 +90,7 @@ def test_dry_run(tmp_path):
     assert text == printed
     rows = [line.split(" | ") for line in text.split("## Summary")[1].splitlines()[4:]]
     assert [(row[0], row[2]) for row in rows] == [("| d", "ok"), ("| f", "ok")]
-    assert "2 passed" in rows[0][4] and "1 passed" in rows[1][4]
+    assert "3 passed" in rows[0][4] and "1 passed" in rows[1][4]
     assert "- torch " in text and "python -m tools.gpu_check --only d f" in text
 
 

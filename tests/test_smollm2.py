@@ -32,6 +32,7 @@ TINY = smollm2.Plan(
     prompts=4,
     seeds=1,
     jobs=2,
+    generate_rows=8,
     contexts=4,
     valid=4,
     test=4,

@@ -760,6 +760,7 @@ k^{2k} ¦ k^{k\cdot2}
 \$5 ¦ \$5/hour ¦ \$5/\text{hour}
 25\% ¦ 25\text{ per cent}
 \text{(C)} ¦ C) ¦ \text{C)} ¦ \text{(C) Paris} ¦ \textbf{C) Paris} ¦ \text{(C) A house}
+ ¦ \textbf{(C) }\frac12 ¦ \textbf{(C)}~\sqrt2
 \langle1,2\rangle ¦ \left<1,2\right>
 x=1, y=2 ¦ \begin{dcases}x=1\\y=2\end{dcases} ¦ \begin{align*}x&=1\\y&=2\end{align*}
  ¦ \begin{aligned}x&=1\\y&=2\end{aligned} ¦ \begin{gathered}x=1\\y=2\end{gathered}
@@ -1161,6 +1162,7 @@ x>5 ¦ 5<x, x\in\mathbb{Z}
 5/\text{area} ¦ 5
 5\text{ mΩ} ¦ 5\text{ MΩ}
 \begin{cases}f(x)=3\text{ if }x=1\\f(x)=5\text{ if }x=2\end{cases} ¦ 1,2 ¦ 3,5
+y=1\text{ if }x=0 ¦ 0 ¦ 1
 (-\infty,-3)\cup(3,\infty) ¦ \{x : x>3, x<-3\} ¦ \{x\in\mathbb{R} : x>3\text{ and }x<-3\}
 (5,10) ¦ 3+2\begin{pmatrix}1\\2\end{pmatrix}
 \text{(C)} ¦ D) ¦ \text{(C) or (D)} ¦ \text{(D) Paris} ¦ \text{(C) not this}

@@ -60,11 +60,10 @@ ARMS = {  # settings of simko.py
 K, Q, G = 3, 0.8, 8
 LONGEST = 56  # tokens of a response
 MARGIN = 40  # seconds at the end that are reserved for the probe and the rows
-# simko.py with a larger batch of transformers' generate. With the usual 256
-# responses at a time, so small a model would leave a large card idle.
-MANY_ROWS = (
+# simko.py with another batch size of transformers' generate.
+PROGRAM = (
     "import simko; from runtime import faults; from runtime.hf_engine import HFEngine; "
-    "HFEngine.batch_size = 1024; faults.run(simko.main)")
+    "HFEngine.batch_size = {rows}; faults.run(simko.main)")
 
 
 @dataclass
@@ -80,6 +79,7 @@ class Plan:
     prompts: int            # per step, in four updates as in the paper
     seeds: int
     jobs: int               # runs at a time
+    generate_rows: int      # responses that generate makes at a time
     contexts: int           # responses that the probe reads
     valid: int              # held-out problems to choose the learning rate on
     test: int               # other held-out problems
@@ -93,13 +93,14 @@ class Plan:
 PLANS = {
     "cpu": Plan(
         demonstrations=4000, solving=0.25, batch=16, arms=tuple(ARMS), if_time=(),
-        steps=15, save_steps=5, prompts=8, seeds=5, jobs=2,
+        steps=15, save_steps=5, prompts=8, seeds=5, jobs=2, generate_rows=256,
         contexts=64, valid=0, test=64, eval_n=64, eval_arms=False,
         learning_rates=(3e-5,), tune_steps=0, minutes=(600, 600, 6000)),
     "card": Plan(
         demonstrations=4000, solving=0.25, batch=32,
         arms=("grpo", "simko"), if_time=("simko-0.05",),
         steps=60, save_steps=60, prompts=48, seeds=3, jobs=7,
+        generate_rows=1024,  # with fewer, so small a model would leave the card idle
         contexts=256, valid=100, test=400, eval_n=256, eval_arms=True,
         learning_rates=(1e-5, 2e-5, 4e-5), tune_steps=20, minutes=(1.5, 2, 9)),
 }
@@ -231,8 +232,8 @@ class Study:
         """Runs simko.py until it ends, or stops it at the deadline."""
         out = self.out(run)
         out.parent.mkdir(parents=True, exist_ok=True)
-        start = ["-c", MANY_ROWS] if self.plan.eval_arms else [ROOT / "simko.py"]
-        words = [sys.executable, *start, *run.words(self.plan, self.folder, out)]
+        program = PROGRAM.format(rows=self.plan.generate_rows)
+        words = [sys.executable, "-c", program, *run.words(self.plan, self.folder, out)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         log_file = out.with_name(f"{out.name}.log")
         with log_file.open("a") as log:
