@@ -2,8 +2,12 @@
 
     python -m pytest tests/test_probe.py
 """
+import itertools
 import re
+import sys
 from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -12,9 +16,11 @@ from transformers import (
     AutoConfig, AutoModelForCausalLM, GPT2Config, GPTNeoXJapaneseConfig, JetMoeConfig, XGLMConfig)
 
 import simko
+from runtime import faults
 from runtime.models import check_trainable, load_config, load_model
 from runtime.packing import packed_attention
 from runtime.probe import check_log_probs, first_of_each_kind, probes
+from tests import workers
 from tests.conftest import edit_json, needs_vllm
 from tools import zoo
 
@@ -89,8 +95,23 @@ def test_longrope_is_right_in_a_run_too_short_to_reach_its_turning_point(tmp_pat
     probe(zoo.save("phi3-longrope", tmp_path), max_prompt_length=24, max_completion_length=24)
 
 
-def test_a_run_is_refused_before_its_first_rollout(capsys):
-    """tools/zoo.py tries a model with --micro-batch-tokens 1 only if the run advised that."""
+def train(arguments):
+    sys.argv = ["simko.py", *arguments]
+    faults.run(simko.main)
+
+
+def test_a_run_is_refused_before_its_first_rollout(tmp_path, monkeypatch, capsys):
+    """tools/zoo.py tries a model with --micro-batch-tokens 1 only if the run advised that. Its
+    runs are forks here."""
+    logs = (tmp_path / f"{i}.log" for i in itertools.count())
+
+    def run(command, **_):
+        log = next(logs)
+        process = workers.start(partial(train, command[2:]), log)
+        process.join(workers.LIMIT)
+        return SimpleNamespace(returncode=process.exitcode, stdout=log.read_text(), stderr="")
+
+    monkeypatch.setattr(zoo, "subprocess", SimpleNamespace(run=run))
     zoo.main(["lfm2", "qwen3", "--rollout", "hf"])
     _, _, lfm2, qwen3 = capsys.readouterr().out.splitlines()
     assert lfm2.startswith("| lfm2 | with --micro-batch-tokens 1: right, gap ")

@@ -4,6 +4,11 @@ import itertools
 import json
 import random
 import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -15,6 +20,7 @@ from runtime.log import distinct_tokens
 from runtime.prompts import encode_prompts
 from runtime.puzzles import countdown as judge
 from simko import Config
+from tests import workers
 from tests.conftest import (
     CPU, load_samples, near, one_base, plain_logits, plain_model, write_rows)
 from tests.workers import ROOT
@@ -303,7 +309,34 @@ def read_rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+class Fork:
+    """Takes the place of subprocess.Popen. The program runs in a fork of the tests' server, which
+    has imported everything."""
+
+    def __init__(self, words, stdout, stderr, env):
+        _, _, program, *arguments = words
+        function = partial(run_program, program, arguments)
+        self.process = workers.start(function, Path(stdout.name), env)
+
+    def wait(self, timeout):
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            workers.end(self.process)
+            pytest.fail("a run takes longer than the study has time")
+        return self.process.exitcode
+
+
+def run_program(program, arguments):
+    sys.argv = ["-c", *arguments]
+    exec(program)
+
+
 def test_the_cards_command_runs_to_its_end(tiny, tmp_path, monkeypatch, capsys):
+    """The first run is a process of its own, as all are outside tests."""
+    kinds = iter([subprocess.Popen])
+    monkeypatch.setattr(smollm2, "subprocess", SimpleNamespace(
+        TimeoutExpired=subprocess.TimeoutExpired,
+        Popen=lambda *words, **options: next(kinds, Fork)(*words, **options)))
     rows = tmp_path / "rows.jsonl"
     words = ["smollm2", "card", str(tiny), str(tmp_path / "work"), "--rows", str(rows)]
 
