@@ -68,7 +68,6 @@ wrong = functools.partial(Verdict, False)
 
 def judge(gold, pred):
     r"""Returns the verdict on two answers in LaTeX.
-
     >>> judge(r"\frac{1}{2}", "0.5")
     Verdict(right=True, reason='value: equal')"""
     try:
@@ -306,10 +305,8 @@ SHARED = Verifier(workers=1)  # used by is_correct
 
 
 def is_correct(response, answer, task="math"):
-    r"""Returns whether the response's final answer is right. An empty gold answer
-    matches nothing. Raises ValueError for an unknown task, and RuntimeError if the
-    worker that compares answers does not start.
-
+    r"""Returns whether the response's final answer is right; an empty gold answer never
+    matches. Raises ValueError for an unknown task, RuntimeError if no worker starts.
     >>> is_correct(r"So it is \boxed{0.5}.", r"\frac{1}{2}")
     True"""
     return bool(answer.strip()) and SHARED.score([response], [answer], task) == [1.0]

@@ -127,9 +127,9 @@ def packed_attention(module, query, key, value, attention_mask, scaling,
         return varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
     # Given fewer key heads than query heads, PyTorch's attention for other dtypes
     # would hold all scores of a sequence in a GPU's memory.
-    heads = q.shape[1] // k.shape[1]
-    if heads > 1:
-        k, v = (x.repeat_interleave(heads, dim=1) for x in (k, v))
+    queries_per_key = q.shape[1] // k.shape[1]
+    if queries_per_key > 1:
+        k, v = (x.repeat_interleave(queries_per_key, dim=1) for x in (k, v))
     # Neighbouring sequences of equal length form a batch.
     lengths, counts = cu_seq_lens_q.diff().unique_consecutive(return_counts=True)
     out, start = [], 0

@@ -159,8 +159,9 @@ def has_multiplier(units):
     """Returns whether one of the units must be an abbreviation of thousand, million or
     trillion, because another unit is beside it: 5 K people, $5 m."""
     units = {unit for unit in units if unit[0] != "/"}
-    other = units - {"k", "t"}
-    return bool(other and other != units or units & CURRENCIES and units & {"m", "mm"})
+    thousands = units & {"k", "t"} and units - {"k", "t"}
+    millions = units & {"m", "mm"} and units & CURRENCIES
+    return bool(thousands or millions)
 
 
 def same_units(one, other):
